@@ -1,0 +1,49 @@
+# Two commands do everything: `make demo` and `make test`. Both make .venv first; a second call installs nothing.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+OUT ?= demo-out
+
+.PHONY: demo null demo-kafka test lint setup check-python check-java clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo        simulate six runs, stream them, learn them, write a report (no broker needed)"
+	@echo "make null        the same on the stream where nothing differs: everything must stay at chance"
+	@echo "make demo-kafka  the same as demo through a real Apache Kafka broker (needs JDK 17+ and Maven)"
+	@echo "make test        all tests, linter and type checker (needs JDK 17+ and Maven)"
+	@echo "make setup       only make .venv and install"
+
+demo: setup
+	$(BIN)/dqmstream demo --out $(OUT)/moderate
+
+null: setup
+	$(BIN)/dqmstream demo --stream null --out $(OUT)/null
+
+demo-kafka: check-java setup
+	$(BIN)/python -m tools.broker run -- $(BIN)/dqmstream demo --kafka --out $(OUT)/kafka
+
+test: check-java setup lint
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check dqmstream tests tools
+	$(BIN)/mypy
+
+setup: check-python $(STAMP)
+
+$(STAMP): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -e '.[test]'
+	touch $(STAMP)
+
+check-python:
+	@$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "dqmstream needs Python 3.11 or newer with venv: apt-get install python3 python3-venv (or set PYTHON=python3.12)"; exit 1; }
+
+check-java:
+	@$(PYTHON) -m tools.broker check
+
+clean:
+	rm -rf $(VENV) .kafka $(OUT) *.egg-info

@@ -1,0 +1,6 @@
+"""`python -m dqmstream` is the `dqmstream` command."""
+
+from dqmstream.cli import main
+
+if __name__ == "__main__":
+    main()
