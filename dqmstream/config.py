@@ -1,0 +1,98 @@
+"""One validated settings model: flags, then DQMSTREAM_* in the environment, then a TOML file, then defaults."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from dqmstream.errors import InputError
+
+
+class Settings(BaseSettings):
+    """Everything that can be set. A name here is the flag's with underscores, DQMSTREAM_<NAME>, and the TOML key."""
+
+    model_config = SettingsConfigDict(env_prefix="DQMSTREAM_", extra="forbid")
+
+    archive: Path | None = None
+    state: Path | None = None
+
+    bootstrap: str | None = Field(None, description="host:port of the broker, several with commas")
+    topic: str | None = None
+    group: str | None = Field(None, description="consumer group, default dqmstream-<archive id>")
+    instance: str | None = Field(None, description="static member id in the group")
+    dead_letter_topic: str | None = Field(None, description="default <topic>.deadletter")
+    session_timeout_ms: int = Field(45_000, ge=1000)
+    crc_required: bool = Field(True, description="refuse messages without the header crc32c")
+    max_rows: int = Field(1024, ge=1, le=65536, description="rows in one commit under load")
+    flush_s: float = Field(1.0, gt=0, description="longest that a row waits for its commit")
+
+    dtype: Literal["float32", "uint16"] | None = Field(None, description="of a new archive, default float32")
+    depths: int | None = Field(None, ge=1, le=7, description="of a new archive, default 1")
+    source: str | None = Field(None, description="dataset and monitoring element of a new archive")
+
+    keep_snapshots_s: float = Field(21_600.0, ge=600, description="`consume` drops untagged snapshots older than this")
+
+    name: str = Field("live", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="the learner's folder in the state")
+    strategy: str = "default"
+    seed: int = Field(0, ge=0)
+    memory_bytes: int = Field(1_000_000, ge=0)
+    idle_s: float = Field(300.0, gt=0, description="a run without a stop is complete after so long without news")
+    evaluation_samples: int = Field(6000, ge=1)
+    threads: int = Field(1, ge=1, description="CPU threads of the learner")
+    device: str = "auto"
+    learner_restarts: int = Field(5, ge=0, description="restarts of a learner that makes no progress")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings, env_settings, _TomlSource(settings_cls))
+
+    @property
+    def state_path(self) -> Path:
+        """The state folder: as set, or beside the archive."""
+        return self.state or Path(f"{self.need('archive')}.state")
+
+    def need(self, name: str) -> Any:
+        """The setting's value. Raises InputError if it was given nowhere."""
+        value = getattr(self, name)
+        if value is None:
+            flag = name.replace("_", "-")
+            raise InputError(f"--{flag} is missing: give the flag, DQMSTREAM_{name.upper()}, or {name} in the TOML file")
+        return value
+
+
+class _TomlSource(PydanticBaseSettingsSource):
+    """The TOML file that DQMSTREAM_CONFIG names, which is also what --config sets."""
+
+    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
+        return None, field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        path = os.environ.get("DQMSTREAM_CONFIG")
+        if not path:
+            return {}
+        try:
+            return tomllib.loads(Path(path).read_text())
+        except (OSError, tomllib.TOMLDecodeError) as error:
+            raise InputError(f"{path} cannot be read as TOML: {error}") from error
+
+
+def load_settings(**flags: Any) -> Settings:
+    """Settings from flags (None: not given), environment and TOML file. Raises InputError, in one line, for a bad one."""
+    try:
+        return Settings(**{name: value for name, value in flags.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"setting {where}: {first['msg']} (got {first.get('input')!r})") from error

@@ -1,0 +1,169 @@
+"""How the command line speaks: results on stdout, everything else on stderr, errors in one line."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import structlog
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+PLAIN_WIDTH = 120
+"""Columns where the output is no terminal."""
+
+out = Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+err = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else PLAIN_WIDTH)
+
+
+def configure_logs(verbose: bool = False) -> None:
+    """Send structlog's events to stderr, one line each, in colour on a terminal."""
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO if verbose else logging.WARNING),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+
+
+def print_json(result: dict[str, Any]) -> None:
+    """One object, the last line of stdout. NaN and infinity, which JSON lacks, become null."""
+    print(json.dumps(_plain(result), allow_nan=False), flush=True)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+@contextmanager
+def bars() -> Iterator[Progress]:
+    """Progress bars on stderr; on something that is no terminal they are printed once, at the end."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=False) as progress:
+        yield progress
+
+
+def bar_callback(progress: Progress, description: str) -> Callable[[int, int | None], None]:
+    """A function (done, total) that keeps one bar, shown from its first call on."""
+    tasks: list[TaskID] = []
+
+    def update(done: int, total: int | None) -> None:
+        if not tasks:
+            tasks.append(progress.add_task(description, total=total))
+        progress.update(tasks[0], completed=done, total=total)
+
+    return update
+
+
+def consume_bar(progress: Progress, total: int | None = None) -> Callable[[Any, dict[str, Any]], None]:
+    """A function (counts, learner's status) that keeps one bar for ingest and learner."""
+    tasks: list[TaskID] = []
+
+    def update(counts: Any, learner: dict[str, Any]) -> None:
+        if not tasks:
+            tasks.append(progress.add_task("", total=total))
+        progress.update(tasks[0], completed=counts.rows, description=consume_line(counts, learner))
+
+    return update
+
+
+def table(title: str, columns: list[str], rows: list[list[Any]]) -> Table:
+    """A table for reading; the first column is left-aligned, numbers right."""
+    made = Table(title=title, title_justify="left")
+    for place, column in enumerate(columns):
+        made.add_column(column, justify="left" if place == 0 else "right", overflow="fold")
+    for row in rows:
+        made.add_row(*(number(cell) if not isinstance(cell, str) else cell for cell in row))
+    return made
+
+
+def number(value: Any) -> str:
+    """A number for reading; a dash where there is none."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "-"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def consume_line(counts: Any, learner: dict[str, Any]) -> str:
+    """One line that says how ingest and learner stand."""
+    learnt = learner.get("experiences_learnt", 0)
+    behind = learner.get("experiences_behind", 0)
+    accuracy = learner.get("average_accuracy")
+    known = f", accuracy {accuracy:.3f}" if accuracy is not None else ""
+    dead = f", {counts.dead} dead letters" if counts.dead else ""
+    return f"consume: {learnt} runs learnt, {behind} behind{known}{dead}; lumisections filed"
+
+
+def describe_consumed(result: dict[str, Any]) -> str:
+    learner = result["learner"]
+    learnt = f"; {len(learner['runs'])} runs learnt, accuracy {number(learner['average_accuracy'])}" if learner else ""
+    return (
+        f"{result['messages']} messages: {result['rows']} lumisections filed, {result['duplicates']} duplicates, "
+        f"{result['revisions']} revisions, {result['dead']} dead letters in {result['seconds']:.1f} s{learnt}"
+    )
+
+
+def describe_results(result: dict[str, Any]) -> Table:
+    """The learner and the baselines that ran beside it."""
+    runs = len(result["runs"])
+    rows = [[
+        result["strategy"], result["average_accuracy"], result["average_auc"], result["forgetting"],
+        f"{result['memory_bytes'] / 1000:.0f}", f"{result['seconds']:.1f}",
+    ]]  # fmt: skip
+    for name, accuracy in result["baselines"].items():
+        if name != result["strategy"]:
+            rows.append([name, accuracy, result["baselines_auc"][name], result["baselines_forgetting"][name], "-", "-"])
+    rows.append(["chance", 1 / runs if runs else None, 0.5, None, "-", "-"])
+    columns = ["strategy", "accuracy", "AUC", "forgetting", "memory kB", "seconds"]
+    return table(f"{runs} runs, seed {result['seed']}", columns, rows)
+
+
+def describe_status(result: dict[str, Any]) -> list[Any]:
+    columns = ["run", "lumisections", "first", "last", "missing", "revisions", "duplicates", "complete"]
+    runs = [[str(run[column]) for column in columns] for run in result["runs"]]
+    kinds = ["feed", "partition", "first_offset", "next_offset", "rows", "duplicate", "dead", "hole", "gap"]
+    feeds = [[str(feed[kind]) for kind in kinds] for feed in result["feeds"]]
+    parts: list[Any] = [
+        f"{result['archive']} ({result['archive_id']}): {result['lumisections']} lumisections of {len(runs)} runs, "
+        f"{result['dtype']}, {result['depths']} depth(s), snapshot {result['snapshot']}",
+        table("runs", columns, runs),
+        table("feeds", [kind.replace("_", " ") for kind in kinds], feeds),
+    ]
+    if learners := result["learners"]:
+        shown = {
+            "strategy": "strategy", "running": "running", "learnt": "experiences_learnt", "behind": "experiences_behind",
+            "last run": "last_run", "accuracy": "average_accuracy", "written": "written",
+        }  # fmt: skip
+        rows = [[name, *(one.get(key) for key in shown.values())] for name, one in learners.items()]
+        parts.append(table("learners", ["name", *shown], rows))
+    return parts
+
+
+def describe_demo(result: dict[str, Any]) -> list[Any]:
+    rows = [[name, one["average_accuracy"], one["average_auc"], one["forgetting"]] for name, one in result["learners"].items()]
+    live = next(iter(result["learners"].values()))
+    for name, accuracy in live["baselines"].items():
+        rows.append([name, accuracy, live["baselines_auc"][name], live["baselines_forgetting"][name]])
+    rows.append(["chance", 1 / len(live["runs"]), 0.5, None])
+    title = f"stream {result['stream']}, {len(live['runs'])} runs, seed {result['seed']}"
+    return [
+        table(title, ["", "accuracy", "AUC", "forgetting"], rows),
+        f"{result['consumed']['rows']} lumisections filed, {result['consumed']['dead']} dead letters, {result['seconds']} s",
+        f"report: {result['report']}",
+    ]

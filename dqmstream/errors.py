@@ -1,0 +1,60 @@
+"""The errors that a user can cause or meet, each with the exit code that the command line gives it.
+
+Every message is one line that says what was wrong, where, and what to do. Anything else that is raised is a bug in
+dqmstream and ends with a traceback and exit code 1.
+"""
+
+
+class DqmstreamError(Exception):
+    """Base of all errors that are told in one line."""
+
+    exit_code = 1
+
+
+class InputError(DqmstreamError):
+    """A file, a flag or a setting that cannot be used (exit code 3)."""
+
+    exit_code = 3
+
+
+class BrokerError(DqmstreamError):
+    """The broker cannot be reached, or does not have the topic (exit code 4)."""
+
+    exit_code = 4
+
+
+class ArchiveError(DqmstreamError):
+    """The archive is missing, damaged, newer than this program, or of another geometry or dtype (exit code 5)."""
+
+    exit_code = 5
+
+
+class DataLostError(DqmstreamError):
+    """The broker no longer has, or never had, the offsets that the archive needs next (exit code 6)."""
+
+    exit_code = 6
+
+
+class StateError(DqmstreamError):
+    """The learner's state is damaged or of another model (exit code 7)."""
+
+    exit_code = 7
+
+
+class StateInUseError(StateError):
+    """Another process holds the learner's state (exit code 8)."""
+
+    exit_code = 8
+
+
+EXIT_CODES = {
+    0: "done",
+    1: "a bug in dqmstream: a traceback is printed",
+    2: "the command line is wrong",
+    3: "a file, flag or setting that cannot be used",
+    4: "the broker cannot be reached, or has no such topic",
+    5: "the archive is missing, damaged, too new, or of another geometry or dtype",
+    6: "offsets that the archive needs are gone from the broker",
+    7: "the learner's state is damaged or of another model, or the learner was given up",
+    8: "another process holds the learner's state",
+}
