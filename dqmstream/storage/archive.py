@@ -1,0 +1,308 @@
+"""The archive: every lumisection once, in an Icechunk repository that zarr and xarray can read.
+
+An `Archive` is a reader pinned to a snapshot: what it shows never changes under it. `archive.refresh()` gives a reader of
+the newest snapshot, `archive.at(snapshot)` one of an older. Writing is `storage.log`.
+"""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import icechunk
+import numpy as np
+import xarray as xr
+import zarr
+
+from dqmstream.errors import ArchiveError
+from dqmstream.lumisection import IETA, IPHI, Geometry
+from dqmstream.storage import layout
+from dqmstream.storage.layout import NAT
+from dqmstream.storage.locks import empty_folder, exclusive, filesystem_kind, sync_filesystem
+from dqmstream.storage.rowindex import RowIndex, RunSummary
+
+DTYPES = ("float32", "uint16")
+
+UNTRUSTED_FILESYSTEMS = frozenset({"nfs", "nfs4", "afs", "cifs", "smb3", "fuse.eosxd", "fuse.eos", "fuse.sshfs", "fuse.cvmfs2"})
+"""Network filesystems on which flock is local to a machine, or not there: NFS, AFS, EOS, SMB."""
+
+# Icechunk warns on stdout that local commits need a lock; ours is in storage.log, and stdout belongs to results.
+icechunk.set_logs_filter("error")
+
+
+class Archive:
+    """A reader of the archive at path, pinned to a snapshot.
+
+    archive_id: 12 hexadecimal digits, given when it was made. geometry, dtype: of every stored map. source: dataset and
+    monitoring element, empty until the first row that has one.
+    """
+
+    def __init__(self, path: Path, repository: icechunk.Repository, snapshot: str, index: RowIndex | None = None) -> None:
+        self.path = path
+        self.snapshot = snapshot
+        self._repository = repository
+        self._index = index
+        try:
+            self.store = repository.readonly_session(snapshot_id=snapshot).store
+            self._root = zarr.open_group(self.store, mode="r", use_consolidated=False)
+        except icechunk.IcechunkError as error:
+            raise ArchiveError(f"{path} has no snapshot {snapshot}: {_first_line(error)}") from error
+        attributes = self._root.attrs
+        self.archive_id = str(attributes["archive_id"])
+        self.geometry = Geometry(int(attributes["depths"]))
+        self.dtype = np.dtype(str(attributes["dtype"]))
+        self.source = str(attributes["source"])
+
+    @classmethod
+    def create(cls, path: Path, *, geometry: Geometry | None = None, dtype: str = "float32", source: str = "") -> Archive:
+        """Make an empty archive at path, a folder that is missing or empty: whole or not at all.
+
+        Raises ArchiveError where something else is there.
+        """
+        _check_local(path)
+        if dtype not in DTYPES:
+            raise ArchiveError(f"an archive holds float32 or uint16, not {dtype}")
+        try:
+            cls._make(path, geometry or Geometry(), dtype, source)
+        except OSError as error:
+            raise ArchiveError(f"{path} cannot be made: {error.strerror or error}") from error
+        return cls.open(path)
+
+    @classmethod
+    def _make(cls, path: Path, geometry: Geometry, dtype: str, source: str) -> None:
+        partial = path.with_name(f".{path.name}.partial")
+        partial.mkdir(parents=True, exist_ok=True)
+        with exclusive(partial):
+            if path.exists() and any(path.iterdir()):
+                shutil.rmtree(partial, ignore_errors=True)
+                raise ArchiveError(f"{path} is not empty: give the path of a new archive")
+            empty_folder(partial)  # of what a process that was killed here had left
+            repository = icechunk.Repository.create(_storage(partial), config=layout.repository_config())
+            session = repository.writable_session("main")
+            layout.write_root(
+                session.store,
+                archive_id=uuid.uuid4().hex[:12],
+                geometry=geometry,
+                dtype=dtype,
+                source=source,
+            )
+            session.commit("make the archive")
+            # Icechunk makes a repository before its first commit; a kill between the two would leave half an archive.
+            partial.rename(path)
+            sync_filesystem(path)
+
+    @classmethod
+    def open(cls, path: Path, snapshot: str | None = None) -> Archive:
+        """Open the archive at path, at a snapshot or a tag, by default at the newest snapshot.
+
+        Raises ArchiveError if there is none, if it cannot be read, or if a newer dqmstream made it.
+        """
+        _check_local(path)
+        if not cls.exists(path):
+            raise ArchiveError(f"{path} is no archive: make one with `dqmstream import` or `dqmstream consume`")
+        try:
+            repository = icechunk.Repository.open(_storage(path), config=layout.repository_config())
+            head = repository.lookup_branch("main")
+            root = zarr.open_group(repository.readonly_session(snapshot_id=head).store, mode="r", use_consolidated=False)
+            version = root.attrs["layout_version"]
+        except (icechunk.IcechunkError, OSError, KeyError) as error:
+            raise ArchiveError(f"{path} cannot be read as an archive: {_first_line(error)}") from error
+        if version != layout.LAYOUT_VERSION:
+            raise ArchiveError(
+                f"{path} has layout version {version}, this dqmstream reads {layout.LAYOUT_VERSION}: upgrade dqmstream"
+            )
+        archive = cls(path, repository, head)
+        return archive if snapshot is None else archive.at(snapshot)
+
+    @classmethod
+    def open_or_create(
+        cls, path: Path, *, geometry: Geometry | None = None, dtype: str | None = None, source: str | None = None
+    ) -> Archive:
+        """Open the archive, or make it from what is given. Raises ArchiveError if the one that stands differs."""
+        if not cls.exists(path):
+            try:
+                return cls.create(path, geometry=geometry, dtype=dtype or "float32", source=source or "")
+            except ArchiveError:
+                if not cls.exists(path):  # not made by another process meanwhile
+                    raise
+        archive = cls.open(path)
+        for name, asked, stored in (
+            ("depths", geometry and geometry.depths, archive.geometry.depths),
+            ("dtype", dtype, archive.dtype.name),
+            ("source", source, archive.source),
+        ):
+            if asked and stored and asked != stored:
+                raise ArchiveError(f"{path} was made with {name} {stored}, not {asked}: leave it out or use another archive")
+        return archive
+
+    @staticmethod
+    def exists(path: Path) -> bool:
+        """Whether there is an archive at path; it may still be unreadable."""
+        return (path / "refs").is_dir()
+
+    def refresh(self) -> Archive:
+        """A reader of the newest snapshot; itself where nothing was added. It takes over the index, which only grows."""
+        head = self._repository.lookup_branch("main")
+        if head == self.snapshot:
+            return self
+        index, self._index = self._index, None
+        archive = Archive(self.path, self._repository, head, index)
+        if index is not None:
+            index.update(archive._root)
+        return archive
+
+    def at(self, snapshot: str) -> Archive:
+        """A reader of the archive as it was at a snapshot or a tag."""
+        if snapshot in self._repository.list_tags():
+            snapshot = self._repository.lookup_tag(snapshot)
+        if snapshot == self.snapshot:
+            return self
+        archive = Archive(self.path, self._repository, snapshot)
+        if self._index is not None:
+            archive._index = self._index.as_of(archive._root)
+        return archive
+
+    def tag(self, name: str) -> None:
+        """Name this snapshot, so that it outlives expiry. The same name for the same snapshot is no error."""
+        if name in self._repository.list_tags():
+            if self._repository.lookup_tag(name) == self.snapshot:
+                return
+            raise ArchiveError(f"{self.path} has a tag {name} for another snapshot")
+        self._repository.create_tag(name, self.snapshot)
+
+    def untag(self, prefix: str) -> None:
+        """Remove the tags whose names begin with prefix. Icechunk never takes a removed name again."""
+        for name in self._repository.list_tags():
+            if name.startswith(prefix):
+                self._repository.delete_tag(name)
+
+    def tags(self) -> dict[str, str]:
+        """Snapshot of each tag."""
+        return {name: self._repository.lookup_tag(name) for name in sorted(self._repository.list_tags())}
+
+    def expire(self, keep_s: float) -> int:
+        """Drop untagged snapshots older than keep_s seconds, and the files that only they needed. Returns how many snapshots.
+
+        A commit leaves about 13 small files behind, which a live feed would pile up to millions a year. The newest snapshot
+        and tagged ones stay; a reader that is pinned to one that goes will fail. No commit is under way meanwhile.
+        """
+        cut = datetime.now(UTC) - timedelta(seconds=keep_s)
+        with exclusive(self.path):
+            self._repository.expire_snapshots(cut)
+            return int(self._repository.garbage_collect(cut).snapshots_deleted)
+
+    def writable_session(self) -> icechunk.Session:
+        """A session at the newest snapshot. For storage.log and storage.importer, which hold the lock."""
+        return self._repository.writable_session("main")
+
+    @property
+    def index(self) -> RowIndex:
+        if self._index is None:
+            self._index = RowIndex()
+            self._index.update(self._root)
+        return self._index
+
+    def runs(self) -> list[RunSummary]:
+        """What is known of each run, in the order of arrival."""
+        return self.index.summaries()
+
+    def next_offset(self, feed: str, partition: int) -> int | None:
+        """First offset of the partition that is not in the archive; None where nothing is known of the partition."""
+        try:
+            return int(self._root[layout.feed_path(feed, partition)].attrs["next_offset"])
+        except KeyError:
+            return None
+
+    def offsets(self) -> dict[str, dict[int, tuple[int, int]]]:
+        """[first_offset, next_offset) of each partition of each feed."""
+        return {
+            feed: {
+                int(partition): (int(log.attrs["first_offset"]), int(log.attrs["next_offset"]))
+                for partition, log in group.groups()
+            }
+            for feed, group in self._root["feeds"].groups()
+        }
+
+    def control(self, feed: str, partition: int) -> xr.Dataset:
+        """The partition's control entries: offset, until, kind, run, lumisection, reason."""
+        group = self._root[f"{layout.feed_path(feed, partition)}/control"]
+        return xr.Dataset({name: ("entry", group[name][:]) for name in layout.CONTROL_COLUMNS})
+
+    def imported(self) -> dict[str, int]:
+        """Run of each file that was imported, by the SHA-256 of what was read."""
+        table = self._root["imports"]
+        return dict(zip(table["sha256"][:].tolist(), table["run"][:].tolist(), strict=True))
+
+    def run(self, run: int, *, maps: bool = True) -> xr.Dataset:
+        """The run's lumisections in order, the newest revision of each; without maps, all but `occupancy`.
+
+        Variables: occupancy (lumisection, depth, ieta, iphi), time, n_events, pileup, content, quality, revision
+        (lumisection); coordinates lumisection, depth (from 1), ieta, iphi. Raises ArchiveError if no row has the run.
+        """
+        logs, table = self.index.newest(run)
+        if not len(table):
+            raise ArchiveError(f"{self.path} holds no lumisection of run {run}")
+        occupancy = np.empty((len(table), *self.geometry.shape), self.dtype) if maps else None
+        columns = {
+            name: np.empty(len(table), layout.ROW_COLUMNS[name][0])
+            for name in ("time", "n_events", "pileup", "content", "quality")
+        }
+        for place in np.unique(table[:, 2]):
+            here = np.flatnonzero(table[:, 2] == place)
+            log = self._root[layout.feed_path(*logs[place])]
+            if occupancy is not None:
+                occupancy[here] = _read_rows(log["occupancy"], table[here, 3])
+            for name, values in columns.items():
+                values[here] = _read_rows(log[name], table[here, 3])
+        time = columns.pop("time").view("datetime64[ns]")  # NAT is NumPy's own bit pattern for it
+        axes = ("lumisection", "depth", "ieta", "iphi")
+        return xr.Dataset(
+            {
+                **({} if occupancy is None else {"occupancy": (axes, occupancy, {"units": "count"})}),
+                "time": ("lumisection", time),
+                **{name: ("lumisection", values) for name, values in columns.items()},
+                "revision": ("lumisection", table[:, 1]),
+            },
+            coords={
+                "lumisection": table[:, 0],
+                "depth": np.arange(1, self.geometry.depths + 1),
+                "ieta": IETA,
+                "iphi": IPHI,
+            },
+            attrs={"run": run, "source": self.source, "snapshot": self.snapshot, "archive_id": self.archive_id},
+        )
+
+
+def _read_rows(array: Any, rows: np.ndarray) -> np.ndarray:
+    """Rows of a log array. A run lies almost in one piece: the span is read and picked from, not row by row."""
+    start, stop = int(rows.min()), int(rows.max()) + 1
+    if stop - start <= 4 * len(rows):
+        return array[start:stop][rows - start]
+    return array.oindex[np.sort(rows)][np.argsort(np.argsort(rows))]
+
+
+def _storage(path: Path) -> icechunk.Storage:
+    return icechunk.local_filesystem_storage(str(path))
+
+
+def _check_local(path: Path) -> None:
+    if "://" in str(path) or ":/" in str(path):
+        raise ArchiveError(f"{path} is an address: this version keeps archives on local disks only")
+    if path.exists() and not path.is_dir():
+        raise ArchiveError(f"{path} is a file, an archive is a folder")
+    if (kind := filesystem_kind(path)) in UNTRUSTED_FILESYSTEMS:
+        raise ArchiveError(
+            f"{path} lies on a network filesystem ({kind}), whose locks cannot be trusted to keep two writers apart: "
+            "put the archive on a local disk"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].strip(" x") if lines else type(error).__name__
+
+
+assert np.datetime64("NaT", "ns").view("int64") == NAT

@@ -1,0 +1,166 @@
+"""How the archive lies on disk: its groups, its columns and its version.
+
+    /                       layout_version, archive_id, depths, dtype, source; arrays ieta (64), iphi (72)
+    feeds/<feed>/<partition>/
+        occupancy           (row, depth, ieta, iphi), archive dtype, chunks of 64 rows
+        run lumisection time n_events pileup offset content quality committed      (row,)
+        control/            offset until kind run lumisection reason               (entry,)
+        attributes          first_offset, next_offset
+    imports/                sha256 run name rows offset                            (file,)
+
+Rows and control entries together tile [first_offset, next_offset) of their partition: each offset is a row, or lies in
+exactly one control entry [offset, until).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import IntEnum, IntFlag
+from typing import Any
+
+import icechunk
+import numpy as np
+import zarr
+from zarr.codecs import BloscCodec
+
+from dqmstream.lumisection import IETA, IPHI, Geometry
+
+LAYOUT_VERSION = 1
+ROWS_PER_CHUNK = 64
+SCALARS_PER_CHUNK = 1024
+MANIFEST_SPLIT = 1024
+NAT = int(np.iinfo(np.int64).min)
+"""How an unknown time is stored; xarray reads it as NaT by the CF attributes beside it."""
+
+IMPORT_FEED = "import"
+
+
+class Kind(IntEnum):
+    """Why an offset holds no row."""
+
+    START = 0
+    STOP = 1
+    DUPLICATE = 2
+    DEAD = 3
+    HOLE = 4
+    GAP = 5
+
+
+class Quality(IntFlag):
+    """What is to be known of a stored row."""
+
+    GOOD = 0
+    INTERPOLATED = 1
+    REVISION = 2
+
+
+ROW_COLUMNS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "run": ("int64", {}),
+    "lumisection": ("int64", {}),
+    "time": ("int64", {"units": "nanoseconds since 1970-01-01", "calendar": "proleptic_gregorian", "_FillValue": NAT}),
+    "n_events": ("float64", {"long_name": "events in the lumisection, nan where unknown"}),
+    "pileup": ("float64", {"long_name": "mean pileup, nan where unknown"}),
+    "offset": ("int64", {"long_name": "offset in the feed's partition"}),
+    "content": ("uint64", {"long_name": "first 8 bytes of the SHA-256 of row, n_events and pileup"}),
+    "quality": ("uint8", {"flag_masks": [1, 2], "flag_meanings": "interpolated revision"}),
+    "committed": (
+        "int64",
+        {"long_name": "when the row was filed", "units": "nanoseconds since 1970-01-01", "calendar": "proleptic_gregorian"},
+    ),
+}
+
+CONTROL_COLUMNS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "offset": ("int64", {}),
+    "until": ("int64", {"long_name": "first offset past the entry"}),
+    "kind": ("uint8", {"flag_values": [k.value for k in Kind], "flag_meanings": " ".join(k.name.lower() for k in Kind)}),
+    "run": ("int64", {"long_name": "run, -1 where none is known"}),
+    "lumisection": ("int64", {"long_name": "lumisection, -1 where none is known"}),
+    "reason": ("str", {}),
+}
+
+IMPORT_COLUMNS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "sha256": ("str", {"long_name": "of all that was read: the counts, the sidecars and the flags"}),
+    "run": ("int64", {}),
+    "name": ("str", {"long_name": "name of the file"}),
+    "rows": ("int64", {"long_name": "rows in the file"}),
+    "offset": ("int64", {"long_name": "offset of the file's first entry in the import feed"}),
+}
+
+
+def repository_config() -> icechunk.RepositoryConfig:
+    """Manifests split by 1024 chunks, which keeps the cost of a commit flat as rows grow."""
+    config = icechunk.RepositoryConfig.default()
+    config.manifest = icechunk.ManifestConfig(
+        splitting=icechunk.ManifestSplittingConfig.from_dict(
+            {icechunk.ManifestSplitCondition.AnyArray(): {icechunk.ManifestSplitDimCondition.Axis(0): MANIFEST_SPLIT}}
+        )
+    )
+    return config
+
+
+def feed_path(feed: str, partition: int) -> str:
+    return f"feeds/{feed}/{partition}"
+
+
+def write_root(store: Any, *, archive_id: str, geometry: Geometry, dtype: str, source: str) -> None:
+    """Lay an empty archive: the root group, its attributes and the coordinates."""
+    root = zarr.create_group(
+        store,
+        zarr_format=3,
+        attributes={
+            "layout_version": LAYOUT_VERSION,
+            "archive_id": archive_id,
+            "depths": geometry.depths,
+            "dtype": dtype,
+            "source": source,
+        },
+    )
+    for name, values in (("ieta", IETA), ("iphi", IPHI)):
+        array = root.create_array(name, shape=values.shape, dtype="int64", dimension_names=(name,))
+        array[:] = values
+    root.create_group("feeds")
+    make_table(root, "imports", "file", IMPORT_COLUMNS)
+
+
+def make_log(root: zarr.Group, feed: str, partition: int, first_offset: int, geometry: Geometry, dtype: str) -> zarr.Group:
+    """Lay an empty log for a partition that begins at first_offset."""
+    log = make_table(root, feed_path(feed, partition), "row", ROW_COLUMNS)
+    log.attrs.update({"first_offset": first_offset, "next_offset": first_offset})
+    log.create_array(
+        "occupancy",
+        shape=(0, *geometry.shape),
+        chunks=(ROWS_PER_CHUNK, *geometry.shape),
+        dtype=dtype,
+        compressors=BloscCodec(cname="lz4", shuffle="bitshuffle"),
+        dimension_names=("row", "depth", "ieta", "iphi"),
+        attributes={"units": "count", "long_name": "events with charge above the cut"},
+    )
+    make_table(log, "control", "entry", CONTROL_COLUMNS)
+    return log
+
+
+def make_table(
+    parent: zarr.Group, path: str, dimension: str, columns: Mapping[str, tuple[str, Mapping[str, Any]]]
+) -> zarr.Group:
+    """A group of equally long one-dimensional arrays, all of length 0."""
+    group = parent.create_group(path)
+    for name, (dtype, attributes) in columns.items():
+        group.create_array(
+            name,
+            shape=(0,),
+            chunks=(SCALARS_PER_CHUNK,),
+            dtype=str if dtype == "str" else dtype,
+            fill_value=NAT if name == "time" else None,
+            dimension_names=(dimension,),
+            attributes=dict(attributes),
+        )
+    return group
+
+
+def append_columns(group: zarr.Group, columns: Mapping[str, np.ndarray]) -> None:
+    """Append equally long columns to the arrays of those names."""
+    for name, values in columns.items():
+        array = group[name]
+        start = array.shape[0]
+        array.resize((start + len(values), *array.shape[1:]))
+        array[start:] = values

@@ -1,0 +1,93 @@
+"""What a local filesystem needs so that a commit is one: a lock around it and a sync after it.
+
+Icechunk's local storage is not safe for concurrent commits (8-25 % of acknowledged rows were lost with 2-4 writers) and
+never syncs. Object stores need neither.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Hold an advisory lock on the folder at path. Waits for its holder; the kernel frees a dead one's.
+
+    The folder itself is locked, so that no file of ours lies among those that Icechunk keeps.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def try_exclusive(path: Path) -> int | None:
+    """Lock the folder for the life of this process; the descriptor, or None where another process holds it."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def sync_filesystem(path: Path) -> None:
+    """Ask the kernel to put all that was written to path's filesystem on the disk (syncfs; Python 3.11 has no os.syncfs).
+
+    Raises OSError where the disk reports an error, so that nobody is told of a commit that is not there.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if _libc.syncfs(descriptor) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), str(path))
+    finally:
+        os.close(descriptor)
+
+
+def filesystem_kind(path: Path, table: str | None = None) -> str:
+    """Kind of the filesystem that holds path, or will hold it: "ext4", "nfs4", ...; "" where the system does not tell.
+
+    table: what /proc/self/mountinfo says (Linux).
+    """
+    mounts = Path("/proc/self/mountinfo")
+    if table is None:
+        table = mounts.read_text() if mounts.exists() else ""
+    place = path.absolute()
+    found = {}
+    for line in table.splitlines():
+        fields, _, rest = line.partition(" - ")
+        mounted = Path(fields.split()[4].encode().decode("unicode_escape"))
+        if place.is_relative_to(mounted):
+            found[len(mounted.parts)] = rest.split()[0]  # a later mount on the same place hides the earlier
+    return found[max(found)] if found else ""
+
+
+def empty_folder(path: Path) -> None:
+    """Remove all that the folder holds; the folder, and a lock on it, stay."""
+    for entry in path.iterdir():
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace the file at path by data: a reader sees the old bytes or the new ones, also after a crash."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)

@@ -1,0 +1,267 @@
+"""Writing: a batch of a partition's offsets is filed whole, once, or refused.
+
+Exactly once is one sentence: rows and `next_offset` are written in one commit, and `append` is refused unless the stored
+`next_offset` equals the offset at which the batch starts. A worker that was thought dead and wakes up with a fresh session
+is refused too, since what it expects is no longer what is stored.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import nan
+
+import icechunk
+import numpy as np
+import zarr
+
+from dqmstream.errors import ArchiveError
+from dqmstream.lumisection import Geometry, Lumisection, as_stored, check_numbers, content_hash
+from dqmstream.storage import layout
+from dqmstream.storage.archive import Archive
+from dqmstream.storage.layout import NAT, Kind, Quality
+from dqmstream.storage.locks import exclusive, sync_filesystem
+from dqmstream.storage.rowindex import RowIndex
+
+
+class OffsetConflict(Exception):
+    """Another writer has moved the partition on: `stored` is the next_offset in the archive now, None if it has no log."""
+
+    def __init__(self, expected: int, stored: int | None) -> None:
+        super().__init__(f"the batch starts at offset {expected}, the archive continues at {stored}")
+        self.stored = stored
+
+
+class SourceConflict(Exception):
+    """A row comes from another dataset or monitoring element than the archive's, `stored`."""
+
+    def __init__(self, stored: str) -> None:
+        super().__init__(f"the archive holds {stored}")
+        self.stored = stored
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Row:
+    """A lumisection as it will be stored. occupancy: archive dtype, shape (depth, 64, 72)."""
+
+    offset: int
+    run: int
+    lumisection: int
+    occupancy: np.ndarray
+    content: int
+    time_ns: int = 0
+    n_events: float = nan
+    pileup: float = nan
+    quality: Quality = Quality.GOOD
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """Why offsets [offset, until) hold no row."""
+
+    offset: int
+    until: int
+    kind: Kind
+    run: int = -1
+    lumisection: int = -1
+    reason: str = ""
+
+
+Entry = Row | Control
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """What one commit filed."""
+
+    snapshot: str
+    rows: int
+    duplicates: int
+    revisions: int
+
+
+def make_row(record: Lumisection, offset: int, geometry: Geometry, dtype: np.dtype, quality: Quality = Quality.GOOD) -> Row:
+    """The row of a lumisection. Raises ValueError, with the reason, for what this archive cannot hold."""
+    check_numbers(record.run, record.lumisection)
+    for name, value in (("n_events", record.n_events), ("pileup", record.pileup)):
+        if not (np.isnan(value) or 0 <= value < np.inf):
+            raise ValueError(f"{name} is {value}")
+    occupancy = as_stored(record.occupancy, geometry, dtype)
+    return Row(
+        offset=offset,
+        run=record.run,
+        lumisection=record.lumisection,
+        occupancy=occupancy,
+        content=content_hash(occupancy, record.n_events, record.pileup),
+        time_ns=record.time_ns,
+        n_events=record.n_events,
+        pileup=record.pileup,
+        quality=quality,
+        source=record.source,
+    )
+
+
+class ArchiveWriter:
+    """Appends to an archive's logs. Any number of writers, in any number of processes, may share an archive."""
+
+    def __init__(self, archive: Archive) -> None:
+        self.archive = archive
+        self._index = RowIndex()
+        self._own_snapshot = ""
+
+    def rows(self, feed: str, partition: int) -> int:
+        """Rows in the partition's log as this writer last saw it."""
+        log = self._index.logs.get((feed, partition))
+        return 0 if log is None else log.rows.size
+
+    def append(
+        self,
+        feed: str,
+        partition: int,
+        entries: Sequence[Entry],
+        expected_offset: int,
+        next_offset: int,
+        ledger: Mapping[str, str | int] | None = None,
+    ) -> Appended:
+        """File entries that tile [expected_offset, next_offset), in the order of their offsets, in one commit.
+
+        A row whose run, lumisection and content are in the archive already is filed as a duplicate; one with other content
+        is filed as a revision. A partition without a log gets one that begins at expected_offset. ledger: a line for the
+        table of imports, filed in the same commit. On return the commit is on the disk.
+
+        Raises, with nothing written, OffsetConflict unless the stored next_offset is expected_offset, and SourceConflict
+        where a row comes from another source than the archive's.
+        """
+        _check_tiling(entries, expected_offset, next_offset)
+        with exclusive(self.archive.path):
+            session = self.archive.writable_session()
+            root = zarr.open_group(session.store, mode="r+", use_consolidated=False)
+            stored = stored_next_offset(root, feed, partition)
+            if stored is not None and stored != expected_offset:
+                raise OffsetConflict(expected_offset, stored)
+            _take_source(root, entries)
+            if session.snapshot_id != self._own_snapshot:
+                self._index.update(root)
+            filed = self._write(root, feed, partition, entries, expected_offset, next_offset)
+            if ledger is not None:
+                columns = {
+                    name: np.array([ledger[name]], dtype=object if dtype == "str" else dtype)
+                    for name, (dtype, _) in layout.IMPORT_COLUMNS.items()
+                }
+                layout.append_columns(root["imports"], columns)
+            snapshot = self._commit(session, feed, partition, expected_offset, next_offset)
+        return Appended(snapshot, *filed)
+
+    def _write(
+        self, root: zarr.Group, feed: str, partition: int, entries: Sequence[Entry], expected_offset: int, next_offset: int
+    ) -> tuple[int, int, int]:
+        """Put rows and control entries into the session. Returns how many rows, duplicates, revisions."""
+        archive = self.archive
+        path = layout.feed_path(feed, partition)
+        if path not in root:
+            layout.make_log(root, feed, partition, expected_offset, archive.geometry, archive.dtype.name)
+        log = root[path]
+        rows, control, revisions = self._sort_out(entries)
+        if rows:
+            layout.append_columns(log, _row_columns(rows, archive))
+        if control:
+            layout.append_columns(log["control"], _control_columns(control))
+        log.attrs["next_offset"] = next_offset
+        return len(rows), sum(entry.kind is Kind.DUPLICATE for entry in control), revisions
+
+    def _sort_out(self, entries: Sequence[Entry]) -> tuple[list[tuple[Row, Quality]], list[Control], int]:
+        """Rows to store with their quality, control entries (duplicates among them), number of revisions."""
+        rows: list[tuple[Row, Quality]] = []
+        control: list[Control] = []
+        fresh: dict[tuple[int, int], set[int]] = {}
+        revisions = 0
+        for entry in entries:
+            if isinstance(entry, Control):
+                control.append(entry)
+                continue
+            stored = self._index.contents(entry.run).get(entry.lumisection, set())
+            new = fresh.setdefault((entry.run, entry.lumisection), set())
+            if entry.content in stored or entry.content in new:
+                control.append(
+                    Control(entry.offset, entry.offset + 1, Kind.DUPLICATE, entry.run, entry.lumisection, "same content")
+                )
+                continue
+            revised = bool(stored or new)
+            revisions += revised
+            rows.append((entry, entry.quality | Quality.REVISION if revised else entry.quality))
+            new.add(entry.content)
+        return rows, control, revisions
+
+    def _commit(self, session: icechunk.Session, feed: str, partition: int, start: int, until: int) -> str:
+        """Commit, sync, and only then answer. Called with the lock held."""
+        try:
+            snapshot = session.commit(f"{feed}/{partition} [{start}, {until})", rebase_with=icechunk.ConflictDetector())
+        except icechunk.IcechunkError as error:
+            # A commit can land and still raise, so the head decides; under the lock nobody else can have moved it.
+            session = self.archive.writable_session()
+            root = zarr.open_group(session.store, mode="r", use_consolidated=False)
+            if stored_next_offset(root, feed, partition) != until:
+                raise ArchiveError(f"{self.archive.path}: the commit failed, nothing was filed: {error}") from error
+            snapshot = session.snapshot_id
+        sync_filesystem(self.archive.path)
+        self._index.update(zarr.open_group(session.store, mode="r", use_consolidated=False))
+        self._own_snapshot = snapshot
+        return snapshot
+
+
+def _take_source(root: zarr.Group, entries: Sequence[Entry]) -> None:
+    """The first row that has a source names the archive; a row of another one is refused."""
+    stored = source = str(root.attrs["source"])
+    for entry in entries:
+        if isinstance(entry, Row) and entry.source:
+            source = source or entry.source
+            if entry.source != source:
+                raise SourceConflict(source)
+    if source != stored:
+        root.attrs["source"] = source
+
+
+def stored_next_offset(root: zarr.Group, feed: str, partition: int) -> int | None:
+    path = layout.feed_path(feed, partition)
+    return int(root[path].attrs["next_offset"]) if path in root else None
+
+
+def _check_tiling(entries: Sequence[Entry], expected_offset: int, next_offset: int) -> None:
+    """Raise ValueError unless each offset of [expected_offset, next_offset) lies in exactly one entry, in order."""
+    at = expected_offset
+    for entry in entries:
+        if entry.offset != at:
+            raise ValueError(f"offset {at} lies in no entry, the next one starts at {entry.offset}")
+        at = entry.offset + 1 if isinstance(entry, Row) else entry.until
+    if at != next_offset or next_offset <= expected_offset:
+        raise ValueError(f"the entries end at {at}, the batch at {next_offset}")
+
+
+def _row_columns(rows: list[tuple[Row, Quality]], archive: Archive) -> dict[str, np.ndarray]:
+    now = time.time_ns()
+    table = [row for row, _ in rows]
+    return {
+        "occupancy": np.stack([row.occupancy for row in table]).astype(archive.dtype, copy=False),
+        "run": np.array([row.run for row in table], np.int64),
+        "lumisection": np.array([row.lumisection for row in table], np.int64),
+        "time": np.array([row.time_ns or NAT for row in table], np.int64),
+        "n_events": np.array([row.n_events for row in table], np.float64),
+        "pileup": np.array([row.pileup for row in table], np.float64),
+        "offset": np.array([row.offset for row in table], np.int64),
+        "content": np.array([row.content for row in table], np.uint64),
+        "quality": np.array([quality for _, quality in rows], np.uint8),
+        "committed": np.full(len(table), now, np.int64),
+    }
+
+
+def _control_columns(control: list[Control]) -> dict[str, np.ndarray]:
+    return {
+        "offset": np.array([entry.offset for entry in control], np.int64),
+        "until": np.array([entry.until for entry in control], np.int64),
+        "kind": np.array([entry.kind for entry in control], np.uint8),
+        "run": np.array([entry.run for entry in control], np.int64),
+        "lumisection": np.array([entry.lumisection for entry in control], np.int64),
+        "reason": np.array([entry.reason for entry in control], dtype=object),
+    }

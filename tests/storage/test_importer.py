@@ -1,0 +1,154 @@
+"""Importing files: all are checked first, whole or not at all, and twice is once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dqmstream.errors import InputError
+from dqmstream.storage.archive import Archive
+from dqmstream.storage.importer import Imported, import_files
+from dqmstream.storage.layout import Quality
+from dqmstream.storage.log import ArchiveWriter
+from tests.maps import check_tiling, counts, write_run
+
+
+def run_import(tmp_path: Path, files: list[Path], dtype: str = "float32", **flags: object) -> list[Imported]:
+    path = tmp_path / "A"
+    return import_files(
+        files,
+        lambda: Archive.open_or_create(path, dtype=dtype),
+        dtype=np.dtype(dtype),
+        depths=1,
+        **flags,  # type: ignore[arg-type]
+    )
+
+
+def test_a_file_becomes_a_run(tmp_path: Path) -> None:
+    maps = counts(355456, 30)
+    (done,) = run_import(tmp_path, [write_run(tmp_path, 355456, maps)])
+    assert (done.run, done.rows, done.rounding) == (355456, 30, 0.0)
+    archive = Archive.open(tmp_path / "A")
+    view = archive.run(355456)
+    np.testing.assert_array_equal(view["occupancy"][:, 0], maps)
+    np.testing.assert_array_equal(view["lumisection"], np.arange(1, 31))  # row k is lumisection k + 1
+    np.testing.assert_array_equal(view["n_events"], 1500.0)
+    np.testing.assert_array_equal(view["pileup"], np.linspace(7, 3, 30))
+    assert archive.runs()[0].complete == "stop"
+    check_tiling(archive)
+
+
+def test_importing_twice_changes_nothing_and_a_changed_file_is_a_revision(tmp_path: Path) -> None:
+    maps = counts(1, 10)
+    path = write_run(tmp_path / "sim", 1, maps)
+    run_import(tmp_path, [path])
+    snapshot = Archive.open(tmp_path / "A").snapshot
+    (again,) = run_import(tmp_path, [tmp_path / "sim"])
+    assert again.known
+    assert Archive.open(tmp_path / "A").snapshot == snapshot
+    maps[3] += 1
+    np.save(path, maps)
+    (changed,) = run_import(tmp_path, [path])
+    assert (changed.rows, changed.duplicates, changed.revisions) == (1, 9, 1)
+    view = Archive.open(tmp_path / "A").run(1)
+    np.testing.assert_array_equal(view["occupancy"][:, 0], maps)
+    assert view["revision"].values.tolist() == [0, 0, 0, 1, 0, 0, 0, 0, 0, 0]
+    check_tiling(Archive.open(tmp_path / "A"))
+
+
+def test_sidecars_are_found_among_the_files_and_beside_them(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "data", 2, counts(2, 5), sidecars=False)
+    elsewhere = tmp_path / "elsewhere" / "Run2_events.npy"
+    elsewhere.parent.mkdir()
+    np.save(elsewhere, np.arange(5) + 100.0)
+    np.save(path.with_name("Run2_pileup.npy"), np.full(5, 4.0))
+    (path.parent / "truth.json").write_text("{}")
+    run_import(tmp_path, [*path.parent.iterdir(), elsewhere])
+    view = Archive.open(tmp_path / "A").run(2)
+    np.testing.assert_array_equal(view["n_events"], np.arange(5) + 100.0)
+    np.testing.assert_array_equal(view["pileup"], 4.0)
+
+
+def test_float64_is_rounded_and_the_rounding_is_told(tmp_path: Path) -> None:
+    maps = counts(3, 4) + 1 / 3
+    (done,) = run_import(tmp_path, [write_run(tmp_path, 3, maps)], interpolated=True)
+    assert 0 < done.rounding == np.abs(maps - maps.astype(np.float32)).max()
+    assert (Archive.open(tmp_path / "A").run(3)["quality"].values == Quality.INTERPOLATED).all()
+
+
+def test_the_run_number_may_be_given(tmp_path: Path) -> None:
+    np.save(tmp_path / "occupancy.npy", counts(4, 3))
+    with pytest.raises(InputError, match="does not tell the run"):
+        run_import(tmp_path, [tmp_path / "occupancy.npy"])
+    (done,) = run_import(tmp_path, [tmp_path / "occupancy.npy"], run=357479)
+    assert done.run == 357479
+
+
+def bad_values(value: float) -> np.ndarray:
+    maps = counts(9, 5)
+    maps[2, 5, 6] = value
+    return maps
+
+
+@pytest.mark.parametrize(
+    ("array", "reason"),
+    [
+        (np.zeros((5, 64, 71)), r"shape \(5, 64, 71\)"),
+        (np.zeros((64, 72)), r"shape \(64, 72\)"),
+        (np.zeros((0, 64, 72)), "shape"),
+        (np.zeros((5, 2, 64, 72)), "2 depth"),
+        (np.zeros((5, 64, 72), dtype="U1"), "not a real number"),
+        (bad_values(np.nan), "lumisection 3: occupancy holds NaN"),
+        (bad_values(np.inf), "lumisection 3: occupancy holds NaN or infinity"),
+        (bad_values(-2), "lumisection 3: occupancy holds a negative count"),
+        (bad_values(1e39), "above what an archive of float32"),
+    ],
+)
+def test_a_bad_file_is_refused_before_anything_is_written(tmp_path: Path, array: np.ndarray, reason: str) -> None:
+    good = write_run(tmp_path, 8, counts(8, 3))
+    bad = write_run(tmp_path, 9, array, sidecars=False)
+    with pytest.raises(InputError, match=reason):
+        run_import(tmp_path, [good, bad])
+    assert not (tmp_path / "A").exists()
+
+
+def test_two_imports_at_once_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other import files the same run between this one's look and its commit."""
+    path = write_run(tmp_path, 1, counts(1, 5))
+    real = ArchiveWriter.append
+
+    def overtaken(self: ArchiveWriter, *arguments: object) -> object:
+        monkeypatch.undo()
+        run_import(tmp_path, [path])
+        return real(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ArchiveWriter, "append", overtaken)
+    (done,) = run_import(tmp_path, [path])
+    assert done.known
+    archive = Archive.open(tmp_path / "A")
+    assert archive.offsets() == {"import": {0: (0, 7)}}
+    assert len(archive.imported()) == 1
+
+
+def test_other_bad_input_is_refused(tmp_path: Path) -> None:
+    path = write_run(tmp_path, 5, counts(5, 3))
+    np.save(tmp_path / "Run5_events.npy", np.zeros(4))
+    with pytest.raises(InputError, match="its run has 3 lumisections"):
+        run_import(tmp_path, [path])
+    np.save(tmp_path / "Run5_events.npy", np.array([1.0, -1.0, 2.0]))
+    with pytest.raises(InputError, match="negative or infinite"):
+        run_import(tmp_path, [path])
+    pickled = tmp_path / "Run6_Dataset_x.npy"
+    np.save(pickled, np.array([{}], dtype=object), allow_pickle=True)
+    with pytest.raises(InputError, match="cannot be read"):
+        run_import(tmp_path, [pickled])
+    (tmp_path / "Run7_Dataset_x.npy").write_bytes(b"not numpy")
+    with pytest.raises(InputError, match="cannot be read"):
+        run_import(tmp_path, [tmp_path / "Run7_Dataset_x.npy"])
+    with pytest.raises(InputError, match="does not exist"):
+        run_import(tmp_path, [tmp_path / "nowhere.npy"])
+    with pytest.raises(InputError, match="--run names the run of one file"):
+        run_import(tmp_path, [path, path], run=3)
+    assert not (tmp_path / "A").exists()
