@@ -1,0 +1,37 @@
+"""What all tests share: one real broker for the session, and a topic name of its own for each test that asks."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from tools.broker import Broker, SetupError
+
+
+@pytest.fixture(scope="session")
+def broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
+    """A running broker, which a test may kill if it starts it again. Its log is kept when a test of the session failed."""
+    with ExitStack() as stack:
+        try:
+            running = stack.enter_context(Broker())
+        except SetupError as error:
+            # Never skip: a promise that was not tested is not kept.
+            raise pytest.fail.Exception(str(error), pytrace=False) from None
+        yield running
+        running.keep_log = request.session.testsfailed > 0
+
+
+@pytest.fixture(scope="session")
+def bootstrap(request: pytest.FixtureRequest) -> str:
+    """host:port of the broker to test against: DQMSTREAM_TEST_BOOTSTRAP, or else `broker`, started for it."""
+    return os.environ.get("DQMSTREAM_TEST_BOOTSTRAP") or request.getfixturevalue("broker").bootstrap
+
+
+@pytest.fixture
+def topic() -> str:
+    """A name that no other test has; the topic is not created."""
+    return f"test-{uuid.uuid4().hex[:12]}"

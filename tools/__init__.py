@@ -1,0 +1,1 @@
+"""Tools for developing dqmstream, not part of the package: `python -m tools.broker`."""
