@@ -1,0 +1,158 @@
+"""The wire: what is sent comes back, and what is damaged is refused with its reason."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from streaming_data_types.dataarray_da00 import Variable, deserialise_da00, serialise_da00
+
+from dqmstream.lumisection import Lumisection, RunStart, RunStop
+from dqmstream.streaming.feed import Message
+from dqmstream.streaming.wire import Undecodable, checksum, decode, encode
+from tests.maps import SOURCE, lumisection
+
+
+def message(record: object) -> Message:
+    key, value, headers = encode(record)  # type: ignore[arg-type]
+    return Message(0, 0, key, value, headers)
+
+
+def signed(value: bytes, key: bytes | None = None, **headers: bytes) -> Message:
+    """A message whose checksum is right, whatever its value says."""
+    return Message(0, 0, key, value, [("crc32c", checksum(value)), *headers.items()])
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    run=st.integers(1, 2**31 - 1),
+    number=st.integers(1, 2**31 - 1),
+    time_ns=st.integers(0, 2**62),
+    n_events=st.none() | st.floats(0, 1e9),
+    occupancy=st.sampled_from([np.float32, np.float64, np.uint16, np.int32]).flatmap(
+        lambda dtype: arrays(dtype, st.sampled_from([(64, 72), (7, 64, 72)]), elements=st.integers(0, 1000), fill=st.just(0))
+    ),
+)
+def test_a_lumisection_survives_the_wire(
+    run: int, number: int, time_ns: int, n_events: float | None, occupancy: np.ndarray
+) -> None:
+    sent = Lumisection(run, number, occupancy, time_ns, np.nan if n_events is None else n_events, source=SOURCE)
+    got = decode(message(sent))
+    assert isinstance(got, Lumisection)
+    assert (got.run, got.lumisection, got.time_ns, got.source) == (run, number, time_ns, SOURCE)
+    np.testing.assert_array_equal(got.occupancy, occupancy)
+    assert got.occupancy.dtype == occupancy.dtype
+    np.testing.assert_array_equal([got.n_events, got.pileup], [np.nan if n_events is None else n_events, np.nan])
+
+
+def test_a_message_is_what_the_field_s_own_library_reads() -> None:
+    key, value, headers = encode(lumisection(355456, 17))
+    array = deserialise_da00(value)
+    variables = {variable.name: variable for variable in array.data}
+    assert key == b"355456"
+    assert headers == [("crc32c", checksum(value))]
+    assert array.source_name == SOURCE
+    assert variables["occupancy"].axes == ["ieta", "iphi"]
+    assert variables["occupancy"].unit == "count"
+    assert (variables["run"].data, variables["lumisection"].data, variables["n_events"].data) == (355456, 17, 1500.0)
+    assert "pileup" not in variables
+
+
+def test_run_starts_and_stops_survive_the_wire() -> None:
+    for record in (RunStart(355456, 1_650_000_000_123_000_000), RunStop(355456, 1_650_000_000_123_000_000)):
+        assert decode(message(record)) == record
+
+
+def test_npy_bytes_are_the_second_format() -> None:
+    buffer = io.BytesIO()
+    counts = np.arange(64 * 72, dtype=np.float64).reshape(64, 72)
+    np.save(buffer, counts)
+    got = decode(signed(buffer.getvalue(), run=b"12", lumisection=b"3", n_events=b"1500"))
+    assert isinstance(got, Lumisection)
+    assert (got.run, got.lumisection, got.n_events) == (12, 3, 1500.0)
+    np.testing.assert_array_equal(got.occupancy, counts)
+
+
+def npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=True)
+    return buffer.getvalue()
+
+
+def da00(**changes: Variable | None) -> bytes:
+    variables = {
+        "occupancy": Variable("occupancy", np.zeros((64, 72), np.float32), axes=["ieta", "iphi"], unit="count"),
+        "run": Variable("run", np.array(5)),
+        "lumisection": Variable("lumisection", np.array(6)),
+        **changes,
+    }
+    return serialise_da00(SOURCE, 0, [variable for variable in variables.values() if variable is not None])
+
+
+GOOD = da00()
+
+BAD = {
+    "empty": (Message(0, 0, None, b""), "empty"),
+    "no value": (Message(0, 0, None, None), "empty"),
+    "no checksum": (Message(0, 0, None, GOOD), "no header crc32c"),
+    "wrong checksum": (Message(0, 0, None, GOOD, [("crc32c", b"00000000")]), "header crc32c is"),
+    "upper-case checksum": (Message(0, 0, None, GOOD, [("crc32c", checksum(GOOD).upper())]), "header crc32c is"),
+    "unknown format": (signed(b"\x00" * 40), "no known format"),
+    "truncated": (signed(GOOD[:200]), "damaged|no variable|axes"),
+    "key of another run": (signed(GOOD, key=b"6"), "the key is"),
+    "no run": (signed(da00(run=None)), "no variable run"),
+    "no map": (signed(da00(occupancy=None)), "no variable occupancy"),
+    "run as a float": (signed(da00(run=Variable("run", np.array(5.0)))), "whole number"),
+    "run as an array": (signed(da00(run=Variable("run", np.arange(3)))), "whole number"),
+    "run zero": (signed(da00(run=Variable("run", np.array(0)))), "run 0 is not in"),
+    "lumisection beyond int32": (signed(da00(lumisection=Variable("lumisection", np.array(2**31)))), "is not in"),
+    "events as text": (signed(da00(n_events=Variable("n_events", "many"))), "float64"),
+    "wrong axes": (
+        signed(da00(occupancy=Variable("occupancy", np.zeros((72, 64), np.float32), axes=["iphi", "ieta"], unit="count"))),
+        "axes",
+    ),
+    "wrong unit": (
+        signed(da00(occupancy=Variable("occupancy", np.zeros((64, 72), np.float32), axes=["ieta", "iphi"], unit="mm"))),
+        "unit",
+    ),
+    "pickled npy": (signed(npy(np.array([{}], dtype=object)), run=b"1", lumisection=b"1"), "damaged|no occupancy map"),
+    "npy that claims more than it holds": (signed(npy(np.zeros((64, 72)))[:-8], run=b"1", lumisection=b"1"), "bytes follow"),
+    "npy without headers": (signed(npy(np.zeros((64, 72)))), "no header"),
+    "npy with a word for a run": (signed(npy(np.zeros((64, 72))), run=b"one", lumisection=b"1"), "damaged"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_message_is_refused_with_its_reason(case: str) -> None:
+    bad, reason = BAD[case]
+    with pytest.raises(Undecodable, match=reason):
+        decode(bad)
+
+
+def test_the_checksum_may_be_made_optional_but_never_ignored() -> None:
+    assert isinstance(decode(Message(0, 0, None, GOOD), crc_required=False), Lumisection)
+    with pytest.raises(Undecodable, match="header crc32c is"):
+        decode(Message(0, 0, None, GOOD, [("crc32c", b"00000000")]), crc_required=False)
+
+
+@settings(max_examples=300, deadline=None)
+@given(place=st.integers(0, len(GOOD) * 8 - 1))
+def test_no_flipped_bit_gets_through(place: int) -> None:
+    damaged = bytearray(GOOD)
+    damaged[place // 8] ^= 1 << place % 8
+    sent = message(lumisection(1, 1))
+    with pytest.raises(Undecodable):
+        decode(dataclasses.replace(sent, key=None, value=bytes(damaged), headers=[("crc32c", checksum(GOOD))]))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=400), st.sampled_from([b"", b"da00", b"pl72", b"6s4t", b"\x93NUMPY"]))
+def test_random_bytes_raise_undecodable_and_nothing_else(noise: bytes, magic: bytes) -> None:
+    value = noise[:4] + magic + noise[4:] if magic[:1] != b"\x93" else magic + noise
+    with pytest.raises(Undecodable):
+        decode(signed(value, run=b"1", lumisection=b"1"))
