@@ -1,0 +1,337 @@
+"""The incremental learner: archive in, experiences one after another, checkpoint last.
+
+    a run is complete -> ledger line frozen, snapshot tagged -> judged before learning -> learnt -> evaluated
+    -> history -> checkpoint (the commit point)
+
+It follows an archive while ingest writes to it, or replays a ledger; both are the same code on the same lines.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import structlog
+
+from dqmstream import __version__
+from dqmstream.errors import StateError
+from dqmstream.learners import checkpoint
+from dqmstream.learners.evaluation import Evaluator, evaluate_row
+from dqmstream.learners.history import History, newest_average, results
+from dqmstream.learners.ledger import Experience, Ledger, describe, read_experience
+from dqmstream.learners.registry import GRADIENT, STREAMING, make_strategy, resolve
+from dqmstream.learners.splits import Part
+from dqmstream.learners.stamp import prefixed, within
+from dqmstream.learners.state import Identity, StateFolder
+from dqmstream.learners.strategy import RunData, Strategy
+from dqmstream.storage.archive import Archive
+from dqmstream.storage.locks import write_atomically
+from dqmstream.storage.rowindex import RunSummary
+
+log = structlog.get_logger("dqmstream.learner")
+
+
+@dataclass(frozen=True)
+class LearnerSettings:
+    """How a learner learns.
+
+    strategy: a name of the registry. memory_bytes: budget for what is kept of past runs, in all. idle_s: a run without a
+    stop is complete when nothing of it came for so long. evaluation_samples: lumisections scored at an evaluation, in all.
+    threads: of the CPU; one by default, since a second made a step of the small default model 1.4 times as fast on idle
+    cores and 20 times as slow where other processes wanted them. device: "auto", "cpu" or "cuda".
+    """
+
+    strategy: str = "default"
+    seed: int = 0
+    memory_bytes: int = 1_000_000
+    idle_s: float = 300.0
+    evaluation_samples: int = 6000
+    threads: int = 1
+    device: str = "auto"
+
+
+class Learner:
+    """One learner and its state folder."""
+
+    def __init__(self, archive: Archive, folder: Path, settings: LearnerSettings, *, anew: bool = False) -> None:
+        """Open the state folder, take back the newest checkpoint, and be ready for the next experience.
+
+        anew: drop what a learner of any kind had left in the folder, once everything else was found good.
+        """
+        self.archive = archive
+        self.settings = settings
+        self.name = resolve(settings.strategy)
+        if self.name in GRADIENT:
+            _set_threads(settings.threads)
+        self.strategy = make_strategy(
+            self.name,
+            geometry=archive.geometry,
+            seed=settings.seed,
+            memory_bytes=settings.memory_bytes,
+            device=settings.device,
+        )
+        self.baselines: dict[str, Strategy] = {
+            name: make_strategy(name, geometry=archive.geometry, seed=settings.seed) for name in STREAMING
+        }
+        self.evaluator = Evaluator(settings.evaluation_samples)
+        self._began_ns = time.time_ns()
+        self.folder = StateFolder(folder, identity(archive, settings), anew=anew)
+        try:
+            if self.folder.dropped_id:
+                archive.untag(self._tag_prefix(self.folder.dropped_id))
+            self.ledger = Ledger(self.folder.ledger)
+            self.history = History(self.folder.history)
+            tags = archive.tags()
+            for line in self.ledger.experiences:
+                if self._tag_name(line) not in tags:
+                    self._tag(line)
+            self.learnt = self._resume()
+        except BaseException:
+            self.folder.close()
+            raise
+
+    def _resume(self) -> int:
+        """Take back the newest checkpoint; returns how many experiences it has learnt."""
+        found = checkpoint.load_newest(self.folder.checkpoints)
+        if found is None:
+            self.history.cut(0)
+            return 0
+        meta, arrays = found
+        learnt = meta.experience + 1
+        if len(self.history.lines) < learnt or len(self.ledger.experiences) < learnt:
+            raise StateError(f"{self.folder.path}: the checkpoint has learnt {learnt} experiences, ledger or history has fewer")
+        self.strategy.restore(within(arrays, "strategy"))
+        for name, baseline in self.baselines.items():
+            baseline.restore(within(arrays, f"baseline.{name}"))
+        if meta.threads != self.settings.threads:
+            log.warning("other number of threads: the bits may differ", before=meta.threads, now=self.settings.threads)
+        self.history.cut(learnt)
+        for experience in self.ledger.experiences[:learnt]:
+            self.evaluator.add(read_experience(self.archive, experience))
+        log.info("resumed", learnt=learnt, run=meta.runs[-1])
+        return learnt
+
+    @property
+    def behind(self) -> list[Experience]:
+        """Frozen experiences that are not learnt yet."""
+        return self.ledger.experiences[self.learnt :]
+
+    def freeze(self, lines: Iterable[Experience]) -> None:
+        """Put lines in the ledger, numbered on, and name their snapshots so that they outlive expiry.
+
+        The line comes first: it is the decision, and a tag that a crash left out is made at the next start.
+        """
+        for described in lines:
+            number = None if described.id is None else len(self.ledger.experiences)
+            line = replace(described, id=number)
+            self.ledger.append(line)
+            if line.id is None:
+                log.warning("left out", run=line.run, why=line.left_out)
+            else:
+                self._tag(line)
+
+    def _tag(self, line: Experience) -> None:
+        self.archive.at(line.snapshot).tag(self._tag_name(line))
+
+    def _tag_name(self, line: Experience) -> str:
+        return f"{self._tag_prefix(self.folder.id)}{line.id:06d}"
+
+    def _tag_prefix(self, state_id: str) -> str:
+        return f"{self.folder.path.name}.{state_id}."
+
+    def learn_next(self) -> dict[str, Any]:
+        """Learn the next frozen experience and everything that goes with it. Returns its line of history."""
+        experience = self.behind[0]
+        number = self.learnt
+        clock = _Clock()
+        run = read_experience(self.archive, experience)
+        clock.lap("read")
+        before = asdict(self.evaluator.before(self.strategy, run)) if number >= 2 else None
+        clock.lap("evaluate")
+        learn_log = self.strategy.learn(number, run, self._past)
+        clock.lap("learn")
+        for baseline in self.baselines.values():
+            baseline.learn(number, run, self._past)
+        clock.lap("baselines")
+        self.evaluator.add(run)
+        rows, scores = self._evaluate(number)
+        clock.lap("evaluate")
+        line: dict[str, Any] = {
+            "experience": number,
+            "run": run.run,
+            "snapshot": experience.snapshot,
+            "strategy": self.name,
+            "seed": self.settings.seed,
+            "lumisections": {part.name.lower(): int(np.sum(run.parts == part)) for part in Part},
+            **rows,
+            "before": before,
+            "loss": [round(value, 6) for value in learn_log.loss],
+            "samples": learn_log.samples,
+            "notes": learn_log.notes,
+            "memory_bytes": self.strategy.memory_bytes(),
+            "state_bytes": self.strategy.state_bytes(),
+            "seconds": clock.seconds,
+        }
+        self.history.append(line)
+        self._write_scores(number, scores)
+        self._checkpoint(experience, number)
+        self.learnt = number + 1
+        log.info("learnt", experience=number, run=run.run, seconds=round(sum(clock.seconds.values()), 1))
+        return line
+
+    def _past(self, number: int) -> RunData:
+        return read_experience(self.archive, self.ledger.experiences[number])
+
+    def _evaluate(self, number: int) -> tuple[dict[str, Any], tuple[np.ndarray, ...] | None]:
+        """Rows of the matrices, of the strategy and the baselines; None until two runs are known."""
+        if number == 0:
+            return {"accuracy": None, "auc": None, "baselines": dict.fromkeys(self.baselines)}, None
+        scores = self.evaluator.score(self.strategy)
+        row = evaluate_row(scores[0], scores[1])
+        beside = {}
+        for name, baseline in self.baselines.items():
+            log_probability, labels, _ = self.evaluator.score(baseline)
+            beside[name] = {
+                **asdict(evaluate_row(log_probability, labels)),
+                "memory_bytes": baseline.memory_bytes(),
+                "state_bytes": baseline.state_bytes(),
+            }
+        return {"accuracy": row.accuracy, "auc": row.auc, "baselines": beside}, scores
+
+    def _write_scores(self, number: int, scores: tuple[np.ndarray, ...] | None) -> None:
+        """Keep what the last two evaluations said of each test lumisection, for ROC curves and for checking."""
+        if scores is None:
+            return
+        self.folder.scores.mkdir(exist_ok=True)
+        log_probability, labels, lumisection = scores
+        buffer = io.BytesIO()
+        np.savez(
+            buffer,
+            log_probability=log_probability.astype(np.float32),
+            labels=labels.astype(np.int32),
+            lumisection=lumisection,
+            runs=np.array(self.evaluator.runs),
+        )
+        write_atomically(self.folder.scores / f"{number:06d}.npz", buffer.getvalue())
+        for old in sorted(self.folder.scores.glob("*.npz"))[:-2]:
+            old.unlink()
+
+    def _checkpoint(self, experience: Experience, number: int) -> None:
+        arrays = prefixed("strategy", self.strategy.state())
+        for name, baseline in self.baselines.items():
+            arrays |= prefixed(f"baseline.{name}", baseline.state())
+        meta = checkpoint.CheckpointMeta(
+            experience=number,
+            runs=self.evaluator.runs,
+            strategy=self.name,
+            seed=self.settings.seed,
+            memory_bytes=self.settings.memory_bytes,
+            archive_id=self.archive.archive_id,
+            snapshot=experience.snapshot,
+            threads=self.settings.threads,
+            dqmstream=__version__,
+        )
+        checkpoint.save(self.folder.checkpoints, meta, arrays)
+
+    def follow(self, stop: Callable[[], bool], *, wait: Callable[[float], object] = time.sleep, once: bool = False) -> None:
+        """Learn runs as they become complete, until `stop` says so; once: until nothing complete is left to learn.
+
+        stop is asked between experiences: one that is under way when the process ends is learnt again after a restart.
+        """
+        seen, summaries = "", []
+        while not stop():
+            self.archive = self.archive.refresh()
+            if self.archive.snapshot != seen:
+                seen, summaries = self.archive.snapshot, self.archive.runs()
+            fresh = [summary for summary in summaries if summary.run not in self.ledger.runs]
+            now_ns = time.time_ns()
+            # What was not filed because nothing ran, ingest and learner alike, must not look like silence of the detector.
+            since_ns = 0 if once else self._began_ns
+            silent_ns = {s.run: now_ns - max(s.last_committed_ns, since_ns) for s in fresh}
+            complete = [s.run for s in fresh if s.complete or silent_ns[s.run] > self.settings.idle_s * 1e9]
+            for run in complete:
+                self.freeze([describe(self.archive, run, len(self.ledger.experiences))])
+            self._report(summaries, len(fresh) - len(complete))
+            if self.behind:
+                self.learn_next()
+                self._report(summaries, len(fresh) - len(complete))
+            elif once:
+                return
+            elif not complete:
+                wait(0.2)
+
+    def _report(self, summaries: list[RunSummary], open_runs: int) -> None:
+        """Say in status.json what was seen of the archive and what is still to be learnt."""
+        frozen = {line.run: line for line in self.ledger.lines}
+        known = [(s, frozen[s.run]) for s in summaries if s.run in frozen]
+        late = {str(s.run): s.lumisections - line.rows for s, line in known if s.lumisections > line.rows}
+        revised = {str(s.run): s.revisions - line.revisions for s, line in known if s.revisions > line.revisions}
+        learnt = self.ledger.experiences[: self.learnt]
+        self.folder.write_status(
+            {
+                "strategy": self.name,
+                "pid": os.getpid(),
+                "snapshot": self.archive.snapshot,
+                "experiences_learnt": self.learnt,
+                "experiences_behind": len(self.behind),
+                "open_runs": open_runs,
+                "last_run": learnt[-1].run if learnt else None,
+                "left_out": {str(line.run): line.left_out for line in self.ledger.lines if line.left_out},
+                "late_lumisections": late,
+                "revised_lumisections": revised,
+                "average_accuracy": newest_average(self.history.lines),
+            }
+        )
+
+    def results(self) -> dict[str, Any]:
+        """What `replay --json` and `learn --json` print."""
+        found = results(self.history.lines)
+        return {
+            "strategy": self.name,
+            "seed": self.settings.seed,
+            "snapshot": self.archive.snapshot,
+            "runs": found.pop("runs"),
+            "classes": self.evaluator.runs,
+            "left_out": {str(line.run): line.left_out for line in self.ledger.lines if line.left_out},
+            **found,
+        }
+
+    def close(self) -> None:
+        self.folder.close()
+
+
+def identity(archive: Archive, settings: LearnerSettings) -> Identity:
+    """What makes a learner another one."""
+    return Identity(
+        strategy=resolve(settings.strategy),
+        seed=settings.seed,
+        memory_bytes=settings.memory_bytes,
+        evaluation_samples=settings.evaluation_samples,
+        archive_id=archive.archive_id,
+    )
+
+
+class _Clock:
+    """Seconds spent on each kind of work."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._at = time.perf_counter()
+
+    def lap(self, kind: str) -> None:
+        now = time.perf_counter()
+        self.seconds[kind] = round(self.seconds.get(kind, 0.0) + now - self._at, 4)
+        self._at = now
+
+
+def _set_threads(threads: int) -> None:
+    """Fix the number of CPU threads, on which the bits of a sum depend."""
+    import torch
+
+    torch.set_num_threads(threads)

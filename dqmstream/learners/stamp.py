@@ -1,0 +1,48 @@
+"""What a saved state belongs to: a state is taken back only by a strategy of the same name, seed, geometry and recipe."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from dqmstream.errors import StateError
+
+STAMP = "stamp"
+
+
+def stamp(belongs_to: Mapping[str, Any]) -> np.ndarray:
+    """JSON of what the state belongs to, as UTF-8 bytes: uint8, shape (bytes,)."""
+    return np.frombuffer(json.dumps(dict(belongs_to), sort_keys=True).encode(), dtype=np.uint8).copy()
+
+
+def check_stamp(state: Mapping[str, np.ndarray], belongs_to: Mapping[str, Any]) -> None:
+    """Raise StateError naming every entry in which the state differs from what it should belong to."""
+    if STAMP not in state:
+        raise StateError("the state does not say which strategy it belongs to; it is damaged or of another version")
+    try:
+        found = json.loads(np.asarray(state[STAMP], dtype=np.uint8).tobytes())
+    except ValueError as error:
+        raise StateError(f"the state's stamp cannot be read ({error}); it is damaged or of another version") from error
+    differing = _differences("", json.loads(stamp(belongs_to).tobytes()), found)
+    if differing:
+        raise StateError(f"the state is of another model: {'; '.join(differing)}. Use its settings, or start a new state")
+
+
+def within(state: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """The entries named `prefix.x`, as x."""
+    return {name[len(prefix) + 1 :]: array for name, array in state.items() if name.startswith(f"{prefix}.")}
+
+
+def prefixed(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The entries x, as `prefix.x`."""
+    return {f"{prefix}.{name}": array for name, array in arrays.items()}
+
+
+def _differences(where: str, wanted: Any, found: Any) -> list[str]:
+    if isinstance(wanted, dict) and isinstance(found, dict):
+        names = sorted(wanted.keys() | found.keys())
+        return [d for n in names for d in _differences(f"{where}.{n}" if where else n, wanted.get(n), found.get(n))]
+    return [] if wanted == found else [f"{where} is {found!r} there and {wanted!r} here"]

@@ -1,0 +1,151 @@
+"""The state folder: one learner's ledger, history and checkpoints, held by one process at a time.
+
+<state>/<name>/state.json       what the learner is: strategy, seed, memory, archive
+               ledger.jsonl     experiences, frozen as they are made
+               history.jsonl    what each one did to the matrices
+               checkpoints/     the last two
+               scores/          log-probabilities of the last two evaluations
+               status.json      what the learner does now
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import uuid
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from dqmstream.errors import StateError, StateInUseError
+from dqmstream.storage.locks import empty_folder, try_exclusive, write_atomically
+
+LIVE = "live"
+"""Name of the learner that `consume` and `learn` keep."""
+
+HEARTBEAT_S = 5.0
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a learner is; a folder made for another one is refused."""
+
+    strategy: str
+    seed: int
+    memory_bytes: int
+    evaluation_samples: int
+    archive_id: str
+
+
+class StateFolder:
+    """The folder of one learner, locked for the life of this process.
+
+    id: of this learner, 8 hexadecimal digits. dropped_id: of the one whose folder was emptied, "" if none was.
+    """
+
+    def __init__(self, path: Path, identity: Identity, *, anew: bool = False) -> None:
+        """Open or make the folder. anew: drop what a learner of any kind had left there.
+
+        Raises StateInUseError if another process holds it, StateError if it was made for another learner.
+        """
+        path.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        lease = try_exclusive(path)
+        if lease is None:
+            raise StateInUseError(f"{path} is in use by another learner: stop it, or give another --state or --name")
+        self._lease = lease
+        self._status: dict[str, Any] = {}
+        self._status_time = 0.0
+        self.dropped_id = ""
+        try:
+            if anew:
+                self._empty()
+            self.id = self._claim(identity)
+        except BaseException:
+            self.close()
+            raise
+
+    def _empty(self) -> None:
+        if any(self.path.iterdir()) and not (self.path / "state.json").exists():
+            raise StateError(f"{self.path} holds files that no learner wrote: give another --state")
+        if (self.path / "state.json").exists():
+            self.dropped_id = str(read_json(self.path / "state.json").get("id", ""))
+        empty_folder(self.path)
+
+    def _claim(self, identity: Identity) -> str:
+        path = self.path / "state.json"
+        if path.exists():
+            check_identity(self.path, identity)
+            return str(read_json(path)["id"])
+        state_id = uuid.uuid4().hex[:8]
+        write_atomically(path, json.dumps({"id": state_id, "format": 1, **asdict(identity)}, indent=1).encode())
+        return state_id
+
+    @property
+    def ledger(self) -> Path:
+        return self.path / "ledger.jsonl"
+
+    @property
+    def history(self) -> Path:
+        return self.path / "history.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def scores(self) -> Path:
+        return self.path / "scores"
+
+    def write_status(self, status: dict[str, Any]) -> None:
+        """Say what the learner does. Written where it says something new, and every few seconds as a sign of life."""
+        now = time.time()
+        if status == self._status and now - self._status_time < HEARTBEAT_S:
+            return
+        self._status, self._status_time = status, now
+        written = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now))
+        write_atomically(self.path / "status.json", json.dumps({**status, "written": written}, indent=1).encode())
+
+    def close(self) -> None:
+        os.close(self._lease)
+
+
+def check_identity(folder: Path, identity: Identity) -> None:
+    """Raise StateError if the folder was made for another learner than identity; one that is not there yet is fine."""
+    path = folder / "state.json"
+    if not path.exists():
+        return
+    stored = read_json(path)
+    for name, value in asdict(identity).items():
+        if stored.get(name) != value:
+            raise StateError(
+                f"{folder} belongs to a learner with {name} {stored.get(name)}, not {value}: "
+                "give another --state or --name, or the same flags as before"
+            )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises StateError if it is none."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise StateError(f"{path} cannot be read: {error}") from error
+    if not isinstance(found, dict):
+        raise StateError(f"{path} holds no JSON object")
+    return found
+
+
+def read_status(folder: Path) -> dict[str, Any] | None:
+    """What the learner of that folder last said of itself; None if it never ran."""
+    path = folder / "status.json"
+    return read_json(path) if path.exists() else None
+
+
+def is_running(folder: Path) -> bool:
+    """Whether a process holds the folder now."""
+    lease = try_exclusive(folder)
+    if lease is None:
+        return True
+    os.close(lease)
+    return False

@@ -1,0 +1,159 @@
+"""A gradient method as a `Strategy`: reference, network, training and state around one Avalanche template.
+
+The first run gives the reference and is kept; nothing is trained until there is a second to tell it from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from dqmstream.errors import InputError, StateError
+from dqmstream.learners.model import MoEViT
+from dqmstream.learners.recipe import Recipe
+from dqmstream.learners.reference import Reference
+from dqmstream.learners.splits import Part
+from dqmstream.learners.stamp import STAMP, check_stamp, prefixed, stamp, within
+from dqmstream.learners.strategies.method import Method
+from dqmstream.learners.strategies.template import Lesson, RunTemplate
+from dqmstream.learners.strategy import LearnLog, Maps, Past, RunData
+from dqmstream.lumisection import Geometry
+
+_SCORE_BATCH = 256
+
+
+class DeepStrategy:
+    """Learns runs by a method; see `dqmstream.learners.strategy.Strategy`."""
+
+    def __init__(
+        self,
+        method: type[Method],
+        *,
+        geometry: Geometry,
+        seed: int,
+        recipe: Recipe,
+        memory_bytes: int,
+        device: torch.device,
+    ) -> None:
+        self.name = method.name
+        self.recipe = recipe
+        self.device = device
+        self._seed = seed
+        self._method = method(recipe, seed, memory_bytes)
+        self._belongs_to: dict[str, Any] = {
+            "strategy": self.name,
+            "depths": geometry.depths,
+            "seed": seed,
+            "memory_bytes": memory_bytes,
+            "recipe": recipe.to_json(),
+        }
+        self._reference: Reference | None = None
+        self._model: MoEViT | None = None
+        self._classes = 0
+
+    @property
+    def classes(self) -> int:
+        return self._classes
+
+    @property
+    def reference(self) -> Reference:
+        """The reference that the first run gave. Raises InputError before the first run."""
+        if self._reference is None:
+            raise InputError(f"{self.name} has learnt no run yet")
+        return self._reference
+
+    def learn(self, experience: int, run: RunData, past: Past) -> LearnLog:
+        if experience != self._classes:
+            raise ValueError(f"experience {experience} cannot follow {self._classes} learnt ones")
+        train = run.part(Part.TRAIN)
+        with _seeded(self._seed, experience) as generator:
+            if self._reference is None:
+                self._reference = Reference.fit(train)
+            live = self._reference.live
+            counts = train.counts[:, live]
+            if self._model is None or self._method.starts_afresh:
+                self._model = MoEViT(live, self.recipe).to(self.device)
+            self._model.grow(experience + 1)
+            log = LearnLog(samples=len(train))
+            if experience > 0:
+                material = self._method.material(experience, counts, lambda i: past(i).part(Part.TRAIN).counts[:, live])
+                log = self._train(self._model, self._reference, material, generator)
+            self._method.keep(experience, counts)
+            log.notes |= self._method.notes()
+        self._classes = experience + 1
+        return log
+
+    def _train(
+        self, model: MoEViT, reference: Reference, material: Mapping[int, np.ndarray], generator: torch.Generator
+    ) -> LearnLog:
+        residuals = {i: reference.residuals_of_live(counts) for i, counts in material.items()}
+        lesson = Lesson(residuals, self.recipe, self._method.steps(model.classes), self.device, generator)
+        template = RunTemplate(model=model, recipe=self.recipe, device=self.device, plugin=self._method)
+        template.teach(lesson)
+        log = LearnLog(torch.stack(template.losses).flatten().tolist(), lesson.steps * self.recipe.batch)
+        for i, mixture in enumerate(model.mixtures()):
+            log.notes[f"expert_load.{i}"] = mixture.load_E.tolist()
+            log.notes[f"routing_entropy.{i}"] = float(mixture.entropy)
+        return log
+
+    @torch.inference_mode()
+    def scores(self, maps: Maps) -> np.ndarray:
+        residuals = torch.from_numpy(self.reference.residuals(maps.counts))
+        scores = np.zeros((len(maps), self._classes))
+        if self._model is None:
+            return scores
+        self._model.eval()
+        for start in range(0, len(maps), _SCORE_BATCH):
+            logits = self._model(residuals[start : start + _SCORE_BATCH].to(self.device))
+            scores[start : start + _SCORE_BATCH] = logits.double().log_softmax(dim=-1).cpu().numpy()
+        return scores
+
+    def state(self) -> dict[str, np.ndarray]:
+        state = {STAMP: stamp(self._belongs_to), "classes": np.array(self._classes)}
+        if self._model is not None and self._reference is not None:
+            weights = {name: tensor.cpu().numpy().copy() for name, tensor in self._model.state_dict().items()}
+            state |= prefixed("reference", self._reference.state()) | prefixed("model", weights)
+            state |= prefixed("method", self._method.state())
+        return state
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        check_stamp(state, self._belongs_to)
+        if "classes" not in state:
+            raise StateError("the state does not say how many runs were learnt; it is damaged or of another version")
+        classes = int(state["classes"])
+        if classes == 0:
+            self._reference, self._model, self._classes = None, None, 0
+            return
+        reference = Reference.from_state(within(state, "reference"))
+        with _seeded(self._seed, classes):
+            model = MoEViT(reference.live, self.recipe)
+        model.grow(classes)
+        weights = {name: torch.tensor(array) for name, array in within(state, "model").items()}
+        try:
+            model.load_state_dict(weights)
+        except RuntimeError as error:
+            raise StateError(f"the state's weights do not fit the model: {' '.join(str(error).split())}") from error
+        self._method.restore(within(state, "method"), model.to(self.device))
+        self._reference, self._model, self._classes = reference, model, classes
+
+    def memory_bytes(self) -> int:
+        return self._method.memory_bytes()
+
+    def state_bytes(self) -> int:
+        return self._method.state_bytes()
+
+
+@contextmanager
+def _seeded(seed: int, experience: int) -> Iterator[torch.Generator]:
+    """Seed torch for one experience and give a generator of its own; outside nothing has changed.
+
+    A training that starts from (seed, experience) needs no random state in a checkpoint.
+    """
+    first, second = (int(word) for word in np.random.SeedSequence([seed, experience]).generate_state(2))
+    with torch.random.fork_rng():
+        torch.manual_seed(first)
+        yield torch.Generator().manual_seed(second)

@@ -1,0 +1,51 @@
+"""Replay: train on the new run and on the exemplars of all old ones, every class with the same share of each batch.
+
+    L = mean over classes c of CE(f(x), c),    x from the new run or from the memory
+
+Source: experience replay as in Chaudhry et al. 2019 (arXiv:1902.10486), with balanced batches instead of a reservoir's.
+The memory gives up places only after a training, so the last exemplars of a class that must go are seen once more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from dqmstream.learners.memory import ExemplarMemory
+from dqmstream.learners.model import MoEViT
+from dqmstream.learners.strategies.method import Method, PastCounts
+
+
+class Replay(Method):
+    """Keeps raw counts of a few lumisections of each run."""
+
+    name = "replay"
+    _memory: ExemplarMemory | None = None
+
+    def material(self, experience: int, counts: np.ndarray, past: PastCounts) -> dict[int, np.ndarray]:
+        kept = {} if self._memory is None else {i: self._memory.of(i) for i in range(self._memory.classes)}
+        return {i: rows for i, rows in kept.items() if len(rows)} | {experience: counts}
+
+    def keep(self, experience: int, counts: np.ndarray) -> None:
+        if self._memory is None:
+            self._memory = ExemplarMemory(counts.shape[1], self.budget_bytes, self.seed)
+        self._memory.add(counts)
+
+    def notes(self) -> dict[str, float]:
+        sizes = [] if self._memory is None else [len(self._memory.of(i)) for i in range(self._memory.classes)]
+        return (
+            {"exemplars_most": max(sizes), "exemplars_fewest": min(sizes), "runs_without_exemplars": sizes.count(0)}
+            if sizes
+            else {}
+        )
+
+    def state(self) -> dict[str, np.ndarray]:
+        return {} if self._memory is None else self._memory.state()
+
+    def restore(self, state: Mapping[str, np.ndarray], model: MoEViT) -> None:
+        self._memory = ExemplarMemory(model.channels, self.budget_bytes, self.seed)
+        self._memory.restore(state)
+
+    def memory_bytes(self) -> int:
+        return 0 if self._memory is None else self._memory.memory_bytes()

@@ -1,0 +1,137 @@
+"""Avalanche's training loop on our data path: whole batches from tensors that lie ready, a budget of steps, nothing kept.
+
+The template is cheap and its callbacks are what methods hook into; its data path, dataset wrappers, metrics and optimizer
+bookkeeping are not used (measured: wrapping costs 5.7x with replay and keeps every past run in memory). An optimizer is made
+anew for each run, so a checkpoint needs no optimizer state; the head grows where we say, never because something was evaluated.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dqmstream.learners.model import MoEViT
+from dqmstream.learners.recipe import Recipe
+
+with warnings.catch_warnings():
+    # Avalanche imports its GEM plugin, whose solver package warns that no solver is installed; we never call it.
+    warnings.filterwarnings("ignore", message="no QP solver found", category=UserWarning)
+    from avalanche.core import SupervisedPlugin
+    from avalanche.training.templates import SupervisedTemplate
+
+
+class Lesson:
+    """What one training sees: the residuals of some classes, drawn in batches in which every class has the same share.
+
+    It takes the place of Avalanche's experience and data loader at once. Batches are drawn with replacement by a generator on
+    the CPU, so that their order is the same on every device.
+    """
+
+    def __init__(
+        self, residuals: Mapping[int, np.ndarray], recipe: Recipe, steps: int, device: torch.device, generator: torch.Generator
+    ) -> None:
+        """residuals: class -> float32 (n, live), n > 0."""
+        sizes = [len(rows) for rows in residuals.values()]
+        self.residuals_ML = torch.from_numpy(np.concatenate(list(residuals.values()))).to(device)
+        self.label_M = torch.from_numpy(np.repeat(list(residuals), sizes)).to(device)
+        self.steps = steps
+        self.generator = generator
+        self._size_C = torch.tensor(sizes)
+        self._start_C = torch.cumsum(self._size_C, 0) - self._size_C
+        self._recipe = recipe
+
+    def __len__(self) -> int:
+        return len(self.label_M)
+
+    def batches(self) -> Iterator[list[Tensor]]:
+        """Residuals (B, L) and labels (B,), `steps` times."""
+        batch = self._recipe.batch
+        for step in range(self.steps):
+            # Going round the classes from where the last batch ended keeps shares equal where they do not divide the batch.
+            which_B = (step * batch + torch.arange(batch)) % len(self._size_C)
+            place_B = torch.rand(batch, generator=self.generator, dtype=torch.float64) * self._size_C[which_B]
+            index_B = (self._start_C[which_B] + place_B.long()).to(self.label_M.device)
+            residuals_BL = self.residuals_ML[index_B]
+            if self._recipe.noise:
+                noise_BL = torch.randn(residuals_BL.shape, generator=self.generator)
+                residuals_BL = residuals_BL + self._recipe.noise * noise_BL.to(residuals_BL.device)
+            yield [residuals_BL, self.label_M[index_B]]
+
+
+class _NoEvaluation(SupervisedPlugin):
+    """In the place of Avalanche's evaluation, which walks its metrics and loggers at every callback: we judge elsewhere."""
+
+    def get_last_metrics(self) -> dict[str, float]:
+        return {}
+
+
+class RunTemplate(SupervisedTemplate):
+    """Trains a model on one lesson: cross-entropy and the routers' losses, AdamW, a cosine schedule with a warm-up.
+
+    losses: the loss of each step, on the device, after `teach`.
+    """
+
+    def __init__(self, *, model: MoEViT, recipe: Recipe, device: torch.device, plugin: SupervisedPlugin) -> None:
+        super().__init__(
+            model=model,
+            optimizer=torch.optim.AdamW(model.parameters()),
+            criterion=nn.CrossEntropyLoss(),
+            train_mb_size=recipe.batch,
+            train_epochs=1,
+            device=device,
+            plugins=[plugin],
+            evaluator=_NoEvaluation(),
+        )
+        self.recipe = recipe
+        self.losses: list[Tensor] = []
+
+    def teach(self, lesson: Lesson) -> None:
+        """Train on a lesson for all its steps."""
+        self.losses = []
+        self.train(lesson, eval_streams=[])
+
+    def train_dataset_adaptation(self, **kwargs: Any) -> None:
+        self.adapted_dataset = None
+
+    def make_train_dataloader(self, **kwargs: Any) -> None:
+        self.dataloader = self.experience.batches()
+
+    def model_adaptation(self, model: nn.Module | None = None) -> nn.Module:
+        return self.model if model is None else model
+
+    def make_optimizer(self, **kwargs: Any) -> None:
+        self.optimizer = torch.optim.AdamW(_decay_groups(self.model, self.recipe.weight_decay), lr=self.recipe.lr)
+        total = self.experience.steps
+        rising = max(int(self.recipe.warmup * total), 1)
+
+        def rate(step: int) -> float:
+            if step < rising:
+                return (step + 1) / rising
+            return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(total - rising, 1)))
+
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, rate)
+        self.optimized_param_id: dict[str, Tensor] = {}  # Avalanche makes another optimizer while this is None
+
+    def criterion(self) -> Tensor:
+        return super().criterion() + self.model.auxiliary_loss()
+
+    def optimizer_step(self) -> None:
+        self.losses.append(self.loss.detach())
+        super().optimizer_step()
+        self._schedule.step()
+
+
+def _decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices decay; biases, norms and positions do not. An expert's bias is a row of a matrix, so the name decides."""
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        is_free = parameter.ndim == 1 or "bias" in name or name == "position_ND"
+        (free if is_free else decayed).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]

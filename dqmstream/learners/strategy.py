@@ -1,0 +1,103 @@
+"""What a strategy is: something that learns runs one after another and scores lumisections against the runs it knows.
+
+Deep learners (Avalanche templates) and streaming classifiers (gain maps, naive Bayes, ring means) meet the same protocol,
+so the learner, the evaluator, checkpoints and conformance checks know only this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from dqmstream.learners.splits import Part
+
+
+@dataclass(frozen=True, eq=False)
+class Maps:
+    """Lumisections of one run (or of several, joined), raw.
+
+    counts: float32, shape (n, depth, 64, 72). n_events, pileup: float64, shape (n,), nan where unknown.
+    lumisection: int64, shape (n,).
+    """
+
+    counts: np.ndarray
+    n_events: np.ndarray
+    pileup: np.ndarray
+    lumisection: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    def take(self, index: np.ndarray) -> Maps:
+        return Maps(self.counts[index], self.n_events[index], self.pileup[index], self.lumisection[index])
+
+
+@dataclass(frozen=True, eq=False)
+class RunData:
+    """One experience: the lumisections of a run at a snapshot, in order, and the part that each is assigned to."""
+
+    run: int
+    maps: Maps
+    parts: np.ndarray
+
+    def part(self, part: Part) -> Maps:
+        return self.maps.take(np.flatnonzero(self.parts == part))
+
+
+Past = Callable[[int], RunData]
+"""past(i) reads experience i (before the one being learnt) again from the archive. Only bounds such as joint may ask."""
+
+
+@dataclass
+class LearnLog:
+    """What learning one experience cost and how it went. loss: one training loss per step, empty where nothing is trained."""
+
+    loss: list[float] = field(default_factory=list)
+    samples: int = 0
+    notes: dict[str, float | list[float]] = field(default_factory=dict)
+
+
+class Strategy(Protocol):
+    """A learner of runs that arrive one at a time, their number unknown in advance.
+
+    Experience i is class i, the i-th column of the scores. Everything that `learn` does is a function of the state before
+    it, the strategy's seed, the experience's number and its data; so a resumed stream gives the bits of an unbroken one.
+    Reference maps and statistics are fitted on the train part alone; validation may choose when to stop; test is never seen.
+    """
+
+    name: str
+
+    @property
+    def classes(self) -> int:
+        """Number of experiences learnt so far."""
+        ...
+
+    def learn(self, experience: int, run: RunData, past: Past) -> LearnLog:
+        """Learn experience number `experience` (0, 1, 2, ... without a hole). The first only sets the reference."""
+        ...
+
+    def scores(self, maps: Maps) -> np.ndarray:
+        """Log-scores float64, shape (n, classes): a softmax over the columns gives the probability of each known run.
+
+        A row never depends on the rows beside it.
+        """
+        ...
+
+    def state(self) -> dict[str, np.ndarray]:
+        """All that the next `learn` and `scores` depend on, as named arrays."""
+        ...
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Take back what `state` gave. Raises StateError if it is of another model."""
+        ...
+
+    def memory_bytes(self) -> int:
+        """Bytes kept of past data (exemplars, mean maps): capped by the budget."""
+        ...
+
+    def state_bytes(self) -> int:
+        """Bytes of everything else that grows or doubles the model (Fisher, teachers): shown, not capped."""
+        ...

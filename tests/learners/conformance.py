@@ -1,0 +1,105 @@
+"""What every strategy must keep, whatever it learns by; a new strategy is checked by adding its name to a list."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from dqmstream.learners.splits import Part
+from dqmstream.learners.strategy import Maps, RunData, Strategy
+from tests.learners.streams import make_stream, reader
+
+MakeStrategy = Callable[[int], Strategy]
+"""A new strategy from a seed."""
+
+
+def check_strategy(make: MakeStrategy, memory_bytes: int | None) -> None:
+    """Run every check on a stream of four runs. memory_bytes: the budget, None where it does not apply."""
+    stream = make_stream(4, drift=0.03, seed=1)
+    check_growth(make(0), stream, memory_bytes)
+    check_same_seed_same_bits(make, stream)
+    check_resumes_to_the_same_bits(make, stream)
+
+
+def check_growth(strategy: Strategy, stream: list[RunData], memory_bytes: int | None) -> None:
+    """One more class a run, none known before; finite scores and losses; rows alone; memory within the budget."""
+    assert strategy.classes == 0
+    for experience, run in enumerate(stream):
+        log = strategy.learn(experience, run, _only_before(stream, experience))
+        assert strategy.classes == experience + 1
+        assert np.isfinite(log.loss).all()
+        assert log.samples > 0
+        test = run.part(Part.TEST)
+        scores = strategy.scores(test)
+        assert scores.shape == (len(test), experience + 1)
+        assert scores.dtype == np.float64
+        assert np.isfinite(scores).all()
+        check_rows_stand_alone(strategy, test, scores)
+        if memory_bytes is not None:
+            assert strategy.memory_bytes() <= memory_bytes
+        assert strategy.state_bytes() >= 0
+
+
+def check_rows_stand_alone(strategy: Strategy, maps: Maps, scores: np.ndarray) -> None:
+    """A lumisection's scores are the same alone, in another order, and beside a broken one."""
+    alone = strategy.scores(maps.take(np.array([3])))
+    np.testing.assert_allclose(alone, scores[3:4], rtol=1e-4, atol=1e-4)
+    backwards = strategy.scores(maps.take(np.arange(len(maps))[::-1]))
+    np.testing.assert_allclose(backwards[::-1], scores, rtol=1e-4, atol=1e-4)
+    counts = maps.counts.copy()
+    counts[0] = 0
+    counts[1] *= 50
+    beside_broken = strategy.scores(Maps(counts, maps.n_events, maps.pileup, maps.lumisection))
+    assert np.isfinite(beside_broken).all()
+    np.testing.assert_allclose(beside_broken[2:], scores[2:], rtol=1e-4, atol=1e-4)
+
+
+def check_same_seed_same_bits(make: MakeStrategy, stream: list[RunData]) -> None:
+    """Two strategies of one seed agree to the bit, whatever random numbers were drawn in between."""
+    first, second = make(7), make(7)
+    for experience, run in enumerate(stream[:3]):
+        first.learn(experience, run, reader(stream))
+        np.random.default_rng(experience).random(5)
+        second.learn(experience, run, reader(stream))
+    assert_same_state(first, second)
+
+
+def check_resumes_to_the_same_bits(make: MakeStrategy, stream: list[RunData]) -> None:
+    """Stopped after any run and taken up by a fresh object, the rest of the stream gives the bits of an unbroken one."""
+    unbroken = make(3)
+    for experience, run in enumerate(stream):
+        resumed = make(3)
+        resumed.restore({name: array.copy() for name, array in unbroken.state().items()})
+        assert resumed.classes == experience
+        assert_same_state(resumed, unbroken)
+        unbroken.learn(experience, run, reader(stream))
+        resumed.learn(experience, run, reader(stream))
+        assert_same_state(resumed, unbroken)
+        maps = run.part(Part.TEST)
+        np.testing.assert_array_equal(resumed.scores(maps), unbroken.scores(maps))
+
+
+def assert_same_state(first: Strategy, second: Strategy) -> None:
+    """Same names, dtypes, shapes and bits."""
+    a, b = first.state(), second.state()
+    assert a.keys() == b.keys()
+    for name in a:
+        assert a[name].dtype == b[name].dtype, name
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def accuracy(strategy: Strategy, stream: list[RunData]) -> float:
+    """Mean accuracy over the runs' test parts after learning them all."""
+    for experience, run in enumerate(stream):
+        strategy.learn(experience, run, reader(stream))
+    hits = [np.mean(strategy.scores(run.part(Part.TEST)).argmax(axis=1) == i) for i, run in enumerate(stream)]
+    return float(np.mean(hits))
+
+
+def _only_before(stream: list[RunData], experience: int) -> Callable[[int], RunData]:
+    def past(i: int) -> RunData:
+        assert i < experience, "past reaches only to earlier experiences"
+        return stream[i]
+
+    return past

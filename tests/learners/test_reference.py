@@ -1,0 +1,116 @@
+"""The reference takes luminosity out of a map, whatever the conditions and whatever is broken."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dqmstream.errors import InputError, StateError
+from dqmstream.learners.reference import CLIP, Reference
+from dqmstream.learners.splits import Part
+from dqmstream.learners.strategy import Maps
+from dqmstream.lumisection import he_depth1_mask, ieta_row
+from tests.learners.streams import draw_run, make_stream
+
+
+def _gain(seed: int = 0) -> np.ndarray:
+    return np.exp(0.08 * np.random.default_rng(seed).standard_normal(932))
+
+
+def _fitted(seed: int = 0) -> tuple[Reference, np.ndarray]:
+    gain = _gain(seed)
+    run = draw_run(gain, np.random.default_rng([seed, 1]), 400, 1)
+    return Reference.fit(run.part(Part.TRAIN)), gain
+
+
+@pytest.mark.parametrize("events", [1.0, 0.5, 0.1])
+def test_residuals_of_the_same_detector_are_standard_normal_under_other_conditions(events: float) -> None:
+    reference, gain = _fitted()
+    run = draw_run(gain, np.random.default_rng(2), 400, 2, scale=events)
+    residuals = reference.residuals(run.maps.counts)
+    assert residuals.shape == (400, 932)
+    assert residuals.dtype == np.float32
+    assert abs(residuals.mean()) < 0.05
+    assert np.median(residuals.std(axis=1)) == pytest.approx(1.0, abs=0.1)
+    assert np.abs(residuals.mean(axis=0)).mean() < 0.25
+
+
+def test_live_channels_are_those_that_counted_and_expectations_follow_them() -> None:
+    reference, gain = _fitted()
+    run = draw_run(gain, np.random.default_rng(2), 100, 2)
+    np.testing.assert_array_equal(reference.live[0], he_depth1_mask())
+    expected = reference.expected(run.maps.counts)
+    assert expected.mean() == pytest.approx(run.maps.counts[:, reference.live].mean(), rel=0.01)
+    back = reference.to_map(expected)
+    assert back.shape == run.maps.counts.shape
+    np.testing.assert_array_equal(back[:, reference.live], expected)
+    assert not back[:, ~reference.live].any()
+
+
+def test_a_dead_readout_box_leaves_the_other_channels_alone() -> None:
+    reference, gain = _fitted()
+    counts = draw_run(gain, np.random.default_rng(2), 200, 2).maps.counts
+    broken = counts.copy()
+    broken[:, :, :32, 10:14] = 0
+    elsewhere = (broken == counts).all(axis=0)[reference.live]
+    moved = reference.residuals(broken) - reference.residuals(counts)
+    assert np.abs(moved[:, elsewhere]).mean() < 0.1
+    assert (reference.residuals(broken)[:, ~elsewhere] < -4).mean() > 0.9
+
+
+def test_channels_dead_in_the_reference_are_left_out() -> None:
+    run = make_stream(1, drift=0.0)[0]
+    run.maps.counts[:, 0, ieta_row(25), 0] = 0
+    reference = Reference.fit(run.part(Part.TRAIN))
+    assert reference.live.sum() == 931
+    assert reference.residuals(run.maps.counts).shape == (200, 931)
+
+
+def test_conditions_that_never_move_teach_no_slope() -> None:
+    counts = np.zeros((50, 1, 64, 72), dtype=np.float32)
+    counts[:, 0, he_depth1_mask()] = 700
+    reference = Reference.fit(Maps(counts, np.full(50, np.nan), np.full(50, np.nan), np.arange(50)))
+    np.testing.assert_allclose(reference.residuals(counts), 0, atol=1e-6)
+    np.testing.assert_allclose(reference.expected(counts * 3), 2100)
+    later = make_stream(1, drift=0.0)[0].maps.counts
+    assert np.isfinite(reference.residuals(later)).all()
+    assert np.abs(reference.residuals(later)).max() <= CLIP
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_one_lumisection_is_a_poor_reference_but_a_finite_one(n: int) -> None:
+    stream = make_stream(2, drift=0.0)
+    reference = Reference.fit(stream[0].maps.take(np.arange(n)))
+    assert np.isfinite(reference.residuals(stream[1].maps.counts)).all()
+
+
+def test_another_part_of_the_detector_is_split_into_its_dim_and_its_bright_half() -> None:
+    run = make_stream(1, drift=0.0, n=400)[0]
+    counts = np.zeros_like(run.maps.counts)
+    counts[:, 0, 24:40] = np.concatenate([run.maps.counts[:, 0, 3:11], run.maps.counts[:, 0, 53:61]], axis=1)
+    maps = Maps(counts, run.maps.n_events, run.maps.pileup, run.maps.lumisection)
+    reference = Reference.fit(maps)
+    assert np.abs(np.where(reference.live.any(axis=2)[0])[0] - 31.5).max() < 8
+    assert np.median(reference.residuals(counts).std(axis=1)) == pytest.approx(1.0, abs=0.15)
+
+
+def test_a_dark_reference_is_refused() -> None:
+    dark = np.zeros((10, 1, 64, 72), dtype=np.float32)
+    for counts in (dark, dark[:0]):
+        nothing = np.full(len(counts), np.nan)
+        with pytest.raises(InputError, match="no counts"):
+            Reference.fit(Maps(counts, nothing, nothing, np.arange(len(counts))))
+
+
+def test_an_empty_lumisection_is_where_it_is_expected() -> None:
+    reference, _ = _fitted()
+    assert not reference.residuals(np.zeros((2, 1, 64, 72), dtype=np.float32)).any()
+
+
+def test_state_gives_the_same_bits_back() -> None:
+    reference, gain = _fitted()
+    counts = draw_run(gain, np.random.default_rng(2), 50, 2).maps.counts
+    again = Reference.from_state(reference.state())
+    np.testing.assert_array_equal(again.residuals(counts), reference.residuals(counts))
+    with pytest.raises(StateError, match="spread"):
+        Reference.from_state({name: array for name, array in reference.state().items() if name != "spread"})
