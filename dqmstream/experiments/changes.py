@@ -1,0 +1,162 @@
+"""Which channels changed from a run to the next: gain maps of both runs, and the pull of their difference.
+
+    pull_c = (d_kc - d_jc) / sqrt(var_kc + var_jc)
+
+d is a channel's gain in a run relative to the reference run (`learners.baselines.GainMap`), k the run and j the one before
+it. Without a change a pull is close to a standard normal number, whatever luminosity did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.stats import norm
+
+from dqmstream.learners.baselines import GainMap
+from dqmstream.learners.ledger import Experience, read_experience
+from dqmstream.learners.reference import Reference
+from dqmstream.learners.splits import Part
+from dqmstream.learners.strategy import Maps, RunData
+from dqmstream.lumisection import IETA
+from dqmstream.storage.archive import Archive
+
+BEYOND = 5.0
+"""A pull larger than this is called a change: chance gives 6 in ten million channels."""
+
+DEAD = 0.1
+"""A gain below this is called dead; the reference run's is 1."""
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """A run against the run before it, for each live channel of the reference: float64, shape (live,).
+
+    gain_before, gain_after: response relative to the reference run (1 is alike, 0 is dead). width: half of the central
+    68.3 % of the pulls, 1 where nothing but counting moves them. from_reference: the run before is the reference run itself.
+    """
+
+    before: int
+    gain_before: np.ndarray
+    gain_after: np.ndarray
+    pull: np.ndarray
+    width: float
+    from_reference: bool
+
+    @property
+    def beyond(self) -> int:
+        """Channels whose pull is beyond ±5."""
+        return int(np.sum(np.abs(self.pull) > BEYOND))
+
+    @property
+    def expected_beyond(self) -> float:
+        """How many would be, if nothing had changed."""
+        return float(2 * norm.sf(BEYOND) * self.pull.size)
+
+    @property
+    def expected_beyond_by_width(self) -> float:
+        """How many would be, if all channels scattered alike and as widely as the middle of them does."""
+        return float(2 * norm.sf(BEYOND / max(self.width, 1.0)) * self.pull.size)
+
+
+@dataclass(frozen=True, eq=False)
+class RunView:
+    """What the report shows of a run, from its train part. Maps are float64 (depth, 64, 72), nan where a cell never counts.
+
+    first, mean: the first lumisection and the mean, as counts per event where the numbers of events are known
+    (per_event), else as counts per lumisection. live: bool, (depth, 64, 72), of the reference. awake: channels outside it
+    that count in this run, as (ieta, iphi, depth). change: None for the first run.
+    """
+
+    run: int
+    lumisections: int
+    first_lumisection: int
+    first: np.ndarray
+    mean: np.ndarray
+    per_event: bool
+    live: np.ndarray
+    awake: list[tuple[int, int, int]]
+    change: Change | None
+
+
+def run_views(archive: Archive, experiences: Sequence[Experience], last: int) -> Iterator[RunView]:
+    """The last runs of a stream, one at a time; the first run and the one before the first shown are read besides.
+
+    experiences: the ledger's learnt lines, the reference run first. last: how many runs to show at most.
+    """
+    start = max(0, len(experiences) - last)
+    chosen = sorted({0, max(0, start - 1), *range(start, len(experiences))})
+    gains = GainMap(archive.geometry, seed=0)
+    for number, place in enumerate(chosen):
+        run = read_experience(archive, experiences[place])
+        gains.learn(number, run, lambda past: read_experience(archive, experiences[chosen[past]]))
+        if place >= start:
+            change = _change(gains, experiences[chosen[number - 1]].run, chosen[number - 1] == 0) if number else None
+            yield _view(run, gains.reference, change)
+
+
+def largest(change: Change, live: np.ndarray, count: int) -> list[dict[str, Any]]:
+    """The channels that changed most, the largest pull first: ieta, iphi, depth, gains, pull. live: (depth, 64, 72)."""
+    channels = _channels(live)
+    order = np.argsort(-np.abs(change.pull), kind="stable")[:count]
+    return [
+        {
+            "ieta": channels[c][0],
+            "iphi": channels[c][1],
+            "depth": channels[c][2],
+            "gain_before": float(change.gain_before[c]),
+            "gain_after": float(change.gain_after[c]),
+            "pull": float(change.pull[c]),
+        }
+        for c in order
+    ]
+
+
+def on_map(values: np.ndarray, live: np.ndarray) -> np.ndarray:
+    """Values of the live channels (live,) on the map, nan elsewhere: float64, shape (depth, 64, 72)."""
+    out = np.full(live.shape, np.nan)
+    out[live] = values
+    return out
+
+
+def _change(gains: GainMap, before: int, from_reference: bool) -> Change:
+    """The last run that the gain map learnt against the one that it learnt before."""
+    old, new = gains.gains[-2:].astype(np.float64)
+    variance = (gains.gain_errors[-2:].astype(np.float64) ** 2).sum(axis=0)
+    # A run that taught nothing of a channel has an infinite error there: no change is claimed.
+    pull = (new - old) / np.sqrt(variance)
+    low, high = np.quantile(pull, [norm.cdf(-1), norm.cdf(1)])
+    return Change(before, 1 + old, 1 + new, pull, float(high - low) / 2, from_reference)
+
+
+def _view(run: RunData, reference: Reference, change: Change | None) -> RunView:
+    train = run.part(Part.TRAIN)
+    counting = (train.counts > 0).any(axis=0)
+    known = np.isfinite(train.n_events) & (train.n_events > 0)
+    per_event = bool(known[0])
+    mean = _mean(train.take(np.flatnonzero(known))) if per_event else train.counts.mean(axis=0, dtype=np.float64)
+    first = train.counts[0] / train.n_events[0] if per_event else train.counts[0].astype(np.float64)
+    shown = reference.live | counting  # a channel that died stays on the map, as zero
+    return RunView(
+        run=run.run,
+        lumisections=len(train),
+        first_lumisection=int(train.lumisection[0]),
+        first=np.where(shown, first, np.nan),
+        mean=np.where(shown, mean, np.nan),
+        per_event=per_event,
+        live=reference.live,
+        awake=_channels(counting & ~reference.live),
+        change=change,
+    )
+
+
+def _mean(maps: Maps) -> np.ndarray:
+    """Counts over events, of all lumisections together: float64, shape (depth, 64, 72)."""
+    return np.asarray(maps.counts.sum(axis=0, dtype=np.float64) / maps.n_events.sum())
+
+
+def _channels(cells: np.ndarray) -> list[tuple[int, int, int]]:
+    """(ieta, iphi, depth) of the cells that are set in a bool map (depth, 64, 72), in its order."""
+    return [(int(IETA[row]), int(column) + 1, int(depth) + 1) for depth, row, column in np.argwhere(cells)]

@@ -1,0 +1,206 @@
+"""The report's curves and matrices: PNG files by Matplotlib, in mplhep's CMS style, the same bytes for the same numbers.
+
+Figures are made without pyplot: nothing is registered, so nothing has to be closed, and no backend is chosen for others.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import mplhep
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+DPI, PAGE_DPI = 150, 100
+"""Pixels an inch of the file, and of the page, where a point of type is 1.4 pixels."""
+
+WIDE_IN, HALF_IN = 10.0, 4.95
+"""Width of a figure that fills the page, and of one that leaves room for another beside it."""
+
+COMPACT_RUNS = 10
+"""Matrices of so many runs are readable at half the page's width."""
+
+ANNOTATED_RUNS = 24
+"""A matrix of more runs has no room for numbers in its cells."""
+
+_STYLE = {
+    **mplhep.style.CMS,
+    "font.size": 11,
+    "axes.linewidth": 1,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "axes.labelsize": 11,
+    "xtick.labelsize": 10,
+    "ytick.labelsize": 10,
+    "legend.fontsize": 10,
+    "xtick.major.size": 5,
+    "xtick.minor.size": 2.5,
+    "ytick.major.size": 5,
+    "ytick.minor.size": 2.5,
+    "figure.dpi": DPI,
+    "savefig.dpi": DPI,
+    "savefig.bbox": None,  # the file has the size that the page is told
+    "figure.constrained_layout.use": True,
+}
+
+# Petroff's ten colours (arXiv:2107.02270), which stay apart for colour-blind readers.
+_COLOURS = ("#3f90da", "#bd1f01", "#832db6", "#e76300", "#a96b59", "#ffa90e", "#b9ac70", "#92dadd", "#717581", "#94a4a2")
+_MARKERS = "osD^vPX<>*"
+
+
+@dataclass(frozen=True, eq=False)
+class Course:
+    """How a learner or baseline fares over a stream.
+
+    experiences, accuracy, forgetting: shape (T,), nan where undefined. beside: a baseline, drawn dashed.
+    """
+
+    name: str
+    accuracy: np.ndarray
+    forgetting: np.ndarray
+    beside: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Roc:
+    """ROC curve of a run against the others: rates of the same shape, from (0, 0) to (1, 1)."""
+
+    run: int
+    false_positive: np.ndarray
+    true_positive: np.ndarray
+    auc: float
+
+
+@contextmanager
+def canvas(path: Path, height_in: float, width_in: float = WIDE_IN) -> Iterator[Figure]:
+    """A figure that is written to path at the end, in the style that holds inside the block only."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(width_in, height_in))
+        yield figure
+        figure.savefig(path, metadata={"Software": None})  # a version in the file would change its bytes
+
+
+def shown_size(path: Path) -> tuple[int, int]:
+    """Width and height, in pixels of the page, at which a PNG file is shown."""
+    with path.open("rb") as file:
+        width, height = struct.unpack(">II", file.read(24)[16:])  # of the header that every PNG begins with
+    return width * PAGE_DPI // DPI, height * PAGE_DPI // DPI
+
+
+def plain(text: str) -> str:
+    """A name that Matplotlib draws as it is: no mathematics between dollars, no legend entry hidden by an underscore."""
+    return (" " + text if text.startswith("_") else text).replace("$", r"\$")
+
+
+def draw_matrix(path: Path, values: np.ndarray, runs: Sequence[int], what: str) -> None:
+    """R[t, i] as a heat map from 0 to 1. values: (T, T), nan where nothing is defined. what: name of the colour scale."""
+    size = len(runs)
+    width_in, height_in = (HALF_IN, 4.3) if size <= COMPACT_RUNS else (WIDE_IN, 8.4)
+    with canvas(path, height_in, width_in) as figure:
+        axes = figure.subplots()
+        image = axes.imshow(values, vmin=0, vmax=1, cmap="cividis", aspect="equal", interpolation="nearest")
+        ticks = range(0, size, -(-size // ANNOTATED_RUNS))
+        labels = [str(runs[i]) for i in ticks]
+        axes.set_xticks(ticks, labels, rotation=90)
+        axes.set_yticks(ticks, labels)
+        axes.tick_params(which="both", length=0)
+        axes.minorticks_off()
+        axes.set_xlabel("test lumisections of run")
+        axes.set_ylabel("after learning run")
+        if size <= ANNOTATED_RUNS:
+            _annotate(axes, values, 18 * width_in / size)
+        figure.colorbar(image, ax=axes, label=what, shrink=0.8, pad=0.02)
+
+
+def _annotate(axes: Axes, values: np.ndarray, points: float) -> None:
+    """The number in each cell, light on dark and dark on light."""
+    for (t, i), value in np.ndenumerate(values):
+        if np.isfinite(value):
+            ink = "black" if value > 0.5 else "white"
+            axes.text(i, t, f"{value:.2f}", ha="center", va="center", fontsize=min(points, 13), color=ink)
+
+
+def draw_courses(path: Path, runs: int, courses: Sequence[Course]) -> None:
+    """Average accuracy and forgetting of all, over the stream, with the accuracy of guessing. runs: of the longest stream."""
+    seen = np.arange(1, runs + 1)
+    with canvas(path, 8.6) as figure:
+        upper, lower = figure.subplots(2, 1, sharex=True)
+        upper.plot(seen[1:], 1 / seen[1:], color="black", linestyle=":", label="guessing")
+        for number, course in enumerate(courses):
+            style = {
+                "color": _COLOURS[number % len(_COLOURS)],
+                "marker": _MARKERS[number % len(_MARKERS)] if runs <= 60 else "",
+                "markersize": 5,
+                "linewidth": 1.3,
+                "linestyle": "--" if course.beside else "-",
+                "label": plain(course.name),
+            }
+            upper.plot(seen[: len(course.accuracy)], course.accuracy, **style)
+            lower.plot(seen[: len(course.forgetting)], course.forgetting, **style)
+        upper.set_ylim(-0.03, 1.05)
+        upper.set_ylabel("average accuracy")
+        low, high = lower.get_ylim()
+        lower.set_ylim(min(low, -0.03), max(high, 0.1))
+        lower.axhline(0, color="black", linestyle=":")
+        lower.set_ylabel("forgetting")
+        lower.set_xlabel("runs learnt")
+        lower.set_xlim(1.5, runs + 0.5)
+        lower.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12))
+        for axes in (upper, lower):
+            axes.xaxis.minorticks_off()
+        figure.legend(*upper.get_legend_handles_labels(), loc="outside upper center", ncols=4)
+
+
+def draw_losses(path: Path, runs: Sequence[int], losses: Sequence[Sequence[float]]) -> None:
+    """Training loss at each step, experience after experience. losses: one curve a run, empty where nothing was trained."""
+    with canvas(path, 4.6) as figure:
+        axes = figure.subplots()
+        start = 0
+        trained = [(run, np.asarray(curve)) for run, curve in zip(runs, losses, strict=True) if len(curve)]
+        every = -(-len(trained) // ANNOTATED_RUNS)
+        for number, (run, curve) in enumerate(trained):
+            steps = start + np.arange(len(curve))
+            axes.plot(steps, curve, color="#b5b9c0", linewidth=0.7)
+            window = max(1, len(curve) // 12)
+            smooth = np.convolve(curve, np.ones(window) / window, mode="valid")
+            axes.plot(steps[window // 2 : window // 2 + len(smooth)], smooth, color=_COLOURS[number % 2], linewidth=1.6)
+            axes.axvline(start, color="#717581", linewidth=0.6, linestyle=":")
+            if number % every == 0:
+                place = (start + len(curve) / 2, 1.0)
+                axes.annotate(
+                    str(run), place, xycoords=("data", "axes fraction"), xytext=(0, 4), textcoords="offset points",
+                    rotation=90 if len(trained) > 8 else 0, ha="center", va="bottom", fontsize=9,
+                )  # fmt: skip
+            start += len(curve)
+        axes.set_xlim(0, start)
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("training step of the stream (each run's steps under its number)")
+        axes.set_ylabel("training loss (cross-entropy and penalties)")
+
+
+def draw_rocs(path: Path, curves: Sequence[Roc]) -> None:
+    """ROC curves of runs against all others, with false positives linear and logarithmic."""
+    colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.92, len(curves)))
+    with canvas(path, 5.0 if len(curves) <= 12 else 6.6) as figure:
+        whole, low = figure.subplots(1, 2, sharey=True)
+        smallest = min((curve.false_positive[curve.false_positive > 0].min() for curve in curves), default=0.01)
+        for axes in (whole, low):
+            diagonal = np.geomspace(smallest / 2, 1, 200)
+            axes.plot(diagonal, diagonal, color="black", linestyle=":", label="guessing")
+            for colour, curve in zip(colours, curves, strict=True):
+                label = f"{curve.run}, AUC {curve.auc:.3f}"
+                axes.plot(curve.false_positive, curve.true_positive, color=colour, linewidth=1.2, label=label)
+            axes.set_ylim(0, 1.03)
+            axes.set_xlabel("false-positive rate")
+        whole.set_xlim(0, 1)
+        low.set_xscale("log")
+        low.set_xlim(smallest / 2, 1)
+        whole.set_ylabel("true-positive rate")
+        figure.legend(*whole.get_legend_handles_labels(), loc="outside lower center", ncols=4)

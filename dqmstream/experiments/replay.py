@@ -1,0 +1,62 @@
+"""Replay: the live learner over archived runs, offline; same ledger lines, same code, same bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dqmstream.errors import InputError
+from dqmstream.learners.learner import Learner, LearnerSettings
+from dqmstream.learners.ledger import Experience, describe, read_ledger
+from dqmstream.learners.registry import resolve
+from dqmstream.storage.archive import Archive
+
+
+def replay(
+    archive: Archive,
+    state: Path,
+    settings: LearnerSettings,
+    *,
+    ledger: Path | None = None,
+    resume: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
+    """Learn archived runs one after another and return what came of it.
+
+    Order: that of the ledger file, at its snapshots; without one, ascending run number at the archive's snapshot. Writes
+    the state folder replay-<strategy>-<seed>, anew unless resume; a replay that is resumed goes on in its own order.
+    Raises InputError where fewer than two runs are long enough, or where a resumed replay had another order.
+    """
+    name = f"replay-{resolve(settings.strategy)}-{settings.seed}"
+    wanted = read_ledger(ledger) if ledger else _ascending(archive)
+    learnable = sum(line.id is not None for line in wanted)
+    if learnable < 2:
+        raise InputError(f"{archive.path} has {learnable} run(s) long enough to learn, there is nothing to tell apart")
+    for snapshot in {line.snapshot for line in wanted}:
+        archive.at(snapshot)  # a ledger of another archive is refused before an older replay is dropped
+    learner = Learner(archive, state / name, settings, anew=not resume)
+    try:
+        frozen = learner.ledger.lines
+        if ledger and frozen != wanted[: len(frozen)]:
+            raise InputError(f"{ledger} has another order than the replay in {state / name}: leave out --resume to begin anew")
+        known = learner.ledger.runs
+        learner.freeze([line for line in wanted if line.run not in known])
+        total = len(learner.ledger.experiences)
+        progress(learner.learnt, total)
+        while learner.behind:
+            learner.learn_next()
+            progress(learner.learnt, total)
+        return learner.results()
+    finally:
+        learner.close()
+
+
+def _ascending(archive: Archive) -> list[Experience]:
+    """Ledger lines of all runs of the archive, by run number."""
+    lines: list[Experience] = []
+    learnable = 0
+    for run in sorted(summary.run for summary in archive.runs()):
+        lines.append(describe(archive, run, learnable))
+        learnable += lines[-1].id is not None
+    return lines
