@@ -1,0 +1,310 @@
+"""The `dqmstream` command: parses, calls one function, prints. torch is imported only by what trains."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dqmstream import __version__, console
+from dqmstream.config import Settings, load_settings
+from dqmstream.errors import EXIT_CODES, DqmstreamError, InputError, StateError
+
+app = typer.Typer(
+    name="dqmstream",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + ".",
+    help="File each lumisection once and only once, learn to tell the runs apart, measure what is forgotten. "
+    "What says where things are and how a learner learns can be set as DQMSTREAM_<NAME> too, or as a key of the --config file.",
+)
+
+Archive = Annotated[Path | None, typer.Option("--archive", help="folder of the archive", show_default=False)]
+State = Annotated[Path | None, typer.Option("--state", help="folder of the learners' state (default: ARCHIVE.state)")]
+Json = Annotated[bool, typer.Option("--json", help="print one JSON object as the last line of stdout")]
+Bootstrap = Annotated[str | None, typer.Option("--bootstrap", help="host:port of the broker", show_default=False)]
+Topic = Annotated[str | None, typer.Option("--topic", help="Kafka topic", show_default=False)]
+Strategy = Annotated[str | None, typer.Option("--strategy", help="naive, replay, ewc, joint, ring_means, naive_bayes, gain_map, or default: the best so far")]  # fmt: skip # noqa: E501
+Seed = Annotated[int | None, typer.Option("--seed", help="seed of the learner (default: 0)")]
+Memory = Annotated[int | None, typer.Option("--memory-bytes", help="kept of past runs, in all (default: 1000000)")]
+Samples = Annotated[int | None, typer.Option("--evaluation-samples", help="lumisections scored at an evaluation, in all (default: 6000)")]  # fmt: skip # noqa: E501
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads of the learner (default: 1)")]
+Device = Annotated[str | None, typer.Option("--device", help="auto, cpu or cuda (default: auto)")]
+Name = Annotated[str | None, typer.Option("--name", help="the learner's folder in the state (default: live)")]
+Idle = Annotated[float | None, typer.Option("--idle-s", help="a run without a stop is complete after so many seconds without news (default: 300)")]  # fmt: skip # noqa: E501
+Dtype = Annotated[str | None, typer.Option("--dtype", help="of a new archive: float32, or uint16 for whole counts (default: float32)")]  # fmt: skip # noqa: E501
+Depths = Annotated[int | None, typer.Option("--depths", help="of a new archive, 1 to 7 (default: 1)")]
+Source = Annotated[str | None, typer.Option("--source", help="dataset and monitoring element of a new archive (default: that of the first message)")]  # fmt: skip # noqa: E501
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="print the version and end")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="log what is done, on stderr")] = False,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="TOML file with settings (default: $DQMSTREAM_CONFIG)")
+    ] = None,
+) -> None:
+    console.configure_logs(verbose)
+    if config is not None:
+        os.environ["DQMSTREAM_CONFIG"] = str(config.absolute())  # the learner that `consume` starts reads it too
+    if version:
+        print(f"dqmstream {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def simulate(
+    out: Annotated[Path, typer.Argument(help="folder for the files, new or empty")],
+    stream: Annotated[str, typer.Option(help="null, moderate, small or structured")] = "moderate",
+    seed: Annotated[int, typer.Option(help="seeds make streams: 0-9 for tuning, 100 and up for what is reported")] = 0,
+    runs: Annotated[int | None, typer.Option(help="number of runs (default: the stream's own)")] = None,
+    lumisections: Annotated[int, typer.Option(min=1, help="lumisections in each run")] = 400,
+    as_json: Json = False,
+) -> None:
+    """Simulate HCAL runs: .npy files in the original layout, sidecars, and truth.json."""
+    from dqmstream.experiments.simulator import write
+
+    with console.bars() as progress:
+        paths = write(out, stream, seed, runs, lumisections, progress=console.bar_callback(progress, f"simulate {stream}"))
+    result = {"out": str(out), "stream": stream, "seed": seed, "files": [path.name for path in paths]}
+    _show(result, as_json, f"{len(paths)} files in {out}")
+
+
+@app.command(name="import")
+def import_(
+    files: Annotated[
+        list[Path], typer.Argument(help=".npy files of shape (n, 64, 72), or folders of them", show_default=False)
+    ],
+    archive: Archive = None,
+    run: Annotated[int | None, typer.Option(help="run number of the only file, where its name has none")] = None,
+    interpolated: Annotated[
+        bool, typer.Option("--interpolated", help="rows were interpolated, as in the published files")
+    ] = False,
+    dtype: Dtype = None,
+    depths: Depths = None,
+    source: Source = None,
+    as_json: Json = False,
+) -> None:
+    """Import runs from files. All are checked before anything is written; importing twice changes nothing."""
+    from dqmstream.commands import import_runs
+
+    settings = load_settings(archive=archive, dtype=dtype, depths=depths, source=source)
+    with console.bars() as progress:
+        kept = {stage: console.bar_callback(progress, stage) for stage in ("check", "import")}
+        done = import_runs(settings, files, run, interpolated, lambda stage, n, total: kept[stage](n, total))
+    rows = [[f["name"], f["run"], f["lumisections"], f["rows"], f["duplicates"], f["revisions"], _rounding(f)] for f in done]
+    columns = ["file", "run", "lumisections", "filed", "duplicates", "revisions", "note"]
+    _show({"archive": str(settings.archive), "files": done}, as_json, console.table("imported", columns, rows))
+
+
+def _rounding(file: dict[str, Any]) -> str:
+    if file["known"]:
+        return "known, nothing changed"
+    return f"rounded by up to {file['rounding']:.2g} counts" if file["rounding"] else ""
+
+
+@app.command()
+def publish(
+    archive: Archive = None,
+    bootstrap: Bootstrap = None,
+    topic: Topic = None,
+    runs: Annotated[list[int] | None, typer.Option("--run", help="publish this run only; may be given more than once")] = None,
+    rate: Annotated[float | None, typer.Option(min=0.001, help="lumisections a second (default: as fast as it goes)")] = None,
+    realtime: Annotated[bool, typer.Option("--realtime", help="one lumisection every 23.31 s")] = False,
+    create: Annotated[bool, typer.Option("--create", help="make the topic")] = False,
+    partitions: Annotated[int | None, typer.Option(min=1, help="of a topic that is made (default: 1)")] = None,
+    as_json: Json = False,
+) -> None:
+    """Send archived runs to Kafka as the data acquisition would: run start, lumisections, run stop."""
+    from dqmstream.commands import publish_runs
+
+    if rate and realtime:
+        raise InputError("--rate and --realtime exclude each other")
+    if partitions and not create:
+        raise InputError("--partitions is for a topic that is made: give --create too")
+    settings = load_settings(archive=archive, bootstrap=bootstrap, topic=topic)
+    with console.bars() as progress:
+        kept = console.bar_callback(progress, "publish")
+        result = publish_runs(settings, runs, rate, realtime, (partitions or 1) if create else None, kept)
+    _show(result, as_json, f"{result['lumisections']} lumisections of {len(result['runs'])} runs sent to {result['topic']}")
+
+
+@app.command()
+def consume(
+    bootstrap: Bootstrap = None,
+    topic: Topic = None,
+    archive: Archive = None,
+    state: State = None,
+    no_learn: Annotated[bool, typer.Option("--no-learn", help="only file, do not learn")] = False,
+    until_idle: Annotated[
+        float | None, typer.Option(min=0.1, help="end when nothing came for so many seconds and nothing is left to learn")
+    ] = None,
+    group: Annotated[str | None, typer.Option(help="consumer group (default: dqmstream-ARCHIVE_ID)")] = None,
+    instance: Annotated[str | None, typer.Option(help="static member id of this worker in the group")] = None,
+    dead_letter_topic: Annotated[str | None, typer.Option(help="for what cannot be stored (default: TOPIC.deadletter)")] = None,
+    dtype: Dtype = None,
+    depths: Depths = None,
+    source: Source = None,
+    name: Name = None,
+    strategy: Strategy = None,
+    seed: Seed = None,
+    memory_bytes: Memory = None,
+    idle_s: Idle = None,
+    evaluation_samples: Samples = None,
+    threads: Threads = None,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """The service: file what comes, once and only once, and learn runs as they become complete. SIGTERM drains and ends."""
+    from dqmstream.commands import consume_topic
+
+    settings = load_settings(
+        bootstrap=bootstrap, topic=topic, archive=archive, state=state, group=group, instance=instance,
+        dead_letter_topic=dead_letter_topic, dtype=dtype, depths=depths, source=source, name=name, strategy=strategy,
+        seed=seed, memory_bytes=memory_bytes, idle_s=idle_s, evaluation_samples=evaluation_samples, threads=threads,
+        device=device,
+    )  # fmt: skip
+    with console.bars() as progress:
+        result = consume_topic(
+            settings,
+            learn=not no_learn,
+            until_idle_s=until_idle,
+            progress=console.consume_bar(progress),
+        )
+    _show(result, as_json, console.describe_consumed(result))
+    if (code := result["learner_exit_code"]) is not None:
+        raise typer.Exit(code if code > 0 else StateError.exit_code)  # a learner that a signal ended has no code of its own
+
+
+@app.command()
+def learn(
+    archive: Archive = None,
+    state: State = None,
+    follow: Annotated[bool, typer.Option("--follow", help="go on as runs become complete, until SIGTERM")] = False,
+    name: Name = None,
+    strategy: Strategy = None,
+    seed: Seed = None,
+    memory_bytes: Memory = None,
+    idle_s: Idle = None,
+    evaluation_samples: Samples = None,
+    threads: Threads = None,
+    device: Device = None,
+    parent: Annotated[int | None, typer.Option("--parent", hidden=True)] = None,
+    as_json: Json = False,
+) -> None:
+    """The learner alone, as `consume` starts it: learn every complete run of the archive that is not learnt yet."""
+    from dqmstream.commands import learn_archive
+
+    settings = load_settings(
+        archive=archive, state=state, name=name, strategy=strategy, seed=seed, memory_bytes=memory_bytes, idle_s=idle_s,
+        evaluation_samples=evaluation_samples, threads=threads, device=device,
+    )  # fmt: skip
+    result = learn_archive(settings, follow=follow, parent=parent)
+    _show(result, as_json, console.describe_results(result))
+
+
+@app.command()
+def replay(
+    archive: Archive = None,
+    state: State = None,
+    ledger: Annotated[Path | None, typer.Option(help="order and snapshots of another learner's ledger.jsonl")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on where the last replay stopped")] = False,
+    strategy: Strategy = None,
+    seed: Seed = None,
+    memory_bytes: Memory = None,
+    evaluation_samples: Samples = None,
+    threads: Threads = None,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """The same learner offline, over archived runs in ascending order or in that of a ledger; no broker."""
+    from dqmstream.commands import replay_archive
+
+    settings = load_settings(
+        archive=archive, state=state, strategy=strategy, seed=seed, memory_bytes=memory_bytes,
+        evaluation_samples=evaluation_samples, threads=threads, device=device,
+    )  # fmt: skip
+    with console.bars() as progress:
+        kept = console.bar_callback(progress, f"replay {settings.strategy}")
+        result = replay_archive(settings, ledger=ledger, resume=resume, progress=kept)
+    _show(result, as_json, console.describe_results(result))
+
+
+@app.command()
+def report(
+    out: Annotated[Path, typer.Option("--out", help="folder for the report, new or an older report's", show_default=False)],
+    archive: Archive = None,
+    state: State = None,
+    as_json: Json = False,
+) -> None:
+    """Draw what was learnt and forgotten, and which channels changed: HTML and PNG."""
+    from dqmstream.experiments.report import write_report
+    from dqmstream.storage.archive import Archive as Reader
+
+    settings = load_settings(archive=archive, state=state)
+    with console.bars() as progress:
+        kept = console.bar_callback(progress, "draw")
+        page = write_report(
+            Reader.open(settings.need("archive")), settings.state_path, out, progress=lambda _, n, total: kept(n, total)
+        )
+    _show({"report": str(page)}, as_json, f"report: {page}")
+
+
+@app.command()
+def status(archive: Archive = None, state: State = None, as_json: Json = False) -> None:
+    """What is in the archive, and what the learners last did."""
+    from dqmstream.commands import archive_status, learner_status
+    from dqmstream.storage.archive import Archive as Reader
+
+    settings = load_settings(archive=archive, state=state)
+    reader = Reader.open(settings.need("archive"))
+    result = {**archive_status(reader), "learners": learner_status(reader, settings.state_path)}
+    _show(result, as_json, *console.describe_status(result))
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="folder for everything, made anew")] = Path("demo-out"),
+    stream: Annotated[str, typer.Option(help="null, moderate, small or structured")] = "moderate",
+    seed: Annotated[int, typer.Option(help="seed of stream and learner")] = 0,
+    runs: Annotated[int, typer.Option(min=2, help="number of runs")] = 6,
+    lumisections: Annotated[int, typer.Option(min=180, help="lumisections in each run")] = 400,
+    kafka: Annotated[bool, typer.Option("--kafka", help="through the broker at --bootstrap")] = False,
+    bootstrap: Bootstrap = None,
+    as_json: Json = False,
+) -> None:
+    """Simulate, import, stream, learn, replay and report, in one go."""
+    from dqmstream.demo import run_demo
+
+    settings: Settings = load_settings(bootstrap=bootstrap)
+    began = time.monotonic()
+    result = run_demo(out, stream, seed, runs, lumisections, settings.need("bootstrap") if kafka else None)
+    result["seconds"] = round(time.monotonic() - began, 1)
+    _show(result, as_json, *console.describe_demo(result))
+
+
+def _show(result: dict[str, Any], as_json: bool, *readable: Any) -> None:
+    """Print a result for a program or for a reader."""
+    if as_json:
+        console.print_json(result)
+        return
+    for part in readable:
+        console.out.print(part, soft_wrap=isinstance(part, str))
+
+
+def main() -> None:
+    """Run the command; an error that the user can mend is one line on stderr and its exit code."""
+    # OpenMP threads that spin at barriers cost 10 to 20 times when another process wants the cores, as beside a DAQ.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        app()
+    except DqmstreamError as error:
+        console.err.print(f"dqmstream: {error}", soft_wrap=True, markup=False, style="red")
+        sys.exit(error.exit_code)

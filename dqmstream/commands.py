@@ -1,0 +1,257 @@
+"""What each command does: settings in, a result that can be printed as JSON out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dqmstream.config import Settings
+from dqmstream.errors import ArchiveError, InputError
+from dqmstream.learners.history import newest_average, read_history, results
+from dqmstream.learners.ledger import read_ledger
+from dqmstream.learners.registry import resolve
+from dqmstream.learners.state import check_identity, is_running, read_json, read_status
+from dqmstream.lumisection import LUMISECTION_S, Geometry
+from dqmstream.service import Consumed, consume, die_with_parent, stop_on_signals
+from dqmstream.storage.archive import Archive
+from dqmstream.storage.importer import import_files
+from dqmstream.storage.layout import Kind
+from dqmstream.streaming.ingest import IngestCounts
+
+if TYPE_CHECKING:
+    from dqmstream.learners.learner import LearnerSettings
+
+
+def open_or_create(settings: Settings) -> Archive:
+    """The archive that the settings name, made from them where it is missing."""
+    return Archive.open_or_create(
+        settings.need("archive"),
+        geometry=Geometry(settings.depths) if settings.depths else None,
+        dtype=settings.dtype,
+        source=settings.source,
+    )
+
+
+def import_runs(
+    settings: Settings,
+    files: list[Path],
+    run: int | None,
+    interpolated: bool,
+    progress: Callable[[str, int, int], None],
+) -> list[dict[str, Any]]:
+    """Import files; one object a file."""
+    path: Path = settings.need("archive")
+    standing = Archive.open(path) if Archive.exists(path) else None
+    done = import_files(
+        files,
+        lambda: open_or_create(settings),
+        dtype=standing.dtype if standing else np.dtype(settings.dtype or "float32"),
+        depths=standing.geometry.depths if standing else settings.depths or 1,
+        run=run,
+        interpolated=interpolated,
+        progress=progress,
+    )
+    return [asdict(file) for file in done]
+
+
+def publish_runs(
+    settings: Settings,
+    runs: list[int] | None,
+    rate: float | None,
+    realtime: bool,
+    partitions: int | None,
+    progress: Callable[[int, int], None],
+) -> dict[str, Any]:
+    """Publish archived runs in the order of arrival; partitions: make the topic with so many, None: it stands already."""
+    from dqmstream.streaming import kafka
+    from dqmstream.streaming.publisher import publish
+
+    archive = Archive.open(settings.need("archive"))
+    bootstrap, topic = settings.need("bootstrap"), settings.need("topic")
+    known = {summary.run: summary.lumisections for summary in archive.runs()}
+    chosen = runs or list(known)
+    if unknown := [run for run in chosen if run not in known]:
+        raise ArchiveError(f"{archive.path} holds no run {unknown[0]}; it holds {_listed(list(known))}")
+    if partitions is not None:
+        kafka.create_topic(bootstrap, topic, partitions)
+    else:
+        kafka.check_topic(bootstrap, topic)
+    total = sum(known[run] for run in chosen)
+    sender = kafka.KafkaSender(bootstrap, topic)
+    try:
+        interval = LUMISECTION_S if realtime else 1 / rate if rate else 0.0
+        sent = publish(archive, sender, chosen, interval_s=interval, progress=lambda done: progress(done, total))
+    finally:
+        sender.close()
+    return {"topic": topic, "runs": chosen, "lumisections": sent}
+
+
+def consume_topic(
+    settings: Settings,
+    *,
+    learn: bool,
+    until_idle_s: float | None,
+    progress: Callable[[IngestCounts, dict[str, Any]], None],
+) -> dict[str, Any]:
+    """The service on a Kafka topic, until SIGTERM or SIGINT. What can be refused is refused before the archive is made."""
+    from dqmstream.streaming import kafka
+
+    bootstrap, topic = settings.need("bootstrap"), settings.need("topic")
+    kafka.check_topic(bootstrap, topic)
+    dead_letters = kafka.KafkaDeadLetters(bootstrap, settings.dead_letter_topic or f"{topic}.deadletter")
+    archive = open_or_create(settings)
+    if learn:
+        _check_learner(archive, settings)
+    feed = kafka.KafkaFeed(
+        bootstrap,
+        topic,
+        settings.group or f"dqmstream-{archive.archive_id}",
+        instance=settings.instance,
+        session_timeout_ms=settings.session_timeout_ms,
+    )
+    with stop_on_signals() as stop:
+        done = consume(
+            archive, feed, dead_letters, settings,
+            topic=topic, learn=learn, until_idle_s=until_idle_s, stop=stop, progress=progress,
+        )  # fmt: skip
+    return consumed_result(archive.refresh(), settings, done, learn)
+
+
+def consumed_result(archive: Archive, settings: Settings, done: Consumed, learn: bool) -> dict[str, Any]:
+    """What `consume --json` prints."""
+    history = settings.state_path / settings.name / "history.jsonl"
+    lines = read_history(history) if learn and history.exists() else []
+    return {
+        "archive": str(archive.path),
+        "archive_id": archive.archive_id,
+        "snapshot": archive.snapshot,
+        "next_offsets": {
+            feed: {str(partition): following for partition, (_, following) in sorted(partitions.items())}
+            for feed, partitions in archive.offsets().items()
+        },
+        **done.as_json(),
+        "learner": {"name": settings.name, "strategy": resolve(settings.strategy), **results(lines)} if lines else None,
+    }
+
+
+def learn_archive(settings: Settings, *, follow: bool, parent: int | None) -> dict[str, Any]:
+    """The learner alone. parent: process id of the service; when that process is gone the learner ends."""
+    archive = Archive.open(settings.need("archive"))
+    resolve(settings.strategy)
+    from dqmstream.learners.learner import Learner
+
+    if parent is not None:
+        die_with_parent(parent)
+
+    learner = Learner(archive, settings.state_path / settings.name, learner_settings(settings))
+    try:
+        with stop_on_signals() as stop:
+            learner.follow(stop.is_set, wait=stop.wait, once=not follow)
+        return learner.results()
+    finally:
+        learner.close()
+
+
+def replay_archive(
+    settings: Settings, *, ledger: Path | None, resume: bool, progress: Callable[[int, int], None]
+) -> dict[str, Any]:
+    """The learner over archived runs."""
+    archive = Archive.open(settings.need("archive"))
+    resolve(settings.strategy)
+    from dqmstream.experiments.replay import replay
+
+    return replay(archive, settings.state_path, learner_settings(settings), ledger=ledger, resume=resume, progress=progress)
+
+
+def learner_settings(settings: Settings) -> LearnerSettings:
+    """The settings that concern the learner."""
+    from dqmstream.learners.learner import LearnerSettings
+
+    names = ("strategy", "seed", "memory_bytes", "idle_s", "evaluation_samples", "threads", "device")
+    return LearnerSettings(**{name: getattr(settings, name) for name in names})
+
+
+def _check_learner(archive: Archive, settings: Settings) -> None:
+    """Refuse a state of another learner before anything is filed."""
+    from dqmstream.learners.learner import identity
+
+    check_identity(settings.state_path / settings.name, identity(archive, learner_settings(settings)))
+
+
+def _listed(runs: list[int]) -> str:
+    if not runs:
+        raise InputError("the archive holds no run: import or consume some first")
+    return ", ".join(map(str, runs[:5])) + (f" and {len(runs) - 5} more" if len(runs) > 5 else "")
+
+
+def archive_status(archive: Archive) -> dict[str, Any]:
+    """What is in the archive: runs, lumisections, gaps, offsets."""
+    offsets = archive.offsets()
+    feeds = []
+    for feed, partitions in offsets.items():
+        for partition, (first, following) in sorted(partitions.items()):
+            control = archive.control(feed, partition)
+            kinds = control["kind"].values
+            spans = control["until"].values - control["offset"].values
+            feeds.append(
+                {
+                    "feed": feed,
+                    "partition": partition,
+                    "first_offset": first,
+                    "next_offset": following,
+                    "rows": following - first - int(spans.sum()),
+                    **{kind.name.lower(): int(spans[kinds == kind].sum()) for kind in Kind},
+                }
+            )
+    runs = [
+        {
+            "run": s.run,
+            "lumisections": s.lumisections,
+            "first": s.first_lumisection,
+            "last": s.last_lumisection,
+            "missing": s.missing,
+            "revisions": s.revisions,
+            "duplicates": s.duplicates,
+            "complete": s.complete,
+        }
+        for s in archive.runs()
+    ]
+    return {
+        "archive": str(archive.path),
+        "archive_id": archive.archive_id,
+        "snapshot": archive.snapshot,
+        "dtype": archive.dtype.name,
+        "depths": archive.geometry.depths,
+        "source": archive.source,
+        "lumisections": sum(run["lumisections"] for run in runs),
+        "runs": runs,
+        "feeds": feeds,
+    }
+
+
+def learner_status(archive: Archive, state: Path) -> dict[str, Any]:
+    """What each learner in the state folder last did, by name.
+
+    How many complete runs it is behind is counted here, from archive and ledger, so that it is true of a dead learner too.
+    """
+    complete = {summary.run for summary in archive.runs() if summary.complete}
+    found = {}
+    for folder in sorted(path for path in state.glob("*") if (path / "state.json").exists()):
+        ledger, history = folder / "ledger.jsonl", folder / "history.jsonl"
+        frozen = read_ledger(ledger) if ledger.exists() else []
+        lines = read_history(history) if history.exists() else []
+        found[folder.name] = {
+            **(read_status(folder) or {"strategy": read_json(folder / "state.json").get("strategy")}),
+            "running": is_running(folder),
+            "experiences_learnt": len(lines),
+            "experiences_behind": len(complete - {line.run for line in frozen})
+            + sum(line.id is not None for line in frozen)
+            - len(lines),
+            "last_run": lines[-1]["run"] if lines else None,
+            "average_accuracy": newest_average(lines),
+        }
+    return found

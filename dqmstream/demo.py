@@ -1,0 +1,104 @@
+"""The demonstration: simulated runs through everything that a real one would go through, and a report at the end."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+from pathlib import Path
+from typing import Any
+
+from dqmstream import console
+from dqmstream.commands import consume_topic, consumed_result, import_runs, learner_settings, publish_runs
+from dqmstream.config import Settings, load_settings
+from dqmstream.errors import InputError
+from dqmstream.experiments.simulator import write
+from dqmstream.service import consume, stop_on_signals
+from dqmstream.storage.archive import Archive
+from dqmstream.streaming.deadletters import FolderDeadLetters
+from dqmstream.streaming.feed import InProcessFeed
+from dqmstream.streaming.publisher import messages
+
+MARKER = ".dqmstream-demo"
+COMPARED = ("naive", "ewc", "joint")
+"""Strategies that are replayed beside the live learner."""
+
+IDLE_S = 2.0
+
+
+def run_demo(out: Path, stream: str, seed: int, runs: int, lumisections: int, bootstrap: str | None) -> dict[str, Any]:
+    """Simulate, import, stream, learn, replay, report. Everything lies under out, which is made anew.
+
+    bootstrap: a Kafka broker to stream through; None: an in-process feed takes its place, all else is the same.
+    """
+    if bootstrap is not None:
+        from dqmstream.streaming.kafka import check_broker
+
+        check_broker(bootstrap)
+    _make_anew(out)
+    with console.bars() as progress:
+        write(out / "simulated", stream, seed, runs, lumisections, progress=console.bar_callback(progress, "simulate"))
+        imported = console.bar_callback(progress, "import")
+        published = load_settings(archive=out / "published", bootstrap=bootstrap, topic=_topic(out), seed=seed)
+        import_runs(published, [out / "simulated"], None, False, lambda stage, n, total: imported(n, total))
+        settings = load_settings(
+            archive=out / "archive", state=out / "state", bootstrap=bootstrap, topic=_topic(out), seed=seed
+        )
+        show = console.consume_bar(progress, runs * lumisections)
+        if bootstrap is None:
+            live = _consume_in_process(published, settings, show)
+        else:
+            sent = console.bar_callback(progress, "publish")
+            publish_runs(published, None, None, False, 1, sent)
+            live = consume_topic(settings, learn=True, until_idle_s=IDLE_S, progress=show)
+        if live["learner"] is None:
+            raise InputError("the learner learnt nothing; `dqmstream learn --verbose` on the archive says why")
+        learners = {f"live ({live['learner']['strategy']})": live["learner"]}
+        learners |= _replays(settings, progress)
+        from dqmstream.experiments.report import write_report
+
+        drawn = console.bar_callback(progress, "draw the report")
+        page = write_report(
+            Archive.open(out / "archive"), out / "state", out / "report", progress=lambda _, n, total: drawn(n, total)
+        )
+    return {"stream": stream, "seed": seed, "consumed": live, "learners": learners, "report": str(page)}
+
+
+def _make_anew(out: Path) -> None:
+    if out.exists() and any(out.iterdir()):
+        if not (out / MARKER).exists():
+            raise InputError(f"{out} is not empty and no demo wrote it: give another --out")
+        shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / MARKER).write_text("made by `dqmstream demo`, which may delete this folder\n")
+
+
+def _topic(out: Path) -> str:
+    return "demo-" + "".join(c if c.isalnum() else "-" for c in out.name)
+
+
+def _consume_in_process(published: Settings, settings: Settings, show: Any) -> dict[str, Any]:
+    source = Archive.open(published.need("archive"))
+    order = [summary.run for summary in source.runs()]
+    feed = InProcessFeed(f"{settings.topic}@in-process", functools.partial(messages, source, order))
+    archive = Archive.open_or_create(settings.need("archive"))
+    dead_letters = FolderDeadLetters(Path(f"{settings.archive}.deadletters"))
+    with stop_on_signals() as stop:
+        done = consume(
+            archive, feed, dead_letters, settings,
+            topic=settings.need("topic"), until_idle_s=IDLE_S, stop=stop, progress=show,
+        )  # fmt: skip
+    return consumed_result(archive.refresh(), settings, done, learn=True)
+
+
+def _replays(settings: Settings, progress: Any) -> dict[str, Any]:
+    """The same runs, in the order and at the snapshots of the live ledger, by the strategies to compare with."""
+    from dqmstream.experiments.replay import replay
+
+    archive = Archive.open(settings.need("archive"))
+    ledger = settings.state_path / settings.name / "ledger.jsonl"
+    found = {}
+    for name in COMPARED:
+        kept = console.bar_callback(progress, f"replay {name}")
+        chosen = load_settings(**{**settings.model_dump(), "strategy": name})
+        found[name] = replay(archive, settings.state_path, learner_settings(chosen), ledger=ledger, progress=kept)
+    return found

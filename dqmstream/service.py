@@ -1,0 +1,231 @@
+"""What `consume` is: ingest in this process, the learner in a child.
+
+The archive is all that they share. A learner that is slow, dead or killed never slows ingest: it is started again within
+a bound, and what it has not learnt yet waits in the archive.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from dqmstream.config import Settings
+from dqmstream.errors import InputError, StateError, StateInUseError
+from dqmstream.learners.state import read_status
+from dqmstream.storage.archive import Archive
+from dqmstream.storage.log import ArchiveWriter
+from dqmstream.streaming.feed import DeadLetters, Feed
+from dqmstream.streaming.ingest import Ingest, IngestCounts
+
+PR_SET_PDEATHSIG = 1
+"""From linux/prctl.h."""
+
+log = structlog.get_logger("dqmstream.service")
+
+POLL_S = 0.2
+STOP_S = 30.0
+IN_USE_RETRY_S = 3.0
+EXPIRE_EVERY_S = 3600.0
+
+
+class LearnerProcess:
+    """The learner as a child process, started again when it ends before its time.
+
+    Where another process holds the state, that one learns, and the place is asked for again every few seconds. It is given
+    up after `learner_restarts` starts in a row that brought no experience, or at once where it says that its state cannot
+    be used: starting it again would change nothing.
+    """
+
+    def __init__(self, archive: Archive, state: Path, settings: Settings, idle_s: float) -> None:
+        self._command = _learn_command(archive, state, settings, idle_s)
+        self._folder = state / settings.name
+        self._restarts = settings.learner_restarts
+        self._process: subprocess.Popen[bytes] | None = None
+        self._failures = 0
+        self._learnt = -1
+        self._start_at = 0.0
+        self.gave_up: int | None = None
+
+    def watch(self) -> None:
+        """Start the child if it does not run and may; called from the ingest loop, never waits."""
+        if self._process is not None:
+            code = self._process.poll()
+            if code is None:
+                return
+            self._process = None
+            self._note_end(code)
+        if self.gave_up is None and time.monotonic() >= self._start_at:
+            self._process = subprocess.Popen(
+                self._command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
+            )
+            log.info("learner started", pid=self._process.pid)
+
+    def _note_end(self, code: int) -> None:
+        """Decide when it is started again, if ever."""
+        if code == StateInUseError.exit_code:  # an orphan of a service that was killed, or another worker's: it learns for us
+            self._start_at = time.monotonic() + IN_USE_RETRY_S
+            return
+        learnt = (read_status(self._folder) or {}).get("experiences_learnt", 0)
+        self._failures = 1 if learnt > self._learnt else self._failures + 1
+        self._learnt = learnt
+        log.error("learner ended", exit_code=code, failures=self._failures, learnt=learnt)
+        if code in (StateError.exit_code, InputError.exit_code, 2) or self._failures > self._restarts:
+            self.gave_up = code
+            log.error("learner given up: the archive goes on being filed, learn later with `dqmstream learn`", exit_code=code)
+        else:
+            self._start_at = time.monotonic() + min(30.0, 2.0 ** (self._failures - 1))
+
+    def caught_up(self, snapshot: str) -> bool:
+        """Whether everything in the archive at that snapshot is learnt, or the learner was given up."""
+        if self.gave_up is not None:
+            return True
+        status = read_status(self._folder)
+        return (
+            status is not None
+            and status["snapshot"] == snapshot
+            and status["experiences_behind"] == 0
+            and status["open_runs"] == 0
+        )
+
+    def stop(self) -> None:
+        """Ask the child to end, and end it when it does not within 30 s; the next start goes on from its checkpoint."""
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process = None
+
+
+def _learn_command(archive: Archive, state: Path, settings: Settings, idle_s: float) -> list[str]:
+    flags = {
+        "archive": archive.path,
+        "state": state,
+        "name": settings.name,
+        "strategy": settings.strategy,
+        "seed": settings.seed,
+        "memory-bytes": settings.memory_bytes,
+        "idle-s": idle_s,
+        "evaluation-samples": settings.evaluation_samples,
+        "threads": settings.threads,
+        "device": settings.device,
+        "parent": os.getpid(),
+    }
+    return [
+        sys.executable, "-m", "dqmstream", "learn", "--follow",
+        *(word for name, value in flags.items() for word in (f"--{name}", str(value))),
+    ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Consumed:
+    """What one call of `consume` did."""
+
+    counts: IngestCounts
+    seconds: float
+    learner_exit_code: int | None
+    """Exit code of a learner that was given up; None where all went well."""
+
+    def as_json(self) -> dict[str, Any]:
+        return {**asdict(self.counts), "seconds": round(self.seconds, 3), "learner_exit_code": self.learner_exit_code}
+
+
+def consume(
+    archive: Archive,
+    feed: Feed,
+    dead_letters: DeadLetters,
+    settings: Settings,
+    *,
+    topic: str,
+    learn: bool = True,
+    until_idle_s: float | None = None,
+    stop: threading.Event | None = None,
+    progress: Callable[[IngestCounts, dict[str, Any]], None] = lambda counts, learner: None,
+) -> Consumed:
+    """File what the feed gives and let a child learn from it, until stop is set, or until nothing is left to do.
+
+    until_idle_s: end when nothing came for so long and no experience is behind; runs that were never stopped then count as
+    complete. Snapshots that nothing needs any more are dropped at run stops, at most once an hour. progress: called about
+    five times a second with the counts and the learner's status. On the way out all that was read is filed and the child is
+    ended. Raises DataLostError and BrokerError as the feed does.
+    """
+    stop = stop or threading.Event()
+    began = time.monotonic()
+    idle_s = settings.idle_s if until_idle_s is None else min(settings.idle_s, until_idle_s)
+    learner = LearnerProcess(archive, settings.state_path, settings, idle_s) if learn else None
+    ingest = Ingest(
+        feed,
+        ArchiveWriter(archive),
+        dead_letters,
+        topic=topic,
+        max_rows=settings.max_rows,
+        flush_s=settings.flush_s,
+        crc_required=settings.crc_required,
+    )
+    told, stops, expire_at = 0.0, 0, began + EXPIRE_EVERY_S
+
+    def learner_status() -> dict[str, Any]:
+        return (read_status(settings.state_path / settings.name) or {}) if learn else {}
+
+    try:
+        while not stop.is_set():
+            if ingest.step(POLL_S) == 0 and until_idle_s is not None and ingest.idle_s >= until_idle_s:
+                ingest.drain()
+                archive = archive.refresh()
+                if learner is None or learner.caught_up(archive.snapshot):
+                    break
+                stop.wait(POLL_S)  # an in-process feed that has ended does not wait by itself
+            if learner is not None:
+                learner.watch()
+            if ingest.counts.stops > stops and time.monotonic() >= expire_at:
+                stops, expire_at = ingest.counts.stops, time.monotonic() + EXPIRE_EVERY_S
+                log.info("expired", snapshots=archive.expire(settings.keep_snapshots_s))
+            if time.monotonic() - told >= POLL_S:
+                told = time.monotonic()
+                progress(ingest.counts, learner_status())
+        ingest.drain()
+        progress(ingest.counts, learner_status())
+    finally:
+        if learner is not None:
+            learner.stop()
+        feed.close()
+        dead_letters.close()
+    return Consumed(ingest.counts, time.monotonic() - began, learner.gave_up if learner else None)
+
+
+def die_with_parent(parent: int) -> None:
+    """Have the kernel end this process when its parent is gone (Linux): an orphan would hold the state for ever.
+
+    SIGKILL at any moment costs no more than the experience under way. parent: process id, to see whether it is gone already.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        raise StateError(f"the service {parent} that started this learner is gone")
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[threading.Event]:
+    """An event that SIGTERM and SIGINT set, so that what was read is filed before the process ends."""
+    stop = threading.Event()
+    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,311 @@
+"""README: every lumisection that the broker acknowledged is in the archive once; a kill changes that in no way."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
+
+from dqmstream.errors import BrokerError, DataLostError
+from dqmstream.storage.archive import Archive
+from dqmstream.storage.log import ArchiveWriter, Control, Kind
+from dqmstream.streaming.deadletters import FolderDeadLetters
+from dqmstream.streaming.ingest import Ingest
+from dqmstream.streaming.kafka import MAX_LETTER_BYTES, KafkaFeed, KafkaSender, create_topic
+from dqmstream.streaming.publisher import publish
+from dqmstream.streaming.wire import encode
+from tests.maps import SOURCE, check_tiling, lumisection
+from tests.runs import simulated_archive
+from tests.test_cli import dqmstream, result, told
+from tools.broker import Broker
+
+pytestmark = pytest.mark.kafka
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Archive:
+    return simulated_archive(tmp_path_factory.mktemp("source"), runs=3)
+
+
+@pytest.fixture
+def published(source: Archive, bootstrap: str, topic: str) -> str:
+    """A topic of two partitions with three runs on it."""
+    create_topic(bootstrap, topic, 2)
+    sender = KafkaSender(bootstrap, topic)
+    publish(source, sender, [summary.run for summary in source.runs()])
+    sender.close()
+    return topic
+
+
+def start_consume(bootstrap: str, topic: str, archive: Path, *flags: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "dqmstream", "consume", "--bootstrap", bootstrap, "--topic", topic]
+    return subprocess.Popen(
+        [*command, "--archive", str(archive), *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_until(condition: Callable[[], Any], process: subprocess.Popen[str]) -> None:
+    """Look until the condition holds; the process must live that long (the test's own timeout bounds the wait)."""
+    while not condition():
+        assert process.poll() is None, process.communicate()
+
+
+def filed(archive: Path) -> int:
+    return sum(run.rows for run in Archive.open(archive).runs()) if Archive.exists(archive) else 0
+
+
+def assert_equals(archive: Archive, source: Archive) -> None:
+    """Lost 0, repeated 0, and every value as it was sent."""
+    runs = source.runs()
+    assert {s.run: (s.lumisections, s.rows, s.duplicates) for s in archive.runs()} == {
+        s.run: (s.lumisections, s.lumisections, 0) for s in runs
+    }
+    for summary in runs:
+        assert archive.run(summary.run).drop_attrs().equals(source.run(summary.run).drop_attrs())
+    check_tiling(archive)
+
+
+def read_letters(bootstrap: str, topic: str, count: int) -> list[Any]:
+    """The first `count` dead letters of a topic."""
+    consumer = KafkaConsumer(
+        f"{topic}.deadletter", bootstrap_servers=bootstrap, auto_offset_reset="earliest", consumer_timeout_ms=5000
+    )
+    letters = list(islice(consumer, count))
+    consumer.close()
+    return letters
+
+
+def test_what_was_acknowledged_is_in_the_archive_once(source: Archive, bootstrap: str, published: str, tmp_path: Path) -> None:
+    flags = ("--bootstrap", bootstrap, "--topic", published, "--archive", tmp_path / "A", "--no-learn", "--until-idle", 1)
+    assert result("consume", *flags)["rows"] == 600
+    assert_equals(Archive.open(tmp_path / "A"), source)
+    again = result("consume", *flags)
+    assert (again["messages"], again["commits"]) == (0, 0)
+    assert_equals(Archive.open(tmp_path / "A"), source)
+
+
+def test_a_kill_loses_nothing_and_repeats_nothing(
+    source: Archive, bootstrap: str, published: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = tmp_path / "A"
+    (tmp_path / "dqm.toml").write_text("max_rows = 20\nflush_s = 0.01\n")
+    monkeypatch.setenv("DQMSTREAM_CONFIG", str(tmp_path / "dqm.toml"))
+    for floor in (0, 150, 300):
+        process = start_consume(bootstrap, published, archive, "--no-learn", "--instance", "worker-1")
+        wait_until(lambda floor=floor: filed(archive) > floor, process)
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    result(
+        "consume", "--bootstrap", bootstrap, "--topic", published, "--archive", archive, "--no-learn",
+        "--instance", "worker-1", "--until-idle", 1,
+    )  # fmt: skip
+    assert_equals(Archive.open(archive), source)
+
+
+def test_until_idle_does_not_take_the_wait_for_a_dead_worker_for_silence(
+    source: Archive, bootstrap: str, published: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The group gives a killed worker's partitions away only when its session has timed out, long after --until-idle."""
+    monkeypatch.setenv("DQMSTREAM_SESSION_TIMEOUT_MS", "6000")
+    monkeypatch.setenv("DQMSTREAM_MAX_ROWS", "20")
+    archive = tmp_path / "A"
+    process = start_consume(bootstrap, published, archive, "--no-learn")
+    wait_until(lambda: filed(archive) > 0, process)
+    process.kill()
+    process.communicate()
+    result("consume", "--bootstrap", bootstrap, "--topic", published, "--archive", archive, "--no-learn", "--until-idle", 0.5)
+    assert_equals(Archive.open(archive), source)
+
+
+def test_sigterm_drains_and_ends(source: Archive, bootstrap: str, published: str, tmp_path: Path) -> None:
+    archive = tmp_path / "A"
+    process = start_consume(bootstrap, published, archive, "--strategy", "gain_map", "--json")
+    wait_until(lambda: filed(archive) == 600, process)
+    process.terminate()
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
+    assert json.loads(stdout.splitlines()[-1])["rows"] == 600
+    assert_equals(Archive.open(archive), source)
+
+
+def test_what_was_filed_is_also_told_to_kafka(bootstrap: str, published: str, tmp_path: Path) -> None:
+    """Advice for monitors of lag; the archive's own offsets rule."""
+    done = result(
+        "consume", "--bootstrap", bootstrap, "--topic", published, "--archive", tmp_path / "A", "--no-learn", "--until-idle", 1
+    )
+    consumer = KafkaConsumer(bootstrap_servers=bootstrap, group_id=f"dqmstream-{done['archive_id']}", enable_auto_commit=False)
+    (offsets,) = done["next_offsets"].values()  # type: ignore[attr-defined]
+    assert {str(p): consumer.committed(TopicPartition(published, p)) for p in (0, 1)} == offsets
+    consumer.close()
+
+
+def test_a_hostile_message_is_kept_with_its_reason_and_the_next_good_one_is_stored(
+    bootstrap: str, topic: str, tmp_path: Path
+) -> None:
+    create_topic(bootstrap, topic, 1)
+    sender = KafkaSender(bootstrap, topic)
+    key, value, headers = encode(lumisection(7, 1))
+    sender.send(key, value, headers)
+    sender.send(b"7", b"\x00garbage", [("crc32c", b"00000000")])
+    sender.send(b"7", None, [])
+    sender.send(*encode(lumisection(7, 2)))
+    sender.close()
+    flags = ("--bootstrap", bootstrap, "--topic", topic, "--archive", tmp_path / "A", "--no-learn", "--until-idle", 1)
+    done = result("consume", *flags)
+    assert (done["rows"], done["dead"]) == (2, 2)
+    head = Archive.open(tmp_path / "A")
+    assert head.run(7)["lumisection"].values.tolist() == [1, 2]
+    check_tiling(head)
+    letters = read_letters(bootstrap, topic, 2)
+    feed = next(iter(head.offsets()))
+    assert [letter.key.decode() for letter in letters] == [f"{feed}/0/1", f"{feed}/0/2"]
+    assert letters[0].value == b"\x00garbage"
+    told_by = dict(letters[0].headers)
+    assert (told_by["topic"], told_by["offset"]) == (topic.encode(), b"1")
+    assert told_by["reason"].startswith(b"header crc32c is")
+    assert int(told_by["timestamp_ms"]) > 0
+
+
+def test_a_broker_that_is_killed_and_restarted_loses_nothing(
+    source: Archive, broker: Broker, topic: str, tmp_path: Path
+) -> None:
+    archive = tmp_path / "A"
+    create_topic(broker.bootstrap, topic, 1)
+    runs = [summary.run for summary in source.runs()]
+    sender = KafkaSender(broker.bootstrap, topic)
+    publish(source, sender, runs[:1])
+    process = start_consume(broker.bootstrap, topic, archive, "--no-learn", "--json")
+    wait_until(lambda: filed(archive) == 200, process)
+    broker.kill()
+    broker.start()
+    publish(source, sender, runs[1:])
+    sender.close()
+    wait_until(lambda: filed(archive) == 600, process)
+    process.terminate()
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
+    assert_equals(Archive.open(archive), source)
+
+
+def test_an_offset_that_the_broker_does_not_have_is_told_loudly(bootstrap: str, topic: str, tmp_path: Path) -> None:
+    create_topic(bootstrap, topic, 1)
+    feed = KafkaFeed(bootstrap, topic, "group")
+    name = feed.name
+    archive = Archive.create(tmp_path / "A")
+    ArchiveWriter(archive).append(name, 0, [Control(0, 9, Kind.HOLE)], 0, 9)
+    while not (assigned := feed.poll(0.2).assigned):
+        pass
+    with pytest.raises(DataLostError, match="continues at offset 9, the broker ends at 0"):
+        feed.start(assigned[0], archive.refresh().next_offset(name, 0))
+    feed.close()
+    done = dqmstream("consume", "--bootstrap", bootstrap, "--topic", topic, "--archive", archive.path, "--no-learn")
+    assert "the broker lost what it had acknowledged" in told(done, 6)
+
+
+def test_messages_deleted_before_they_were_read_are_told_with_their_number(bootstrap: str, topic: str) -> None:
+    """Retention passes the reader after it has started."""
+    create_topic(bootstrap, topic, 1)
+    sender = KafkaSender(bootstrap, topic)
+    for number in range(1, 11):
+        sender.send(*encode(lumisection(7, number)))
+    sender.close()
+    feed = KafkaFeed(bootstrap, topic, "group")
+    while not (assigned := feed.poll(0.2).assigned):
+        pass
+    feed.start(assigned[0], 2)
+    feed._consumer.pause(TopicPartition(topic, 0))
+    feed._consumer.seek(TopicPartition(topic, 0), 2)  # what was fetched ahead is dropped
+    admin = KafkaAdminClient(bootstrap_servers=bootstrap)
+    admin.delete_records({TopicPartition(topic, 0): 6})
+    admin.close()
+    feed._consumer.resume(TopicPartition(topic, 0))
+    with pytest.raises(DataLostError, match="continues at offset 2, the broker begins at 6: 4 messages were deleted"):
+        for _ in range(50):
+            feed.poll(0.2)
+    feed.close()
+
+
+def test_a_broker_that_is_away_at_the_advisory_commit_stops_nothing(broker: Broker, topic: str, tmp_path: Path) -> None:
+    create_topic(broker.bootstrap, topic, 1)
+    sender = KafkaSender(broker.bootstrap, topic)
+    sender.send(*encode(lumisection(7, 1)))
+    sender.close()
+    feed = KafkaFeed(broker.bootstrap, topic, "group")
+    loop = Ingest(
+        feed, ArchiveWriter(Archive.create(tmp_path / "A")), FolderDeadLetters(tmp_path / "L"), topic=topic, flush_s=3600
+    )
+    while loop.counts.messages == 0:
+        loop.step(0.2)
+    broker.kill()
+    loop.drain()
+    assert loop.counts.rows == 1
+    broker.start()
+    sender = KafkaSender(broker.bootstrap, topic)
+    sender.send(*encode(lumisection(7, 2)))
+    sender.close()
+    while loop.counts.messages == 1:
+        loop.step(0.2)
+    loop.drain()
+    feed.close()
+    assert Archive.open(tmp_path / "A").run(7)["lumisection"].values.tolist() == [1, 2]
+
+
+def test_what_is_too_large_for_the_dead_letter_topic_is_cut_and_says_so(bootstrap: str, topic: str, tmp_path: Path) -> None:
+    """Letters carry headers on top of the message: one of the greatest size has no room for them."""
+    create_topic(bootstrap, topic, 1, {"max.message.bytes": str(MAX_LETTER_BYTES)})
+    create_topic(bootstrap, f"{topic}.deadletter", 1)  # with the broker's own limit of about a megabyte
+    sender = KafkaSender(bootstrap, topic)
+    noise = np.random.default_rng(0).bytes(3_000_000)
+    sender.send(b"7", noise, [("crc32c", b"x" * 50_000)])
+    sender.send(*encode(lumisection(7, 1)))
+    sender.close()
+    done = result(
+        "consume", "--bootstrap", bootstrap, "--topic", topic, "--archive", tmp_path / "A", "--no-learn", "--until-idle", 1
+    )
+    assert (done["rows"], done["dead"]) == (1, 1)
+    (letter,) = read_letters(bootstrap, topic, 1)
+    headers = dict(letter.headers)
+    assert letter.value == noise[: len(letter.value)] and 0 < len(letter.value) < 100_000
+    assert (headers["truncated"], headers["size"]) == (b"true", b"3000000")
+    assert headers["sha256"].decode() == hashlib.sha256(noise).hexdigest()
+    assert len(headers["original.crc32c"]) == 256
+    check_tiling(Archive.open(tmp_path / "A"))
+
+
+def test_a_missing_topic_and_an_unreachable_broker_write_nothing(bootstrap: str, topic: str, tmp_path: Path) -> None:
+    done = dqmstream("consume", "--bootstrap", bootstrap, "--topic", topic, "--archive", tmp_path / "A")
+    assert f"has no topic {topic}" in told(done, 4)
+    with pytest.raises(BrokerError, match=f"has no topic {topic}"):
+        KafkaFeed(bootstrap, topic, "group")
+    done = dqmstream("consume", "--bootstrap", "127.0.0.1:1", "--topic", topic, "--archive", tmp_path / "A")
+    assert "no Kafka broker answers at 127.0.0.1:1" in told(done, 4)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_topic_made_again_is_another_feed(bootstrap: str, topic: str, tmp_path: Path) -> None:
+    flags = ("--bootstrap", bootstrap, "--topic", topic, "--archive", tmp_path / "A", "--no-learn", "--until-idle", 1)
+    for numbers in (range(1, 4), range(4, 6)):
+        create_topic(bootstrap, topic, 1)
+        sender = KafkaSender(bootstrap, topic)
+        for number in numbers:
+            sender.send(*encode(lumisection(7, number, source=SOURCE)))
+        sender.close()
+        assert result("consume", *flags)["rows"] == len(numbers)
+        admin = KafkaAdminClient(bootstrap_servers=bootstrap)
+        admin.delete_topics([topic])
+        admin.close()
+    head = Archive.open(tmp_path / "A")
+    assert len(head.offsets()) == 2
+    np.testing.assert_array_equal(head.run(7)["lumisection"], [1, 2, 3, 4, 5])
+    check_tiling(head)

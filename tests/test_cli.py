@@ -1,0 +1,121 @@
+"""The command line: help that costs nothing, errors in one line, exit codes, JSON last."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dqmstream import __version__
+from dqmstream.errors import EXIT_CODES
+from tests.maps import counts, write_run
+
+
+def dqmstream(*arguments: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the command as a user does."""
+    command = [sys.executable, "-m", "dqmstream", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=env, timeout=120)
+
+
+def result(*arguments: object) -> dict[str, object]:
+    """The JSON object that is the last line of stdout."""
+    done = dqmstream(*arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def told(done: subprocess.CompletedProcess[str], code: int) -> str:
+    """The error of a command that failed: one line, no traceback, the documented code."""
+    assert done.returncode == code, done.stderr
+    assert code in EXIT_CODES
+    assert "Traceback" not in done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("dqmstream: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_help_and_version_import_neither_torch_nor_avalanche() -> None:
+    code = (
+        "import sys\nfrom dqmstream.cli import app\n"
+        "for arguments in (['--help'], ['--version'], ['consume', '--help'], ['replay', '--help'], ['demo', '--help']):\n"
+        "    try: app(arguments)\n    except SystemExit as end: assert not end.code, end.code\n"
+        "heavy = {'torch', 'avalanche', 'timm', 'kafka', 'zarr', 'matplotlib', 'sklearn'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"dqmstream {__version__}" in done.stdout
+    assert "Exit codes" in done.stdout
+
+
+def test_help_tells_the_defaults() -> None:
+    """Brackets would be taken for markup and vanish."""
+    for command, default in (("learn", "1000000"), ("consume", "TOPIC.deadletter"), ("replay", "ARCHIVE.state")):
+        done = dqmstream(command, "--help", env={"COLUMNS": "200", "PATH": "/usr/bin:/bin"})
+        assert f"default: {default}" in done.stdout
+
+
+def test_simulate_import_and_status(tmp_path: Path) -> None:
+    out, archive = tmp_path / "sim", tmp_path / "A"
+    made = result("simulate", out, "--stream", "null", "--seed", 5, "--runs", 2, "--lumisections", 30)
+    assert len(made["files"]) == 7  # type: ignore[arg-type]
+    result("import", *sorted(out.iterdir()), "--archive", archive)
+    status = result("status", "--archive", archive)
+    assert status["lumisections"] == 60
+    assert [run["complete"] for run in status["runs"]] == ["stop", "stop"]  # type: ignore[attr-defined]
+    assert "60 lumisections of 2 runs" in dqmstream("status", "--archive", archive).stdout
+
+
+def test_settings_come_from_flags_then_environment_then_file(tmp_path: Path) -> None:
+    write_run(tmp_path / "data", 3, counts(3, 2))
+    (tmp_path / "dqm.toml").write_text(f'archive = "{tmp_path / "from-file"}"\ndtype = "uint16"\n')
+    env = {"DQMSTREAM_CONFIG": str(tmp_path / "dqm.toml"), "PATH": "/usr/bin:/bin"}
+    assert dqmstream("import", tmp_path / "data", env=env).returncode == 0
+    assert result("status", "--archive", tmp_path / "from-file")["dtype"] == "uint16"
+    env["DQMSTREAM_ARCHIVE"] = str(tmp_path / "from-env")
+    assert dqmstream("import", tmp_path / "data", "--dtype", "float32", env=env).returncode == 0
+    assert result("status", "--archive", tmp_path / "from-env")["dtype"] == "float32"
+    (tmp_path / "dqm.toml").write_text("speed = 3\n")
+    assert "setting speed" in told(dqmstream("import", tmp_path / "data", env=env), 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["status"], 3, "--archive is missing"),
+        (["status", "--archive", "nowhere"], 5, "nowhere is no archive"),
+        (["import", "nowhere.npy", "--archive", "A"], 3, "nowhere.npy does not exist"),
+        (["simulate", "sim", "--stream", "noise"], 3, "moderate"),
+        (["replay", "--archive", "nowhere"], 5, "no archive"),
+        (["consume", "--archive", "A", "--topic", "t"], 3, "--bootstrap is missing"),
+        (["learn", "--archive", "A", "--name", "../x"], 3, "setting name"),
+        (["publish", "--archive", "A", "--rate", "3", "--realtime"], 3, "exclude each other"),
+    ],
+)
+def test_errors_are_one_line_that_says_what_to_do(
+    arguments: list[str], code: int, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert says in told(dqmstream(*arguments), code)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_archive_of_another_dtype_or_geometry_is_refused(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "data", 3, counts(3, 2))
+    result("import", path, "--archive", tmp_path / "A")
+    assert "made with dtype float32, not uint16" in told(
+        dqmstream("import", path, "--archive", tmp_path / "A", "--dtype", "uint16"), 5
+    )
+    wide = write_run(tmp_path / "wide", 4, np.zeros((2, 7, 64, 72)))
+    assert "holds 7 depth(s), the archive 1" in told(dqmstream("import", wide, "--archive", tmp_path / "A"), 3)
+
+
+def test_an_unknown_strategy_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    result("import", write_run(tmp_path / "data", 3, counts(3, 2)), "--archive", tmp_path / "A")
+    says = told(dqmstream("replay", "--archive", tmp_path / "A", "--strategy", "magic"), 3)
+    assert "choose one of" in says
+    assert not (tmp_path / "A.state").exists()

@@ -1,0 +1,186 @@
+"""The service over an in-process feed: ingest goes on whatever becomes of the learner, and skips nothing."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dqmstream.commands import learner_settings, learner_status
+from dqmstream.config import Settings, load_settings
+from dqmstream.experiments.replay import replay
+from dqmstream.learners.learner import Learner, LearnerSettings
+from dqmstream.service import Consumed, consume
+from dqmstream.storage.archive import Archive
+from dqmstream.storage.layout import Kind
+from dqmstream.storage.log import ArchiveWriter, Control
+from dqmstream.streaming.deadletters import FolderDeadLetters
+from dqmstream.streaming.feed import InProcessFeed, Polled
+from dqmstream.streaming.ingest import IngestCounts
+from dqmstream.streaming.publisher import messages
+from tests.learners.test_learner import assert_same_bits
+from tests.maps import check_tiling, rows
+from tests.runs import simulated_archive
+
+Progress = Callable[[IngestCounts, dict[str, Any]], None]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Archive:
+    return simulated_archive(tmp_path_factory.mktemp("source"), runs=3)
+
+
+def settings_for(folder: Path, **changes: Any) -> Settings:
+    return load_settings(archive=folder / "A", strategy="gain_map", seed=3, **changes)
+
+
+def run_service(
+    source: Archive, settings: Settings, *, feed: InProcessFeed | None = None, until_idle_s: float | None = 0.5, **flags: Any
+) -> Consumed:
+    archive = Archive.open_or_create(settings.need("archive"))
+    letters = FolderDeadLetters(archive.path.with_name("letters"))
+    return consume(archive, feed or feed_of(source), letters, settings, topic="runs", until_idle_s=until_idle_s, **flags)
+
+
+def feed_of(source: Archive) -> InProcessFeed:
+    order = [summary.run for summary in source.runs()]
+    return InProcessFeed("runs@in-process", functools.partial(messages, source, order))
+
+
+def test_every_run_is_filed_and_learnt(source: Archive, tmp_path: Path) -> None:
+    settings = settings_for(tmp_path)
+    done = run_service(source, settings)
+    assert (done.counts.rows, done.counts.dead, done.learner_exit_code) == (600, 0, None)
+    head = Archive.open(tmp_path / "A")
+    for summary in source.runs():
+        assert head.run(summary.run).drop_attrs().equals(source.run(summary.run).drop_attrs())
+    check_tiling(head)
+    live = settings.state_path / "live"
+    assert len((live / "history.jsonl").read_text().splitlines()) == 3
+    # the same runs offline, by the live ledger: the same bits
+    replay(head, tmp_path, LearnerSettings(strategy="gain_map", seed=3), ledger=live / "ledger.jsonl")
+    assert_same_bits(live, tmp_path / "replay-gain_map-3")
+
+
+def test_a_learner_that_is_killed_is_started_again_and_skips_nothing(source: Archive, tmp_path: Path) -> None:
+    """It is killed when it has learnt two runs; the third is sent only then."""
+    settings = settings_for(tmp_path)
+    killed: list[int] = []
+    stop = threading.Event()
+
+    class Gated(InProcessFeed):
+        def poll(self, timeout_s: float) -> Polled:
+            return Polled() if self._position >= 404 and not killed else super().poll(timeout_s)
+
+    def kill_once(counts: IngestCounts, learner: dict[str, Any]) -> None:
+        learnt = learner.get("experiences_learnt", 0)
+        if learnt == 2 and not killed:
+            os.kill(learner["pid"], signal.SIGKILL)
+            killed.append(learner["pid"])
+        if learnt == 3:
+            stop.set()
+
+    feed = Gated("runs@in-process", feed_of(source).messages, max_records=101)
+    done = run_service(source, settings, feed=feed, until_idle_s=None, stop=stop, progress=kill_once)
+    status = json.loads((settings.state_path / "live" / "status.json").read_text())
+    assert killed and status["pid"] != killed[0]
+    assert (status["experiences_learnt"], status["experiences_behind"]) == (3, 0)
+    assert (done.counts.rows, done.learner_exit_code) == (600, None)
+
+
+def test_a_learner_that_can_never_start_is_given_up_and_ingest_goes_on(source: Archive, tmp_path: Path) -> None:
+    settings = settings_for(tmp_path)
+    folder = settings.state_path / "live"
+    folder.mkdir(parents=True)
+    (folder / "state.json").write_text('{"strategy": "another"}')
+    done = run_service(source, settings)
+    assert (done.counts.rows, done.learner_exit_code) == (600, 7)
+
+
+def test_a_state_that_another_process_holds_is_waited_for(
+    source: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a kill of the service, whose learner may still be at work: the new one waits its turn, and learns."""
+    monkeypatch.setattr("dqmstream.service.IN_USE_RETRY_S", 0.1)
+    settings = settings_for(tmp_path)
+    archive = Archive.open_or_create(settings.need("archive"))
+    orphan = Learner(archive, settings.state_path / "live", learner_settings(settings))
+    stop = threading.Event()
+    filed_while_held: list[int] = []
+
+    def let_go(counts: IngestCounts, learner: dict[str, Any]) -> None:
+        if counts.rows == 600 and not filed_while_held:
+            filed_while_held.append(counts.rows)
+            orphan.close()
+        if learner.get("experiences_learnt") == 3:
+            stop.set()
+
+    done = run_service(source, settings, until_idle_s=None, stop=stop, progress=let_go)
+    assert (filed_while_held, done.learner_exit_code) == ([600], None)
+
+
+def test_status_tells_of_a_dead_learner_what_it_is_behind(source: Archive, tmp_path: Path) -> None:
+    settings = settings_for(tmp_path)
+    run_service(source, settings)
+    head = Archive.open(tmp_path / "A")
+    live = learner_status(head, settings.state_path)["live"]
+    assert (live["running"], live["experiences_learnt"], live["experiences_behind"]) == (False, 3, 0)
+    ArchiveWriter(head).append("f", 0, [*rows(head, 9, range(1, 4), 0), Control(3, 4, Kind.STOP, 9)], 0, 4)
+    assert learner_status(head.refresh(), settings.state_path)["live"]["experiences_behind"] == 1
+
+
+def test_a_learner_that_keeps_dying_is_given_up_within_a_bound(
+    source: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the learner's place runs a program that notes that it was started and kills itself."""
+    dying = f"import os; open({str(tmp_path / 'starts')!r}, 'a').write('x'); os.kill(os.getpid(), 9)"
+    monkeypatch.setattr("dqmstream.service._learn_command", lambda *_: [sys.executable, "-c", dying])
+    done = run_service(source, settings_for(tmp_path, learner_restarts=1))
+    assert (tmp_path / "starts").read_text() == "xx"
+    assert (done.counts.rows, done.learner_exit_code) == (600, -signal.SIGKILL)
+
+
+def test_snapshots_that_nothing_needs_are_dropped_at_run_stops(
+    source: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those older than ten minutes at the least, once an hour; here at once, so no learner reads meanwhile."""
+    monkeypatch.setattr("dqmstream.service.EXPIRE_EVERY_S", 0.0)
+    real = Archive.expire
+    monkeypatch.setattr(Archive, "expire", lambda archive, keep_s: real(archive, 0.0))
+    feed = InProcessFeed("runs@in-process", feed_of(source).messages, max_records=10)
+    done = run_service(source, settings_for(tmp_path, max_rows=10), feed=feed, learn=False)
+    assert done.counts.commits > 50
+    assert len(list((tmp_path / "A" / "snapshots").iterdir())) < 25
+    head = Archive.open(tmp_path / "A")
+    assert [s.lumisections for s in head.runs()] == [200, 200, 200]
+    check_tiling(head)
+
+
+def test_without_a_learner_nothing_is_learnt(source: Archive, tmp_path: Path) -> None:
+    settings = settings_for(tmp_path)
+    assert run_service(source, settings, learn=False).counts.rows == 600
+    assert not settings.state_path.exists()
+
+
+def test_a_stop_files_all_that_was_read(source: Archive, tmp_path: Path) -> None:
+    settings = settings_for(tmp_path, flush_s=3600.0)
+    stop = threading.Event()
+
+    def stop_soon(counts: IngestCounts, learner: dict[str, Any]) -> None:
+        if counts.messages:
+            stop.set()
+
+    done = run_service(source, settings, learn=False, stop=stop, progress=stop_soon)
+    head = Archive.open(tmp_path / "A")
+    assert head.next_offset("runs@in-process", 0) == done.counts.messages > 0
+    check_tiling(head)
+    run_service(source, settings, learn=False)
+    assert [s.lumisections for s in Archive.open(tmp_path / "A").runs()] == [200, 200, 200]
