@@ -119,3 +119,16 @@ def test_an_unknown_strategy_is_refused_before_anything_is_written(tmp_path: Pat
     says = told(dqmstream("replay", "--archive", tmp_path / "A", "--strategy", "magic"), 3)
     assert "choose one of" in says
     assert not (tmp_path / "A.state").exists()
+
+
+def test_a_command_ends_with_its_own_code_whatever_threads_of_libraries_still_do() -> None:
+    """What is registered for the end runs, and the interpreter is not taken down under threads that may still need it."""
+    code = (
+        "import atexit, sys\nfrom dqmstream.cli import main\n"
+        "class Teardown:\n    def __del__(self): print('taken down')\n"
+        "kept = Teardown()\natexit.register(print, 'registered')\n"
+        "sys.argv[1:] = ['status', '--archive', '/nowhere']\nmain()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "/nowhere is no archive" in told(done, 5)
+    assert done.stdout == "registered\n"
