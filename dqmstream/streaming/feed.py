@@ -29,12 +29,16 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """Offsets [start, until) of a partition and the messages in them; offsets without a message were never one."""
+    """Offsets [start, until) of a partition and the messages in them; offsets without a message were never one.
+
+    gap: why the offsets cannot be read any more, where the operator said to go on without them; no messages then.
+    """
 
     partition: int
     start: int
     until: int
     messages: Sequence[Message]
+    gap: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,10 @@ class Feed(Protocol):
 
         Raises DataLostError where the feed does not have that offset, Revoked where the partition is gone again.
         """
+        ...
+
+    def hold(self, held: bool) -> None:
+        """Give nothing more until let go, and stay a member of the group by polling on."""
         ...
 
     def commit(self, offsets: Mapping[int, int]) -> None:
@@ -115,11 +123,14 @@ class InProcessFeed:
     _iterator: Iterator[Message] = field(default_factory=lambda: iter(()))
     _position: int = -1
     _announced: bool = False
+    _held: bool = False
 
     def poll(self, timeout_s: float) -> Polled:
         if not self._announced:
             self._announced = True
             return Polled(assigned=[0])
+        if self._held:
+            return Polled()
         found = list(islice(self._iterator, self.max_records))
         self.exhausted = len(found) < self.max_records
         if not found:
@@ -134,6 +145,9 @@ class InProcessFeed:
         if passed < self._position:
             raise DataLostError(f"{self.name} ends at offset {passed}, the archive continues at {self._position}")
         return self._position
+
+    def hold(self, held: bool) -> None:
+        self._held = held
 
     def commit(self, offsets: Mapping[int, int]) -> None:
         self.committed = offsets[0]

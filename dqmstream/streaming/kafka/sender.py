@@ -1,0 +1,63 @@
+"""Sending messages to a topic, acknowledged by all replicas."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from kafka import KafkaProducer
+from kafka.errors import KafkaError, MessageSizeTooLargeError, RecordListTooLargeError
+
+from dqmstream.errors import BrokerError
+from dqmstream.streaming.kafka.client import connect
+
+MAX_REQUEST_BYTES = 16 * 2**20
+
+
+class TooLargeError(BrokerError):
+    """A message is larger than the topic takes."""
+
+
+class KafkaSender:
+    """Sends messages to a topic; `flush` returns when all were acknowledged by all replicas, or raises BrokerError."""
+
+    def __init__(self, bootstrap: str, topic: str) -> None:
+        self.topic = topic
+        self._futures: list[Any] = []
+        self._producer = connect(
+            KafkaProducer,
+            bootstrap,
+            acks="all",
+            enable_idempotence=True,
+            compression_type="zstd",
+            linger_ms=5,
+            batch_size=256 * 2**10,
+            max_request_size=MAX_REQUEST_BYTES,
+            allow_auto_create_topics=False,
+        )
+
+    def send(self, key: bytes, value: bytes | None, headers: Sequence[tuple[str, bytes]]) -> None:
+        """Hand a message to the producer. Raises TooLargeError, BrokerError."""
+        try:
+            self._futures.append(self._producer.send(self.topic, value=value, key=key, headers=list(headers)))
+        except MessageSizeTooLargeError as error:
+            raise TooLargeError(f"a message is too large for topic {self.topic}: {error}") from error
+        except KafkaError as error:
+            raise BrokerError(f"sending to topic {self.topic} failed: {error}") from error
+        if len(self._futures) >= 4096:
+            self.flush()
+
+    def flush(self) -> None:
+        """Wait until all was acknowledged. Raises TooLargeError, BrokerError."""
+        futures, self._futures = self._futures, []
+        try:
+            self._producer.flush()
+            for future in futures:
+                future.get(timeout=0)
+        except (MessageSizeTooLargeError, RecordListTooLargeError) as error:
+            raise TooLargeError(f"topic {self.topic} does not take a message of that size: {error}") from error
+        except KafkaError as error:
+            raise BrokerError(f"topic {self.topic} did not acknowledge: {error}") from error
+
+    def close(self) -> None:
+        self._producer.close()
