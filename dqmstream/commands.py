@@ -20,7 +20,7 @@ from dqmstream.service import Consumed, consume, die_with_parent, stop_on_signal
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.importer import import_files
 from dqmstream.storage.layout import Kind
-from dqmstream.streaming.ingest import IngestCounts
+from dqmstream.streaming.filer import IngestCounts
 
 if TYPE_CHECKING:
     from dqmstream.learners.learner import LearnerSettings

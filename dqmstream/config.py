@@ -30,6 +30,7 @@ class Settings(BaseSettings):
     crc_required: bool = Field(True, description="refuse messages without the header crc32c")
     max_rows: int = Field(1024, ge=1, le=65536, description="rows in one commit under load")
     flush_s: float = Field(1.0, gt=0, description="longest that a row waits for its commit")
+    drain_s: float = Field(30.0, gt=0, description="longest that SIGTERM waits for the disk to take what was read")
 
     dtype: Literal["float32", "uint16"] | None = Field(None, description="of a new archive, default float32")
     depths: int | None = Field(None, ge=1, le=7, description="of a new archive, default 1")

@@ -17,17 +17,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import structlog
 
 from dqmstream.config import Settings
 from dqmstream.errors import InputError, StateError, StateInUseError
-from dqmstream.learners.state import read_status
+from dqmstream.learners.state import is_running, read_status
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.log import ArchiveWriter
 from dqmstream.streaming.feed import DeadLetters, Feed
-from dqmstream.streaming.ingest import Ingest, IngestCounts
+from dqmstream.streaming.filer import IngestCounts
+from dqmstream.streaming.ingest import Ingest
 
 PR_SET_PDEATHSIG = 1
 """From linux/prctl.h."""
@@ -67,6 +69,9 @@ class LearnerProcess:
             self._process = None
             self._note_end(code)
         if self.gave_up is None and time.monotonic() >= self._start_at:
+            if is_running(self._folder):  # an orphan of a service that was killed, or another worker's: it learns for us
+                self._start_at = time.monotonic() + IN_USE_RETRY_S
+                return
             self._process = subprocess.Popen(
                 self._command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
             )
@@ -74,7 +79,7 @@ class LearnerProcess:
 
     def _note_end(self, code: int) -> None:
         """Decide when it is started again, if ever."""
-        if code == StateInUseError.exit_code:  # an orphan of a service that was killed, or another worker's: it learns for us
+        if code == StateInUseError.exit_code:  # another worker's learner was quicker
             self._start_at = time.monotonic() + IN_USE_RETRY_S
             return
         learnt = (read_status(self._folder) or {}).get("experiences_learnt", 0)
@@ -161,8 +166,8 @@ def consume(
 
     until_idle_s: end when nothing came for so long and no experience is behind; runs that were never stopped then count as
     complete. Snapshots that nothing needs any more are dropped at run stops, at most once an hour. progress: called about
-    five times a second with the counts and the learner's status. On the way out all that was read is filed and the child is
-    ended. Raises DataLostError and BrokerError as the feed does.
+    five times a second with the counts and the learner's status. On the way out all that was read is filed, unless the disk
+    takes longer than `drain_s`, and the child is ended. Raises DataLostError and BrokerError as the feed does.
     """
     stop = stop or threading.Event()
     began = time.monotonic()
@@ -184,8 +189,8 @@ def consume(
 
     try:
         while not stop.is_set():
-            if ingest.step(POLL_S) == 0 and until_idle_s is not None and ingest.idle_s >= until_idle_s:
-                ingest.drain()
+            idle = ingest.step(POLL_S) == 0 and until_idle_s is not None and ingest.idle_s >= until_idle_s
+            if idle and ingest.drain(POLL_S):
                 archive = archive.refresh()
                 if learner is None or learner.caught_up(archive.snapshot):
                     break
@@ -198,9 +203,11 @@ def consume(
             if time.monotonic() - told >= POLL_S:
                 told = time.monotonic()
                 progress(ingest.counts, learner_status())
-        ingest.drain()
+        if not ingest.drain(settings.drain_s):
+            log.error("the disk did not take all in time: what is left will be read again", messages=ingest.waiting)
         progress(ingest.counts, learner_status())
     finally:
+        ingest.close()
         if learner is not None:
             learner.stop()
         feed.close()
@@ -221,9 +228,18 @@ def die_with_parent(parent: int) -> None:
 
 @contextmanager
 def stop_on_signals() -> Iterator[threading.Event]:
-    """An event that SIGTERM and SIGINT set, so that what was read is filed before the process ends."""
+    """An event that SIGTERM and SIGINT set, so that what was read is filed before the process ends.
+
+    A second one ends the process at once, with exit code 128 + its number: what is not filed will be read again.
+    """
     stop = threading.Event()
-    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            os._exit(128 + number)  # nothing else can be relied on: the disk may hang
+        stop.set()
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield stop
     finally:

@@ -24,7 +24,7 @@ from dqmstream.storage.layout import Kind
 from dqmstream.storage.log import ArchiveWriter, Control
 from dqmstream.streaming.deadletters import FolderDeadLetters
 from dqmstream.streaming.feed import InProcessFeed, Polled
-from dqmstream.streaming.ingest import IngestCounts
+from dqmstream.streaming.filer import IngestCounts
 from dqmstream.streaming.publisher import messages
 from tests.learners.test_learner import assert_same_bits
 from tests.maps import check_tiling, rows

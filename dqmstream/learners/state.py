@@ -143,7 +143,9 @@ def read_status(folder: Path) -> dict[str, Any] | None:
 
 
 def is_running(folder: Path) -> bool:
-    """Whether a process holds the folder now."""
+    """Whether a process holds the folder now; a folder that is not there is held by none."""
+    if not folder.exists():
+        return False
     lease = try_exclusive(folder)
     if lease is None:
         return True

@@ -26,6 +26,11 @@ class Message:
     headers: Headers = ()
     timestamp_ms: int = 0
 
+    @property
+    def size(self) -> int:
+        """Bytes of the value."""
+        return 0 if self.value is None else len(self.value)
+
 
 @dataclass(frozen=True, slots=True)
 class Slice:
@@ -39,6 +44,11 @@ class Slice:
     until: int
     messages: Sequence[Message]
     gap: str = ""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the messages' values."""
+        return sum(message.size for message in self.messages)
 
 
 @dataclass(frozen=True, slots=True)

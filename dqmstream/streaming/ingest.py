@@ -1,62 +1,62 @@
-"""The ingest loop: poll, decode, batch, file, and only then tell the feed.
+"""The ingest pipeline: one thread polls, another files, and a bounded queue lies between them.
 
-    poll -> decode -> row | control | dead letter -> batch -> dead letters kept -> archive.append -> advisory commit
+    poll | queue | decode -> batch -> dead letters kept -> archive.append | advisory commit
 
-A batch starts at the offset where the archive ends and covers every offset that was read since: nothing is passed over.
+Polling goes on whatever the disk does, so the worker stays in its group; when the queue is full the feed is held, so memory
+stays bounded. All that the feed is asked, it is asked by the polling thread.
 """
 
 from __future__ import annotations
 
+import queue
+import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import structlog
 
-from dqmstream.errors import DataLostError
-from dqmstream.lumisection import Lumisection, RunStart
-from dqmstream.storage.layout import ROWS_PER_CHUNK, Kind
-from dqmstream.storage.log import ArchiveWriter, Control, Entry, OffsetConflict, Row, SourceConflict, make_row
-from dqmstream.streaming.feed import DeadLetter, DeadLetters, Feed, Message, Revoked, Slice
-from dqmstream.streaming.wire import Undecodable, decode
+from dqmstream.storage.log import ArchiveWriter
+from dqmstream.streaming.feed import DeadLetters, Feed, Revoked, Slice
+from dqmstream.streaming.filer import Filer, IngestCounts
 
-LONGEST_REASON = 500
-"""Characters."""
+MAX_WAITING_BYTES = 128 * 2**20
+"""Of message values that were read and are not filed yet: the feed is held above it, and let go below half of it."""
 
 log = structlog.get_logger("dqmstream.ingest")
 
 
-@dataclass
-class IngestCounts:
-    """What this process has filed so far."""
-
-    messages: int = 0
-    rows: int = 0
-    duplicates: int = 0
-    revisions: int = 0
-    dead: int = 0
-    commits: int = 0
-    stops: int = 0
+@dataclass(frozen=True, slots=True)
+class _Begin:
+    partition: int
+    offset: int
 
 
-@dataclass
-class _Pending:
-    """What was read of a partition and is not in the archive yet: [start, until), tiled by the entries."""
+@dataclass(frozen=True, slots=True)
+class _Drop:
+    partition: int
 
-    start: int
-    until: int
-    entries: list[Entry] = field(default_factory=list)
-    letters: dict[int, DeadLetter] = field(default_factory=dict)
-    messages: dict[int, Message] = field(default_factory=dict)
-    since: float = 0.0
-    rows: int = 0
+
+@dataclass(frozen=True, slots=True)
+class _Drain:
+    """File all that came before this; `done` is set when it is filed."""
+
+    done: threading.Event
+
+
+class _Close:
+    """End the filing thread."""
+
+
+_Item = Slice | _Begin | _Drop | _Drain | _Close
 
 
 class Ingest:
-    """Files what a feed gives, once. One thread: while a commit is under way nothing is polled, so memory stays bounded.
+    """Files what a feed gives, once. Call `step` again and again, then `drain`, then `close`.
 
-    max_rows: rows filed in one commit under load. flush_s: longest that a row waits when little comes.
-    topic: named in dead letters. Raises DataLostError where the feed lacks what the archive needs.
+    max_rows: rows filed in one commit under load; four times as many messages wait at most. flush_s: longest that a row
+    waits when little comes. topic: named in dead letters. What goes wrong while filing is raised by the next `step` or `drain`:
+    DataLostError where the topic was made again, ArchiveError, OSError.
     """
 
     def __init__(
@@ -71,50 +71,90 @@ class Ingest:
         crc_required: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.counts = IngestCounts()
-        self._last_news = clock()
         self._feed = feed
         self._name = feed.name
         self._writer = writer
-        self._dead_letters = dead_letters
-        self._topic = topic
-        self._max_rows = max_rows
-        self._flush_s = flush_s
-        self._crc_required = crc_required
         self._clock = clock
-        self._pending: dict[int, _Pending] = {}
+        self._last_news = clock()
+        self._max_waiting = 4 * max_rows
+        self._filer = Filer(
+            self._name,
+            lambda: feed.name,
+            writer,
+            dead_letters,
+            topic=topic,
+            max_rows=max_rows,
+            flush_s=flush_s,
+            crc_required=crc_required,
+            clock=clock,
+        )
+        self._queue: queue.SimpleQueue[_Item] = queue.SimpleQueue()
+        self._queued, self._queued_bytes = 0, 0
+        self._lock = threading.Lock()
+        self._moved = threading.Event()
+        self._outcomes: queue.SimpleQueue[tuple[dict[int, int], list[int]]] = queue.SimpleQueue()
+        self._failure: BaseException | None = None
+        self._held = False
+        self._thread = threading.Thread(target=self._file_on, name="filer", daemon=True)
+        self._thread.start()
+
+    @property
+    def counts(self) -> IngestCounts:
+        return self._filer.counts
 
     def step(self, timeout_s: float) -> int:
-        """Poll once and file what is due. Returns how many messages came."""
-        polled = self._feed.poll(timeout_s)
+        """Poll once, waiting up to timeout_s, and hand on what came. Returns how many messages came."""
+        self._settle()
+        self._hold_or_let_go()
+        if self._held:  # the group must see polls, the queue needs time
+            self._moved.clear()
+            polled = self._feed.poll(0)
+            if not polled.slices:
+                self._moved.wait(timeout_s)
+        else:
+            polled = self._feed.poll(timeout_s)
         for partition in polled.revoked:
-            self._pending.pop(partition, None)
+            self._queue.put(_Drop(partition))
         for partition in polled.assigned:
             self._begin(partition)
         came = 0
         for piece in polled.slices:
-            self._take(piece)
+            with self._lock:
+                self._queued += piece.until - piece.start
+                self._queued_bytes += piece.size
+            self._queue.put(piece)
             came += len(piece.messages)
         if came:
             self._last_news = self._clock()
             self.counts.messages += came
-        for partition, pending in list(self._pending.items()):
-            if pending.rows >= self._max_rows:
-                self._file(partition, self._whole_chunks(partition, pending))
-            elif pending.until > pending.start and self._clock() - pending.since >= self._flush_s:
-                self._file(partition, len(pending.entries))
         return came
 
-    def drain(self) -> None:
-        """File all that was read."""
-        for partition, pending in list(self._pending.items()):
-            if pending.until > pending.start:
-                self._file(partition, len(pending.entries))
+    def drain(self, timeout_s: float | None = None) -> bool:
+        """File all that was read, within timeout_s. False where that was not enough: what is not filed will be read again."""
+        done = threading.Event()
+        self._queue.put(_Drain(done))
+        deadline = time.monotonic() + timeout_s if timeout_s is not None else float("inf")
+        while not done.wait(min(0.1, max(deadline - time.monotonic(), 0.0))):
+            if not self._thread.is_alive() or time.monotonic() >= deadline:
+                break
+        self._settle()
+        return done.is_set()
+
+    def close(self, timeout_s: float = 5.0) -> None:
+        """End the filing thread; what was not drained is dropped, and will be read again. A write that is under way is given
+        timeout_s to end."""
+        self._queue.put(_Close())
+        self._thread.join(timeout_s)
 
     @property
     def waiting(self) -> int:
         """Offsets that were read and are not in the archive yet."""
-        return sum(pending.until - pending.start for pending in self._pending.values())
+        return self._queued + self._filer.waiting
+
+    @property
+    def held(self) -> bool:
+        """Whether the feed is held, since as much waits as may."""
+        return self._held
 
     @property
     def idle_s(self) -> float:
@@ -129,115 +169,66 @@ class Ingest:
         try:
             position = self._feed.start(partition, stored)
         except Revoked:
-            self._pending.pop(partition, None)
+            self._queue.put(_Drop(partition))
             return
-        self._pending[partition] = _Pending(position, position)
-        log.info("reading", feed=self._name, partition=partition, offset=position)
+        self._queue.put(_Begin(partition, position))
 
-    def _take(self, piece: Slice) -> None:
-        pending = self._pending.get(piece.partition)
-        if pending is None:
-            raise RuntimeError(f"the feed gave messages of partition {piece.partition} before it was started")
-        if piece.start != pending.until:
-            raise RuntimeError(f"partition {piece.partition} goes on at {piece.start}, expected {pending.until}")
-        if not pending.entries:
-            pending.since = self._clock()
-        for message in piece.messages:
-            self._pass_over(pending, message.offset)
-            entry = self._sort(message, pending)
-            pending.entries.append(entry)
-            pending.until = message.offset + 1
-        self._pass_over(pending, piece.until)
-
-    @staticmethod
-    def _pass_over(pending: _Pending, until: int) -> None:
-        """Offsets that hold no message (transaction markers, compaction) are accounted for as holes."""
-        if until > pending.until:
-            pending.entries.append(Control(pending.until, until, Kind.HOLE, reason="the feed has no message here"))
-            pending.until = until
-
-    def _sort(self, message: Message, pending: _Pending) -> Entry:
-        """What a message becomes: a row, a start or stop, or a dead letter."""
-        archive = self._writer.archive
-        offset = message.offset
-        try:
-            record = decode(message, crc_required=self._crc_required)
-            if not isinstance(record, Lumisection):
-                kind = Kind.START if isinstance(record, RunStart) else Kind.STOP
-                self.counts.stops += kind is Kind.STOP
-                return Control(offset, offset + 1, kind, record.run)
-            row = make_row(record, offset, archive.geometry, archive.dtype)
-        except (Undecodable, ValueError) as error:
-            return self._dead(message, pending, str(error))
-        pending.rows += 1
-        if record.source:
-            pending.messages[offset] = message
-        return row
-
-    def _dead(self, message: Message, pending: _Pending, reason: str) -> Control:
-        if len(reason) > LONGEST_REASON:  # a reason quotes what was sent
-            reason = f"{reason[:LONGEST_REASON]}..."
-        pending.letters[message.offset] = DeadLetter(self._name, self._topic, message, reason)
-        return Control(message.offset, message.offset + 1, Kind.DEAD, reason=reason)
-
-    def _whole_chunks(self, partition: int, pending: _Pending) -> int:
-        """How many entries to file so that the log ends at a full chunk: partly filled chunks are written twice."""
-        room = -self._writer.rows(self._name, partition) % ROWS_PER_CHUNK
-        rows = room + (pending.rows - room) // ROWS_PER_CHUNK * ROWS_PER_CHUNK
-        for count, entry in enumerate(pending.entries, start=1):
-            rows -= isinstance(entry, Row)
-            if rows == 0:
-                return count
-        return len(pending.entries)
-
-    def _file(self, partition: int, count: int) -> None:
-        """File the first `count` entries of what is pending, dead letters first."""
-        pending = self._pending[partition]
-        if self._feed.name != self._name:
-            raise DataLostError(
-                f"{self._name} was deleted and made again as {self._feed.name}: start again to read the new one"
-            )
-        while True:
-            entries = pending.entries[:count]
-            until = entries[-1].offset + 1 if isinstance(entries[-1], Row) else entries[-1].until
-            letters = [letter for offset, letter in pending.letters.items() if offset < until]
-            if letters:
-                self._dead_letters.put(letters)
-            try:
-                filed = self._writer.append(self._name, partition, entries, pending.start, until)
-            except OffsetConflict as conflict:
-                log.warning("another worker has moved on", partition=partition, ours=pending.start, stored=conflict.stored)
+    def _settle(self) -> None:
+        """Tell the feed what was filed, begin anew where another worker has moved on, raise what went wrong."""
+        filed: dict[int, int] = {}
+        while not self._outcomes.empty():
+            offsets, overtaken = self._outcomes.get()
+            filed |= offsets
+            for partition in overtaken:
                 self._begin(partition)
-                return
-            except SourceConflict as conflict:
-                self._bury_other_sources(pending, conflict.stored)
-                continue
-            break
-        self._feed.commit({partition: until})
-        self.counts.rows += filed.rows
-        self.counts.duplicates += filed.duplicates
-        self.counts.revisions += filed.revisions
-        self.counts.dead += len(letters)
-        self.counts.commits += 1
-        for letter in letters:
-            log.warning("dead letter", key=letter.key, reason=letter.reason)
-        left = pending.entries[count:]
-        self._pending[partition] = _Pending(
-            start=until,
-            until=pending.until,
-            entries=left,
-            letters={offset: letter for offset, letter in pending.letters.items() if offset >= until},
-            messages={offset: message for offset, message in pending.messages.items() if offset >= until},
-            since=self._clock(),
-            rows=sum(isinstance(entry, Row) for entry in left),
-        )
+        if filed:
+            self._feed.commit(filed)
+        if self._failure is not None:
+            raise self._failure
 
-    def _bury_other_sources(self, pending: _Pending, source: str) -> None:
-        """Rows of another dataset or monitoring element than the archive's become dead letters."""
-        for place, entry in enumerate(pending.entries):
-            if isinstance(entry, Row) and entry.source and entry.source != source:
-                message = pending.messages[entry.offset]
-                pending.entries[place] = self._dead(
-                    message, pending, f"the source is {entry.source}, the archive holds {source}"
-                )
-                pending.rows -= 1
+    def _hold_or_let_go(self) -> None:
+        waiting, waiting_bytes = self.waiting, self._queued_bytes + self._filer.waiting_bytes
+        share = 2 if self._held else 1  # half of it must be filed before the feed is let go
+        full = share * waiting >= self._max_waiting or share * waiting_bytes >= MAX_WAITING_BYTES
+        if full != self._held:
+            self._held = full
+            self._feed.hold(full)
+
+    def _file_on(self) -> None:
+        """What the filing thread does until it is closed, or something goes wrong."""
+        try:
+            while not isinstance(item := self._next(), _Close):
+                if isinstance(item, _Drain):
+                    self._note(self._filer.file_all())
+                    item.done.set()
+                    continue
+                if item is not None:
+                    self._take(item)
+                self._note(self._filer.file_due(more_waits=not self._queue.empty()))
+        except BaseException as error:  # noqa: BLE001 - the polling thread raises it
+            self._failure = error
+        self._moved.set()
+
+    def _next(self) -> _Item | None:
+        """What was handed on next; None where a batch is due before anything comes."""
+        wait_s = self._filer.due_in(more_waits=not self._queue.empty())
+        try:
+            return self._queue.get(timeout=None if wait_s is None else max(wait_s, 0.0))
+        except queue.Empty:
+            return None
+
+    def _take(self, item: Slice | _Begin | _Drop) -> None:
+        if isinstance(item, _Begin):
+            self._filer.begin(item.partition, item.offset)
+        elif isinstance(item, _Drop):
+            self._filer.drop(item.partition)
+        else:
+            self._filer.take(item)
+            with self._lock:
+                self._queued -= item.until - item.start
+                self._queued_bytes -= item.size
+
+    def _note(self, outcome: tuple[dict[int, int], list[int]]) -> None:
+        if any(outcome):
+            self._outcomes.put(outcome)
+            self._moved.set()

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from dqmstream.storage.layout import Kind
 from dqmstream.storage.log import ArchiveWriter
 from dqmstream.streaming.deadletters import FolderDeadLetters
 from dqmstream.streaming.feed import DeadLetter, InProcessFeed, Message, Polled, Slice
+from dqmstream.streaming.filer import Filer
 from dqmstream.streaming.ingest import Ingest
 from dqmstream.streaming.wire import encode
 from tests.maps import check_tiling, lumisection, row
@@ -48,9 +50,10 @@ def ingest(archive: Archive, feed: object, **flags: object) -> Ingest:
 def run_dry(loop: Ingest) -> None:
     """Step until an assigned feed gives nothing more, then file the rest."""
     loop.step(0)
-    while loop.step(0):
+    while loop.step(0) or loop.held:
         pass
-    loop.drain()
+    assert loop.drain()
+    loop.close()
 
 
 @pytest.fixture
@@ -76,6 +79,7 @@ def test_a_restart_goes_on_where_the_archive_ends(archive: Archive) -> None:
     for _ in range(5):
         first.step(0)
     first.drain()
+    first.close()
     assert archive.refresh().next_offset(FEED, 0) == 40
     second = ingest(archive, feed_of(messages))
     run_dry(second)
@@ -84,27 +88,49 @@ def test_a_restart_goes_on_where_the_archive_ends(archive: Archive) -> None:
     check_tiling(archive.refresh())
 
 
+def filer(archive: Archive, **flags: Any) -> Filer:
+    letters = FolderDeadLetters(archive.path.with_name("letters"))
+    settings: dict[str, Any] = {"topic": "hcal", "max_rows": 1024, "flush_s": 1.0, "crc_required": True, **flags}
+    return Filer(FEED, lambda: FEED, ArchiveWriter(archive), letters, **settings)
+
+
 def test_under_load_commits_end_at_full_chunks(archive: Archive) -> None:
-    ingest(archive, feed_of(as_messages(run_records(7, range(1, 21))))).step(0)
-    loop = ingest(archive, feed_of(as_messages(run_records(7, range(1, 400)))), max_rows=100)
-    loop.step(0)
-    loop.step(0)
-    assert archive.refresh().index.logs[(FEED, 0)].rows.size % 64 == 0
-    run_dry(loop)
+    messages = as_messages(run_records(7, range(1, 400)))
+    small = filer(archive)
+    small.begin(0, 0)
+    small.take(Slice(0, 0, 21, messages[:21]))
+    assert small.file_all() == ({0: 21}, [])
+    large = filer(archive, max_rows=100)
+    large.begin(0, 21)
+    large.take(Slice(0, 21, 400, messages[21:400]))
+    large.file_due(more_waits=True)
+    rows = archive.refresh().index.logs[(FEED, 0)].rows.size
+    assert (rows % 64, large.waiting) == (0, 399 - rows)
+    assert large.counts.commits == 5  # of 108 rows, up to a full chunk, then of 64
+    large.file_all()
     assert archive.refresh().runs()[0].lumisections == 399
 
 
-def test_a_row_waits_no_longer_than_flush_s(archive: Archive) -> None:
+def test_a_row_that_comes_alone_is_filed_at_once_and_the_next_waits_no_longer_than_flush_s(archive: Archive) -> None:
     now = [0.0]
-    loop = ingest(archive, feed_of(as_messages(run_records(7, range(1, 3)))), flush_s=2.0, clock=lambda: now[0])
-    loop.step(0)
-    loop.step(0)
+    messages = as_messages(run_records(7, range(1, 6)))
+    files = filer(archive, flush_s=2.0, clock=lambda: now[0])
+    files.begin(0, 0)
+    assert files.due_in(more_waits=False) is None
+    files.take(Slice(0, 0, 2, messages[:2]))
+    assert files.file_due(more_waits=True) == ({}, [])
+    assert files.file_due() == ({0: 2}, [])
+    now[0] = 0.5
+    files.take(Slice(0, 2, 3, messages[2:3]))
+    assert files.due_in(more_waits=False) == 1.5
     now[0] = 1.9
-    loop.step(0)
-    assert (loop.counts.commits, loop.waiting) == (0, 4)
+    files.take(Slice(0, 3, 4, messages[3:4]))
+    assert files.file_due() == ({}, [])
     now[0] = 2.0
-    loop.step(0)
-    assert (loop.counts.commits, loop.waiting) == (1, 0)
+    assert files.file_due() == ({0: 4}, [])
+    now[0] = 5.0
+    files.take(Slice(0, 4, 5, messages[4:5]))
+    assert files.due_in(more_waits=True) == 2.0
 
 
 def test_a_bad_message_is_kept_with_its_reason_and_the_next_good_one_is_stored(archive: Archive) -> None:
@@ -193,7 +219,8 @@ def test_offsets_without_a_message_are_holes(archive: Archive) -> None:
 
 def test_a_worker_that_was_overtaken_reads_on_from_the_archive(archive: Archive) -> None:
     messages = as_messages(run_records(7, range(1, 11)))
-    slow = ingest(archive, feed_of(messages, size=6))
+    slow = ingest(archive, feed_of(messages, size=6), flush_s=3600)
+    slow._filer._filed_at[0] = slow._clock()  # so that it waits for more
     slow.step(0)
     slow.step(0)  # offsets 0-5 are read and not filed
     run_dry(ingest(archive, feed_of(messages, size=8)))  # the other worker files everything
@@ -213,7 +240,8 @@ def test_a_revoked_partition_is_dropped_unfiled(archive: Archive) -> None:
             polled = super().poll(timeout_s)
             return polled if polled.assigned or polled.slices else Polled(revoked=[0])
 
-    loop = ingest(archive, Revoking(FEED, lambda: iter(messages)))
+    loop = ingest(archive, Revoking(FEED, lambda: iter(messages)), flush_s=3600)
+    loop._filer._filed_at[0] = loop._clock()
     run_dry(loop)
     assert loop.waiting == 0
     assert archive.refresh().next_offset(FEED, 0) is None
@@ -227,7 +255,8 @@ def test_a_feed_that_lost_what_it_had_is_told_loudly(archive: Archive) -> None:
 
 def test_a_topic_made_again_while_it_is_read_is_no_continuation(archive: Archive) -> None:
     feed = feed_of(as_messages(run_records(7, range(1, 4))))
-    loop = ingest(archive, feed)
+    loop = ingest(archive, feed, flush_s=3600)
+    loop._filer._filed_at[0] = loop._clock()
     loop.step(0)
     loop.step(0)
     feed.name = "hcal@cluster.another"

@@ -1,0 +1,265 @@
+"""Filing: what was read of each partition becomes rows, control entries and dead letters, and goes to the archive in batches.
+
+    decode -> row | control | dead letter -> batch -> dead letters kept -> archive.append
+
+A batch starts at the offset where the archive ends and covers every offset that was read since: nothing is passed over.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import structlog
+
+from dqmstream.errors import DataLostError
+from dqmstream.lumisection import Lumisection, RunStart
+from dqmstream.storage.layout import ROWS_PER_CHUNK, Kind
+from dqmstream.storage.log import ArchiveWriter, Control, Entry, OffsetConflict, Row, SourceConflict, make_row
+from dqmstream.streaming.feed import DeadLetter, DeadLetters, Message, Slice
+from dqmstream.streaming.wire import Undecodable, decode
+
+LONGEST_REASON = 500
+"""Characters."""
+
+log = structlog.get_logger("dqmstream.ingest")
+
+
+@dataclass
+class IngestCounts:
+    """What this process has filed so far."""
+
+    messages: int = 0
+    rows: int = 0
+    duplicates: int = 0
+    revisions: int = 0
+    dead: int = 0
+    gaps: int = 0
+    commits: int = 0
+    stops: int = 0
+
+
+@dataclass
+class _Pending:
+    """What was read of a partition and is not in the archive yet: [start, until), tiled by the entries.
+
+    sizes: bytes of the message behind each entry.
+    """
+
+    start: int
+    until: int
+    entries: list[Entry] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    letters: dict[int, DeadLetter] = field(default_factory=dict)
+    messages: dict[int, Message] = field(default_factory=dict)
+    since: float = 0.0
+    rows: int = 0
+
+    def add(self, entry: Entry, until: int, size: int = 0) -> None:
+        self.entries.append(entry)
+        self.sizes.append(size)
+        self.until = until
+
+
+class Filer:
+    """The batches of all partitions of one feed. It knows neither threads nor the feed itself.
+
+    name: of the feed. name_now: the same, asked again before each append, to notice a topic that was made again. max_rows:
+    rows in one commit under load. flush_s: longest that a row waits, and, unless so many rows are there, the shortest time
+    between two commits of a partition. Raises DataLostError where the topic was made again.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        name_now: Callable[[], str],
+        writer: ArchiveWriter,
+        dead_letters: DeadLetters,
+        *,
+        topic: str,
+        max_rows: int,
+        flush_s: float,
+        crc_required: bool,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.counts = IngestCounts()
+        self._name = name
+        self._name_now = name_now
+        self._writer = writer
+        self._dead_letters = dead_letters
+        self._topic = topic
+        self._max_rows = max_rows
+        self._flush_s = flush_s
+        self._crc_required = crc_required
+        self._clock = clock
+        self._pending: dict[int, _Pending] = {}
+        self._filed_at: dict[int, float] = {}
+
+    @property
+    def waiting(self) -> int:
+        """Offsets that were taken and are not in the archive yet."""
+        return sum(pending.until - pending.start for pending in list(self._pending.values()))
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes of the messages behind them."""
+        return sum(sum(pending.sizes) for pending in list(self._pending.values()))
+
+    def begin(self, partition: int, offset: int) -> None:
+        """The partition is read from this offset on; what was pending of it is dropped, since it will come again."""
+        self._pending[partition] = _Pending(offset, offset)
+        log.info("reading", feed=self._name, partition=partition, offset=offset)
+
+    def drop(self, partition: int) -> None:
+        """The partition is another worker's now, and so is what was not filed of it."""
+        self._pending.pop(partition, None)
+
+    def take(self, piece: Slice) -> None:
+        """Sort what a slice holds into the partition's batch. A partition that was dropped is passed over."""
+        pending = self._pending.get(piece.partition)
+        if pending is None:
+            return
+        if piece.start != pending.until:
+            raise RuntimeError(f"partition {piece.partition} goes on at {piece.start}, expected {pending.until}")
+        if not pending.entries:
+            pending.since = self._clock()
+        if piece.gap:
+            pending.add(Control(piece.start, piece.until, Kind.GAP, reason=piece.gap), piece.until)
+            return
+        for message in piece.messages:
+            self._pass_over(pending, message.offset)
+            pending.add(self._sort(message, pending), message.offset + 1, message.size)
+        self._pass_over(pending, piece.until)
+
+    @staticmethod
+    def _pass_over(pending: _Pending, until: int) -> None:
+        """Offsets that hold no message (transaction markers, compaction) are accounted for as holes."""
+        if until > pending.until:
+            pending.add(Control(pending.until, until, Kind.HOLE, reason="the feed has no message here"), until)
+
+    def _sort(self, message: Message, pending: _Pending) -> Entry:
+        """What a message becomes: a row, a start or stop, or a dead letter."""
+        archive = self._writer.archive
+        offset = message.offset
+        try:
+            record = decode(message, crc_required=self._crc_required)
+            if not isinstance(record, Lumisection):
+                kind = Kind.START if isinstance(record, RunStart) else Kind.STOP
+                return Control(offset, offset + 1, kind, record.run)
+            row = make_row(record, offset, archive.geometry, archive.dtype)
+        except (Undecodable, ValueError) as error:
+            return self._dead(message, pending, str(error))
+        pending.rows += 1
+        if record.source:
+            pending.messages[offset] = message
+        return row
+
+    def _dead(self, message: Message, pending: _Pending, reason: str) -> Control:
+        if len(reason) > LONGEST_REASON:  # a reason quotes what was sent
+            reason = f"{reason[:LONGEST_REASON]}..."
+        pending.letters[message.offset] = DeadLetter(self._name, self._topic, message, reason)
+        return Control(message.offset, message.offset + 1, Kind.DEAD, reason=reason)
+
+    def due_in(self, more_waits: bool) -> float | None:
+        """Seconds until `file_due` has something to do, 0 or less if it has now; None while nothing is pending.
+
+        more_waits: whether there are slices to be taken at once, for which a batch that is not full should wait.
+        """
+        due = [self._due_at(p, pending, more_waits) for p, pending in self._pending.items() if pending.entries]
+        return min(due) - self._clock() if due else None
+
+    def _due_at(self, partition: int, pending: _Pending, more_waits: bool) -> float:
+        if pending.rows >= self._max_rows:
+            return float("-inf")
+        latest = pending.since + self._flush_s
+        # A row that comes alone, as at a detector's own rate, need not wait for others: the pause is behind it.
+        return latest if more_waits else min(latest, self._filed_at.get(partition, float("-inf")) + self._flush_s)
+
+    def file_due(self, more_waits: bool = False) -> tuple[dict[int, int], list[int]]:
+        """File the batches that are due. Returns the archive's next_offset of each partition that was filed, and the
+        partitions in which another worker has moved on: they are dropped, and must begin anew."""
+        return self._file_those(lambda partition, pending: self._due_at(partition, pending, more_waits) <= self._clock())
+
+    def file_all(self) -> tuple[dict[int, int], list[int]]:
+        """File all that was taken; returns what `file_due` does."""
+        return self._file_those(lambda partition, pending: True)
+
+    def _file_those(self, due: Callable[[int, _Pending], bool]) -> tuple[dict[int, int], list[int]]:
+        filed: dict[int, int] = {}
+        overtaken: list[int] = []
+        for partition, pending in list(self._pending.items()):
+            while pending.entries and due(partition, pending):
+                if self._file(partition, pending):
+                    filed[partition] = pending.start
+                else:
+                    overtaken.append(partition)
+                    self.drop(partition)
+                    break
+        return filed, overtaken
+
+    def _file(self, partition: int, pending: _Pending) -> bool:
+        """File the first of what is pending, dead letters first. False where another worker has filed it or more."""
+        if (now := self._name_now()) != self._name:
+            raise DataLostError(f"{self._name} was deleted and made again as {now}: start again to read the new one")
+        count = self._batch(partition, pending)
+        while True:
+            entries = pending.entries[:count]
+            until = entries[-1].offset + 1 if isinstance(entries[-1], Row) else entries[-1].until
+            letters = [letter for offset, letter in pending.letters.items() if offset < until]
+            if letters:
+                self._dead_letters.put(letters)
+            try:
+                filed = self._writer.append(self._name, partition, entries, pending.start, until)
+            except OffsetConflict as conflict:
+                log.warning("another worker has moved on", partition=partition, ours=pending.start, stored=conflict.stored)
+                return False
+            except SourceConflict as conflict:
+                self._bury_other_sources(pending, conflict.stored)
+                continue
+            break
+        self.counts.rows += filed.rows
+        self.counts.duplicates += filed.duplicates
+        self.counts.revisions += filed.revisions
+        self.counts.dead += len(letters)
+        self.counts.commits += 1
+        for entry in entries:
+            if isinstance(entry, Control):
+                self.counts.stops += entry.kind is Kind.STOP
+                self.counts.gaps += entry.kind is Kind.GAP
+        for letter in letters:
+            log.warning("dead letter", key=letter.key, reason=letter.reason)
+        del pending.entries[:count], pending.sizes[:count]
+        pending.letters = {offset: letter for offset, letter in pending.letters.items() if offset >= until}
+        pending.messages = {offset: message for offset, message in pending.messages.items() if offset >= until}
+        pending.rows -= sum(isinstance(entry, Row) for entry in entries)
+        pending.start = until
+        pending.since = self._filed_at[partition] = self._clock()
+        return True
+
+    def _batch(self, partition: int, pending: _Pending) -> int:
+        """How many entries make the next batch: all, or under load so many that the log ends at a full chunk.
+
+        A partly filled chunk is written again by the next batch.
+        """
+        if pending.rows < self._max_rows:
+            return len(pending.entries)
+        room = -self._writer.rows(self._name, partition) % ROWS_PER_CHUNK
+        rows = room + max(self._max_rows - room, 0) // ROWS_PER_CHUNK * ROWS_PER_CHUNK
+        if rows == 0:  # batches smaller than a chunk were asked for
+            return len(pending.entries)
+        for count, entry in enumerate(pending.entries, start=1):
+            rows -= isinstance(entry, Row)
+            if rows == 0:
+                return count
+        return len(pending.entries)
+
+    def _bury_other_sources(self, pending: _Pending, source: str) -> None:
+        """Rows of another dataset or monitoring element than the archive's become dead letters."""
+        for place, entry in enumerate(pending.entries):
+            if isinstance(entry, Row) and entry.source and entry.source != source:
+                message = pending.messages[entry.offset]
+                pending.entries[place] = self._dead(
+                    message, pending, f"the source is {entry.source}, the archive holds {source}"
+                )
+                pending.rows -= 1
