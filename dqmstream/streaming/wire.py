@@ -13,11 +13,12 @@ from math import nan, prod
 
 import numpy as np
 from crc32c import crc32c
-from streaming_data_types.dataarray_da00 import Variable, deserialise_da00, serialise_da00
+from streaming_data_types.dataarray_da00 import Variable, serialise_da00
 from streaming_data_types.run_start_pl72 import deserialise_pl72, serialise_pl72
 from streaming_data_types.run_stop_6s4t import deserialise_6s4t, serialise_6s4t
 
 from dqmstream.lumisection import Lumisection, Record, RunStart, RunStop, check_numbers
+from dqmstream.streaming import da00
 from dqmstream.streaming.feed import Message
 
 CRC_HEADER = "crc32c"
@@ -66,6 +67,8 @@ def decode(message: Message, *, crc_required: bool = True) -> Record:
 
     The checksum is compared before a byte of the value is believed. Maps are read-only views of the value.
     """
+    if message.error:
+        raise Undecodable(message.error)
     value = message.value
     if not value:
         raise Undecodable("the value is empty")
@@ -99,8 +102,7 @@ def _find_decoder(value: bytes) -> Decoder:
 
 
 def _decode_da00(value: bytes, headers: dict[str, bytes]) -> Lumisection:
-    array = deserialise_da00(value)
-    variables = {variable.name: variable for variable in array.data}
+    source, time_ns, variables = da00.read(value)
     if missing := {"occupancy", "run", "lumisection"} - variables.keys():
         raise Undecodable(f"no variable {', '.join(sorted(missing))}")
     occupancy = variables["occupancy"]
@@ -112,25 +114,25 @@ def _decode_da00(value: bytes, headers: dict[str, bytes]) -> Lumisection:
         run=_number(variables["run"]),
         lumisection=_number(variables["lumisection"]),
         occupancy=occupancy.data,
-        time_ns=array.timestamp_ns,
+        time_ns=time_ns,
         n_events=_scalar(variables.get("n_events")),
         pileup=_scalar(variables.get("pileup")),
-        source=array.source_name,
+        source=source,
     )
 
 
-def _number(variable: Variable) -> int:
-    if not isinstance(variable.data, int):
+def _number(variable: da00.Variable) -> int:
+    if variable.data.size != 1 or variable.axes or variable.data.dtype.kind not in "iu":
         raise Undecodable(f"{variable.name} is not one whole number")
-    return variable.data
+    return int(variable.data.item())
 
 
-def _scalar(variable: Variable | None) -> float:
+def _scalar(variable: da00.Variable | None) -> float:
     if variable is None:
         return nan
-    if not isinstance(variable.data, float):
+    if variable.data.size != 1 or variable.axes or variable.data.dtype != np.float64:
         raise Undecodable(f"{variable.name} is not one float64")
-    return variable.data
+    return float(variable.data.item())
 
 
 def _decode_npy(value: bytes, headers: dict[str, bytes]) -> Lumisection:
