@@ -17,7 +17,11 @@ Headers = Sequence[tuple[str, bytes]]
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A message as it lies in a partition. timestamp_ms: when the broker took it, UTC since 1970, 0 if unknown."""
+    """A message as it lies in a partition.
+
+    timestamp_ms: when the broker took it, UTC since 1970, 0 if unknown. error: why the client could not read it; value is
+    None then.
+    """
 
     partition: int
     offset: int
@@ -25,6 +29,7 @@ class Message:
     value: bytes | None
     headers: Headers = ()
     timestamp_ms: int = 0
+    error: str = ""
 
     @property
     def size(self) -> int:
