@@ -12,7 +12,8 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
-from math import nan
+from math import isnan, nan
+from struct import Struct
 
 import numpy as np
 
@@ -161,14 +162,17 @@ def as_stored(occupancy: np.ndarray, geometry: Geometry, dtype: np.dtype) -> np.
     return np.ascontiguousarray(occupancy, dtype=dtype.newbyteorder("<"))
 
 
+_TWO_DOUBLES = Struct("<dd").pack
+
+
 def content_hash(stored: np.ndarray, n_events: float, pileup: float) -> int:
     """What decides whether two lumisections are the same: the first 8 bytes of a SHA-256, as uint64.
 
     Hashed are the stored row (archive dtype, little-endian), then n_events and pileup as float64. Time is left out: the
     same map sent twice with two clocks is still the same map. Every NaN is hashed as one NaN.
     """
-    scalars = np.array([nan if np.isnan(v) else v for v in (n_events, pileup)], dtype="<f8")
-    digest = hashlib.sha256(stored.astype(stored.dtype.newbyteorder("<"), copy=False).tobytes() + scalars.tobytes())
+    digest = hashlib.sha256(np.ascontiguousarray(stored, stored.dtype.newbyteorder("<")))
+    digest.update(_TWO_DOUBLES(*(nan if isnan(value) else value for value in (n_events, pileup))))
     return int.from_bytes(digest.digest()[:8], "little")
 
 
