@@ -150,6 +150,9 @@ def consume(
     group: Annotated[str | None, typer.Option(help="consumer group (default: dqmstream-ARCHIVE_ID)")] = None,
     instance: Annotated[str | None, typer.Option(help="static member id of this worker in the group")] = None,
     dead_letter_topic: Annotated[str | None, typer.Option(help="for what cannot be stored (default: TOPIC.deadletter)")] = None,
+    accept_gap: Annotated[
+        bool, typer.Option("--accept-gap", help="record what the broker deleted before it was read, and go on")
+    ] = False,
     dtype: Dtype = None,
     depths: Depths = None,
     source: Source = None,
@@ -168,9 +171,9 @@ def consume(
 
     settings = load_settings(
         bootstrap=bootstrap, topic=topic, archive=archive, state=state, group=group, instance=instance,
-        dead_letter_topic=dead_letter_topic, dtype=dtype, depths=depths, source=source, name=name, strategy=strategy,
-        seed=seed, memory_bytes=memory_bytes, idle_s=idle_s, evaluation_samples=evaluation_samples, threads=threads,
-        device=device,
+        dead_letter_topic=dead_letter_topic, accept_gap=accept_gap or None, dtype=dtype, depths=depths, source=source,
+        name=name, strategy=strategy, seed=seed, memory_bytes=memory_bytes, idle_s=idle_s,
+        evaluation_samples=evaluation_samples, threads=threads, device=device,
     )  # fmt: skip
     with console.bars() as progress:
         result = consume_topic(

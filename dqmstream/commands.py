@@ -112,6 +112,7 @@ def consume_topic(
         settings.group or f"dqmstream-{archive.archive_id}",
         instance=settings.instance,
         session_timeout_ms=settings.session_timeout_ms,
+        accept_gap=settings.accept_gap,
     )
     with stop_on_signals() as stop:
         done = consume(

@@ -27,6 +27,7 @@ class Settings(BaseSettings):
     instance: str | None = Field(None, description="static member id in the group")
     dead_letter_topic: str | None = Field(None, description="default <topic>.deadletter")
     session_timeout_ms: int = Field(45_000, ge=1000)
+    accept_gap: bool = Field(False, description="record what the broker deleted before it was read, and go on")
     crc_required: bool = Field(True, description="refuse messages without the header crc32c")
     max_rows: int = Field(1024, ge=1, le=65536, description="rows in one commit under load")
     flush_s: float = Field(1.0, gt=0, description="longest that a row waits for its commit")
