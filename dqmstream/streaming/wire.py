@@ -101,8 +101,11 @@ def _find_decoder(value: bytes) -> Decoder:
     raise Undecodable(f"the value is of no known format, it begins with {value[:8]!r}")
 
 
+_DA00 = da00.Reader()
+
+
 def _decode_da00(value: bytes, headers: dict[str, bytes]) -> Lumisection:
-    source, time_ns, variables = da00.read(value)
+    source, time_ns, variables = _DA00.read(value)
     if missing := {"occupancy", "run", "lumisection"} - variables.keys():
         raise Undecodable(f"no variable {', '.join(sorted(missing))}")
     occupancy = variables["occupancy"]
