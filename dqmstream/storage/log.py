@@ -24,6 +24,8 @@ from dqmstream.storage.layout import NAT, Kind, Quality
 from dqmstream.storage.locks import exclusive, sync_filesystem
 from dqmstream.storage.rowindex import RowIndex
 
+LATEST_NS = int(np.iinfo(np.int64).max)
+
 
 class OffsetConflict(Exception):
     """Another writer has moved the partition on: `stored` is the next_offset in the archive now, None if it has no log."""
@@ -43,7 +45,11 @@ class SourceConflict(Exception):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Row:
-    """A lumisection as it will be stored. occupancy: archive dtype, shape (depth, 64, 72)."""
+    """A lumisection as it will be stored.
+
+    occupancy: archive dtype, shape (depth, 64, 72). produced_ns: when the broker took it, UTC nanoseconds since 1970, 0 if
+    unknown.
+    """
 
     offset: int
     run: int
@@ -55,6 +61,7 @@ class Row:
     pileup: float = nan
     quality: Quality = Quality.GOOD
     source: str = ""
+    produced_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +89,20 @@ class Appended:
     revisions: int
 
 
-def make_row(record: Lumisection, offset: int, geometry: Geometry, dtype: np.dtype, quality: Quality = Quality.GOOD) -> Row:
-    """The row of a lumisection. Raises ValueError, with the reason, for what this archive cannot hold."""
+def make_row(
+    record: Lumisection,
+    offset: int,
+    geometry: Geometry,
+    dtype: np.dtype,
+    quality: Quality = Quality.GOOD,
+    *,
+    produced_ns: int = 0,
+) -> Row:
+    """The row of a lumisection. Raises ValueError, with the reason, for what this archive cannot hold.
+
+    produced_ns: when the broker took it, UTC nanoseconds since 1970; what is no such time (a producer may claim any) is
+    unknown, and no reason to refuse the row.
+    """
     check_numbers(record.run, record.lumisection)
     for name, value in (("n_events", record.n_events), ("pileup", record.pileup)):
         if not (np.isnan(value) or 0 <= value < np.inf):
@@ -100,6 +119,7 @@ def make_row(record: Lumisection, offset: int, geometry: Geometry, dtype: np.dty
         pileup=record.pileup,
         quality=quality,
         source=record.source,
+        produced_ns=produced_ns if 0 < produced_ns <= LATEST_NS else 0,
     )
 
 

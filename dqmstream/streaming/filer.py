@@ -147,7 +147,7 @@ class Filer:
             if not isinstance(record, Lumisection):
                 kind = Kind.START if isinstance(record, RunStart) else Kind.STOP
                 return Control(offset, offset + 1, kind, record.run)
-            row = make_row(record, offset, archive.geometry, archive.dtype)
+            row = make_row(record, offset, archive.geometry, archive.dtype, produced_ns=message.timestamp_ms * 1_000_000)
         except (Undecodable, ValueError) as error:
             return self._dead(message, pending, str(error))
         pending.rows += 1
