@@ -1,25 +1,51 @@
-"""Dead letters in a Kafka topic."""
+"""Dead letters in a Kafka topic: written by ingest, read by people, sent back when what was wrong is mended."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from hashlib import sha256
 
+import structlog
+from kafka import KafkaConsumer, TopicPartition
+from kafka.errors import KafkaError
+
+from dqmstream.errors import BrokerError, InputError
 from dqmstream.streaming.feed import DeadLetter
-from dqmstream.streaming.kafka.client import create_topic
+from dqmstream.streaming.kafka.client import check_topic, connect, create_topic
 from dqmstream.streaming.kafka.sender import MAX_REQUEST_BYTES, KafkaSender, TooLargeError
 
 MAX_LETTER_BYTES = MAX_REQUEST_BYTES
-MAX_LETTER_HEADERS = 64
-TRUNCATED_BYTES = 64 * 2**10
+READ_TIMEOUT_S = 30.0
+"""Longest that reading goes on without a record, although the broker said that there are more."""
+
+ORIGINAL = "original."
+"""Before the name of each header that the message itself had."""
+
+log = structlog.get_logger("dqmstream.kafka")
+
+
+@dataclass(frozen=True, slots=True)
+class _Room:
+    """How much of a message a letter takes: bytes of the value, headers, bytes of the key and of each header."""
+
+    value: int
+    headers: int
+    each: int
+
+
+WHOLE = _Room(MAX_LETTER_BYTES, MAX_LETTER_BYTES, MAX_LETTER_BYTES)
+HEAD = _Room(64 * 2**10, 64, 256)
+NOTHING = _Room(0, 0, 0)
 
 
 class KafkaDeadLetters:
     """Dead letters in a topic of their own, acknowledged by all replicas before anything is filed past them.
 
     A letter that the topic does not take whole, because its headers come on top of a message of the greatest size, is sent
-    with its first 64 KiB, the size and the SHA-256 of the rest; the message itself stays at its offset for as long as
-    the broker keeps it.
+    with the head of the message, or with nothing of it, and says so. The message itself stays at its offset for as long
+    as the broker keeps it.
     """
 
     def __init__(self, bootstrap: str, topic: str) -> None:
@@ -30,27 +56,27 @@ class KafkaDeadLetters:
 
     def put(self, letters: Sequence[DeadLetter]) -> None:
         try:
-            self._send(letters)
+            self._send(letters, WHOLE)
         except TooLargeError:
-            self._renew()
             # One of them; those that were taken come once more, under the same keys.
             for letter in letters:
-                try:
-                    self._send([letter])
-                except TooLargeError:
-                    self._renew()
-                    self._send_truncated(letter)
+                self._send_what_fits(letter)
 
-    def _send(self, letters: Sequence[DeadLetter]) -> None:
+    def _send_what_fits(self, letter: DeadLetter) -> None:
+        for room in (WHOLE, HEAD):
+            self._renew()
+            try:
+                return self._send([letter], room)
+            except TooLargeError:
+                continue
+        self._renew()
+        self._send([letter], NOTHING)
+
+    def _send(self, letters: Sequence[DeadLetter], room: _Room) -> None:
         for letter in letters:
-            self._sender.send(letter.key.encode(), letter.message.value, _letter_headers(letter, MAX_LETTER_BYTES))
-        self._sender.flush()
-
-    def _send_truncated(self, letter: DeadLetter) -> None:
-        value = letter.message.value or b""
-        size = [("size", b"%d" % len(value)), ("sha256", sha256(value).hexdigest().encode())]
-        headers = [*_letter_headers(letter, 256), ("truncated", b"true"), *size]
-        self._sender.send(letter.key.encode(), value[:TRUNCATED_BYTES], headers)
+            value = letter.message.value
+            head = None if value is None else value[: room.value]
+            self._sender.send(letter.key.encode(), head, _letter_headers(letter, room))
         self._sender.flush()
 
     def _renew(self) -> None:
@@ -62,18 +88,209 @@ class KafkaDeadLetters:
         self._sender.close()
 
 
-def _letter_headers(letter: DeadLetter, longest: int) -> list[tuple[str, bytes]]:
-    """Where the message lay and why it is dead, then its own key and headers; longest: bytes of each, and of the reason."""
+def _letter_headers(letter: DeadLetter, room: _Room) -> list[tuple[str, bytes]]:
+    """Where the message lay and why it is dead, what is missing of it here, then its own key and headers.
+
+    Kafka tells a header without a value apart from an empty one; the client cannot send it, so it becomes empty.
+    """
     message = letter.message
-    headers = [
+    key, value = message.key, message.value or b""
+    headers = [(name, content or b"") for name, content in message.headers]
+    kept = [(name[: room.each], content[: room.each]) for name, content in headers[: room.headers]]
+    cut = [
+        part
+        for part, missing in (
+            ("value", len(value) > room.value or bool(message.error)),
+            ("key", len(key or b"") > room.each),
+            ("headers", kept != headers),
+        )
+        if missing
+    ]
+    told = [
         ("topic", letter.topic.encode()),
         ("partition", b"%d" % message.partition),
         ("offset", b"%d" % message.offset),
         ("timestamp_ms", b"%d" % message.timestamp_ms),
-        ("reason", letter.reason.encode()),
+        ("reason", letter.reason.encode("utf-8", "backslashreplace")),
     ]
-    if message.key is not None:
-        headers.append(("original.key", message.key))
-    # Kafka tells a header without a value apart from an empty one, the client cannot send it.
-    headers += [(f"original.{name}"[:longest], value or b"") for name, value in message.headers]
-    return [(name, value[:longest]) for name, value in headers[:MAX_LETTER_HEADERS]]
+    if cut:
+        told += [("truncated", b"true"), ("cut", ",".join(cut).encode())]
+    if "value" in cut and not message.error:
+        told += [("size", b"%d" % len(value)), ("sha256", sha256(value).hexdigest().encode())]
+    if key is not None:
+        told.append(("key", key[: room.each]))
+    return told + [(f"{ORIGINAL}{name}", content) for name, content in kept]
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """A dead letter as it was read: where the message lay, why it is dead, and the message.
+
+    key: feed/partition/offset. size: bytes of the message's value. cut: what is not whole in the letter (value, key,
+    headers), empty where all is there; only a whole one can be sent back.
+    """
+
+    key: str
+    topic: str
+    partition: int
+    offset: int
+    timestamp_ms: int
+    reason: str
+    original_key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes], ...]
+    size: int
+    cut: tuple[str, ...] = ()
+
+    @property
+    def where(self) -> str:
+        """Where the message itself lies, for as long as the broker keeps it."""
+        return f"{self.topic}/{self.partition}/{self.offset}"
+
+    @property
+    def obstacle(self) -> str:
+        """Why the message cannot be sent back from here, empty if it can."""
+        if self.cut:
+            what = " and ".join(self.cut)
+            return f"{what} not whole in the letter, the message itself lies at topic/partition/offset {self.where}"
+        if self.original_key is None and self.value is None:
+            return "the message has neither key nor value, which the client does not send"
+        return ""
+
+
+def parse_letter(key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes]]) -> Letter | None:
+    """The letter in a record of the topic, None if it is none. Of a name that comes twice, the first is the letter's own."""
+    told = {name: content or b"" for name, content in reversed(headers) if not name.startswith(ORIGINAL)}
+    own = tuple((name.removeprefix(ORIGINAL), content or b"") for name, content in headers if name.startswith(ORIGINAL))
+    try:
+        return Letter(
+            key=(key or b"").decode(),
+            topic=told["topic"].decode(),
+            partition=int(told["partition"]),
+            offset=int(told["offset"]),
+            timestamp_ms=int(told["timestamp_ms"]),
+            reason=told["reason"].decode("utf-8", "replace"),
+            original_key=told.get("key"),
+            value=value,
+            headers=own,
+            size=int(told["size"]) if "size" in told else len(value or b""),
+            cut=tuple(part for part in told.get("cut", b"").decode().split(",") if part),
+        )
+    except (KeyError, ValueError):
+        return None
+
+
+def read_letters(bootstrap: str, topic: str) -> Iterator[Letter]:
+    """All letters that the topic holds now, as they come; what arrives meanwhile is left for the next time.
+
+    A letter that was written twice comes twice. Records that are no letters are passed over, with a warning at the end.
+    Raises BrokerError where the topic is missing, cannot be read, or gives nothing for 30 s.
+    """
+    consumer = connect(
+        KafkaConsumer, bootstrap, enable_auto_commit=False, auto_offset_reset="earliest", allow_auto_create_topics=False
+    )
+    foreign = 0
+    try:
+        if topic not in consumer.topics():
+            raise BrokerError(
+                f"{bootstrap} has no topic {topic}: no letter was ever written, or --dead-letter-topic is another"
+            )
+        assigned = [TopicPartition(topic, partition) for partition in sorted(consumer.partitions_for_topic(topic))]
+        consumer.assign(assigned)
+        ends = consumer.end_offsets(assigned)
+        for tp, beginning in consumer.beginning_offsets(assigned).items():
+            consumer.seek(tp, beginning)
+        news = time.monotonic()
+        while any(consumer.position(tp) < ends[tp] for tp in assigned):
+            records = consumer.poll(timeout_ms=1000)
+            if records:
+                news = time.monotonic()
+            elif time.monotonic() > news + READ_TIMEOUT_S:
+                raise BrokerError(
+                    f"{bootstrap} gives nothing of topic {topic} for {READ_TIMEOUT_S:.0f} s, although it holds more"
+                )
+            for tp, found in records.items():
+                for record in found:
+                    if record.offset >= ends[tp]:
+                        break
+                    letter = parse_letter(record.key, record.value, record.headers)
+                    if letter is None:
+                        foreign += 1
+                    else:
+                        yield letter
+    except (KafkaError, ValueError) as error:  # a name of a header that is not UTF-8, say
+        raise BrokerError(f"topic {topic} cannot be read: {type(error).__name__}: {error}") from error
+    finally:
+        consumer.close(autocommit=False)
+    if foreign:
+        log.warning("records that are no dead letters were passed over", topic=topic, records=foreign)
+
+
+def list_letters(bootstrap: str, topic: str) -> list[Letter]:
+    """Each letter that the topic holds once, without its value, the oldest message first. Raises BrokerError."""
+    found: dict[str, Letter] = {}
+    for letter in read_letters(bootstrap, topic):
+        if letter.key not in found or found[letter.key].cut:  # written twice, it may be whole the second time
+            found[letter.key] = replace(letter, value=None if letter.value is None else b"")
+    return sorted(found.values(), key=lambda letter: (letter.timestamp_ms, letter.topic, letter.partition, letter.offset))
+
+
+def find_letter(bootstrap: str, topic: str, key: str) -> Letter:
+    """The letter of that key, a whole one if there is one. Raises InputError if there is none, BrokerError."""
+    best = None
+    for letter in read_letters(bootstrap, topic):
+        if letter.key == key and (best is None or best.cut):
+            best = letter
+    if best is None:
+        raise unknown(topic, key)
+    return best
+
+
+def unknown(topic: str, key: str) -> InputError:
+    return InputError(f"topic {topic} holds no letter {key}: see `dqmstream deadletters list`")
+
+
+@dataclass(frozen=True, slots=True)
+class Republished:
+    """How many messages were sent to each topic, and the letters, without values, that could not be sent."""
+
+    sent: dict[str, int]
+    refused: list[Letter]
+
+
+def republish(
+    bootstrap: str, topic: str, keys: Sequence[str] | None, to: str | None, progress: Callable[[int, int], None]
+) -> Republished:
+    """Send the messages of these letters, or of all, back to the topics that they came from, or to another.
+
+    On return the broker has acknowledged all; the letters stay. A letter that was written twice is sent once.
+    Raises, with nothing sent, InputError for a key that no letter has; BrokerError.
+    """
+    known = {letter.key: letter for letter in list_letters(bootstrap, topic)}
+    for key in keys or ():
+        if key not in known:
+            raise unknown(topic, key)
+    chosen = {key: known[key] for key in (known if keys is None else keys)}
+    refused = [letter for letter in chosen.values() if letter.obstacle]
+    due = {key for key, letter in chosen.items() if not letter.obstacle}
+    total = len(due)
+    sent: dict[str, int] = {}
+    senders: dict[str, KafkaSender] = {}
+    try:
+        for target in sorted({to or chosen[key].topic for key in due}):
+            check_topic(bootstrap, target)
+            senders[target] = KafkaSender(bootstrap, target)
+        for letter in read_letters(bootstrap, topic) if due else ():
+            if letter.key not in due or letter.cut:
+                continue
+            due.remove(letter.key)
+            target = to or letter.topic
+            senders[target].send(letter.original_key, letter.value, letter.headers)
+            sent[target] = sent.get(target, 0) + 1
+            progress(total - len(due), total)
+        for sender in senders.values():
+            sender.flush()
+    finally:
+        for sender in senders.values():
+            sender.close()
+    return Republished(sent, refused)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,9 @@ from dqmstream.errors import BrokerError
 from dqmstream.streaming.kafka.client import connect
 
 MAX_REQUEST_BYTES = 16 * 2**20
+DELIVERY_TIMEOUT_MS = 120_000
+ACKNOWLEDGE_TIMEOUT_S = DELIVERY_TIMEOUT_MS / 1000 + 10
+"""Longer than the producer itself tries, so that its own reason is told."""
 
 
 class TooLargeError(BrokerError):
@@ -31,12 +35,13 @@ class KafkaSender:
             enable_idempotence=True,
             compression_type="zstd",
             linger_ms=5,
+            delivery_timeout_ms=DELIVERY_TIMEOUT_MS,
             batch_size=256 * 2**10,
             max_request_size=MAX_REQUEST_BYTES,
             allow_auto_create_topics=False,
         )
 
-    def send(self, key: bytes, value: bytes | None, headers: Sequence[tuple[str, bytes]]) -> None:
+    def send(self, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes]]) -> None:
         """Hand a message to the producer. Raises TooLargeError, BrokerError."""
         try:
             self._futures.append(self._producer.send(self.topic, value=value, key=key, headers=list(headers)))
@@ -48,16 +53,24 @@ class KafkaSender:
             self.flush()
 
     def flush(self) -> None:
-        """Wait until all was acknowledged. Raises TooLargeError, BrokerError."""
+        """Wait until all was acknowledged. Raises TooLargeError, BrokerError.
+
+        Not by the producer's own flush: it raises when a batch is split because it was too large, although every message
+        may still arrive. Of several errors that of the size counts, the others follow from it.
+        """
         futures, self._futures = self._futures, []
-        try:
-            self._producer.flush()
-            for future in futures:
-                future.get(timeout=0)
-        except (MessageSizeTooLargeError, RecordListTooLargeError) as error:
-            raise TooLargeError(f"topic {self.topic} does not take a message of that size: {error}") from error
-        except KafkaError as error:
-            raise BrokerError(f"topic {self.topic} did not acknowledge: {error}") from error
+        errors: list[KafkaError] = []
+        deadline = time.monotonic() + ACKNOWLEDGE_TIMEOUT_S
+        for future in futures:
+            try:
+                future.get(timeout=max(deadline - time.monotonic(), 0.0))
+            except KafkaError as error:
+                errors.append(error)
+        for cause in errors:
+            if isinstance(cause, (MessageSizeTooLargeError, RecordListTooLargeError)):
+                raise TooLargeError(f"topic {self.topic} does not take a message of that size: {cause}") from cause
+        if errors:
+            raise BrokerError(f"topic {self.topic} did not acknowledge: {errors[0]}") from errors[0]
 
     def close(self) -> None:
         self._producer.close()

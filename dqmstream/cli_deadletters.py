@@ -1,0 +1,197 @@
+"""`dqmstream deadletters`: look at what could not be stored, and send it back when what was wrong is mended."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from dqmstream import console
+from dqmstream.config import Settings, load_settings
+from dqmstream.errors import InputError
+
+if TYPE_CHECKING:
+    from dqmstream.streaming.kafka.letters import Letter
+
+app = typer.Typer(
+    name="deadletters",
+    no_args_is_help=True,
+    help="Look at the messages that could not be stored, and send them back when what was wrong is mended.",
+)
+
+Bootstrap = Annotated[str | None, typer.Option("--bootstrap", help="host:port of the broker", show_default=False)]
+Topic = Annotated[str | None, typer.Option("--topic", help="Kafka topic of the data", show_default=False)]
+LetterTopic = Annotated[
+    str | None, typer.Option("--dead-letter-topic", help="where the letters are (default: TOPIC.deadletter)")
+]
+Json = Annotated[bool, typer.Option("--json", help="print one JSON object as the last line of stdout")]
+
+SHOWN_BYTES = 256
+"""Of the value, in a hex dump."""
+
+
+def _places(bootstrap: str | None, topic: str | None, letter_topic: str | None) -> tuple[str, str]:
+    """Broker and topic of the letters."""
+    settings: Settings = load_settings(bootstrap=bootstrap, topic=topic, dead_letter_topic=letter_topic)
+    return settings.need("bootstrap"), settings.dead_letter_topic or f"{settings.need('topic')}.deadletter"
+
+
+@app.command(name="list")
+def list_(
+    bootstrap: Bootstrap = None,
+    topic: Topic = None,
+    dead_letter_topic: LetterTopic = None,
+    reason: Annotated[str | None, typer.Option("--reason", help="only those whose reason contains this text")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="only the newest so many")] = None,
+    oldest: Annotated[bool, typer.Option("--oldest", help="with --limit: the oldest instead")] = False,
+    as_json: Json = False,
+) -> None:
+    """All dead letters, the oldest message first; one that was written twice is listed once."""
+    from dqmstream.streaming.kafka.letters import list_letters
+
+    if oldest and limit is None:
+        raise InputError("--oldest is for --limit: give --limit too")
+    address, letter_topic = _places(bootstrap, topic, dead_letter_topic)
+    letters = list_letters(address, letter_topic)
+    found = [letter for letter in letters if reason is None or reason in letter.reason]
+    shown = found if limit is None else found[:limit] if oldest else found[-limit:]
+    if as_json:
+        told = {"dead_letter_topic": letter_topic, "total": len(letters), "matching": len(found)}
+        console.print_json({**told, "letters": [_facts(letter) for letter in shown]})
+        return
+    made = Table(title=f"{len(shown)} of {len(letters)} letters on {letter_topic}", title_justify="left")
+    for column in ("key", "time", "bytes", "whole", "reason"):
+        made.add_column(column, justify="right" if column == "bytes" else "left", overflow="fold")
+    for letter in shown:
+        cells = (letter.key, _time(letter), str(letter.size), "no" if letter.cut else "yes", letter.reason)
+        made.add_row(*(Text(_printable(cell)) for cell in cells))
+    console.out.print(made)
+
+
+@app.command()
+def show(
+    key: Annotated[str, typer.Argument(help="key of the letter: feed/partition/offset")],
+    bootstrap: Bootstrap = None,
+    topic: Topic = None,
+    dead_letter_topic: LetterTopic = None,
+    out: Annotated[Path | None, typer.Option("--out", help="write the message's value to this new file")] = None,
+    as_json: Json = False,
+) -> None:
+    """Everything of one letter; the value as a hex dump of its first bytes, never interpreted."""
+    from dqmstream.streaming.kafka.letters import find_letter
+
+    if out is not None and out.exists():
+        raise InputError(f"{out} exists already: give the name of a new file")
+    letter = find_letter(*_places(bootstrap, topic, dead_letter_topic), key)
+    value = letter.value or b""
+    if out is not None:
+        try:
+            out.write_bytes(value)
+        except OSError as error:
+            raise InputError(f"{out} cannot be written: {error.strerror or error}") from error
+    if as_json:
+        headers = [[name, _readable(content)] for name, content in letter.headers]
+        original = None if letter.original_key is None else _readable(letter.original_key)
+        told = {"original_key": original, "headers": headers, "value_hex": value[:SHOWN_BYTES].hex()}
+        console.print_json({**_facts(letter), **told, "written": None if out is None else str(out)})
+        return
+    lines = [
+        ("letter", letter.key),
+        ("message", f"topic {letter.topic}, partition {letter.partition}, offset {letter.offset}"),
+        ("time", _time(letter)),
+        ("reason", letter.reason),
+        ("size", f"{letter.size} bytes"),
+        ("whole", f"no, {letter.obstacle}" if letter.cut else "yes"),
+        ("key", "none" if letter.original_key is None else _readable(letter.original_key)),
+        *((f"header {name}", _readable(content)) for name, content in letter.headers),
+    ]
+    for name, content in lines:
+        console.out.print(Text(f"{_printable(name)}: {_printable(content)}"), soft_wrap=True)
+    for line in hex_dump(value[:SHOWN_BYTES]):
+        console.out.print(Text(line), soft_wrap=True)
+    if len(value) > SHOWN_BYTES:
+        console.out.print(Text(f"... {len(value) - SHOWN_BYTES} more bytes in the letter; --out FILE writes them all"))
+
+
+@app.command()
+def republish(
+    keys: Annotated[list[str] | None, typer.Argument(help="keys of the letters: feed/partition/offset")] = None,
+    every: Annotated[bool, typer.Option("--all", help="all letters of the topic")] = False,
+    bootstrap: Bootstrap = None,
+    topic: Topic = None,
+    dead_letter_topic: LetterTopic = None,
+    to: Annotated[str | None, typer.Option("--to", help="topic to send to (default: where each message came from)")] = None,
+    as_json: Json = False,
+) -> None:
+    """Send messages back as they were: key, value and headers. The letters stay; what is filed already is not filed twice.
+
+    A letter that does not hold the whole message is refused, and the command ends with exit code 3.
+    """
+    from dqmstream.streaming.kafka.letters import republish as send_back
+
+    if bool(keys) == every:
+        raise InputError("name the letters to send, or give --all")
+    address, letter_topic = _places(bootstrap, topic, dead_letter_topic)
+    with console.bars() as progress:
+        kept = console.bar_callback(progress, "republish")
+        done = send_back(address, letter_topic, None if every else keys, to, kept)
+    for letter in done.refused:
+        line = Text(_printable(f"dqmstream: letter {letter.key} was not sent: {letter.obstacle}"), style="red")
+        console.err.print(line, soft_wrap=True)
+    if as_json:
+        refused = [{**_facts(letter), "obstacle": letter.obstacle} for letter in done.refused]
+        console.print_json({"sent": sum(done.sent.values()), "topics": done.sent, "refused": refused})
+    else:
+        targets = ", ".join(f"{count} to {name}" for name, count in sorted(done.sent.items()))
+        console.out.print(Text(f"{sum(done.sent.values())} messages sent{': ' if targets else ''}{targets}"), soft_wrap=True)
+    if done.refused:
+        raise typer.Exit(InputError.exit_code)
+
+
+def _facts(letter: Letter) -> dict[str, Any]:
+    """What a program is told of a letter."""
+    return {
+        "key": letter.key,
+        "topic": letter.topic,
+        "partition": letter.partition,
+        "offset": letter.offset,
+        "time": _time(letter) if letter.timestamp_ms else None,
+        "timestamp_ms": letter.timestamp_ms,
+        "reason": letter.reason,
+        "size": letter.size,
+        "truncated": bool(letter.cut),
+        "cut": list(letter.cut),
+    }
+
+
+def _time(letter: Letter) -> str:
+    """When the broker took the message, ISO 8601 in UTC; a producer may have claimed any time."""
+    if not letter.timestamp_ms:
+        return "unknown"
+    try:
+        return datetime.fromtimestamp(letter.timestamp_ms / 1000, UTC).isoformat(timespec="milliseconds")
+    except (ValueError, OverflowError, OSError):
+        return f"{letter.timestamp_ms} ms"
+
+
+def hex_dump(data: bytes) -> list[str]:
+    """Lines of sixteen bytes: place, hexadecimal, ASCII."""
+    return [
+        f"{at:08x}  {data[at : at + 16].hex(' '):<47}  {''.join(chr(b) if 32 <= b < 127 else '.' for b in data[at : at + 16])}"
+        for at in range(0, len(data), 16)
+    ]
+
+
+def _readable(data: bytes) -> str:
+    """Bytes of a stranger as text, what is no UTF-8 escaped."""
+    return data.decode("utf-8", "backslashreplace")
+
+
+def _printable(text: str) -> str:
+    """Text of a stranger for a terminal: one line, and nothing that a terminal would obey."""
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
