@@ -142,12 +142,17 @@ class Consumed:
     """What one call of `consume` did."""
 
     counts: IngestCounts
+    waiting: int
+    """Offsets that were read and could not be filed within `drain_s`; they will be read again."""
     seconds: float
     learner_exit_code: int | None
     """Exit code of a learner that was given up; None where all went well."""
 
     def as_json(self) -> dict[str, Any]:
-        return {**asdict(self.counts), "seconds": round(self.seconds, 3), "learner_exit_code": self.learner_exit_code}
+        seconds = round(self.seconds, 3)
+        return asdict(self.counts) | {
+            "waiting": self.waiting, "seconds": seconds, "learner_exit_code": self.learner_exit_code,
+        }  # fmt: skip
 
 
 def consume(
@@ -212,7 +217,7 @@ def consume(
             learner.stop()
         feed.close()
         dead_letters.close()
-    return Consumed(ingest.counts, time.monotonic() - began, learner.gave_up if learner else None)
+    return Consumed(ingest.counts, ingest.waiting, time.monotonic() - began, learner.gave_up if learner else None)
 
 
 def die_with_parent(parent: int) -> None:

@@ -96,6 +96,35 @@ def test_a_learner_that_is_killed_is_started_again_and_skips_nothing(source: Arc
     assert (done.counts.rows, done.learner_exit_code) == (600, None)
 
 
+def test_a_learner_that_hangs_slows_nothing_and_skips_nothing(source: Archive, tmp_path: Path) -> None:
+    """It is stopped when it has learnt one run; two more are filed meanwhile, and learnt when it goes on."""
+    settings = settings_for(tmp_path)
+    hung: list[int] = []
+    behind: list[int] = []
+    stop = threading.Event()
+
+    class Gated(InProcessFeed):
+        def poll(self, timeout_s: float) -> Polled:
+            return Polled() if self._position >= 202 and not hung else super().poll(timeout_s)
+
+    def hang(counts: IngestCounts, learner: dict[str, Any]) -> None:
+        if learner.get("experiences_learnt") == 1 and not hung:
+            os.kill(learner["pid"], signal.SIGSTOP)
+            hung.append(learner["pid"])
+        if counts.rows == 600 and hung and not behind:
+            told = learner_status(Archive.open(tmp_path / "A"), settings.state_path)["live"]
+            behind.append(told["experiences_behind"])
+            os.kill(hung[0], signal.SIGCONT)
+        if learner.get("experiences_learnt") == 3:
+            stop.set()
+
+    feed = Gated("runs@in-process", feed_of(source).messages, max_records=101)
+    done = run_service(source, settings, feed=feed, until_idle_s=None, stop=stop, progress=hang)
+    assert (behind, done.counts.rows, done.learner_exit_code) == ([2], 600, None)
+    status = json.loads((settings.state_path / "live" / "status.json").read_text())
+    assert (status["pid"], status["experiences_behind"]) == (hung[0], 0)
+
+
 def test_a_learner_that_can_never_start_is_given_up_and_ingest_goes_on(source: Archive, tmp_path: Path) -> None:
     settings = settings_for(tmp_path)
     folder = settings.state_path / "live"

@@ -18,6 +18,7 @@ from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 
 from dqmstream.errors import BrokerError, DataLostError
 from dqmstream.storage.archive import Archive
+from dqmstream.storage.locks import exclusive
 from dqmstream.storage.log import ArchiveWriter, Control, Kind
 from dqmstream.streaming.deadletters import FolderDeadLetters
 from dqmstream.streaming.ingest import Ingest
@@ -26,6 +27,7 @@ from dqmstream.streaming.publisher import publish
 from dqmstream.streaming.wire import encode
 from tests.maps import SOURCE, check_tiling, lumisection
 from tests.runs import simulated_archive
+from tests.scale import scaled
 from tests.test_cli import dqmstream, result, told
 from tools.broker import Broker
 
@@ -58,6 +60,11 @@ def wait_until(condition: Callable[[], Any], process: subprocess.Popen[str]) -> 
     """Look until the condition holds; the process must live that long (the test's own timeout bounds the wait)."""
     while not condition():
         assert process.poll() is None, process.communicate()
+
+
+def waits_for_a_lock(pid: int) -> bool:
+    """Whether the process waits for a lock that another holds (Linux)."""
+    return any("->" in line and str(pid) in line.split() for line in Path("/proc/locks").read_text().splitlines())
 
 
 def filed(archive: Path) -> int:
@@ -98,14 +105,19 @@ def test_a_kill_loses_nothing_and_repeats_nothing(
     source: Archive, bootstrap: str, published: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     archive = tmp_path / "A"
-    (tmp_path / "dqm.toml").write_text("max_rows = 20\nflush_s = 0.01\n")
+    (tmp_path / "dqm.toml").write_text("max_rows = 5\nflush_s = 0.01\n")
     monkeypatch.setenv("DQMSTREAM_CONFIG", str(tmp_path / "dqm.toml"))
-    for floor in (0, 150, 300):
+    kills = scaled(10, 50)
+    for _ in range(kills):
+        floor = filed(archive)
+        assert floor < 600
         process = start_consume(bootstrap, published, archive, "--no-learn", "--instance", "worker-1")
         wait_until(lambda floor=floor: filed(archive) > floor, process)
         process.kill()
         process.communicate()
         assert process.returncode == -signal.SIGKILL
+        check_tiling(Archive.open(archive))
+    print(f"\n{kills} kills of `dqmstream consume`")
     result(
         "consume", "--bootstrap", bootstrap, "--topic", published, "--archive", archive, "--no-learn",
         "--instance", "worker-1", "--until-idle", 1,
@@ -136,6 +148,32 @@ def test_sigterm_drains_and_ends(source: Archive, bootstrap: str, published: str
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 0, stderr
     assert json.loads(stdout.splitlines()[-1])["rows"] == 600
+    assert_equals(Archive.open(archive), source)
+
+
+def test_a_disk_that_hangs_is_waited_for_within_a_bound_and_a_second_sigterm_ends_at_once(
+    source: Archive, bootstrap: str, published: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk hangs since the test holds the archive's lock; what was not filed is filed by the next start."""
+    monkeypatch.setenv("DQMSTREAM_MAX_ROWS", "20")
+    archive = Archive.create(tmp_path / "A").path
+    for drain_s in (1, 3600):
+        monkeypatch.setenv("DQMSTREAM_DRAIN_S", str(drain_s))
+        with exclusive(archive):
+            process = start_consume(bootstrap, published, archive, "--no-learn", "--json", "--group", f"group-{drain_s}")
+            wait_until(lambda process=process: waits_for_a_lock(process.pid), process)
+            process.terminate()
+            while drain_s == 3600 and process.poll() is None:
+                process.terminate()  # again and again: two that come too close are one
+            stdout, stderr = process.communicate(timeout=60)
+        if drain_s == 3600:
+            assert process.returncode == 128 + signal.SIGTERM, stderr
+        else:
+            assert process.returncode == 0, stderr
+            assert json.loads(stdout.splitlines()[-1])["waiting"] > 0
+            assert "will be read again" in stderr
+        assert filed(archive) == 0
+    result("consume", "--bootstrap", bootstrap, "--topic", published, "--archive", archive, "--no-learn", "--until-idle", 1)
     assert_equals(Archive.open(archive), source)
 
 

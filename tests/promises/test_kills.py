@@ -1,0 +1,199 @@
+"""README: a kill at any step loses nothing and repeats nothing; what was filed is on the disk before Kafka is told."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import icechunk
+import numpy as np
+import pytest
+from streaming_data_types.dataarray_da00 import deserialise_da00
+
+from dqmstream.storage import log
+from dqmstream.storage.archive import Archive
+from dqmstream.storage.layout import Kind
+from dqmstream.storage.log import ArchiveWriter
+from dqmstream.streaming.deadletters import FolderDeadLetters
+from dqmstream.streaming.feed import DeadLetter, InProcessFeed, Message
+from dqmstream.streaming.ingest import Ingest
+from tests.maps import check_tiling, lumisection
+from tests.promises.killed import BAD_EVERY, FEED, STEPS, draw, exit_code_of_writer, messages
+from tests.scale import scaled
+
+KILLS = scaled(60, 500)
+RUNS, LENGTH = 3, 30
+
+
+def assert_equals_oracle(archive: Path, letters: Path, sent: Sequence[Message]) -> int:
+    """The archive holds of every offset below next_offset just what it should, and nothing else. Returns next_offset."""
+    if not Archive.exists(archive):
+        return 0
+    head = Archive.open(archive)
+    until = head.next_offset(FEED, 0) or 0
+    filed = [message for message in sent[:until] if message.offset % BAD_EVERY != BAD_EVERY - 1]
+    of_run: dict[int, list[int]] = {}
+    duplicates = 0
+    for message in filed:
+        assert message.value is not None
+        if message.value[4:8] == b"da00":
+            told = {variable.name: variable.data for variable in deserialise_da00(message.value).data}
+            numbers = of_run.setdefault(told["run"], [])
+            duplicates += told["lumisection"] in numbers
+            numbers += [told["lumisection"]] * (told["lumisection"] not in numbers)
+    check_tiling(head)
+    if not until:
+        return 0
+    kinds = Counter(head.control(FEED, 0)["kind"].values.tolist())
+    dead = [message.offset for message in sent[:until] if message.offset % BAD_EVERY == BAD_EVERY - 1]
+    assert (kinds[Kind.DUPLICATE], kinds[Kind.DEAD]) == (duplicates, len(dead))
+    assert sum(kinds.values()) + sum(map(len, of_run.values())) == until  # each offset once
+    for offset in dead:
+        assert (letters / FEED / "0" / f"{offset}.json").exists()
+    assert {s.run: s.rows for s in head.runs()} == {run: len(numbers) for run, numbers in of_run.items()}
+    for run in of_run:
+        view = head.run(run)
+        assert view["lumisection"].values.tolist() == of_run[run]
+        for place, number in enumerate(of_run[run]):
+            np.testing.assert_array_equal(view["occupancy"].values[place, 0], lumisection(run, number).occupancy)
+    return until
+
+
+@pytest.mark.timeout(scaled(300, 3600))
+def test_a_kill_at_any_step_loses_nothing_and_repeats_nothing(tmp_path: Path) -> None:
+    """Writers are killed one after another until the feed is filed, in archive after archive; the oracle is what was sent."""
+    rng = random.Random(20)
+    sent = messages(RUNS, LENGTH)
+    killed: Counter[str] = Counter()
+    archives, moved = 0, 0
+    while sum(killed.values()) < KILLS or min(killed[step] for step in STEPS) < 5:
+        archives += 1
+        folder = tmp_path / str(archives)
+        folder.mkdir()
+        places = {"archive": str(folder / "A"), "letters": str(folder / "letters"), "runs": RUNS, "length": LENGTH}
+        until, code = 0, None
+        while code != 0:
+            spec = {**places, **draw(rng, min(STEPS, key=lambda step: (killed[step], rng.random())))}
+            code = exit_code_of_writer(spec)
+            assert code in (0, -signal.SIGKILL), (code, spec)
+            killed[spec["step"]] += code == -signal.SIGKILL
+            before, until = until, assert_equals_oracle(folder / "A", folder / "letters", sent)
+            assert until >= before
+            moved += until > before
+        assert until == len(sent)
+    print(f"\n{sum(killed.values())} kills in {archives} archives of {len(sent)} messages: lost 0, repeated 0; {dict(killed)}")
+    assert moved > archives  # most writers filed something before they were killed
+
+
+class _Recorder:
+    """Notes what happens in which order."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.events: list[str] = []
+        real_commit, real_sync = icechunk.Session.commit, log.sync_filesystem
+
+        def commit(session: Any, *arguments: Any, **keywords: Any) -> str:
+            snapshot = real_commit(session, *arguments, **keywords)
+            self.events.append("commit")
+            return snapshot
+
+        def sync(path: Path) -> None:
+            real_sync(path)
+            self.events.append("sync")
+
+        monkeypatch.setattr(icechunk.Session, "commit", commit)
+        monkeypatch.setattr(log, "sync_filesystem", sync)
+
+    def put(self, letters: Sequence[DeadLetter]) -> None:
+        self.events.append("letters")
+
+    def close(self) -> None: ...
+
+
+def test_what_is_filed_is_on_the_disk_before_the_feed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = Archive.create(tmp_path / "A")
+    recorder = _Recorder(monkeypatch)
+
+    class Told(InProcessFeed):
+        def commit(self, offsets: Any) -> None:
+            recorder.events.append("tell")
+
+    sent = messages(1, 50)
+    loop = Ingest(Told(FEED, lambda: iter(sent)), ArchiveWriter(archive), recorder, topic="hcal", flush_s=3600)
+    loop.step(0)
+    loop.step(0)
+    loop.drain()
+    loop.close()
+    assert recorder.events == ["letters", "commit", "sync", "tell"]
+
+
+def test_a_disk_that_reports_an_error_at_the_sync_is_told_and_the_feed_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody is told of a commit that may not be there; the next start finds what is there and goes on from it."""
+    archive = Archive.create(tmp_path / "A")
+    sent = messages(1, 10)
+    feed = InProcessFeed(FEED, lambda: iter(sent))
+    loop = Ingest(feed, ArchiveWriter(archive), FolderDeadLetters(tmp_path / "L"), topic="hcal", flush_s=3600)
+
+    def broken(path: Path) -> None:
+        raise OSError(5, "Input/output error", str(path))
+
+    monkeypatch.setattr(log, "sync_filesystem", broken)
+    loop.step(0)
+    loop.step(0)
+    with pytest.raises(OSError, match="Input/output error"):
+        loop.drain()
+    assert feed.committed == 0
+    monkeypatch.undo()
+    again = Ingest(
+        InProcessFeed(FEED, lambda: iter(sent)), ArchiveWriter(archive), FolderDeadLetters(tmp_path / "L"), topic="hcal"
+    )
+    again.step(0)
+    again.step(0)
+    again.drain()
+    assert_equals_oracle(tmp_path / "A", tmp_path / "L", sent)
+    assert Archive.open(tmp_path / "A").next_offset(FEED, 0) == len(sent)
+
+
+@pytest.mark.parametrize("landed", [True, False])
+def test_a_commit_whose_answer_was_lost_is_found_by_reading_the_head_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, landed: bool
+) -> None:
+    """A store that drops the answer: icechunk raises, although the commit is there. One that did not land is an error."""
+    archive = Archive.create(tmp_path / "A")
+    real, lost = icechunk.Session.commit, []
+
+    def drops_the_answer(session: Any, *arguments: Any, **keywords: Any) -> str:
+        if lost:
+            return real(session, *arguments, **keywords)
+        lost.append(True)
+        if landed:
+            real(session, *arguments, **keywords)
+        raise icechunk.IcechunkError("the answer was lost")
+
+    monkeypatch.setattr(icechunk.Session, "commit", drops_the_answer)
+    sent = messages(2, 20)
+    feed = InProcessFeed(FEED, lambda: iter(sent), max_records=10)
+    loop = Ingest(feed, ArchiveWriter(archive), FolderDeadLetters(tmp_path / "L"), topic="hcal", max_rows=8)
+    if not landed:
+        with pytest.raises(Exception, match="nothing was filed"):
+            while not feed.exhausted:
+                loop.step(0.01)
+                loop.drain()
+        assert Archive.open(tmp_path / "A").next_offset(FEED, 0) is None
+        return
+    while not feed.exhausted:
+        loop.step(0.01)
+    loop.drain()
+    loop.close()
+    assert lost
+    assert loop.counts.duplicates == sum(a.value == b.value for a, b in pairwise(sent))
+    assert_equals_oracle(tmp_path / "A", tmp_path / "L", sent)
+    assert json.dumps(Archive.open(tmp_path / "A").offsets()) == json.dumps({FEED: {"0": [0, len(sent)]}})
