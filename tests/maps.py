@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import xarray as xr
 
 from dqmstream.lumisection import Lumisection, he_depth1_mask
 from dqmstream.storage.archive import Archive
@@ -28,6 +29,11 @@ def rows(archive: Archive, run: int, numbers: range, offset: int) -> list[Entry]
 def row(archive: Archive, run: int, number: int, offset: int, *, seed: int = 0) -> Row:
     record = lumisection(run, number, seed=seed, source=archive.source or SOURCE)
     return make_row(record, offset, archive.geometry, archive.dtype)
+
+
+def as_sent(archive: Archive, run: int) -> xr.Dataset:
+    """The run's view without what is the archive's own: its attributes, and when the rows came and were filed."""
+    return archive.run(run).drop_attrs().drop_vars(["produced", "committed"])
 
 
 def check_tiling(archive: Archive) -> None:

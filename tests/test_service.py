@@ -27,7 +27,7 @@ from dqmstream.streaming.feed import InProcessFeed, Polled
 from dqmstream.streaming.filer import IngestCounts
 from dqmstream.streaming.publisher import messages
 from tests.learners.test_learner import assert_same_bits
-from tests.maps import check_tiling, rows
+from tests.maps import as_sent, check_tiling, rows
 from tests.runs import simulated_archive
 
 Progress = Callable[[IngestCounts, dict[str, Any]], None]
@@ -61,7 +61,7 @@ def test_every_run_is_filed_and_learnt(source: Archive, tmp_path: Path) -> None:
     assert (done.counts.rows, done.counts.dead, done.learner_exit_code) == (600, 0, None)
     head = Archive.open(tmp_path / "A")
     for summary in source.runs():
-        assert head.run(summary.run).drop_attrs().equals(source.run(summary.run).drop_attrs())
+        assert as_sent(head, summary.run).equals(as_sent(source, summary.run))
     check_tiling(head)
     live = settings.state_path / "live"
     assert len((live / "history.jsonl").read_text().splitlines()) == 3

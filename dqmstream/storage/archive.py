@@ -37,7 +37,7 @@ class Archive:
     """A reader of the archive at path, pinned to a snapshot.
 
     archive_id: 12 hexadecimal digits, given when it was made. geometry, dtype: of every stored map. source: dataset and
-    monitoring element, empty until the first row that has one.
+    monitoring element, empty until the first row that has one. layout_version: of this snapshot, which stays as it was written.
     """
 
     def __init__(self, path: Path, repository: icechunk.Repository, snapshot: str, index: RowIndex | None = None) -> None:
@@ -50,6 +50,7 @@ class Archive:
             self._root = zarr.open_group(self.store, mode="r", use_consolidated=False)
         except icechunk.IcechunkError as error:
             raise ArchiveError(f"{path} has no snapshot {snapshot}: {_first_line(error)}") from error
+        self.layout_version = layout.check_version(self._root, path)
         attributes = self._root.attrs
         self.archive_id = str(attributes["archive_id"])
         self.geometry = Geometry(int(attributes["depths"]))
@@ -106,14 +107,9 @@ class Archive:
         try:
             repository = icechunk.Repository.open(_storage(path), config=layout.repository_config())
             head = repository.lookup_branch("main")
-            root = zarr.open_group(repository.readonly_session(snapshot_id=head).store, mode="r", use_consolidated=False)
-            version = root.attrs["layout_version"]
+            zarr.open_group(repository.readonly_session(snapshot_id=head).store, mode="r", use_consolidated=False)
         except (icechunk.IcechunkError, OSError, KeyError) as error:
             raise ArchiveError(f"{path} cannot be read as an archive: {_first_line(error)}") from error
-        if version != layout.LAYOUT_VERSION:
-            raise ArchiveError(
-                f"{path} has layout version {version}, this dqmstream reads {layout.LAYOUT_VERSION}: upgrade dqmstream"
-            )
         archive = cls(path, repository, head)
         return archive if snapshot is None else archive.at(snapshot)
 
@@ -239,8 +235,9 @@ class Archive:
     def run(self, run: int, *, maps: bool = True) -> xr.Dataset:
         """The run's lumisections in order, the newest revision of each; without maps, all but `occupancy`.
 
-        Variables: occupancy (lumisection, depth, ieta, iphi), time, n_events, pileup, content, quality, revision
-        (lumisection); coordinates lumisection, depth (from 1), ieta, iphi. Raises ArchiveError if no row has the run.
+        Variables: occupancy (lumisection, depth, ieta, iphi), time, produced (when the broker took it), committed (when it was
+        filed), n_events, pileup, content, quality, revision (lumisection); coordinates lumisection, depth (from 1), ieta, iphi.
+        Raises ArchiveError if no row has the run.
         """
         logs, table = self.index.newest(run)
         if not len(table):
@@ -248,7 +245,7 @@ class Archive:
         occupancy = np.empty((len(table), *self.geometry.shape), self.dtype) if maps else None
         columns = {
             name: np.empty(len(table), layout.ROW_COLUMNS[name][0])
-            for name in ("time", "n_events", "pileup", "content", "quality")
+            for name in (*layout.TIMES, "n_events", "pileup", "content", "quality")
         }
         for place in np.unique(table[:, 2]):
             here = np.flatnonzero(table[:, 2] == place)
@@ -256,14 +253,13 @@ class Archive:
             if occupancy is not None:
                 occupancy[here] = _read_rows(log["occupancy"], table[here, 3])
             for name, values in columns.items():
-                values[here] = _read_rows(log[name], table[here, 3])
-        time = columns.pop("time").view("datetime64[ns]")  # NAT is NumPy's own bit pattern for it
+                values[here] = _read_rows(log[name], table[here, 3]) if name in log else NAT  # layout 1 has no `produced`
+        times = {name: columns.pop(name).view("datetime64[ns]") for name in layout.TIMES}  # NAT is NumPy's own NaT
         axes = ("lumisection", "depth", "ieta", "iphi")
         return xr.Dataset(
             {
                 **({} if occupancy is None else {"occupancy": (axes, occupancy, {"units": "count"})}),
-                "time": ("lumisection", time),
-                **{name: ("lumisection", values) for name, values in columns.items()},
+                **{name: ("lumisection", values) for name, values in (times | columns).items()},
                 "revision": ("lumisection", table[:, 1]),
             },
             coords={

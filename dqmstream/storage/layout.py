@@ -3,13 +3,15 @@
     /                       layout_version, archive_id, depths, dtype, source; arrays ieta (64), iphi (72)
     feeds/<feed>/<partition>/
         occupancy           (row, depth, ieta, iphi), archive dtype, chunks of 64 rows
-        run lumisection time n_events pileup offset content quality committed      (row,)
+        run lumisection time n_events pileup offset content quality produced committed   (row,)
         control/            offset until kind run lumisection reason               (entry,)
         attributes          first_offset, next_offset
     imports/                sha256 run name rows offset                            (file,)
 
 Rows and control entries together tile [first_offset, next_offset) of their partition: each offset is a row, or lies in
 exactly one control entry [offset, until).
+
+Version 2 brought `produced`; `storage.migrate` has the step from 1, and what reads an older snapshot takes it for unknown.
 """
 
 from __future__ import annotations
@@ -21,11 +23,12 @@ from typing import Any
 import icechunk
 import numpy as np
 import zarr
-from zarr.codecs import BloscCodec
+from zarr.codecs import BloscCodec, ZstdCodec
 
+from dqmstream.errors import ArchiveError
 from dqmstream.lumisection import IETA, IPHI, Geometry
 
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 ROWS_PER_CHUNK = 64
 SCALARS_PER_CHUNK = 1024
 MANIFEST_SPLIT = 1024
@@ -54,20 +57,23 @@ class Quality(IntFlag):
     REVISION = 2
 
 
+_SINCE_1970: Mapping[str, Any] = {"units": "nanoseconds since 1970-01-01", "calendar": "proleptic_gregorian"}
+
 ROW_COLUMNS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "run": ("int64", {}),
     "lumisection": ("int64", {}),
-    "time": ("int64", {"units": "nanoseconds since 1970-01-01", "calendar": "proleptic_gregorian", "_FillValue": NAT}),
+    "time": ("int64", {**_SINCE_1970, "_FillValue": NAT}),
     "n_events": ("float64", {"long_name": "events in the lumisection, nan where unknown"}),
     "pileup": ("float64", {"long_name": "mean pileup, nan where unknown"}),
     "offset": ("int64", {"long_name": "offset in the feed's partition"}),
     "content": ("uint64", {"long_name": "first 8 bytes of the SHA-256 of row, n_events and pileup"}),
     "quality": ("uint8", {"flag_masks": [1, 2], "flag_meanings": "interpolated revision"}),
-    "committed": (
-        "int64",
-        {"long_name": "when the row was filed", "units": "nanoseconds since 1970-01-01", "calendar": "proleptic_gregorian"},
-    ),
+    "produced": ("int64", {"long_name": "when the broker took the message", **_SINCE_1970, "_FillValue": NAT}),
+    "committed": ("int64", {"long_name": "when the row was filed", **_SINCE_1970}),
 }
+
+TIMES = ("time", "produced", "committed")
+"""Columns that hold nanoseconds since 1970."""
 
 CONTROL_COLUMNS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "offset": ("int64", {}),
@@ -96,6 +102,16 @@ def repository_config() -> icechunk.RepositoryConfig:
         )
     )
     return config
+
+
+def check_version(root: zarr.Group, place: Any) -> int:
+    """Layout version of the archive at place. Raises ArchiveError for one that this dqmstream does not know."""
+    version = root.attrs.get("layout_version")
+    if not isinstance(version, int) or version < 1:
+        raise ArchiveError(f"{place} cannot be read as an archive: its layout version is {version!r}")
+    if version > LAYOUT_VERSION:
+        raise ArchiveError(f"{place} has layout version {version}, this dqmstream reads {LAYOUT_VERSION}: upgrade dqmstream")
+    return version
 
 
 def feed_path(feed: str, partition: int) -> str:
@@ -144,17 +160,27 @@ def make_table(
 ) -> zarr.Group:
     """A group of equally long one-dimensional arrays, all of length 0."""
     group = parent.create_group(path)
-    for name, (dtype, attributes) in columns.items():
-        group.create_array(
-            name,
-            shape=(0,),
-            chunks=(SCALARS_PER_CHUNK,),
-            dtype=str if dtype == "str" else dtype,
-            fill_value=NAT if name == "time" else None,
-            dimension_names=(dimension,),
-            attributes=dict(attributes),
-        )
+    for name in columns:
+        make_column(group, name, dimension, columns)
     return group
+
+
+def make_column(
+    group: zarr.Group, name: str, dimension: str, columns: Mapping[str, tuple[str, Mapping[str, Any]]], length: int = 0
+) -> None:
+    """One of a table's arrays, of fill values alone: its chunks are not written."""
+    dtype, attributes = columns[name]
+    group.create_array(
+        name,
+        shape=(length,),
+        chunks=(SCALARS_PER_CHUNK,),
+        dtype=str if dtype == "str" else dtype,
+        # Nothing else would tell that a number was damaged; of maps, `content` does.
+        compressors=ZstdCodec(level=0, checksum=True),
+        fill_value=attributes.get("_FillValue"),
+        dimension_names=(dimension,),
+        attributes=dict(attributes),
+    )
 
 
 def append_columns(group: zarr.Group, columns: Mapping[str, np.ndarray]) -> None:

@@ -22,6 +22,7 @@ from dqmstream.storage import layout
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.layout import NAT, Kind, Quality
 from dqmstream.storage.locks import exclusive, sync_filesystem
+from dqmstream.storage.migrate import migrate
 from dqmstream.storage.rowindex import RowIndex
 
 LATEST_NS = int(np.iinfo(np.int64).max)
@@ -158,6 +159,8 @@ class ArchiveWriter:
         with exclusive(self.archive.path):
             session = self.archive.writable_session()
             root = zarr.open_group(session.store, mode="r+", use_consolidated=False)
+            if layout.check_version(root, self.archive.path) < layout.LAYOUT_VERSION:
+                session, root = self._migrate(session, root)
             stored = stored_next_offset(root, feed, partition)
             if stored is not None and stored != expected_offset:
                 raise OffsetConflict(expected_offset, stored)
@@ -185,11 +188,28 @@ class ArchiveWriter:
         log = root[path]
         rows, control, revisions = self._sort_out(entries)
         if rows:
-            layout.append_columns(log, _row_columns(rows, archive))
+            # Order among partitions is told by this time, so a clock that was set back must not turn it round.
+            committed_ns = max(time.time_ns(), self._index.last_committed_ns + 1)
+            layout.append_columns(log, _row_columns(rows, archive.dtype, committed_ns))
         if control:
             layout.append_columns(log["control"], _control_columns(control))
         log.attrs["next_offset"] = next_offset
         return len(rows), sum(entry.kind is Kind.DUPLICATE for entry in control), revisions
+
+    def _migrate(self, session: icechunk.Session, root: zarr.Group) -> tuple[icechunk.Session, zarr.Group]:
+        """Bring the archive to the present layout, in a commit of its own; returns a session after it, and its root."""
+        failed: icechunk.IcechunkError | None = None
+        before = migrate(root)
+        try:
+            session.commit(f"layout {before} to {layout.LAYOUT_VERSION}", rebase_with=icechunk.ConflictDetector())
+        except icechunk.IcechunkError as error:
+            failed = error
+        session = self.archive.writable_session()
+        root = zarr.open_group(session.store, mode="r+", use_consolidated=False)
+        if layout.check_version(root, self.archive.path) != layout.LAYOUT_VERSION:  # a commit can land and still raise
+            raise ArchiveError(f"{self.archive.path} stays at layout {before}: the commit failed: {failed}") from failed
+        sync_filesystem(self.archive.path)
+        return session, root
 
     def _sort_out(self, entries: Sequence[Entry]) -> tuple[list[tuple[Row, Quality]], list[Control], int]:
         """Rows to store with their quality, control entries (duplicates among them), number of revisions."""
@@ -259,11 +279,10 @@ def _check_tiling(entries: Sequence[Entry], expected_offset: int, next_offset: i
         raise ValueError(f"the entries end at {at}, the batch at {next_offset}")
 
 
-def _row_columns(rows: list[tuple[Row, Quality]], archive: Archive) -> dict[str, np.ndarray]:
-    now = time.time_ns()
+def _row_columns(rows: list[tuple[Row, Quality]], dtype: np.dtype, committed_ns: int) -> dict[str, np.ndarray]:
     table = [row for row, _ in rows]
     return {
-        "occupancy": np.stack([row.occupancy for row in table]).astype(archive.dtype, copy=False),
+        "occupancy": np.stack([row.occupancy for row in table]).astype(dtype, copy=False),
         "run": np.array([row.run for row in table], np.int64),
         "lumisection": np.array([row.lumisection for row in table], np.int64),
         "time": np.array([row.time_ns or NAT for row in table], np.int64),
@@ -272,7 +291,8 @@ def _row_columns(rows: list[tuple[Row, Quality]], archive: Archive) -> dict[str,
         "offset": np.array([row.offset for row in table], np.int64),
         "content": np.array([row.content for row in table], np.uint64),
         "quality": np.array([quality for _, quality in rows], np.uint8),
-        "committed": np.full(len(table), now, np.int64),
+        "produced": np.array([row.produced_ns or NAT for row in table], np.int64),
+        "committed": np.full(len(table), committed_ns, np.int64),
     }
 
 

@@ -98,6 +98,11 @@ class RowIndex:
         self.logs: dict[LogKey, LogIndex] = {}
         self._seen: dict[int, dict[int, set[int]]] = {}
 
+    @property
+    def last_committed_ns(self) -> int:
+        """When the newest row was filed, UTC nanoseconds since 1970; 0 where there is none."""
+        return max((int(log.rows["committed"][-1]) for log in self.logs.values() if log.rows.size), default=0)
+
     def update(self, root: zarr.Group) -> None:
         """Read the tail of every log. root: the archive's root group at a snapshot no older than the last one read."""
         for feed, feed_group in root["feeds"].groups():
@@ -106,8 +111,7 @@ class RowIndex:
                 before = entry.rows.size
                 entry.rows.extend(log, "run")
                 entry.control.extend(log["control"], "offset")
-                for run in np.unique(entry.rows["run"][before:]).tolist():
-                    self._seen.pop(run, None)
+                self._note(entry, slice(before, None), self._seen)
 
     def as_of(self, root: zarr.Group) -> RowIndex | None:
         """The index of an older snapshot, without reading: logs only grow. None where the snapshot holds more than this."""
@@ -128,12 +132,17 @@ class RowIndex:
                 self._seen.clear()
             seen: dict[int, set[int]] = {}
             for log in self.logs.values():
-                rows = np.flatnonzero(log.rows["run"] == run)
-                pairs = zip(log.rows["lumisection"][rows].tolist(), log.rows["content"][rows].tolist(), strict=True)
-                for lumisection, content in pairs:
-                    seen.setdefault(lumisection, set()).add(content)
+                self._note(log, np.flatnonzero(log.rows["run"] == run), {run: seen})
             self._seen[run] = seen
         return self._seen[run]
+
+    @staticmethod
+    def _note(log: LogIndex, rows: slice | np.ndarray, seen: dict[int, dict[int, set[int]]]) -> None:
+        """Add the contents of these rows to the runs of `seen`."""
+        columns = (log.rows[name][rows].tolist() for name in ("run", "lumisection", "content"))
+        for run, lumisection, content in zip(*columns, strict=True):
+            if run in seen:
+                seen[run].setdefault(lumisection, set()).add(content)
 
     def newest(self, run: int) -> tuple[list[LogKey], np.ndarray]:
         """Rows that make the run's view, ordered by lumisection, the newest revision of each.

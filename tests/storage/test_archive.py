@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 from pathlib import Path
 
-import icechunk
 import numpy as np
 import pytest
 import xarray as xr
@@ -129,15 +128,6 @@ def test_another_geometry_dtype_or_source_is_refused(tmp_path: Path) -> None:
             Archive.open_or_create(path, **flags)  # type: ignore[arg-type]
     with pytest.raises(ArchiveError, match="float32 or uint16"):
         Archive.create(tmp_path / "B", dtype="float64")
-
-
-def test_a_newer_layout_is_refused(tmp_path: Path) -> None:
-    archive = Archive.create(tmp_path / "A")
-    session = icechunk.Repository.open(icechunk.local_filesystem_storage(str(archive.path))).writable_session("main")
-    zarr.open_group(session.store, mode="r+").attrs["layout_version"] = 2
-    session.commit("a layout from the future")
-    with pytest.raises(ArchiveError, match=r"layout version 2.*upgrade"):
-        Archive.open(archive.path)
 
 
 def test_a_damaged_archive_is_told_in_one_line(tmp_path: Path) -> None:
