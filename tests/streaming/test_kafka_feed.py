@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 
+import kafka.codec
 import pytest
-from kafka import TopicPartition
+from kafka import KafkaAdminClient, TopicPartition
+from kafka.errors import CorruptRecordError, GroupAuthorizationFailedError, KafkaTimeoutError, NodeNotReadyError
 from kafka.record import MemoryRecords, MemoryRecordsBuilder
+from kafka.structs import OffsetAndMetadata
 
+from dqmstream.errors import BrokerError, DataLostError
+from dqmstream.streaming.feed import Polled, Slice
+from dqmstream.streaming.kafka import KafkaFeed, KafkaSender, create_topic
 from dqmstream.streaming.kafka.batches import HEADER_BYTES, BatchReader, Suspects, Unreadable
 
 HERE = TopicPartition("hcal", 0)
@@ -35,14 +43,15 @@ def log(batches: int, first: int = 100) -> list[bytes]:
     return [batch(start, [value_of(start + k) for k in range(BATCH)]) for start in starts]
 
 
-def read(segment: bytes, start: int, end: int, *, fetches: int = 40, size: int = 7) -> list[object]:
-    """All that a fetcher hands out of a segment until `end`, a fresh fetch from its position each time as a broker serves it:
-    from the batch that holds the position on, which the broker finds by its headers, or the whole segment where it cannot."""
+def read(segments: Sequence[bytes], start: int, end: int, *, fetches: int = 40) -> list[object]:
+    """All that a fetcher hands out until `end`, fetching from its position on. segments: what the first, the second, ... fetch
+    finds; the last one stays."""
     suspects, found = Suspects(), []
-    for _ in range(fetches):
+    for k in range(fetches):
+        segment = segments[min(k, len(segments) - 1)]
         reader = BatchReader(suspects, lambda tp: end, start, HERE, MemoryRecords(serve(segment, start)))
         while reader:
-            found += reader.take(size)
+            found += reader.take(7)
         assert reader.next_fetch_offset >= start
         start = reader.next_fetch_offset
         if start >= end:
@@ -77,8 +86,8 @@ def check(found: Sequence[object], first: int, end: int, damaged: set[int]) -> N
 
 
 def test_a_sound_log_is_read_whole() -> None:
-    check(read(b"".join(log(5)), 100, 120), 100, 120, set())
-    check(read(b"".join(log(5)), 106, 120), 106, 120, set())
+    check(read([b"".join(log(5))], 100, 120), 100, 120, set())
+    check(read([b"".join(log(5))], 106, 120), 106, 120, set())
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
@@ -92,6 +101,243 @@ def test_whichever_byte_of_a_batch_is_damaged_the_others_are_read(place: int, fl
         hurt[at] ^= flip
         segment = b"".join([*parts[:place], bytes(hurt), *parts[place + 1 :]])
         try:
-            check(read(segment, 100, 112), 100, 112, damaged)
+            check(read([segment], 100, 112), 100, 112, damaged)
         except AssertionError as error:
             raise AssertionError(f"byte {at} of batch {place}") from error
+
+
+def test_damage_on_the_way_is_mended_by_fetching_again() -> None:
+    segment = b"".join(log(3))
+    hurt = segment[:-5] + b"\0\0\0\0\0"
+    check(read([hurt, segment], 100, 112), 100, 112, set())
+
+
+def test_damage_across_two_batches_costs_these_two() -> None:
+    parts = log(4)
+    segment = bytearray(b"".join(parts))
+    seam = len(parts[0]) + len(parts[1])
+    segment[seam - 20 : seam + 30] = bytes(50)
+    check(read([bytes(segment)], 100, 116), 100, 116, set(range(104, 112)))
+
+
+def test_a_large_damaged_batch_is_passed_in_three_fetches() -> None:
+    large = bytearray(batch(0, [b"x" * 100] * 900))
+    large[5000] ^= 1
+    parts = [bytes(large), batch(900, [value_of(900)])]
+    found = read([b"".join(parts)], 0, 901, fetches=3)
+    check(found, 0, 901, set(range(900)))
+    assert len(found) == 901
+    assert len(read([bytes(large)], 0, 900, fetches=3)) == 900  # and where nothing lies behind it
+
+
+def test_a_codec_that_is_missing_costs_the_batches_that_use_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    lz4 = [batch(104, [value_of(104 + k) for k in range(BATCH)], codec=3)]
+    segment = b"".join([log(1)[0], *lz4, *log(1, 108)])
+    check(read([segment], 100, 112), 100, 112, set())
+    monkeypatch.setattr(kafka.codec, "has_lz4", lambda: False)
+    found = read([segment], 100, 112)
+    check(found, 100, 112, set(range(104, 108)))
+    assert "Libraries for lz4 compression codec not found" in found[4].reason  # type: ignore[attr-defined]
+
+
+def send(bootstrap: str, topic: str, values: Sequence[bytes]) -> None:
+    with closing(KafkaSender(bootstrap, topic)) as sender:
+        for value in values:
+            sender.send(b"7", value, [])
+        sender.flush()
+
+
+@contextmanager
+def started(bootstrap: str, topic: str, offset: int | None = None, **settings: object) -> Iterator[KafkaFeed]:
+    """A feed on a topic of one partition, which was started there."""
+    with closing(KafkaFeed(bootstrap, topic, f"group-{topic}", **settings)) as feed:  # type: ignore[arg-type]
+        while not (assigned := feed.poll(0.2).assigned):
+            pass
+        feed.start(assigned[0], offset)
+        yield feed
+
+
+def poll_until(feed: KafkaFeed, enough: Callable[[list[Slice]], bool]) -> list[Slice]:
+    slices: list[Slice] = []
+    while not enough(slices):
+        slices += feed.poll(0.2).slices
+    return slices
+
+
+def messages(slices: Sequence[Slice]) -> list[bytes | None]:
+    return [message.value for piece in slices for message in piece.messages]
+
+
+def delete_before(bootstrap: str, topic: str, offset: int) -> None:
+    with closing(KafkaAdminClient(bootstrap_servers=bootstrap)) as admin:
+        admin.delete_records({TopicPartition(topic, 0): offset})
+
+
+VALUES = [b"%d" % number for number in range(10)]
+NOTHING = Polled([], [], [])
+
+
+@pytest.mark.kafka
+def test_a_gap_at_the_start_is_told_and_what_follows_is_read(bootstrap: str, topic: str) -> None:
+    create_topic(bootstrap, topic, 1)
+    send(bootstrap, topic, VALUES)
+    delete_before(bootstrap, topic, 6)
+    with (
+        pytest.raises(DataLostError, match=r"continues at offset 2, the broker begins at 6: 4 messages .* give --accept-gap"),
+        started(bootstrap, topic, 2),
+    ):
+        pass
+    with started(bootstrap, topic, 2, accept_gap=True) as feed:
+        gap, *rest = poll_until(feed, lambda slices: messages(slices) == VALUES[6:])
+        assert gap == Slice(0, 2, 6, (), gap="retention deleted offsets 2 to 5 before they were read")
+        assert rest[0].start == 6
+        with pytest.raises(DataLostError, match=r"at offset 11, the broker ends at 10: .* make it again"):
+            feed.start(0, 11)
+
+
+@pytest.mark.kafka
+def test_a_gap_in_the_midst_is_told_and_what_follows_is_read(bootstrap: str, topic: str) -> None:
+    create_topic(bootstrap, topic, 1)
+    with started(bootstrap, topic, accept_gap=True) as feed:
+        send(bootstrap, topic, VALUES[:2])
+        assert messages(poll_until(feed, lambda slices: len(messages(slices)) == 2)) == VALUES[:2]
+        feed.hold(True)
+        assert feed.poll(1) == NOTHING  # longer than a fetch that is under way
+        send(bootstrap, topic, VALUES[2:])
+        delete_before(bootstrap, topic, 8)
+        assert feed.poll(0.1) == NOTHING
+        feed.hold(False)
+        gap, *rest = poll_until(feed, lambda slices: messages(slices) == VALUES[8:])
+        assert gap == Slice(0, 2, 8, (), gap="retention deleted offsets 2 to 7 before they were read")
+        assert rest[0].start == 8
+
+
+@pytest.mark.kafka
+def test_a_held_feed_gives_nothing_stays_in_its_group_and_goes_on(bootstrap: str, topic: str) -> None:
+    create_topic(bootstrap, topic, 1)
+    with started(bootstrap, topic, session_timeout_ms=6000) as feed:
+        feed.hold(True)
+        send(bootstrap, topic, VALUES)
+        until = time.monotonic() + 7
+        while time.monotonic() < until:
+            assert feed.poll(0.2) == NOTHING
+        feed.hold(False)
+        assert messages(poll_until(feed, lambda slices: len(messages(slices)) == 10)) == VALUES
+
+
+@pytest.mark.kafka
+def test_a_partition_that_comes_while_the_feed_is_held_waits_until_it_is_let_go(bootstrap: str, topic: str) -> None:
+    create_topic(bootstrap, topic, 1)
+    send(bootstrap, topic, VALUES)
+    with closing(KafkaFeed(bootstrap, topic, topic)) as feed:
+        feed.hold(True)
+        while not feed.poll(0.2).assigned:
+            pass
+        feed.start(0, 4)
+        assert feed.poll(0.5) == NOTHING
+        assert feed._consumer.paused() == {TopicPartition(topic, 0)}
+        feed.hold(False)
+        assert messages(poll_until(feed, lambda slices: len(messages(slices)) == 6)) == VALUES[4:]
+
+
+@pytest.mark.kafka
+def test_holding_a_partition_that_a_rebalance_just_took_away_raises_nothing(bootstrap: str, topic: str) -> None:
+    create_topic(bootstrap, topic, 1)
+    with started(bootstrap, topic) as feed:
+        feed._consumer._subscription.assign_from_subscribed([])  # as the I/O thread does before the next poll tells it
+        feed.hold(True)
+        feed.hold(False)
+        assert feed.exhausted is False
+        assert feed.poll(0) == NOTHING
+
+
+@pytest.mark.kafka
+def test_a_client_that_no_longer_reads_is_told(bootstrap: str, topic: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    create_topic(bootstrap, topic, 1)
+    with started(bootstrap, topic, stall_s=0.3) as feed:
+        for _ in range(5):  # nothing to read is no stall
+            feed.poll(0.2)
+        send(bootstrap, topic, VALUES)
+        poll_until(feed, lambda slices: len(messages(slices)) == 10)
+        send(bootstrap, topic, VALUES)
+        feed.hold(True)
+        for _ in range(5):  # nor is being held
+            feed.poll(0.2)
+        feed.hold(False)
+        monkeypatch.setattr(feed._consumer._fetcher, "send_fetches", lambda: None)
+        with pytest.raises(
+            BrokerError, match=r"nothing came for 0\.3 s, although offset \d+ is next and the broker ends at 20"
+        ):
+            for _ in range(50):
+                feed.poll(0.1)
+
+
+@pytest.mark.kafka
+def test_a_topic_made_again_longer_is_noticed_before_its_first_message_is_given_out(bootstrap: str, topic: str) -> None:
+    """Nobody polls meanwhile, and the metadata that the client holds are still the old ones: it reads on in silence."""
+    create_topic(bootstrap, topic, 1)
+    send(bootstrap, topic, VALUES[:3])
+    with started(bootstrap, topic) as feed:
+        poll_until(feed, lambda slices: len(messages(slices)) == 3)
+        name, cluster = feed.name, feed._consumer._cluster
+        cluster.config["metadata_max_age_ms"] = 10**9
+        feed.hold(True)
+        feed.poll(1)  # so that no fetch is under way, which would be told that the topic is gone
+        with closing(KafkaAdminClient(bootstrap_servers=bootstrap)) as admin:
+            admin.delete_topics([topic])
+        create_topic(bootstrap, topic, 1)
+        send(bootstrap, topic, VALUES)
+        stale = cluster.topic_id(topic)
+        feed.hold(False)
+        feed._consumer._subscription.seek(TopicPartition(topic, 0), OffsetAndMetadata(3, "", -1))
+        with pytest.raises(DataLostError, match=f"{name} was deleted and made again as {topic}@"):
+            while True:
+                assert feed.poll(0.2).slices == []
+        assert (feed.name, cluster.topic_id(topic)) == (name, stale)
+
+
+@pytest.mark.kafka
+def test_what_was_read_waits_while_no_broker_says_of_which_topic_it_is(
+    bootstrap: str, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create_topic(bootstrap, topic, 1)
+    send(bootstrap, topic, VALUES)
+    with started(bootstrap, topic, max_records=4) as feed:
+        asked: list[object] = []
+
+        def silent(*question: object) -> None:
+            asked.append(question)
+            raise KafkaTimeoutError
+
+        with monkeypatch.context() as patched:
+            patched.setattr(feed._incarnation, "confirm", silent)
+            while len(asked) < 5:
+                assert feed.poll(0.1) == NOTHING
+            assert not feed.exhausted
+            assert [piece.until for piece in feed._unconfirmed] == [4]  # no more is read meanwhile
+        assert messages(poll_until(feed, lambda slices: len(messages(slices)) == 10)) == VALUES
+        assert feed.exhausted
+
+
+@pytest.mark.kafka
+def test_errors_that_pass_are_passed_over_and_others_end_the_feed(
+    bootstrap: str, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create_topic(bootstrap, topic, 1)
+    send(bootstrap, topic, VALUES)
+    with started(bootstrap, topic) as feed:
+        for error in (NodeNotReadyError("1"), CorruptRecordError("from the broker itself")):
+            with monkeypatch.context() as patched:
+                patched.setattr(feed._consumer, "poll", raising(error))
+                assert feed.poll(0.1) == NOTHING
+        assert messages(poll_until(feed, lambda slices: len(messages(slices)) == 10)) == VALUES
+        monkeypatch.setattr(feed._consumer, "poll", raising(GroupAuthorizationFailedError("group")))
+        with pytest.raises(BrokerError, match="GroupAuthorizationFailedError"):
+            feed.poll(0.1)
+
+
+def raising(error: Exception) -> Callable[..., None]:
+    def poll(timeout_ms: int) -> None:
+        raise error
+
+    return poll

@@ -114,6 +114,7 @@ class KafkaFeed:
             max_partition_fetch_bytes=MAX_FETCH_BYTES,
             fetch_max_bytes=16 * 2**20,
             session_timeout_ms=session_timeout_ms,
+            heartbeat_interval_ms=min(3000, session_timeout_ms // 3),
             allow_auto_create_topics=False,
             metadata_max_age_ms=5000,  # how soon a topic that was made again is noticed where nothing comes of it
         )
