@@ -159,7 +159,7 @@ class KafkaFeed:
         except KafkaError as error:
             if is_fatal(error):
                 raise BrokerError(f"reading topic {self.topic} failed: {error}") from error
-            log.warning("reading goes on after", topic=self.topic, error=str(error))
+            log.info("reading goes on after", topic=self.topic, error=str(error))
         revoked, assigned = self._assignments.take()
         self._forget({*revoked, *assigned})
         if lost is not None:
@@ -218,7 +218,7 @@ class KafkaFeed:
         try:
             self._incarnation.confirm({piece.partition for piece in self._unconfirmed}, CONFIRM_TIMEOUT_S)
         except KafkaError as error:
-            log.warning("what was read waits until the broker says of which topic it is", topic=self.topic, error=str(error))
+            log.info("what was read waits until the broker says of which topic it is", topic=self.topic, error=str(error))
             self._waits = True
             self._pause(True)
             return []
