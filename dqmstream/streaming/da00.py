@@ -24,6 +24,11 @@ _U16, _U32, _I32, _I64, _I8 = (Struct(f"<{code}").unpack_from for code in "HIiqb
 _OFFSETS = tuple(Struct(f"<{n}H").unpack_from for n in range(9))
 _FIELDS_OF_ARRAY, _FIELDS_OF_VARIABLE = 3, 8
 _MOST_DIMENSIONS = 32
+_MOST_VARIABLES = 256
+_LONGEST_TEXT = 1024
+"""Bytes. Lists and texts may share bytes, so without bounds a buffer of a megabyte can tell of terabytes."""
+_MOST_FIXED = 64 * 2**10
+"""Bytes that a layout which is remembered holds of its buffer."""
 _NAMES = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float32", "float64", "S1")
 _DTYPES = {code: np.dtype(name).newbyteorder("<") for code, name in enumerate(_NAMES, start=1)}
 
@@ -120,7 +125,7 @@ class Reader:
             found = layout.read(value)
         except StructError as error:
             raise Damaged(f"the buffer ends early: {error}") from error
-        if layout.is_sound(value):
+        if sum(len(bytes_) for _, _, bytes_ in layout.fixed) <= _MOST_FIXED and layout.is_sound(value):
             if len(self._layouts) >= self.MOST_LAYOUTS:
                 self._layouts.clear()
             self._layouts[len(value)] = layout
@@ -130,7 +135,9 @@ class Reader:
 def _find(value: bytes) -> _Layout:
     """Follow the buffer's tables."""
     name, timestamp, data = _fields(value, _U32(value, 0)[0], _FIELDS_OF_ARRAY)
-    places = [_place(value, place) for place in _vector(value, data)] if data else []
+    places = [_place(value, place) for place in _vector(value, data, _MOST_VARIABLES)] if data else []
+    if len({place.name for place in places}) < len(places):
+        raise Damaged("two variables have the same name")
     return _Layout(value, _string(value, name) if name else "", timestamp, places)
 
 
@@ -144,21 +151,21 @@ def _fields(value: bytes, table: int, count: int) -> list[int]:
     return places + [0] * (count - known)
 
 
-def _vector(value: bytes, field: int) -> range:
+def _vector(value: bytes, field: int, most: int) -> range:
     """Places of the offsets that a vector of tables or strings holds."""
     start = field + _U32(value, field)[0]
     length = _U32(value, start)[0]
-    if start + 4 + 4 * length > len(value):
-        raise Damaged(f"a list of {length} at {start} does not fit into {len(value)} bytes")
+    if length > most or start + 4 + 4 * length > len(value):
+        raise Damaged(f"a list of {length} at {start} is too long for {len(value)} bytes, or for what it lists")
     return range(start + 4, start + 4 + 4 * length, 4)
 
 
 def _string(value: bytes, field: int) -> str:
     start = field + _U32(value, field)[0]
     length = _U32(value, start)[0]
-    text = value[start + 4 : start + 4 + length]
+    text = value[start + 4 : start + 4 + min(length, _LONGEST_TEXT)]
     if len(text) != length:
-        raise Damaged(f"a text of {length} bytes at {start} does not fit into {len(value)}")
+        raise Damaged(f"a text of {length} bytes at {start} is too long, or does not fit into {len(value)}")
     return text.decode()
 
 
@@ -172,7 +179,7 @@ def _place(value: bytes, place: int) -> _Place:
     if length % dtype.itemsize or start + 4 + length > len(value):
         raise Damaged(f"{length} bytes at {start} are no array of {dtype} in a buffer of {len(value)}")
     count = length // dtype.itemsize
-    names = [_string(value, axis) for axis in _vector(value, axes)] if axes else []
+    names = [_string(value, axis) for axis in _vector(value, axes, _MOST_DIMENSIONS)] if axes else []
     return _Place(
         name=_string(value, name),
         unit=_string(value, unit) if unit else "",

@@ -2,14 +2,17 @@
 
 Key: the run number in ASCII, so that a run stays in order in one partition. Header `crc32c`: the CRC32C of the value, 8
 lower-case hexadecimal digits, since FlatBuffers do not notice damage. Values are looked up by their magic: da00, pl72 and
-6s4t (ess-streaming-data-types) by the 4-byte id, NumPy's .npy by its first bytes. Nothing here unpickles.
+6s4t (ess-streaming-data-types) by the 4-byte id, NumPy's .npy by its first bytes.
+
+A message may come from anybody. Nothing here unpickles or evaluates, and nothing of a size that a message merely claims is
+ever made; numbers and texts that go on into the archive are taken only as they are written down here.
 """
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable
-from math import nan, prod
+import re
+from collections.abc import Callable, Sequence
+from math import isnan, nan, prod
 
 import numpy as np
 from crc32c import crc32c
@@ -25,9 +28,32 @@ CRC_HEADER = "crc32c"
 MAP_AXES = (["ieta", "iphi"], ["depth", "ieta", "iphi"])
 NS_PER_MS = 1_000_000
 
+MAX_TIME_NS = 2**62
+"""The year 2116: a later time is damage, and so is one before 1970."""
+
+MAX_SOURCE = 512
+"""Characters of a dataset and monitoring element; the first row's names the archive."""
+
+LONGEST_REASON = 500
+"""Characters."""
+
+READ_HEADERS = frozenset({CRC_HEADER, "run", "lumisection", "n_events", "pileup", "source"})
+
+WHOLE = re.compile(rb"[0-9]{1,10}")
+REAL = re.compile(rb"[0-9.eE+-]{1,32}|nan")
+NPY_HEADER = re.compile(
+    rb"\{'descr': *'(?P<dtype>[<>|](?:[iu][1248]|f[48]))', *'fortran_order': *(?P<fortran>True|False), *"
+    rb"'shape': *\((?P<shape>[0-9, ]{1,64})\),? *\} *\n?"
+)
+"""A header as NumPy writes it, of a dtype that counts come in; NumPy's own reader would evaluate it as Python."""
+
 
 class Undecodable(Exception):
-    """A message that is not what it should be; the text is the reason that goes with it to the dead letters."""
+    """A message that is not what it should be; the text is the reason, in one line, that goes with it to the dead letters."""
+
+    def __init__(self, reason: str) -> None:
+        line = " ".join(reason.split())
+        super().__init__(line if len(line) <= LONGEST_REASON else f"{line[:LONGEST_REASON]}...")
 
 
 def encode(record: Record) -> tuple[bytes, bytes, list[tuple[str, bytes]]]:
@@ -72,23 +98,49 @@ def decode(message: Message, *, crc_required: bool = True) -> Record:
     value = message.value
     if not value:
         raise Undecodable("the value is empty")
-    headers = dict(message.headers)
-    given = headers.get(CRC_HEADER)
-    if given is None and crc_required:
-        raise Undecodable(f"no header {CRC_HEADER}")
-    if given is not None and given != checksum(value):
-        raise Undecodable(f"header {CRC_HEADER} is {given!r}, the value's is {checksum(value)!r}")
+    headers = _read_headers(message.headers)
+    if CRC_HEADER not in headers:
+        if crc_required:
+            raise Undecodable(f"no header {CRC_HEADER}")
+    elif headers[CRC_HEADER] != (right := checksum(value)):
+        raise Undecodable(f"header {CRC_HEADER} is {_quote(headers[CRC_HEADER])}, the value's is {right!r}")
     decoder = _find_decoder(value)
     try:
         record = decoder(value, headers)
         check_numbers(record.run, record.lumisection if isinstance(record, Lumisection) else 1)
-    except Undecodable:
+        _check_time(record.time_ns)
+    except (Undecodable, MemoryError):
         raise
     except Exception as error:
         raise Undecodable(f"the value is damaged: {type(error).__name__}: {error}") from error
     if message.key is not None and message.key != str(record.run).encode("ascii"):
-        raise Undecodable(f"the key is {message.key!r}, the value is of run {record.run}")
+        raise Undecodable(f"the key is {_quote(message.key)}, the value is of run {record.run}")
     return record
+
+
+def _read_headers(headers: Sequence[tuple[str, bytes | None]]) -> dict[str, bytes]:
+    """The headers that are read here, one without a value as an empty one."""
+    found: dict[str, bytes] = {}
+    for name, content in headers:
+        if name in READ_HEADERS and found.setdefault(name, content or b"") != (content or b""):
+            raise Undecodable(f"header {name} comes twice, with different values")
+    return found
+
+
+def _quote(data: bytes) -> str:
+    """The first bytes of what a message holds, for a reason."""
+    return repr(data) if len(data) <= 40 else f"{data[:40]!r}... ({len(data)} bytes)"
+
+
+def _check_time(time_ns: int) -> None:
+    if not 0 <= time_ns <= MAX_TIME_NS:
+        raise Undecodable(f"the time {time_ns} ns since 1970 is not in 0..{MAX_TIME_NS}")
+
+
+def _check_source(source: str) -> str:
+    if len(source) > MAX_SOURCE or not source.isprintable():
+        raise Undecodable(f"the source {source[:40]!r}... is no name: {len(source)} characters, or some that cannot be printed")
+    return source
 
 
 Decoder = Callable[[bytes, dict[str, bytes]], Record]
@@ -98,7 +150,7 @@ def _find_decoder(value: bytes) -> Decoder:
     for place, magic, decoder in DECODERS:
         if value[place : place + len(magic)] == magic:
             return decoder
-    raise Undecodable(f"the value is of no known format, it begins with {value[:8]!r}")
+    raise Undecodable(f"the value is of no known format, it begins with {_quote(value[:8])}")
 
 
 _DA00 = da00.Reader()
@@ -120,7 +172,7 @@ def _decode_da00(value: bytes, headers: dict[str, bytes]) -> Lumisection:
         time_ns=time_ns,
         n_events=_scalar(variables.get("n_events")),
         pileup=_scalar(variables.get("pileup")),
-        source=source,
+        source=_check_source(source),
     )
 
 
@@ -135,42 +187,60 @@ def _scalar(variable: da00.Variable | None) -> float:
         return nan
     if variable.data.size != 1 or variable.axes or variable.data.dtype != np.float64:
         raise Undecodable(f"{variable.name} is not one float64")
-    return float(variable.data.item())
+    return _plain(float(variable.data.item()))
+
+
+def _plain(number: float) -> float:
+    """The number with one zero and one NaN, whatever sign or payload it came with: both are part of a row's content."""
+    return nan if isnan(number) else number + 0.0
 
 
 def _decode_npy(value: bytes, headers: dict[str, bytes]) -> Lumisection:
     """A .npy file as a message; headers `run` and `lumisection` in ASCII, `n_events`, `pileup`, `source` where known."""
-    stream = io.BytesIO(value)
-    version = np.lib.format.read_magic(stream)
-    if version not in ((1, 0), (2, 0)):
-        raise Undecodable(f"NumPy format {version}")
-    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read_header(stream)
-    if dtype.kind not in "iuf" or fortran:
-        raise Undecodable(f"an array of {dtype}{' in Fortran order' if fortran else ''} is no occupancy map")
-    data = value[stream.tell() :]
-    if len(data) != prod(shape) * dtype.itemsize:  # before anything of the size that the header claims is made
-        raise Undecodable(f"the header says {shape} of {dtype}, {len(data)} bytes follow")
+    if value[6:8] not in (b"\x01\x00", b"\x02\x00"):
+        raise Undecodable(f"NumPy format {_quote(value[6:8])}")
+    start = 10 if value[6] == 1 else 12
+    stop = start + int.from_bytes(value[8:start], "little")
+    header = NPY_HEADER.fullmatch(value[start:stop])
+    if header is None or header["fortran"] == b"True":
+        raise Undecodable(f"an array that is no occupancy map: {_quote(value[start:stop])}")
+    dtype = np.dtype(header["dtype"].decode("ascii"))
+    shape = tuple(int(length) for length in header["shape"].split(b",") if length.strip())
+    if len(value) - stop != prod(shape) * dtype.itemsize:  # before anything of the size that the header claims is made
+        raise Undecodable(f"the header says {shape} of {dtype}, {len(value) - stop} bytes follow")
     if missing := {"run", "lumisection"} - headers.keys():
         raise Undecodable(f"no header {', '.join(sorted(missing))}")
     return Lumisection(
-        run=int(headers["run"]),
-        lumisection=int(headers["lumisection"]),
-        occupancy=np.frombuffer(data, dtype).reshape(shape),
-        n_events=float(headers.get("n_events", b"nan")),
-        pileup=float(headers.get("pileup", b"nan")),
-        source=headers.get("source", b"").decode(),
+        run=_read_whole("header run", headers["run"]),
+        lumisection=_read_whole("header lumisection", headers["lumisection"]),
+        occupancy=np.frombuffer(value, dtype, offset=stop).reshape(shape),
+        n_events=_read_real("header n_events", headers.get("n_events", b"nan")),
+        pileup=_read_real("header pileup", headers.get("pileup", b"nan")),
+        source=_check_source(headers.get("source", b"").decode()),
     )
+
+
+def _read_whole(name: str, text: bytes) -> int:
+    """Digits and nothing else: Python's own reading takes spaces, signs, underscores and other scripts too."""
+    if WHOLE.fullmatch(text) is None:
+        raise Undecodable(f"{name} is {_quote(text)}, not a whole number")
+    return int(text)
+
+
+def _read_real(name: str, text: bytes) -> float:
+    if REAL.fullmatch(text) is None:
+        raise Undecodable(f"{name} is {_quote(text)}, not a real number")
+    return _plain(float(text))
 
 
 def _decode_pl72(value: bytes, headers: dict[str, bytes]) -> RunStart:
     start = deserialise_pl72(value)
-    return RunStart(int(start.run_name), start.start_time * NS_PER_MS)
+    return RunStart(_read_whole("run_name", start.run_name.encode()), start.start_time * NS_PER_MS)
 
 
 def _decode_6s4t(value: bytes, headers: dict[str, bytes]) -> RunStop:
     stop = deserialise_6s4t(value)
-    return RunStop(int(stop.run_name), stop.stop_time * NS_PER_MS)
+    return RunStop(_read_whole("run_name", stop.run_name.encode()), stop.stop_time * NS_PER_MS)
 
 
 DECODERS: tuple[tuple[int, bytes, Decoder], ...] = (

@@ -37,7 +37,11 @@ def example() -> bytes:
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.text(max_size=20), st.integers(-(2**63), 2**63 - 1), st.lists(variables(), min_size=1, max_size=5))
+@given(
+    st.text(max_size=20),
+    st.integers(-(2**63), 2**63 - 1),
+    st.lists(variables(), min_size=1, max_size=5, unique_by=lambda variable: variable.name),
+)
 def test_what_the_library_writes_is_read_as_the_library_reads_it(source: str, time_ns: int, data: list[Variable]) -> None:
     buffer = serialise_da00(source, time_ns, data)
     theirs = deserialise_da00(buffer)

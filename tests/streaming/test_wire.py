@@ -120,10 +120,10 @@ BAD = {
         signed(da00(occupancy=Variable("occupancy", np.zeros((64, 72), np.float32), axes=["ieta", "iphi"], unit="mm"))),
         "unit",
     ),
-    "pickled npy": (signed(npy(np.array([{}], dtype=object)), run=b"1", lumisection=b"1"), "damaged|no occupancy map"),
+    "pickled npy": (signed(npy(np.array([{}], dtype=object)), run=b"1", lumisection=b"1"), "no occupancy map"),
     "npy that claims more than it holds": (signed(npy(np.zeros((64, 72)))[:-8], run=b"1", lumisection=b"1"), "bytes follow"),
     "npy without headers": (signed(npy(np.zeros((64, 72)))), "no header"),
-    "npy with a word for a run": (signed(npy(np.zeros((64, 72))), run=b"one", lumisection=b"1"), "damaged"),
+    "npy with a word for a run": (signed(npy(np.zeros((64, 72))), run=b"one", lumisection=b"1"), "not a whole number"),
 }
 
 
