@@ -4,8 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?= demo-out
+SOAK := tests/promises/test_kills.py tests/promises/test_hostile_messages.py tests/promises/test_exactly_once.py \
+  tests/promises/test_broker_faults.py tests/promises/test_groups.py
 
-.PHONY: demo null demo-kafka test lint setup check-python check-java clean
+.PHONY: demo null demo-kafka test soak bench lint setup check-python check-java clean
 .DEFAULT_GOAL := help
 
 help:
@@ -13,6 +15,8 @@ help:
 	@echo "make null        the same on the stream where nothing differs: everything must stay at chance"
 	@echo "make demo-kafka  the same as demo through a real Apache Kafka broker (needs JDK 17+ and Maven)"
 	@echo "make test        all tests, linter and type checker (needs JDK 17+ and Maven)"
+	@echo "make soak        the long forms of the promises: 500 kills, 100 000 fuzzed messages; prints the figures"
+	@echo "make bench       what ingest and archive cost, as ratios within one run"
 	@echo "make setup       only make .venv and install"
 
 demo: setup
@@ -27,8 +31,15 @@ demo-kafka: check-java setup
 test: check-java setup lint
 	$(BIN)/python -m pytest
 
+soak: check-java setup
+	DQMSTREAM_SOAK=1 $(BIN)/python -m pytest -s -p no:logging $(SOAK)
+
+bench: check-java setup
+	$(BIN)/python -m benchmarks.archive
+	$(BIN)/python -m tools.broker run -- $(BIN)/python -m benchmarks.ingest
+
 lint: setup
-	$(BIN)/ruff check dqmstream tests tools
+	$(BIN)/ruff check dqmstream tests tools benchmarks
 	$(BIN)/mypy
 
 setup: check-python $(STAMP)

@@ -73,31 +73,28 @@ def arm(step: str, commit: int, delay_s: float) -> None:
     """Have the process die at the step of its commit number `commit` (from 1 on)."""
     commits = 0
 
-    def at_commit(function: Callable[..., Any], before: Callable[[], object] | None, after: Callable[[], object] | None) -> Any:
+    def at_commit(function: Callable[..., Any], ending: Callable[[], object]) -> Any:
         def wrapped(*arguments: Any, **keywords: Any) -> Any:
             nonlocal commits
             commits += 1
-            if before is not None and commits == commit:
-                before()
-            result = function(*arguments, **keywords)
-            if after is not None and commits == commit:
-                after()
-            return result
+            if commits == commit:
+                ending()
+            return function(*arguments, **keywords)
 
         return wrapped
 
     if step == "anywhere":
         die_after(delay_s)
     elif step == "before the rows":
-        ArchiveWriter._write = at_commit(ArchiveWriter._write, die, None)  # type: ignore[method-assign]
+        ArchiveWriter._sort_out = at_commit(ArchiveWriter._sort_out, die)  # type: ignore[method-assign]
     elif step == "after the rows":
-        ArchiveWriter._write = at_commit(ArchiveWriter._write, None, die)  # type: ignore[method-assign]
+        ArchiveWriter._commit = at_commit(ArchiveWriter._commit, die)  # type: ignore[method-assign]
     elif step == "inside the commit":
-        icechunk.Session.commit = at_commit(icechunk.Session.commit, lambda: die_after(delay_s), None)  # type: ignore[method-assign]
+        icechunk.Session.commit = at_commit(icechunk.Session.commit, lambda: die_after(delay_s))  # type: ignore[method-assign]
     elif step == "after the commit":
-        log.sync_filesystem = at_commit(log.sync_filesystem, die, None)
+        log.sync_filesystem = at_commit(log.sync_filesystem, die)
     elif step == "before the Kafka commit":
-        InProcessFeed.commit = at_commit(InProcessFeed.commit, die, None)  # type: ignore[method-assign]
+        InProcessFeed.commit = at_commit(InProcessFeed.commit, die)  # type: ignore[method-assign]
     else:
         raise ValueError(f"there is no step {step!r}")
 
