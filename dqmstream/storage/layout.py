@@ -16,6 +16,7 @@ Version 2 brought `produced`; `storage.migrate` has the step from 1, and what re
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from enum import IntEnum, IntFlag
 from typing import Any
@@ -24,6 +25,7 @@ import icechunk
 import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, ZstdCodec
+from zarr.core.sync import sync
 
 from dqmstream.errors import ArchiveError
 from dqmstream.lumisection import IETA, IPHI, Geometry
@@ -31,7 +33,8 @@ from dqmstream.lumisection import IETA, IPHI, Geometry
 LAYOUT_VERSION = 2
 ROWS_PER_CHUNK = 64
 SCALARS_PER_CHUNK = 1024
-MANIFEST_SPLIT = 1024
+MANIFEST_SPLIT = 128
+"""Chunks of an array in one manifest. A commit writes the last manifest of each array again, and names all of them."""
 NAT = int(np.iinfo(np.int64).min)
 """How an unknown time is stored; xarray reads it as NaT by the CF attributes beside it."""
 
@@ -94,12 +97,16 @@ IMPORT_COLUMNS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 
 
 def repository_config() -> icechunk.RepositoryConfig:
-    """Manifests split by 1024 chunks, which keeps the cost of a commit flat as rows grow."""
+    """Manifests split, and none loaded before it is asked for: both keep the cost of a commit flat as rows grow.
+
+    Icechunk would load manifests of arrays with names like `time` whenever a session begins.
+    """
     config = icechunk.RepositoryConfig.default()
     config.manifest = icechunk.ManifestConfig(
+        preload=icechunk.ManifestPreloadConfig(max_total_refs=0, preload_if=icechunk.ManifestPreloadCondition.false()),
         splitting=icechunk.ManifestSplittingConfig.from_dict(
             {icechunk.ManifestSplitCondition.AnyArray(): {icechunk.ManifestSplitDimCondition.Axis(0): MANIFEST_SPLIT}}
-        )
+        ),
     )
     return config
 
@@ -184,9 +191,21 @@ def make_column(
 
 
 def append_columns(group: zarr.Group, columns: Mapping[str, np.ndarray]) -> None:
-    """Append equally long columns to the arrays of those names."""
-    for name, values in columns.items():
-        array = group[name]
-        start = array.shape[0]
-        array.resize((start + len(values), *array.shape[1:]))
-        array[start:] = values
+    """Append equally long columns to the arrays of those names, all at once: zarr takes a millisecond to wait for each.
+
+    Raises ArchiveError where the arrays are not equally long before.
+    """
+
+    async def append(folder: zarr.AsyncGroup, name: str, values: np.ndarray) -> int:
+        array = await folder.getitem(name)
+        start = int(array.shape[0])
+        await array.resize((start + len(values), *array.shape[1:]))
+        await array.setitem(slice(start, None), values)
+        return start
+
+    async def append_all() -> list[int]:
+        folder = await zarr.AsyncGroup.open(group.store_path, zarr_format=3, use_consolidated=False)
+        return await asyncio.gather(*(append(folder, name, values) for name, values in columns.items()))
+
+    if len(set(sync(append_all()))) > 1:
+        raise ArchiveError(f"{group.path} has columns of different lengths: see `dqmstream archive verify`")

@@ -167,7 +167,19 @@ class ArchiveWriter:
             _take_source(root, entries)
             if session.snapshot_id != self._own_snapshot:
                 self._index.update(root)
-            filed = self._write(root, feed, partition, entries, expected_offset, next_offset)
+            rows, control, revisions = self._sort_out(entries)
+            # Order among partitions is told by this time, so a clock that was set back must not turn it round.
+            committed_ns = max(time.time_ns(), self._index.last_committed_ns + 1)
+            row_columns = _row_columns(rows, self.archive.dtype, committed_ns) if rows else None
+            control_columns = _control_columns(control) if control else None
+            if stored is None:
+                layout.make_log(root, feed, partition, expected_offset, self.archive.geometry, self.archive.dtype.name)
+            log = root[layout.feed_path(feed, partition)]
+            if row_columns:
+                layout.append_columns(log, row_columns)
+            if control_columns:
+                layout.append_columns(log["control"], control_columns)
+            log.attrs["next_offset"] = next_offset
             if ledger is not None:
                 columns = {
                     name: np.array([ledger[name]], dtype=object if dtype == "str" else dtype)
@@ -175,26 +187,9 @@ class ArchiveWriter:
                 }
                 layout.append_columns(root["imports"], columns)
             snapshot = self._commit(session, feed, partition, expected_offset, next_offset)
-        return Appended(snapshot, *filed)
-
-    def _write(
-        self, root: zarr.Group, feed: str, partition: int, entries: Sequence[Entry], expected_offset: int, next_offset: int
-    ) -> tuple[int, int, int]:
-        """Put rows and control entries into the session. Returns how many rows, duplicates, revisions."""
-        archive = self.archive
-        path = layout.feed_path(feed, partition)
-        if path not in root:
-            layout.make_log(root, feed, partition, expected_offset, archive.geometry, archive.dtype.name)
-        log = root[path]
-        rows, control, revisions = self._sort_out(entries)
-        if rows:
-            # Order among partitions is told by this time, so a clock that was set back must not turn it round.
-            committed_ns = max(time.time_ns(), self._index.last_committed_ns + 1)
-            layout.append_columns(log, _row_columns(rows, archive.dtype, committed_ns))
-        if control:
-            layout.append_columns(log["control"], _control_columns(control))
-        log.attrs["next_offset"] = next_offset
-        return len(rows), sum(entry.kind is Kind.DUPLICATE for entry in control), revisions
+            self._index.add((feed, partition), row_columns, control_columns)
+            self._own_snapshot = snapshot
+        return Appended(snapshot, len(rows), sum(entry.kind is Kind.DUPLICATE for entry in control), revisions)
 
     def _migrate(self, session: icechunk.Session, root: zarr.Group) -> tuple[icechunk.Session, zarr.Group]:
         """Bring the archive to the present layout, in a commit of its own; returns a session after it, and its root."""
@@ -246,8 +241,6 @@ class ArchiveWriter:
                 raise ArchiveError(f"{self.archive.path}: the commit failed, nothing was filed: {error}") from error
             snapshot = session.snapshot_id
         sync_filesystem(self.archive.path)
-        self._index.update(zarr.open_group(session.store, mode="r", use_consolidated=False))
-        self._own_snapshot = snapshot
         return snapshot
 
 
@@ -264,8 +257,10 @@ def _take_source(root: zarr.Group, entries: Sequence[Entry]) -> None:
 
 
 def stored_next_offset(root: zarr.Group, feed: str, partition: int) -> int | None:
-    path = layout.feed_path(feed, partition)
-    return int(root[path].attrs["next_offset"]) if path in root else None
+    try:
+        return int(root[layout.feed_path(feed, partition)].attrs["next_offset"])
+    except KeyError:
+        return None
 
 
 def _check_tiling(entries: Sequence[Entry], expected_offset: int, next_offset: int) -> None:

@@ -43,15 +43,19 @@ class _Columns:
 
     def extend(self, group: zarr.Group, first: str) -> None:
         """Read what the group holds past what is here. first: the column whose length is asked."""
-        total = group[first].shape[0]
-        if total == self.size:
-            return
+        start, total = self.size, group[first].shape[0]
+        if total > start:
+            self.append({name: group[name][start:total] for name in self._arrays})
+
+    def append(self, columns: Mapping[str, np.ndarray]) -> None:
+        """Add equally long columns; those that are not kept here are passed over."""
+        total = self.size + len(next(iter(columns.values())))
         for name, array in self._arrays.items():
             if len(array) < total:
                 grown = np.empty(max(total, 2 * len(array)), array.dtype)
                 grown[: self.size] = array[: self.size]
                 self._arrays[name] = grown
-            self._arrays[name][self.size : total] = group[name][self.size : total]
+            self._arrays[name][self.size : total] = columns[name]
         self.size = total
 
 
@@ -112,6 +116,16 @@ class RowIndex:
                 entry.rows.extend(log, "run")
                 entry.control.extend(log["control"], "offset")
                 self._note(entry, slice(before, None), self._seen)
+
+    def add(self, key: LogKey, rows: Mapping[str, np.ndarray] | None, control: Mapping[str, np.ndarray] | None) -> None:
+        """Take over what this process has just filed behind all that the log held, without reading it back."""
+        entry = self.logs.setdefault(key, LogIndex())
+        before = entry.rows.size
+        if rows is not None:
+            entry.rows.append(rows)
+            self._note(entry, slice(before, None), self._seen)
+        if control is not None:
+            entry.control.append(control)
 
     def as_of(self, root: zarr.Group) -> RowIndex | None:
         """The index of an older snapshot, without reading: logs only grow. None where the snapshot holds more than this."""
