@@ -69,6 +69,32 @@ class _Place(NamedTuple):
     last: int
 
 
+class _Escaping(bytes):
+    """Bytes whose parts, read as text, have what is no UTF-8 escaped."""
+
+    def __getitem__(self, at: Any) -> Any:
+        found = super().__getitem__(at)
+        return _Escaping(found) if isinstance(at, slice) else found
+
+    def decode(self, encoding: str = "utf-8", errors: str = "backslashreplace") -> str:
+        return super().decode(encoding, errors)
+
+
+class Batch(DefaultRecordBatch):
+    """A batch in which the name of a header may be any bytes, as other clients send them.
+
+    The client's own raises at a name that is no UTF-8, which would cost the batch's other messages too.
+    """
+
+    def _read_msg(self, *settings: Any) -> Any:
+        try:
+            return super()._read_msg(*settings)
+        except UnicodeDecodeError:
+            # Where to read on is noted only when a record was read.
+            self._buffer: bytes = _Escaping(self._buffer)
+            return super()._read_msg(*settings)
+
+
 class Batches:
     """The batches in a buffer that was fetched, each checked to lie where it claims to.
 
@@ -84,7 +110,7 @@ class Batches:
         self._next = 0
         self._in_place = False
 
-    def next_batch(self) -> DefaultRecordBatch | None:
+    def next_batch(self) -> Batch | None:
         """The next batch, None behind the last whole one. Raises CorruptRecordError where it is not what it claims to be."""
         self._at, self._in_place = self._next, False
         left = len(self._buffer) - self._at
@@ -148,8 +174,8 @@ class Batches:
         """Whether its checksum is right."""
         return place.until <= len(self._buffer) and self._batch(place).validate_crc()
 
-    def _batch(self, place: _Place) -> DefaultRecordBatch:
-        return DefaultRecordBatch(self._view[place.at : place.until])
+    def _batch(self, place: _Place) -> Batch:
+        return Batch(self._view[place.at : place.until])
 
 
 class BatchReader(Fetcher.PartitionRecords):
