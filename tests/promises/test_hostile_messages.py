@@ -24,7 +24,8 @@ from dqmstream.lumisection import Geometry, Lumisection
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.layout import Kind, feed_path
 from dqmstream.storage.log import ArchiveWriter, make_row
-from dqmstream.streaming.feed import Message
+from dqmstream.streaming.deadletters import FolderDeadLetters
+from dqmstream.streaming.feed import InProcessFeed, Message
 from dqmstream.streaming.ingest import Ingest
 from dqmstream.streaming.kafka import KafkaDeadLetters, KafkaFeed, KafkaSender, create_topic
 from dqmstream.streaming.kafka.letters import read_letters
@@ -115,6 +116,31 @@ def test_any_key_value_and_headers_are_refused(
 def test_a_small_buffer_that_tells_of_terabytes_takes_no_memory(listed: int) -> None:
     value = bomb(listed, 1_000_000)
     assert bounded_fate(Message(0, 0, b"1", value, signed(value))) == "dead"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "uint16"])
+def test_the_next_good_message_is_stored_without_a_broker_too(dtype: str, tmp_path: Path) -> None:
+    """A float32 archive takes what a uint16 one refuses: large and broken counts."""
+    sent = list(corpus(11, 600, GOOD_EVERY))
+    messages = [Message(0, offset, one.key, one.value, one.headers) for offset, one in enumerate(sent)]
+    archive = Archive.create(tmp_path / "A", dtype=dtype, source=SOURCE)
+    feed = InProcessFeed("hcal", lambda: iter(messages), max_records=50)
+    loop = Ingest(feed, ArchiveWriter(archive), FolderDeadLetters(tmp_path / "letters"), topic="hcal")
+    while loop.counts.messages < len(messages):
+        loop.step(0)
+    assert loop.drain()
+    loop.close()
+    head = archive.refresh()
+    check_tiling(head)
+    rows = set(head.index.logs[("hcal", 0)].rows["offset"].tolist())
+    letters = {int(path.stem) for path in (tmp_path / "letters").rglob("*.json")}
+    refused_by_uint16 = {"above_uint16", "not_whole"} if dtype == "float32" else set()
+    for offset, one in enumerate(sent):
+        expected = "row" if one.kind in refused_by_uint16 else one.fate
+        became = "row" if offset in rows else "dead" if offset in letters else "neither"
+        assert expected in (became, "either") or (became == "neither" and expected in ("control", "duplicate")), one.kind
+    assert rows & letters == set()
+    assert (loop.counts.rows, loop.counts.dead) == (len(rows), len(letters))
 
 
 def send(bootstrap: str, topic: str, messages: Sequence[Sent]) -> None:

@@ -24,6 +24,7 @@ from kafka.record.default_records import DefaultRecordBatch
 from kafka.structs import TopicPartition
 
 from dqmstream.streaming.kafka.client import is_fatal
+from dqmstream.streaming.kafka.records import Batch
 
 HEADER = struct.Struct(">qi4xb4x2xi")
 """Base offset, length of what follows it, magic, last offset less base offset; checksum and others left out."""
@@ -67,32 +68,6 @@ class _Place(NamedTuple):
     until: int
     first: int
     last: int
-
-
-class _Escaping(bytes):
-    """Bytes whose parts, read as text, have what is no UTF-8 escaped."""
-
-    def __getitem__(self, at: Any) -> Any:
-        found = super().__getitem__(at)
-        return _Escaping(found) if isinstance(at, slice) else found
-
-    def decode(self, encoding: str = "utf-8", errors: str = "backslashreplace") -> str:
-        return super().decode(encoding, errors)
-
-
-class Batch(DefaultRecordBatch):
-    """A batch in which the name of a header may be any bytes, as other clients send them.
-
-    The client's own raises at a name that is no UTF-8, which would cost the batch's other messages too.
-    """
-
-    def _read_msg(self, *settings: Any) -> Any:
-        try:
-            return super()._read_msg(*settings)
-        except UnicodeDecodeError:
-            # Where to read on is noted only when a record was read.
-            self._buffer: bytes = _Escaping(self._buffer)
-            return super()._read_msg(*settings)
 
 
 class Batches:
