@@ -227,12 +227,21 @@ def read_letters(bootstrap: str, topic: str) -> Iterator[Letter]:
 
 
 def list_letters(bootstrap: str, topic: str) -> list[Letter]:
-    """Each letter that the topic holds once, without its value, the oldest message first. Raises BrokerError."""
+    """Each letter that the topic holds once, the oldest message first. Raises BrokerError.
+
+    Without what the message held, of which a topic may have more than memory: value and key are empty, headers left out.
+    """
     found: dict[str, Letter] = {}
     for letter in read_letters(bootstrap, topic):
         if letter.key not in found or found[letter.key].cut:  # written twice, it may be whole the second time
-            found[letter.key] = replace(letter, value=None if letter.value is None else b"")
+            found[letter.key] = replace(
+                letter, value=_emptied(letter.value), original_key=_emptied(letter.original_key), headers=()
+            )
     return sorted(found.values(), key=lambda letter: (letter.timestamp_ms, letter.topic, letter.partition, letter.offset))
+
+
+def _emptied(data: bytes | None) -> bytes | None:
+    return None if data is None else b""
 
 
 def find_letter(bootstrap: str, topic: str, key: str) -> Letter:
@@ -252,7 +261,7 @@ def unknown(topic: str, key: str) -> InputError:
 
 @dataclass(frozen=True, slots=True)
 class Republished:
-    """How many messages were sent to each topic, and the letters, without values, that could not be sent."""
+    """How many messages were sent to each topic, and the letters that could not be sent, without what they held."""
 
     sent: dict[str, int]
     refused: list[Letter]
