@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from dqmstream import __version__, cli_deadletters, console
+from dqmstream import __version__, cli_archive, cli_deadletters, console
 from dqmstream.config import Settings, load_settings
 from dqmstream.errors import EXIT_CODES, DqmstreamError, InputError, StateError
 
@@ -25,6 +25,7 @@ app = typer.Typer(
     help="File each lumisection once and only once, learn to tell the runs apart, measure what is forgotten. "
     "What says where things are and how a learner learns can be set as DQMSTREAM_<NAME> too, or as a key of the --config file.",
 )
+app.add_typer(cli_archive.app)
 app.add_typer(cli_deadletters.app)
 
 Archive = Annotated[Path | None, typer.Option("--archive", help="folder of the archive", show_default=False)]

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import shutil
 import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -33,11 +35,23 @@ UNTRUSTED_FILESYSTEMS = frozenset({"nfs", "nfs4", "afs", "cifs", "smb3", "fuse.e
 icechunk.set_logs_filter("error")
 
 
+@dataclass(frozen=True, slots=True)
+class Compacted:
+    """What compaction did: snapshots that were dropped, and the archive's files and bytes before and after."""
+
+    snapshots: int
+    files_before: int
+    files: int
+    bytes_before: int
+    bytes: int
+
+
 class Archive:
     """A reader of the archive at path, pinned to a snapshot.
 
     archive_id: 12 hexadecimal digits, given when it was made. geometry, dtype: of every stored map. source: dataset and
     monitoring element, empty until the first row that has one. layout_version: of this snapshot, which stays as it was written.
+    root: its root group, read-only.
     """
 
     def __init__(self, path: Path, repository: icechunk.Repository, snapshot: str, index: RowIndex | None = None) -> None:
@@ -47,11 +61,11 @@ class Archive:
         self._index = index
         try:
             self.store = repository.readonly_session(snapshot_id=snapshot).store
-            self._root = zarr.open_group(self.store, mode="r", use_consolidated=False)
+            self.root = zarr.open_group(self.store, mode="r", use_consolidated=False)
         except icechunk.IcechunkError as error:
             raise ArchiveError(f"{path} has no snapshot {snapshot}: {_first_line(error)}") from error
-        self.layout_version = layout.check_version(self._root, path)
-        attributes = self._root.attrs
+        self.layout_version = layout.check_version(self.root, path)
+        attributes = self.root.attrs
         self.archive_id = str(attributes["archive_id"])
         self.geometry = Geometry(int(attributes["depths"]))
         self.dtype = np.dtype(str(attributes["dtype"]))
@@ -147,7 +161,7 @@ class Archive:
         index, self._index = self._index, None
         archive = Archive(self.path, self._repository, head, index)
         if index is not None:
-            index.update(archive._root)
+            index.update(archive.root)
         return archive
 
     def at(self, snapshot: str) -> Archive:
@@ -158,7 +172,7 @@ class Archive:
             return self
         archive = Archive(self.path, self._repository, snapshot)
         if self._index is not None:
-            archive._index = self._index.as_of(archive._root)
+            archive._index = self._index.as_of(archive.root)
         return archive
 
     def tag(self, name: str) -> None:
@@ -185,10 +199,30 @@ class Archive:
         A commit leaves about 13 small files behind, which a live feed would pile up to millions a year. The newest snapshot
         and tagged ones stay; a reader that is pinned to one that goes will fail. No commit is under way meanwhile.
         """
-        cut = datetime.now(UTC) - timedelta(seconds=keep_s)
         with exclusive(self.path):
-            self._repository.expire_snapshots(cut)
-            return int(self._repository.garbage_collect(cut).snapshots_deleted)
+            return self._collect(keep_s)
+
+    def compact(self, keep_s: float) -> Compacted:
+        """Write the manifests of the newest snapshot anew, then expire as `expire` does. Rows and tags stay as they are.
+
+        Readers that are pinned to a snapshot that goes will fail, as with `expire`; writers wait.
+        """
+        with exclusive(self.path):
+            before = _files(self.path)
+            try:
+                self._repository.rewrite_manifests("compact", branch="main")
+            except icechunk.IcechunkError as error:
+                raise ArchiveError(f"{self.path} cannot be compacted, nothing was changed: {_first_line(error)}") from error
+            sync_filesystem(self.path)
+            snapshots = self._collect(keep_s)
+            after = _files(self.path)
+        return Compacted(snapshots, len(before), len(after), sum(before), sum(after))
+
+    def _collect(self, keep_s: float) -> int:
+        """Expire and collect, with the lock held."""
+        cut = datetime.now(UTC) - timedelta(seconds=keep_s)
+        self._repository.expire_snapshots(cut)
+        return int(self._repository.garbage_collect(cut).snapshots_deleted)
 
     def writable_session(self) -> icechunk.Session:
         """A session at the newest snapshot. For storage.log and storage.importer, which hold the lock."""
@@ -198,7 +232,7 @@ class Archive:
     def index(self) -> RowIndex:
         if self._index is None:
             self._index = RowIndex()
-            self._index.update(self._root)
+            self._index.update(self.root)
         return self._index
 
     def runs(self) -> list[RunSummary]:
@@ -208,28 +242,31 @@ class Archive:
     def next_offset(self, feed: str, partition: int) -> int | None:
         """First offset of the partition that is not in the archive; None where nothing is known of the partition."""
         try:
-            return int(self._root[layout.feed_path(feed, partition)].attrs["next_offset"])
+            return int(self.root[layout.feed_path(feed, partition)].attrs["next_offset"])
         except KeyError:
             return None
 
+    def logs(self) -> Iterator[tuple[str, int, zarr.Group]]:
+        """Feed, partition and group of each log."""
+        for feed, partitions in sorted(self.root["feeds"].groups(), key=lambda named: named[0]):
+            for partition, log in sorted(partitions.groups(), key=lambda named: int(named[0])):
+                yield feed, int(partition), log
+
     def offsets(self) -> dict[str, dict[int, tuple[int, int]]]:
         """[first_offset, next_offset) of each partition of each feed."""
-        return {
-            feed: {
-                int(partition): (int(log.attrs["first_offset"]), int(log.attrs["next_offset"]))
-                for partition, log in group.groups()
-            }
-            for feed, group in self._root["feeds"].groups()
-        }
+        found: dict[str, dict[int, tuple[int, int]]] = {}
+        for feed, partition, log in self.logs():
+            found.setdefault(feed, {})[partition] = (int(log.attrs["first_offset"]), int(log.attrs["next_offset"]))
+        return found
 
     def control(self, feed: str, partition: int) -> xr.Dataset:
         """The partition's control entries: offset, until, kind, run, lumisection, reason."""
-        group = self._root[f"{layout.feed_path(feed, partition)}/control"]
+        group = self.root[f"{layout.feed_path(feed, partition)}/control"]
         return xr.Dataset({name: ("entry", group[name][:]) for name in layout.CONTROL_COLUMNS})
 
     def imported(self) -> dict[str, int]:
         """Run of each file that was imported, by the SHA-256 of what was read."""
-        table = self._root["imports"]
+        table = self.root["imports"]
         return dict(zip(table["sha256"][:].tolist(), table["run"][:].tolist(), strict=True))
 
     def run(self, run: int, *, maps: bool = True) -> xr.Dataset:
@@ -249,7 +286,7 @@ class Archive:
         }
         for place in np.unique(table[:, 2]):
             here = np.flatnonzero(table[:, 2] == place)
-            log = self._root[layout.feed_path(*logs[place])]
+            log = self.root[layout.feed_path(*logs[place])]
             if occupancy is not None:
                 occupancy[here] = _read_rows(log["occupancy"], table[here, 3])
             for name, values in columns.items():
@@ -278,6 +315,11 @@ def _read_rows(array: Any, rows: np.ndarray) -> np.ndarray:
     if stop - start <= 4 * len(rows):
         return array[start:stop][rows - start]
     return array.oindex[np.sort(rows)][np.argsort(np.argsort(rows))]
+
+
+def _files(path: Path) -> list[int]:
+    """Sizes in bytes of the files under path."""
+    return [file.stat().st_size for file in path.rglob("*") if file.is_file()]
 
 
 def _storage(path: Path) -> icechunk.Storage:

@@ -75,6 +75,9 @@ ROW_COLUMNS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "committed": ("int64", {"long_name": "when the row was filed", **_SINCE_1970}),
 }
 
+SINCE_VERSION: Mapping[str, int] = {"produced": 2}
+"""Layout version that brought a column; the others were there from the first."""
+
 TIMES = ("time", "produced", "committed")
 """Columns that hold nanoseconds since 1970."""
 

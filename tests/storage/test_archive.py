@@ -15,6 +15,7 @@ from dqmstream.lumisection import Geometry
 from dqmstream.storage.archive import UNTRUSTED_FILESYSTEMS, Archive
 from dqmstream.storage.locks import filesystem_kind
 from dqmstream.storage.log import ArchiveWriter
+from dqmstream.storage.verify import verify
 from tests.maps import check_tiling, row, rows
 
 FEED = "f"
@@ -67,6 +68,29 @@ def test_expiry_drops_what_nothing_names_and_keeps_the_rest(tmp_path: Path) -> N
     check_tiling(head)
     writer.append(FEED, 0, [row(archive, 1, 31, 30)], 30, 31)
     assert head.refresh().run(1).sizes["lumisection"] == 31
+
+
+def test_compaction_leaves_rows_and_tags_and_few_files(tmp_path: Path) -> None:
+    archive = Archive.create(tmp_path / "A")
+    writer = ArchiveWriter(archive)
+    for k in range(20):
+        writer.append(FEED, 0, [row(archive, 1, k + 1, k)], k, k + 1)
+        if k == 9:
+            archive.refresh().tag("trained")
+    before = archive.refresh()
+    done = before.compact(3600)
+    assert done.snapshots == 0 and done.files >= done.files_before
+    done = Archive.open(archive.path).compact(0)
+    assert done.snapshots >= 20
+    assert done.files < done.files_before / 4 and done.bytes < done.bytes_before
+    assert done.files == sum(file.is_file() for file in archive.path.rglob("*"))
+    head = Archive.open(archive.path)
+    assert head.run(1).drop_attrs().identical(before.run(1).drop_attrs())
+    assert head.at("trained").run(1).sizes["lumisection"] == 10
+    assert verify(head) == verify(head.at("trained")) == []
+    writer.append(FEED, 0, [row(archive, 1, 21, 20)], 20, 21)  # a writer that was open goes on
+    assert head.refresh().run(1).sizes["lumisection"] == 21
+    assert Archive.create(tmp_path / "empty").compact(0).snapshots >= 0
 
 
 def test_zarr_and_xarray_open_the_store(tmp_path: Path) -> None:

@@ -1,0 +1,113 @@
+"""`dqmstream archive`: read all of it again, keep it small, and give it to other programs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from dqmstream import console
+from dqmstream.config import load_settings
+from dqmstream.errors import ArchiveError
+
+if TYPE_CHECKING:
+    from dqmstream.storage.archive import Archive as Reader
+
+app = typer.Typer(
+    name="archive",
+    no_args_is_help=True,
+    help="Verify an archive, drop what only its past needs, export it.",
+)
+
+Archive = Annotated[Path | None, typer.Option("--archive", help="folder of the archive", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="print one JSON object as the last line of stdout")]
+Keep = Annotated[
+    float,
+    typer.Option("--keep-s", min=0, help="untagged snapshots that are younger stay, so that who reads one now can go on"),
+]
+
+KEEP_S = 3600.0
+SHOWN_FINDINGS = 100
+
+
+def _open(archive: Path | None) -> Reader:
+    from dqmstream.storage.archive import Archive as Reader
+
+    return Reader.open(load_settings(archive=archive).need("archive"))
+
+
+@app.command()
+def verify(archive: Archive = None, as_json: Json = False) -> None:
+    """Read every row again and check that nothing is lost, repeated or damaged; exit code 5 with the findings if not."""
+    from dqmstream.storage.verify import rows_of
+    from dqmstream.storage.verify import verify as find
+
+    reader = _open(archive)
+    with console.bars() as progress:
+        findings = find(reader, console.bar_callback(progress, "verify"))
+    rows = rows_of(reader)
+    if as_json:
+        told = {"archive": str(reader.path), "archive_id": reader.archive_id, "snapshot": reader.snapshot, "rows": rows}
+        listed = [asdict(finding) for finding in findings]
+        console.print_json({**told, "layout_version": reader.layout_version, "whole": not findings, "findings": listed})
+    elif findings:
+        made = Table(title=f"{len(findings)} findings in {reader.path} ({rows} rows read)", title_justify="left")
+        for column in ("where", "what"):
+            made.add_column(column, overflow="fold")
+        for finding in findings[:SHOWN_FINDINGS]:
+            made.add_row(Text(finding.where), Text(finding.what))
+        console.out.print(made)
+        if len(findings) > SHOWN_FINDINGS:
+            console.out.print(f"... {len(findings) - SHOWN_FINDINGS} more; --json lists them all")
+    else:
+        console.out.print(Text(f"{reader.path} is whole: {rows} rows read, snapshot {reader.snapshot}"), soft_wrap=True)
+    if findings:
+        raise typer.Exit(ArchiveError.exit_code)
+
+
+@app.command()
+def expire(archive: Archive = None, keep_s: Keep = KEEP_S, as_json: Json = False) -> None:
+    """Drop snapshots that no tag names, and the files that only they needed. No row is lost."""
+    reader = _open(archive)
+    dropped = reader.expire(keep_s)
+    if as_json:
+        console.print_json({"archive": str(reader.path), "snapshots": dropped})
+    else:
+        console.out.print(Text(f"{dropped} snapshots dropped of {reader.path}"), soft_wrap=True)
+
+
+@app.command()
+def compact(archive: Archive = None, keep_s: Keep = KEEP_S, as_json: Json = False) -> None:
+    """Write the index of all chunks anew, in few files, and expire. No row and no tag is lost."""
+    reader = _open(archive)
+    done = reader.compact(keep_s)
+    if as_json:
+        console.print_json({"archive": str(reader.path), **asdict(done)})
+        return
+    files = (
+        f"{done.files_before} files with {done.bytes_before / 1e6:.1f} MB became {done.files} with {done.bytes / 1e6:.1f} MB"
+    )
+    console.out.print(Text(f"{done.snapshots} snapshots dropped of {reader.path}: {files}"), soft_wrap=True)
+
+
+@app.command()
+def export(
+    out: Annotated[Path, typer.Argument(help="folder to make, such as NAME.zarr", show_default=False)],
+    archive: Archive = None,
+    runs: Annotated[list[int] | None, typer.Option("--run", help="this run only; may be given more than once")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write plain Zarr v3: one table of the newest revision of every lumisection, by run and number."""
+    from dqmstream.storage.export import export as write
+
+    reader = _open(archive)
+    with console.bars() as progress:
+        rows = write(reader, out, runs, console.bar_callback(progress, "export"))
+    if as_json:
+        console.print_json({"archive": str(reader.path), "snapshot": reader.snapshot, "out": str(out), "rows": rows})
+    else:
+        console.out.print(Text(f"{rows} lumisections in {out}"), soft_wrap=True)
