@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?= demo-out
+WORKERS ?= 2
 SOAK := tests/promises/test_kills.py tests/promises/test_hostile_messages.py tests/promises/test_exactly_once.py \
   tests/promises/test_broker_faults.py tests/promises/test_groups.py
 
@@ -29,7 +30,7 @@ demo-kafka: check-java setup
 	$(BIN)/python -m tools.broker run -- $(BIN)/dqmstream demo --kafka --out $(OUT)/kafka
 
 test: check-java setup lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 soak: check-java setup
 	DQMSTREAM_SOAK=1 $(BIN)/python -m pytest -s -p no:logging $(SOAK)
