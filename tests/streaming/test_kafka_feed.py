@@ -132,6 +132,7 @@ def test_a_large_damaged_batch_is_passed_in_three_fetches() -> None:
 
 def test_a_codec_that_is_missing_costs_the_batches_that_use_it(monkeypatch: pytest.MonkeyPatch) -> None:
     lz4 = [batch(104, [value_of(104 + k) for k in range(BATCH)], codec=3)]
+    assert lz4[0][22] == 3  # the codec: the builder leaves out what does not make the batch smaller
     segment = b"".join([log(1)[0], *lz4, *log(1, 108)])
     check(read([segment], 100, 112), 100, 112, set())
     monkeypatch.setattr(kafka.codec, "has_lz4", lambda: False)
@@ -334,6 +335,20 @@ def test_errors_that_pass_are_passed_over_and_others_end_the_feed(
         monkeypatch.setattr(feed._consumer, "poll", raising(GroupAuthorizationFailedError("group")))
         with pytest.raises(BrokerError, match="GroupAuthorizationFailedError"):
             feed.poll(0.1)
+
+
+@pytest.mark.kafka
+def test_a_worker_whose_instance_another_one_took_is_told(bootstrap: str, topic: str) -> None:
+    create_topic(bootstrap, topic, 1)
+    send(bootstrap, topic, VALUES)
+    with (
+        started(bootstrap, topic, instance="a") as first,
+        started(bootstrap, topic, instance="a"),
+        pytest.raises(BrokerError, match=r"another worker reads .* under the same --instance"),
+    ):
+        while True:
+            first.poll(0.2)
+            first.commit({0: 1})
 
 
 def raising(error: Exception) -> Callable[..., None]:

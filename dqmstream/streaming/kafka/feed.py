@@ -340,11 +340,11 @@ class KafkaFeed:
         found = {TopicPartition(self.topic, p): OffsetAndMetadata(o, "", -1) for p, o in offsets.items()}
         self._filed |= found
         # Not waited for: a broker that is away must not stop what is already filed, and the next commit says more.
-        self._consumer.commit_async(found, callback=self._note_commit)
-
-    def _note_commit(self, offsets: Any, answer: Any) -> None:
-        """A worker whose instance another one took is told so here, and nowhere else."""
-        self._fenced |= isinstance(answer, FencedInstanceIdError)
+        try:
+            self._consumer.commit_async(found)
+        except KafkaError as error:  # what an earlier one met; nothing else tells a worker that its instance was taken
+            self._fenced |= isinstance(error, FencedInstanceIdError)
+            log.info("an advisory commit was refused", error=str(error))
 
     def close(self) -> None:
         """Leave the group, and tell it once more how far the archive is, as far as the broker will listen."""
