@@ -200,7 +200,8 @@ def append_columns(group: zarr.Group, columns: Mapping[str, np.ndarray]) -> None
     """
 
     async def append(folder: zarr.AsyncGroup, name: str, values: np.ndarray) -> int:
-        array = await folder.getitem(name)
+        # Zarr would look through every chunk for one of fill values alone, which no map is: 20 us of 55 a row.
+        array = (await folder.getitem(name)).with_config({"write_empty_chunks": True})
         start = int(array.shape[0])
         await array.resize((start + len(values), *array.shape[1:]))
         await array.setitem(slice(start, None), values)
