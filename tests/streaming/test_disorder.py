@@ -230,6 +230,7 @@ def fresh(template: Path, counter: itertools.count[int] = itertools.count()) -> 
     return Archive.open(path)
 
 
+@pytest.mark.timeout(120 * SCALE)
 @settings(max_examples=20 * SCALE, deadline=None)
 @given(events=st.lists(EVENTS, min_size=1, max_size=25), kept=st.lists(st.integers(1, 8), max_size=3))
 def test_any_order_with_restarts_gives_what_a_dictionary_gives(template: Path, events: list[Event], kept: list[int]) -> None:
@@ -239,6 +240,7 @@ def test_any_order_with_restarts_gives_what_a_dictionary_gives(template: Path, e
     check(file_all(fresh(template), events, kept), oracle)
 
 
+@pytest.mark.timeout(120 * SCALE)
 @settings(max_examples=12 * SCALE, deadline=None)
 @given(
     pieces=st.lists(st.tuples(st.integers(0, 1), st.lists(EVENTS, min_size=1, max_size=4)), min_size=1, max_size=8),
