@@ -171,7 +171,7 @@ def content_hash(stored: np.ndarray, n_events: float, pileup: float) -> int:
     Hashed are the stored row (archive dtype, little-endian), then n_events and pileup as float64. Time is left out: the
     same map sent twice with two clocks is still the same map. Every NaN is hashed as one NaN.
     """
-    digest = hashlib.sha256(np.ascontiguousarray(stored, stored.dtype.newbyteorder("<")))
+    digest = hashlib.sha256(np.ascontiguousarray(stored, stored.dtype.newbyteorder("<")).data)
     digest.update(_TWO_DOUBLES(*(nan if isnan(value) else value for value in (n_events, pileup))))
     return int.from_bytes(digest.digest()[:8], "little")
 

@@ -18,10 +18,7 @@ from dqmstream.lumisection import Lumisection, RunStart
 from dqmstream.storage.layout import ROWS_PER_CHUNK, Kind
 from dqmstream.storage.log import ArchiveWriter, Control, Entry, OffsetConflict, Row, SourceConflict, make_row
 from dqmstream.streaming.feed import DeadLetter, DeadLetters, Message, Slice
-from dqmstream.streaming.wire import Undecodable, decode
-
-LONGEST_REASON = 500
-"""Characters."""
+from dqmstream.streaming.wire import LONGEST_REASON, Undecodable, decode
 
 log = structlog.get_logger("dqmstream.ingest")
 
