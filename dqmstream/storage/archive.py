@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import icechunk
 import numpy as np
@@ -279,18 +278,15 @@ class Archive:
         logs, table = self.index.newest(run)
         if not len(table):
             raise ArchiveError(f"{self.path} holds no lumisection of run {run}")
-        occupancy = np.empty((len(table), *self.geometry.shape), self.dtype) if maps else None
-        columns = {
-            name: np.empty(len(table), layout.ROW_COLUMNS[name][0])
-            for name in (*layout.TIMES, "n_events", "pileup", "content", "quality")
-        }
+        names = [*layout.TIMES, "n_events", "pileup", "content", "quality", *(["occupancy"] if maps else [])]
+        parts = []
         for place in np.unique(table[:, 2]):
             here = np.flatnonzero(table[:, 2] == place)
-            log = self.root[layout.feed_path(*logs[place])]
-            if occupancy is not None:
-                occupancy[here] = _read_rows(log["occupancy"], table[here, 3])
-            for name, values in columns.items():
-                values[here] = _read_rows(log[name], table[here, 3]) if name in log else NAT  # layout 1 has no `produced`
+            part = layout.read_rows(self.root[layout.feed_path(*logs[place])], names, table[here, 3])
+            part.setdefault("produced", np.full(len(here), NAT))  # layout 1 has none
+            parts.append((here, part))
+        columns = parts[0][1] if len(parts) == 1 else _merge(len(table), parts)
+        occupancy = columns.pop("occupancy", None)
         times = {name: columns.pop(name).view("datetime64[ns]") for name in layout.TIMES}  # NAT is NumPy's own NaT
         axes = ("lumisection", "depth", "ieta", "iphi")
         return xr.Dataset(
@@ -309,12 +305,13 @@ class Archive:
         )
 
 
-def _read_rows(array: Any, rows: np.ndarray) -> np.ndarray:
-    """Rows of a log array. A run lies almost in one piece: the span is read and picked from, not row by row."""
-    start, stop = int(rows.min()), int(rows.max()) + 1
-    if stop - start <= 4 * len(rows):
-        return array[start:stop][rows - start]
-    return array.oindex[np.sort(rows)][np.argsort(np.argsort(rows))]
+def _merge(size: int, parts: list[tuple[np.ndarray, dict[str, np.ndarray]]]) -> dict[str, np.ndarray]:
+    """Columns of `size` rows from parts, each with the places of its rows."""
+    merged = {name: np.empty((size, *values.shape[1:]), values.dtype) for name, values in parts[0][1].items()}
+    for here, part in parts:
+        for name, values in part.items():
+            merged[name][here] = values
+    return merged
 
 
 def _files(path: Path) -> list[int]:

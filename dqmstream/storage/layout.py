@@ -17,7 +17,7 @@ Version 2 brought `produced`; `storage.migrate` has the step from 1, and what re
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import IntEnum, IntFlag
 from typing import Any
 
@@ -213,3 +213,28 @@ def append_columns(group: zarr.Group, columns: Mapping[str, np.ndarray]) -> None
 
     if len(set(sync(append_all()))) > 1:
         raise ArchiveError(f"{group.path} has columns of different lengths: see `dqmstream archive verify`")
+
+
+def read_rows(group: zarr.Group, names: Sequence[str], rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Rows of columns, all at once; a column that is not there (of a later layout) is left out. rows: ascending or not.
+
+    A run lies almost in one piece: the span is read and picked from, not row by row.
+    """
+    start, stop = int(rows.min()), int(rows.max()) + 1
+    sorted_rows, places = np.unique(rows, return_inverse=True)
+
+    async def read(folder: zarr.AsyncGroup, name: str) -> np.ndarray | None:
+        try:
+            array = await folder.getitem(name)
+        except KeyError:
+            return None
+        if stop - start > 4 * len(rows):
+            return np.asarray(await array.oindex.getitem(sorted_rows))[places]
+        span = np.asarray(await array.getitem(slice(start, stop)))
+        return span if np.array_equal(rows, np.arange(start, stop)) else span[rows - start]
+
+    async def read_all() -> list[np.ndarray | None]:
+        folder = await zarr.AsyncGroup.open(group.store_path, zarr_format=3, use_consolidated=False)
+        return await asyncio.gather(*(read(folder, name) for name in names))
+
+    return {name: values for name, values in zip(names, sync(read_all()), strict=True) if values is not None}

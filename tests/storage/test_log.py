@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xarray as xr
 
 from dqmstream.lumisection import Geometry
 from dqmstream.storage.archive import Archive
@@ -69,6 +70,40 @@ def test_the_same_content_is_a_duplicate_and_another_a_revision(archive: Archive
     assert view["quality"].values.tolist() == [Quality.GOOD, Quality.REVISION]
     assert [(s.run, s.lumisections, s.rows, s.duplicates, s.revisions) for s in head.runs()] == [(7, 2, 3, 2, 1)]
     check_tiling(head)
+
+
+def test_a_run_whose_rows_lie_far_apart_is_read_in_order(archive: Archive) -> None:
+    entries = [row(archive, 7, 9, 0), *rows(archive, 8, range(1, 61), 1), row(archive, 7, 3, 61), row(archive, 7, 5, 62)]
+    writer = ArchiveWriter(archive)
+    writer.append(FEED, 0, entries, 0, 63)
+    for view in (archive.refresh().run(7), _with_another_partition(archive, writer)):
+        for number in (3, 5, 9):
+            found = view.sel(lumisection=number)
+            np.testing.assert_array_equal(found["occupancy"][0], lumisection(7, number).occupancy)
+            assert found["time"].values == np.datetime64(1_650_000_000_000_000_000 + number, "ns")
+
+
+def _with_another_partition(archive: Archive, writer: ArchiveWriter) -> xr.Dataset:
+    writer.append(FEED, 1, [row(archive, 7, 4, 0)], 0, 1)
+    view = archive.refresh().run(7)
+    assert view["lumisection"].values.tolist() == [3, 4, 5, 9]
+    return view
+
+
+def test_order_is_that_of_filing_though_the_clock_is_set_back(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
+    ArchiveWriter(archive).append(FEED, 0, [row(archive, 7, 1, 0)], 0, 1)
+    monkeypatch.setattr("dqmstream.storage.log.time.time_ns", lambda: 1_000)
+    ArchiveWriter(archive).append(FEED, 1, [row(archive, 7, 1, 0, seed=1)], 0, 1)
+    view = archive.refresh().run(7)
+    assert view["revision"].values.tolist() == [1]
+    np.testing.assert_array_equal(view["occupancy"][0, 0], lumisection(7, 1, seed=1).occupancy)
+
+
+def test_a_time_that_no_clock_shows_is_unknown(archive: Archive) -> None:
+    for offset, produced_ns in enumerate((0, -1, 2**63, 5)):
+        entry = make_row(lumisection(7, offset + 1), offset, archive.geometry, archive.dtype, produced_ns=produced_ns)
+        ArchiveWriter(archive).append(FEED, 0, [entry], offset, offset + 1)
+    assert np.isnat(archive.refresh().run(7)["produced"].values).tolist() == [True, True, True, False]
 
 
 def test_control_entries_keep_their_reason(archive: Archive) -> None:
