@@ -73,6 +73,16 @@ def test_what_comes_is_filed_once_and_in_order(archive: Archive) -> None:
     check_tiling(head)
 
 
+def test_when_the_broker_took_a_message_stands_beside_when_it_was_filed(archive: Archive) -> None:
+    sent = [replace(message, timestamp_ms=1_650_000_000_123) for message in as_messages(run_records(7, range(1, 4)))]
+    sent[2] = replace(sent[2], timestamp_ms=0)  # a broker that does not say
+    run_dry(ingest(archive, feed_of(sent)))
+    view = archive.refresh().run(7)
+    assert view["produced"].values.tolist()[0] == 1_650_000_000_123_000_000
+    assert np.isnat(view["produced"].values).tolist() == [False, True, False]
+    assert (view["committed"] > view["produced"])[[0, 2]].all()
+
+
 def test_a_restart_goes_on_where_the_archive_ends(archive: Archive) -> None:
     messages = as_messages(run_records(7, range(1, 101)))
     first = ingest(archive, feed_of(messages, size=10))
