@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -186,7 +187,7 @@ def test_a_static_member_that_is_started_again_keeps_its_partitions_and_troubles
 
 def test_a_zombie_that_wakes_up_is_refused_and_goes_on_as_a_member(lab: Lab) -> None:
     """It had read what it could not file before it was stopped, and another worker has filed it since."""
-    zombie = lab.start(DQMSTREAM_FLUSH_S="6")  # what comes after a partition's first batch waits, and is due when it wakes up
+    zombie = lab.start(DQMSTREAM_FLUSH_S="8")  # what comes after a partition's first batch waits, and is due when it wakes up
     lab.wait_until_shared(4)
     lab.publish(4)
     lab.wait(lambda: zombie.messages() == 4 * MESSAGES)
@@ -194,9 +195,11 @@ def test_a_zombie_that_wakes_up_is_refused_and_goes_on_as_a_member(lab: Lab) -> 
     # Not while it commits: a process that is stopped with the archive's lock in its hands keeps the others out.
     lab.wait(lambda: zombie.messages() == 8 * MESSAGES and lab.filed_partitions() == lab.used_partitions())
     zombie.process.send_signal(signal.SIGSTOP)
+    due = time.monotonic() + 8
     assert filed(lab.archive) < 8 * LUMISECTIONS
     lab.start()
     lab.wait_until_filed()
+    lab.wait(lambda: time.monotonic() > due)
     zombie.process.send_signal(signal.SIGCONT)
     lab.wait_until_shared(2, 2)
     lab.publish(4)

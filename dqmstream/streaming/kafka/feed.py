@@ -99,7 +99,8 @@ class KafkaFeed:
         self._held = False
         self._waits = False
         self._fenced = False
-        self._look_at = time.monotonic() + stall_s
+        self._polled_at = time.monotonic()
+        self._look_at = self._polled_at + stall_s
         self._behind: dict[int, int] = {}
         self._absent = False
         self._consumer = connect(
@@ -291,9 +292,14 @@ class KafkaFeed:
 
         Raises BrokerError. Without this a client that no longer reads would look like a topic on which nothing happens.
         """
-        if time.monotonic() < self._look_at:
+        now = time.monotonic()
+        pause, self._polled_at = now - self._polled_at, now
+        if pause > self._stall_s:  # nobody polled, as in a process that was stopped
+            self._behind.clear()
+            self._look_at = now + self._stall_s
+        if now < self._look_at:
             return
-        self._look_at = time.monotonic() + self._stall_s
+        self._look_at = now + self._stall_s
         if not self._incarnation.exists:
             if self._absent:
                 raise BrokerError(self._missing)
@@ -328,6 +334,7 @@ class KafkaFeed:
     def hold(self, held: bool) -> None:
         """Pause or resume the partitions that were started; what the client has fetched already is kept for later."""
         self._held = held
+        self._behind.clear()
         self._pause(held or self._waits)
 
     def _pause(self, paused: bool) -> None:
