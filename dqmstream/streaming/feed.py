@@ -70,7 +70,8 @@ class Revoked(Exception):
 
 
 class Feed(Protocol):
-    """A source of partitions. `name` tells the topic's incarnation: one that was made again has another name."""
+    """A source of partitions. `name` tells the topic's incarnation and never changes: one that was made again is another
+    feed, and a feed gives out nothing that is not of its own incarnation, but raises DataLostError."""
 
     @property
     def name(self) -> str: ...

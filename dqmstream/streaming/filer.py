@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from dqmstream.errors import DataLostError
 from dqmstream.lumisection import Lumisection, RunStart
 from dqmstream.storage.layout import ROWS_PER_CHUNK, Kind
 from dqmstream.storage.log import ArchiveWriter, Control, Entry, OffsetConflict, Row, SourceConflict, make_row
@@ -62,15 +61,13 @@ class _Pending:
 class Filer:
     """The batches of all partitions of one feed. It knows neither threads nor the feed itself.
 
-    name: of the feed. name_now: the same, asked again before each append, to notice a topic that was made again. max_rows:
-    rows in one commit under load. flush_s: longest that a row waits, and, unless so many rows are there, the shortest time
-    between two commits of a partition. Raises DataLostError where the topic was made again.
+    name: of the feed. max_rows: rows in one commit under load. flush_s: longest that a row waits, and, unless so many rows are
+    there, the shortest time between two commits of a partition.
     """
 
     def __init__(
         self,
         name: str,
-        name_now: Callable[[], str],
         writer: ArchiveWriter,
         dead_letters: DeadLetters,
         *,
@@ -82,7 +79,6 @@ class Filer:
     ) -> None:
         self.counts = IngestCounts()
         self._name = name
-        self._name_now = name_now
         self._writer = writer
         self._dead_letters = dead_letters
         self._topic = topic
@@ -197,8 +193,6 @@ class Filer:
 
     def _file(self, partition: int, pending: _Pending) -> bool:
         """File the first of what is pending, dead letters first. False where another worker has filed it or more."""
-        if (now := self._name_now()) != self._name:
-            raise DataLostError(f"{self._name} was deleted and made again as {now}: start again to read the new one")
         count = self._batch(partition, pending)
         while True:
             entries = pending.entries[:count]

@@ -55,8 +55,8 @@ class Ingest:
     """Files what a feed gives, once. Call `step` again and again, then `drain`, then `close`.
 
     max_rows: rows filed in one commit under load; four times as many messages wait at most. flush_s: longest that a row
-    waits when little comes. topic: named in dead letters. What goes wrong while filing is raised by the next `step` or `drain`:
-    DataLostError where the topic was made again, ArchiveError, OSError.
+    waits when little comes. topic: named in dead letters. What goes wrong while filing (ArchiveError, OSError) is raised by the
+    next `step` or `drain`; what the feed raises, as DataLostError where a topic was made again, comes from `step` at once.
     """
 
     def __init__(
@@ -79,7 +79,6 @@ class Ingest:
         self._max_waiting = 4 * max_rows
         self._filer = Filer(
             self._name,
-            lambda: feed.name,
             writer,
             dead_letters,
             topic=topic,

@@ -101,7 +101,7 @@ def test_a_restart_goes_on_where_the_archive_ends(archive: Archive) -> None:
 def filer(archive: Archive, **flags: Any) -> Filer:
     letters = FolderDeadLetters(archive.path.with_name("letters"))
     settings: dict[str, Any] = {"topic": "hcal", "max_rows": 1024, "flush_s": 1.0, "crc_required": True, **flags}
-    return Filer(FEED, lambda: FEED, ArchiveWriter(archive), letters, **settings)
+    return Filer(FEED, ArchiveWriter(archive), letters, **settings)
 
 
 def test_under_load_commits_end_at_full_chunks(archive: Archive) -> None:
@@ -261,15 +261,3 @@ def test_a_feed_that_lost_what_it_had_is_told_loudly(archive: Archive) -> None:
     ArchiveWriter(archive).append(FEED, 0, [row(archive, 7, 1, 0), row(archive, 7, 2, 1)], 0, 2)
     with pytest.raises(DataLostError, match="ends at offset 1, the archive continues at 2"):
         ingest(archive, feed_of(as_messages([lumisection(7, 1)]))).step(0)
-
-
-def test_a_topic_made_again_while_it_is_read_is_no_continuation(archive: Archive) -> None:
-    feed = feed_of(as_messages(run_records(7, range(1, 4))))
-    loop = ingest(archive, feed, flush_s=3600)
-    loop._filer._filed_at[0] = loop._clock()
-    loop.step(0)
-    loop.step(0)
-    feed.name = "hcal@cluster.another"
-    with pytest.raises(DataLostError, match="made again"):
-        loop.drain()
-    assert archive.refresh().offsets() == {}
