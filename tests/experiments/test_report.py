@@ -213,7 +213,7 @@ def test_a_second_report_replaces_the_first_with_the_same_pictures(faulty: Path,
         "assert not {'torch', 'avalanche'} & set(sys.modules)\n"
         "import matplotlib; assert matplotlib.rcParams['font.size'] == 10.0"
     )
-    subprocess.run([sys.executable, "-c", code, str(faulty)], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code, str(faulty)], check=True, timeout=240)
     assert {path.name for path in out.iterdir()} == {path.name for path in (faulty / "report").iterdir()}
     assert (faulty / "raw" / "truth.json").exists()
     for path in (faulty / "report").glob("*.png"):

@@ -160,12 +160,12 @@ def test_closed_forms_import_neither_torch_nor_avalanche() -> None:
         "for name in STREAMING: make_strategy(name, geometry=Geometry(1), seed=0)\n"
         "assert not {'torch', 'avalanche', 'timm'} & sys.modules.keys()\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=240)
 
 
 def test_avalanche_is_imported_without_a_warning() -> None:
     code = "import dqmstream.learners.strategies.template"
-    subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", code], check=True, timeout=120)
+    subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", code], check=True, timeout=240)
 
 
 def test_gain_map_measures_the_gain_and_its_error() -> None:

@@ -139,7 +139,7 @@ def test_a_broker_that_is_gone_for_longer_than_the_session_is_waited_for_without
         publish(source, sender, [source.runs()[1].run])
     wait_until(lambda: filed(archive) == 100, process)
     process.terminate()
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=120)
     assert process.returncode == 0, stderr
     assert "warning" not in stderr and "error" not in stderr
     assert_equals(Archive.open(archive), source)
@@ -178,7 +178,7 @@ def test_a_topic_that_is_made_again_while_it_is_read_ends_the_feed_and_is_anothe
     delete_topic(bootstrap, topic)
     create_topic(bootstrap, topic, 1)
     send(bootstrap, topic, again)
-    stdout, stderr = process.communicate(timeout=60)
+    stdout, stderr = process.communicate(timeout=120)
     line = told(subprocess.CompletedProcess([], process.returncode, stdout, stderr), 6)
     assert f"{before} was deleted and made again as {topic}@" in line
     head = Archive.open(tmp_path / "A")

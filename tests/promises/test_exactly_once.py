@@ -146,7 +146,7 @@ def test_sigterm_drains_and_ends(source: Archive, bootstrap: str, published: str
     process = start_consume(bootstrap, published, archive, "--strategy", "gain_map", "--json")
     wait_until(lambda: filed(archive) == 600, process)
     process.terminate()
-    stdout, stderr = process.communicate(timeout=60)
+    stdout, stderr = process.communicate(timeout=120)
     assert process.returncode == 0, stderr
     assert json.loads(stdout.splitlines()[-1])["rows"] == 600
     assert_equals(Archive.open(archive), source)
@@ -166,7 +166,7 @@ def test_a_disk_that_hangs_is_waited_for_within_a_bound_and_a_second_sigterm_end
             process.terminate()
             while drain_s == 3600 and process.poll() is None:
                 process.terminate()  # again and again: two that come too close are one
-            stdout, stderr = process.communicate(timeout=60)
+            stdout, stderr = process.communicate(timeout=120)
         if drain_s == 3600:
             assert process.returncode == 128 + signal.SIGTERM, stderr
         else:
@@ -232,7 +232,7 @@ def test_a_broker_that_is_killed_and_restarted_loses_nothing(
     sender.close()
     wait_until(lambda: filed(archive) == 600, process)
     process.terminate()
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=120)
     assert process.returncode == 0, stderr
     assert_equals(Archive.open(archive), source)
 

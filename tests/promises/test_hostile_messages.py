@@ -175,7 +175,7 @@ def good_contents(messages: Sequence[Sent]) -> Counter[tuple[int, int, int]]:
 
 
 @pytest.mark.kafka
-@pytest.mark.timeout(1800 if SOAK else 120)
+@pytest.mark.timeout(1800 if SOAK else 300)
 def test_every_good_message_is_stored_once_among_hostile_ones(bootstrap: str, topic: str, tmp_path: Path) -> None:
     began = time.monotonic()
     messages = list(corpus(7, SIZE, GOOD_EVERY))

@@ -65,7 +65,7 @@ def assert_equals_oracle(archive: Path, letters: Path, sent: Sequence[Message]) 
     return until
 
 
-@pytest.mark.timeout(scaled(300, 3600))
+@pytest.mark.timeout(scaled(600, 3600))
 def test_a_kill_at_any_step_loses_nothing_and_repeats_nothing(tmp_path: Path) -> None:
     """Writers are killed one after another until the feed is filed, in archive after archive; the oracle is what was sent."""
     rng = random.Random(20)
