@@ -101,6 +101,7 @@ class Lab:
         while not condition():
             for worker in self.workers:
                 assert worker.process.poll() in (None, 0, -signal.SIGKILL), worker.log.read_text()
+            time.sleep(0.1)  # looking costs a processor, which the workers need to get there
 
     def wait_until_filed(self) -> None:
         self.wait(lambda: filed(self.archive) == self._sent * LUMISECTIONS)
