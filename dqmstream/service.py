@@ -23,7 +23,7 @@ from typing import Any
 import structlog
 
 from dqmstream.config import Settings
-from dqmstream.errors import InputError, StateError, StateInUseError
+from dqmstream.errors import BrokerError, DataLostError, InputError, StateError, StateInUseError
 from dqmstream.learners.state import is_running, read_status
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.log import ArchiveWriter
@@ -211,6 +211,10 @@ def consume(
         if not ingest.drain(settings.drain_s):
             log.error("the disk did not take all in time: what is left will be read again", messages=ingest.waiting)
         progress(ingest.counts, learner_status())
+    except (DataLostError, BrokerError):
+        # What was read before the feed ended may be nowhere else any more.
+        ingest.drain(settings.drain_s)
+        raise
     finally:
         ingest.close()
         if learner is not None:

@@ -16,6 +16,7 @@ import pytest
 
 from dqmstream.commands import learner_settings, learner_status
 from dqmstream.config import Settings, load_settings
+from dqmstream.errors import DataLostError
 from dqmstream.experiments.replay import replay
 from dqmstream.learners.learner import Learner, LearnerSettings
 from dqmstream.service import Consumed, consume
@@ -197,6 +198,24 @@ def test_without_a_learner_nothing_is_learnt(source: Archive, tmp_path: Path) ->
     settings = settings_for(tmp_path)
     assert run_service(source, settings, learn=False).counts.rows == 600
     assert not settings.state_path.exists()
+
+
+def test_what_was_read_before_the_feed_ended_with_an_error_is_filed(source: Archive, tmp_path: Path) -> None:
+    """It may be nowhere else any more, as where the topic was deleted."""
+
+    class Ending(InProcessFeed):
+        def poll(self, timeout_s: float) -> Polled:
+            if self._position >= 40:
+                raise DataLostError("the topic was deleted and made again")
+            return super().poll(timeout_s)
+
+    settings = settings_for(tmp_path, flush_s=3600.0)
+    feed = Ending("runs@in-process", feed_of(source).messages, max_records=10)
+    with pytest.raises(DataLostError, match="made again"):
+        run_service(source, settings, feed=feed, learn=False)
+    head = Archive.open(tmp_path / "A")
+    assert head.next_offset("runs@in-process", 0) == 40
+    check_tiling(head)
 
 
 def test_a_stop_files_all_that_was_read(source: Archive, tmp_path: Path) -> None:

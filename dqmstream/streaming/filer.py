@@ -236,9 +236,7 @@ class Filer:
         if pending.rows < self._max_rows:
             return len(pending.entries)
         room = -self._writer.rows(self._name, partition) % ROWS_PER_CHUNK
-        rows = room + max(self._max_rows - room, 0) // ROWS_PER_CHUNK * ROWS_PER_CHUNK
-        if rows == 0:  # batches smaller than a chunk were asked for
-            return len(pending.entries)
+        rows = min(self._max_rows, room + max(self._max_rows - room, 0) // ROWS_PER_CHUNK * ROWS_PER_CHUNK) or self._max_rows
         for count, entry in enumerate(pending.entries, start=1):
             rows -= isinstance(entry, Row)
             if rows == 0:
