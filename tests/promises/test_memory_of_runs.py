@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from dqmstream.experiments.records import chance_interval, p_value
+from dqmstream.experiments.replay import replay
+from dqmstream.learners.learner import Learner, LearnerSettings
 from tests.learners.test_learner import assert_same_bits
 from tests.runs import simulated_archive
 from tests.test_cli import result
@@ -19,8 +21,8 @@ from tests.test_cli import result
 
 def test_a_learner_that_is_killed_resumes_to_the_same_bits_and_a_replay_gives_them_again(tmp_path: Path) -> None:
     """The default strategy, ended by SIGKILL while it learns its third run, against one that nothing happened to."""
-    archive = simulated_archive(tmp_path, runs=3).path
-    flags = ["--archive", str(archive), "--strategy", "default", "--threads", "1", "--seed", "7"]
+    archive = simulated_archive(tmp_path, runs=3)
+    flags = ["--archive", str(archive.path), "--strategy", "default", "--threads", "1", "--seed", "7"]
     broken = tmp_path / "broken"
     command = [sys.executable, "-m", "dqmstream", "learn", *flags, "--state", str(broken)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
@@ -31,28 +33,32 @@ def test_a_learner_that_is_killed_resumes_to_the_same_bits_and_a_replay_gives_th
     assert len((broken / "live" / "history.jsonl").read_text().splitlines()) == 2
     assert result("learn", *flags, "--state", broken)["strategy"] == "replay"
 
-    result("learn", *flags, "--state", tmp_path / "unbroken")
+    settings = LearnerSettings(strategy="default", seed=7, threads=1)
+    unbroken = Learner(archive, tmp_path / "unbroken" / "live", settings)
+    unbroken.follow(lambda: False, once=True)
+    unbroken.close()
     assert_same_bits(broken / "live", tmp_path / "unbroken" / "live")
-    result("replay", *flags, "--state", tmp_path, "--ledger", broken / "live" / "ledger.jsonl")
+    replay(archive, tmp_path, settings, ledger=broken / "live" / "ledger.jsonl")
     assert_same_bits(broken / "live", tmp_path / "replay-replay-7")
 
 
 @pytest.mark.parametrize("strategy", ["default", "naive", "ewc", "joint"])
 def test_on_the_null_stream_everything_is_at_chance(strategy: str, tmp_path: Path) -> None:
     """Nothing differs but luminosity. Neighbours share it, so four lumisections count as one in the interval (99.9 %)."""
-    archive = simulated_archive(tmp_path, "null", seed=4, runs=4, lumisections=400).path
-    found = result("replay", "--archive", archive, "--strategy", strategy)
+    archive = simulated_archive(tmp_path, "null", seed=4, runs=4, lumisections=400)
+    found = replay(archive, tmp_path, LearnerSettings(strategy=strategy))
     tested = np.full(4, 60)
-    accuracies = {strategy: found["average_accuracy"], **found["baselines"]}  # type: ignore[dict-item]
+    accuracies = {strategy: found["average_accuracy"], **found["baselines"]}
     assert set(accuracies) == {strategy, "ring_means", "naive_bayes", "gain_map"}
     for name, accuracy in accuracies.items():
-        assert 0.0005 < p_value(accuracy, tested, shares=4) < 0.9995, (name, accuracy, chance_interval(tested, shares=4))  # type: ignore[arg-type]
+        assert 0.0005 < p_value(accuracy, tested, shares=4) < 0.9995, (name, accuracy, chance_interval(tested, shares=4))
 
 
 def test_on_runs_that_differ_replay_remembers_and_naive_forgets(tmp_path: Path) -> None:
-    archive = simulated_archive(tmp_path, "moderate", seed=4, runs=4, lumisections=400).path
-    found = {s: result("replay", "--archive", archive, "--strategy", s) for s in ("naive", "replay")}
-    assert found["replay"]["average_accuracy"] > found["naive"]["average_accuracy"] + 0.4  # type: ignore[operator]
-    assert found["naive"]["forgetting"] > 0.5 > 0.1 > found["replay"]["forgetting"]  # type: ignore[operator]
-    history = (Path(f"{archive}.state") / "replay-replay-0" / "history.jsonl").read_text().splitlines()
+    archive = simulated_archive(tmp_path, "moderate", seed=4, runs=4, lumisections=400)
+    naive = replay(archive, tmp_path, LearnerSettings(strategy="naive"))
+    remembering = result("replay", "--archive", archive.path, "--strategy", "replay")
+    assert remembering["average_accuracy"] > naive["average_accuracy"] + 0.4  # type: ignore[operator]
+    assert naive["forgetting"] > 0.5 > 0.1 > remembering["forgetting"]  # type: ignore[operator]
+    history = (Path(f"{archive.path}.state") / "replay-replay-0" / "history.jsonl").read_text().splitlines()
     assert [json.loads(line)["memory_bytes"] <= 1_000_000 for line in history] == [True] * 4
