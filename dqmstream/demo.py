@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import multiprocessing
 import shutil
+from concurrent.futures import ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from dqmstream.commands import consume_topic, consumed_result, import_runs, lear
 from dqmstream.config import Settings, load_settings
 from dqmstream.errors import InputError
 from dqmstream.experiments.simulator import write
+from dqmstream.learners.ledger import read_ledger
 from dqmstream.service import consume, stop_on_signals
 from dqmstream.storage.archive import Archive
 from dqmstream.streaming.deadletters import FolderDeadLetters
@@ -91,14 +94,27 @@ def _consume_in_process(published: Settings, settings: Settings, show: Any) -> d
 
 
 def _replays(settings: Settings, progress: Any) -> dict[str, Any]:
-    """The same runs, in the order and at the snapshots of the live ledger, by the strategies to compare with."""
+    """The same runs, in the order and at the snapshots of the live ledger, by the strategies to compare with.
+
+    Each in a process of its own, two at a time: they share nothing, and each of them keeps to one thread.
+    """
+    live = settings.state_path / settings.name
+    kept = {name: console.bar_callback(progress, f"replay {name}") for name in COMPARED}
+    total = len(read_ledger(live / "ledger.jsonl"))
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(max_workers=2, mp_context=spawn, initializer=console.configure_logs) as pool:
+        running = {name: pool.submit(_replay, settings, name, live / "ledger.jsonl") for name in COMPARED}
+        while wait(running.values(), timeout=0.5).not_done:
+            for name, show in kept.items():
+                history = settings.state_path / f"replay-{name}-{settings.seed}" / "history.jsonl"
+                show(len(history.read_text().splitlines()) if history.exists() else 0, total)
+        for show in kept.values():
+            show(total, total)
+        return {name: future.result() for name, future in running.items()}
+
+
+def _replay(settings: Settings, strategy: str, ledger: Path) -> dict[str, Any]:
     from dqmstream.experiments.replay import replay
 
-    archive = Archive.open(settings.need("archive"))
-    ledger = settings.state_path / settings.name / "ledger.jsonl"
-    found = {}
-    for name in COMPARED:
-        kept = console.bar_callback(progress, f"replay {name}")
-        chosen = load_settings(**{**settings.model_dump(), "strategy": name})
-        found[name] = replay(archive, settings.state_path, learner_settings(chosen), ledger=ledger, progress=kept)
-    return found
+    chosen = load_settings(**{**settings.model_dump(), "strategy": strategy})
+    return replay(Archive.open(settings.need("archive")), settings.state_path, learner_settings(chosen), ledger=ledger)
