@@ -57,6 +57,6 @@ EXIT_CODES = {
     6: "offsets that the archive needs are gone from the broker",
     7: "the learner's state is damaged or of another model, or the learner was given up",
     8: "another process holds the learner's state",
-    130: "a second SIGINT ended it at once: what was not filed will be read again",
+    130: "as the shell has it: a second SIGINT ended it at once; what was not filed will be read again",
     143: "the same by a second SIGTERM",
 }

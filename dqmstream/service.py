@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import ctypes
 import os
+import queue
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
@@ -40,6 +40,8 @@ POLL_S = 0.2
 STOP_S = 30.0
 IN_USE_RETRY_S = 3.0
 EXPIRE_EVERY_S = 3600.0
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class LearnerProcess:
@@ -164,7 +166,7 @@ def consume(
     topic: str,
     learn: bool = True,
     until_idle_s: float | None = None,
-    stop: threading.Event | None = None,
+    stop: Stop | None = None,
     progress: Callable[[IngestCounts, dict[str, Any]], None] = lambda counts, learner: None,
 ) -> Consumed:
     """File what the feed gives and let a child learn from it, until stop is set, or until nothing is left to do.
@@ -174,7 +176,7 @@ def consume(
     five times a second with the counts and the learner's status. On the way out all that was read is filed, unless the disk
     takes longer than `drain_s`, and the child is ended. Raises DataLostError and BrokerError as the feed does.
     """
-    stop = stop or threading.Event()
+    stop = stop or Stop()
     began = time.monotonic()
     idle_s = settings.idle_s if until_idle_s is None else min(settings.idle_s, until_idle_s)
     learner = LearnerProcess(archive, settings.state_path, settings, idle_s) if learn else None
@@ -235,20 +237,45 @@ def die_with_parent(parent: int) -> None:
         raise StateError(f"the service {parent} that started this learner is gone")
 
 
-@contextmanager
-def stop_on_signals() -> Iterator[threading.Event]:
-    """An event that SIGTERM and SIGINT set, so that what was read is filed before the process ends.
+class Stop:
+    """Whether the service is to end, and a wait that this cuts short; `set` may be called by a signal's handler.
 
-    A second one ends the process at once, with exit code 128 + its number: what is not filed will be read again.
+    A `threading.Event` may not: its lock may be held by the very frame that the handler interrupts, which then waits for ever.
     """
-    stop = threading.Event()
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()  # its put is reentrant, by its documentation
+
+    def is_set(self) -> bool:
+        return self._asked
+
+    def set(self) -> None:
+        self._asked = True
+        self._wake.put(None)
+
+    def wait(self, timeout_s: float) -> None:
+        """Return when it is set, or after so long."""
+        if not self._asked:
+            with suppress(queue.Empty):
+                self._wake.get(timeout=timeout_s)
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[Stop]:
+    """A stop that SIGTERM and SIGINT set, so that what was read is filed before the process ends.
+
+    A second one ends the process at once, by the kernel: the disk may hang, and no Python would run. What is not filed will
+    be read again.
+    """
+    stop = Stop()
 
     def end(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():
-            os._exit(128 + number)  # nothing else can be relied on: the disk may hang
+        for one in SIGNALS:
+            signal.signal(one, signal.SIG_DFL)
         stop.set()
 
-    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, end) for number in SIGNALS}
     try:
         yield stop
     finally:

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from dqmstream.config import Settings, load_settings
 from dqmstream.errors import DataLostError
 from dqmstream.experiments.replay import replay
 from dqmstream.learners.learner import Learner, LearnerSettings
-from dqmstream.service import Consumed, consume
+from dqmstream.service import Consumed, Stop, consume, stop_on_signals
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.layout import Kind
 from dqmstream.storage.log import ArchiveWriter, Control
@@ -75,7 +74,7 @@ def test_a_learner_that_is_killed_is_started_again_and_skips_nothing(source: Arc
     """It is killed when it has learnt two runs; the third is sent only then."""
     settings = settings_for(tmp_path)
     killed: list[int] = []
-    stop = threading.Event()
+    stop = Stop()
 
     class Gated(InProcessFeed):
         def poll(self, timeout_s: float) -> Polled:
@@ -102,7 +101,7 @@ def test_a_learner_that_hangs_slows_nothing_and_skips_nothing(source: Archive, t
     settings = settings_for(tmp_path)
     hung: list[int] = []
     behind: list[int] = []
-    stop = threading.Event()
+    stop = Stop()
 
     class Gated(InProcessFeed):
         def poll(self, timeout_s: float) -> Polled:
@@ -143,7 +142,7 @@ def test_a_state_that_another_process_holds_is_waited_for(
     settings = settings_for(tmp_path)
     archive = Archive.open_or_create(settings.need("archive"))
     orphan = Learner(archive, settings.state_path / "live", learner_settings(settings))
-    stop = threading.Event()
+    stop = Stop()
     filed_while_held: list[int] = []
 
     def let_go(counts: IngestCounts, learner: dict[str, Any]) -> None:
@@ -218,9 +217,19 @@ def test_what_was_read_before_the_feed_ended_with_an_error_is_filed(source: Arch
     check_tiling(head)
 
 
+def test_the_first_signal_asks_and_a_second_finds_no_handler() -> None:
+    with stop_on_signals() as stop:
+        assert not stop.is_set()
+        os.kill(os.getpid(), signal.SIGTERM)
+        stop.wait(3600.0)  # is cut short
+        assert stop.is_set()
+        assert {signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)} == {signal.SIG_DFL}
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def test_a_stop_files_all_that_was_read(source: Archive, tmp_path: Path) -> None:
     settings = settings_for(tmp_path, flush_s=3600.0)
-    stop = threading.Event()
+    stop = Stop()
 
     def stop_soon(counts: IngestCounts, learner: dict[str, Any]) -> None:
         if counts.messages:

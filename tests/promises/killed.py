@@ -135,4 +135,3 @@ def draw(rng: random.Random, step: str) -> dict[str, Any]:
         "poll": rng.choice((3, 7, 16)),
         "max_rows": rng.choice((5, 9, 64)),
     }
-
