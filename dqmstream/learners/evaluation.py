@@ -49,6 +49,18 @@ class Row:
     auc: list[float]
 
 
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """What an evaluation said of n lumisections of the T runs seen.
+
+    log_probability: float64, shape (n, T). labels: the class of each, int, shape (n,). lumisection: its number, int64, (n,).
+    """
+
+    log_probability: np.ndarray
+    labels: np.ndarray
+    lumisection: np.ndarray
+
+
 @dataclass(frozen=True)
 class BeforeLearning:
     """What the learner said of a run before it learnt it.
@@ -81,27 +93,28 @@ class Evaluator:
         share = max(1, self.budget // len(self.runs))
         self._tests = [_first_of(maps, share, number) for maps, number in zip(self._tests, self.runs, strict=True)]
 
-    def score(self, strategy: Strategy) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Log-probabilities (n, classes), class of each lumisection (n,), its number (n,), for the runs added so far."""
+    def score(self, strategy: Strategy) -> Scores:
+        """What the strategy says of the test lumisections that are kept of the runs added so far."""
         blocks = [log_softmax(strategy.scores(maps), axis=1) for maps in self._tests]
         labels = np.concatenate([np.full(len(maps), i) for i, maps in enumerate(self._tests)])
-        return np.concatenate(blocks), labels, np.concatenate([maps.lumisection for maps in self._tests])
+        return Scores(np.concatenate(blocks), labels, np.concatenate([maps.lumisection for maps in self._tests]))
 
     def before(self, strategy: Strategy, run: RunData) -> BeforeLearning:
         """Judge a run that the strategy has not learnt; it must know two runs at least."""
         new = log_softmax(strategy.scores(run.part(Part.TEST)), axis=1)
-        known, _, _ = self.score(strategy)
+        known = self.score(strategy).log_probability
         mean = np.exp(new).mean(axis=0)
         nearest = int(mean.argmax())
         return BeforeLearning(auc(-new.max(axis=1), -known.max(axis=1)), self.runs[nearest], float(mean[nearest]))
 
 
-def evaluate_row(log_probability: np.ndarray, labels: np.ndarray) -> Row:
-    """Accuracy and AUC of each run from log-probabilities (n, classes) and classes (n,).
+def evaluate_row(scores: Scores) -> Row:
+    """Accuracy and AUC of each run.
 
     accuracy[i]: share of run i's lumisections whose largest probability is run i's. auc[i]: run i's probability, run i's
     lumisections against those of all other runs.
     """
+    log_probability, labels = scores.log_probability, scores.labels
     named = log_probability.argmax(axis=1)
     accuracies, aucs = [], []
     for i in range(log_probability.shape[1]):

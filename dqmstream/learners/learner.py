@@ -12,7 +12,7 @@ import io
 import os
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,11 @@ import structlog
 from dqmstream import __version__
 from dqmstream.errors import StateError
 from dqmstream.learners import checkpoint
-from dqmstream.learners.evaluation import Evaluator, evaluate_row
-from dqmstream.learners.history import History, newest_average, results
+from dqmstream.learners.evaluation import Evaluator, Scores
+from dqmstream.learners.history import History, Line, newest_average, results
+from dqmstream.learners.judge import Clock, learn_and_judge
 from dqmstream.learners.ledger import Experience, Ledger, describe, read_experience
 from dqmstream.learners.registry import GRADIENT, STREAMING, make_strategy, resolve
-from dqmstream.learners.splits import Part
 from dqmstream.learners.stamp import prefixed, within
 from dqmstream.learners.state import Identity, StateFolder
 from dqmstream.learners.strategy import RunData, Strategy
@@ -145,77 +145,37 @@ class Learner:
     def _tag_prefix(self, state_id: str) -> str:
         return f"{self.folder.path.name}.{state_id}."
 
-    def learn_next(self) -> dict[str, Any]:
+    def learn_next(self) -> Line:
         """Learn the next frozen experience and everything that goes with it. Returns its line of history."""
         experience = self.behind[0]
         number = self.learnt
-        clock = _Clock()
+        clock = Clock()
         run = read_experience(self.archive, experience)
         clock.lap("read")
-        before = asdict(self.evaluator.before(self.strategy, run)) if number >= 2 else None
-        clock.lap("evaluate")
-        learn_log = self.strategy.learn(number, run, self._past)
-        clock.lap("learn")
-        for baseline in self.baselines.values():
-            baseline.learn(number, run, self._past)
-        clock.lap("baselines")
-        self.evaluator.add(run)
-        rows, scores = self._evaluate(number)
-        clock.lap("evaluate")
-        line: dict[str, Any] = {
-            "experience": number,
-            "run": run.run,
-            "snapshot": experience.snapshot,
-            "strategy": self.name,
-            "seed": self.settings.seed,
-            "lumisections": {part.name.lower(): int(np.sum(run.parts == part)) for part in Part},
-            **rows,
-            "before": before,
-            "loss": [round(value, 6) for value in learn_log.loss],
-            "samples": learn_log.samples,
-            "notes": learn_log.notes,
-            "memory_bytes": self.strategy.memory_bytes(),
-            "state_bytes": self.strategy.state_bytes(),
-            "seconds": clock.seconds,
-        }
+        judged, scores = learn_and_judge(self.strategy, self.baselines, self.evaluator, number, run, self._past)
+        seconds = clock.seconds | judged["seconds"]
+        line = judged | {"snapshot": experience.snapshot, "seed": self.settings.seed, "seconds": seconds}
         self.history.append(line)
         self._write_scores(number, scores)
         self._checkpoint(experience, number)
         self.learnt = number + 1
-        log.info("learnt", experience=number, run=run.run, seconds=round(sum(clock.seconds.values()), 1))
+        log.info("learnt", experience=number, run=run.run, seconds=round(sum(seconds.values()), 1))
         return line
 
     def _past(self, number: int) -> RunData:
         return read_experience(self.archive, self.ledger.experiences[number])
 
-    def _evaluate(self, number: int) -> tuple[dict[str, Any], tuple[np.ndarray, ...] | None]:
-        """Rows of the matrices, of the strategy and the baselines; None until two runs are known."""
-        if number == 0:
-            return {"accuracy": None, "auc": None, "baselines": dict.fromkeys(self.baselines)}, None
-        scores = self.evaluator.score(self.strategy)
-        row = evaluate_row(scores[0], scores[1])
-        beside = {}
-        for name, baseline in self.baselines.items():
-            log_probability, labels, _ = self.evaluator.score(baseline)
-            beside[name] = {
-                **asdict(evaluate_row(log_probability, labels)),
-                "memory_bytes": baseline.memory_bytes(),
-                "state_bytes": baseline.state_bytes(),
-            }
-        return {"accuracy": row.accuracy, "auc": row.auc, "baselines": beside}, scores
-
-    def _write_scores(self, number: int, scores: tuple[np.ndarray, ...] | None) -> None:
+    def _write_scores(self, number: int, scores: Scores | None) -> None:
         """Keep what the last two evaluations said of each test lumisection, for ROC curves and for checking."""
         if scores is None:
             return
         self.folder.scores.mkdir(exist_ok=True)
-        log_probability, labels, lumisection = scores
         buffer = io.BytesIO()
         np.savez(
             buffer,
-            log_probability=log_probability.astype(np.float32),
-            labels=labels.astype(np.int32),
-            lumisection=lumisection,
+            log_probability=scores.log_probability.astype(np.float32),
+            labels=scores.labels.astype(np.int32),
+            lumisection=scores.lumisection,
             runs=np.array(self.evaluator.runs),
         )
         write_atomically(self.folder.scores / f"{number:06d}.npz", buffer.getvalue())
@@ -315,19 +275,6 @@ def identity(archive: Archive, settings: LearnerSettings) -> Identity:
         evaluation_samples=settings.evaluation_samples,
         archive_id=archive.archive_id,
     )
-
-
-class _Clock:
-    """Seconds spent on each kind of work."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._at = time.perf_counter()
-
-    def lap(self, kind: str) -> None:
-        now = time.perf_counter()
-        self.seconds[kind] = round(self.seconds.get(kind, 0.0) + now - self._at, 4)
-        self._at = now
 
 
 def _set_threads(threads: int) -> None:

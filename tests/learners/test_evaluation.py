@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from sklearn import metrics
 
 from dqmstream.learners.evaluation import (
+    Scores,
     auc,
     average,
     evaluate_row,
@@ -57,9 +58,13 @@ def test_auc_and_roc_agree_with_scikit_learn(positive: np.ndarray, negative: np.
     assert np.trapezoid(true_rate, false_rate) == pytest.approx(auc(positive, negative))
 
 
+def scored(log_probability: np.ndarray, labels: np.ndarray) -> Scores:
+    return Scores(np.asarray(log_probability), labels, np.arange(1, len(labels) + 1))
+
+
 def test_a_row_of_the_matrices() -> None:
     probability = np.log([[0.7, 0.2, 0.1], [0.4, 0.5, 0.1], [0.1, 0.8, 0.1], [0.3, 0.3, 0.4], [0.1, 0.2, 0.7]])
-    row = evaluate_row(probability, np.array([0, 0, 1, 2, 2]))
+    row = evaluate_row(scored(probability, np.array([0, 0, 1, 2, 2])))
     assert row.accuracy == [0.5, 1.0, 1.0]
     assert row.auc == [1.0, 1.0, 1.0]
 
@@ -69,6 +74,6 @@ def test_auc_hides_what_accuracy_shows() -> None:
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(3), 50)
     logits = rng.normal(0, 0.1, (150, 3)) + 3 * np.eye(3)[labels] + np.array([0, 0, 9])
-    row = evaluate_row(logits, labels)
+    row = evaluate_row(scored(logits, labels))
     assert row.accuracy == [0.0, 0.0, 1.0]
     assert min(row.auc) > 0.99
