@@ -12,7 +12,7 @@ from typing import Protocol
 
 from dqmstream.errors import DataLostError
 
-Headers = Sequence[tuple[str, bytes]]
+Headers = Sequence[tuple[str, bytes | None]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,9 @@ from kafka.record import MemoryRecords, MemoryRecordsBuilder
 from kafka.structs import OffsetAndMetadata
 
 from dqmstream.errors import BrokerError, DataLostError
-from dqmstream.streaming.feed import Polled, Slice
+from dqmstream.streaming.feed import Message, Polled, Slice
 from dqmstream.streaming.kafka import KafkaFeed, KafkaSender, create_topic
-from dqmstream.streaming.kafka.batches import HEADER_BYTES, BatchReader, Suspects, Unreadable
+from dqmstream.streaming.kafka.batches import HEADER_BYTES, BatchReader, Suspects
 
 HERE = TopicPartition("hcal", 0)
 BATCH = 4
@@ -43,7 +43,7 @@ def log(batches: int, first: int = 100) -> list[bytes]:
     return [batch(start, [value_of(start + k) for k in range(BATCH)]) for start in starts]
 
 
-def read(segments: Sequence[bytes], start: int, end: int, *, fetches: int = 40) -> list[object]:
+def read(segments: Sequence[bytes], start: int, end: int, *, fetches: int = 40) -> list[Message]:
     """All that a fetcher hands out until `end`, fetching from its position on. segments: what the first, the second, ... fetch
     finds; the last one stays."""
     suspects, found = Suspects(), []
@@ -72,17 +72,17 @@ def serve(segment: bytes, start: int) -> bytes:
     return segment[at:] or segment
 
 
-def check(found: Sequence[object], first: int, end: int, damaged: set[int]) -> None:
+def check(found: Sequence[Message], first: int, end: int, damaged: set[int]) -> None:
     """Every offset at most once and in order, what is sound as it was sent, nothing unreadable or left out but what may be."""
-    offsets = [record.offset for record in found]  # type: ignore[attr-defined]
+    offsets = [record.offset for record in found]
     assert offsets == sorted(set(offsets))
     assert set(range(first, end)) - damaged <= set(offsets) <= set(range(first, end))
     for record in found:
-        if isinstance(record, Unreadable):
+        if record.error:
             assert record.offset in damaged, record
-            assert record.reason.startswith("the client cannot read it: ")
+            assert record.error.startswith("the client cannot read it: ")
         else:
-            assert record.value == value_of(record.offset)  # type: ignore[attr-defined]
+            assert record.value == value_of(record.offset)
 
 
 def test_a_sound_log_is_read_whole() -> None:
@@ -138,7 +138,7 @@ def test_a_codec_that_is_missing_costs_the_batches_that_use_it(monkeypatch: pyte
     monkeypatch.setattr(kafka.codec, "has_lz4", lambda: False)
     found = read([segment], 100, 112)
     check(found, 100, 112, set(range(104, 108)))
-    assert "Libraries for lz4 compression codec not found" in found[4].reason  # type: ignore[attr-defined]
+    assert "Libraries for lz4 compression codec not found" in found[4].error
 
 
 def send(bootstrap: str, topic: str, values: Sequence[bytes]) -> None:

@@ -3,7 +3,7 @@
 The client's reader raises at a damaged batch and is of no use after that: the next poll spins for ever, whatever its
 timeout, and a seek past the first offset meets the same batch again. `BatchReader` takes its place, and does not raise for
 what a batch holds. It has the batch fetched once more, since it may have been damaged on its way; if that does not help, it
-gives out each of its offsets as `Unreadable` and goes on with the next sound batch.
+gives out each of its offsets as a message with an error and goes on with the next sound batch.
 
 A batch's checksum does not cover its base offset, length and magic, so a batch must also lie where it claims to: behind the
 one before it, ahead of the one after it, and below the partition's end. How far a damaged batch reaches is told by the
@@ -17,12 +17,13 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import structlog
-from kafka.consumer.fetcher import Fetcher
+from kafka.consumer.fetcher import Fetcher, IsolationLevel
 from kafka.errors import CorruptRecordError
 from kafka.record import MemoryRecords
 from kafka.record.default_records import DefaultRecordBatch
 from kafka.structs import TopicPartition
 
+from dqmstream.streaming.feed import Message
 from dqmstream.streaming.kafka.client import is_fatal
 from dqmstream.streaming.kafka.records import Batch
 
@@ -37,13 +38,6 @@ MAGIC_AT = 16
 MAGIC = 2
 
 log = structlog.get_logger("dqmstream.kafka")
-
-
-class Unreadable(NamedTuple):
-    """An offset whose message cannot be read, and why; it stands in the place of a record of the client."""
-
-    offset: int
-    reason: str
 
 
 class Suspects:
@@ -172,12 +166,12 @@ class BatchReader(Fetcher.PartitionRecords):
             records._next_slice = memoryview(b"")  # the fetcher would raise, and not say for which partition
         super().__init__(fetch_offset, tp, records, **settings)
 
-    def _unpack_records(self, tp: TopicPartition, records: MemoryRecords, *deserializers: None) -> Iterator[Any]:
-        """The client's records, and an `Unreadable` for each offset that holds none that can be read."""
+    def _unpack_records(self, tp: TopicPartition, records: MemoryRecords, *deserializers: None) -> Iterator[Message]:
+        """The messages, and one with an error for each offset that holds none that can be read."""
         batches = Batches(records._buffer, self.fetch_offset, self._told_end(tp))
         while True:
             try:
-                yield from super()._unpack_records(tp, batches, *deserializers)
+                yield from self._messages(batches)
                 return
             except Exception as error:
                 if is_fatal(error):
@@ -193,4 +187,37 @@ class BatchReader(Fetcher.PartitionRecords):
             log.error("unreadable", topic=tp.topic, partition=tp.partition, offset=start, until=until, reason=reason)
             for offset in range(start, until):
                 self.next_fetch_offset = offset + 1
-                yield Unreadable(offset, reason)
+                yield Message(tp.partition, offset, None, None, error=reason)
+
+    def _messages(self, batches: Batches) -> Iterator[Message]:
+        """What the client's own generator does, without an object of the client's for each record."""
+        partition = self.topic_partition.partition
+        last = None
+        while (batch := batches.next_batch()) is not None:
+            last = batch
+            if self.check_crcs and not batch.validate_crc():
+                raise CorruptRecordError(
+                    f"Record batch for partition {self.topic_partition} at offset {batch.base_offset} failed crc check"
+                )
+            self.leader_epoch = batch.leader_epoch
+            if self._is_aborted(batch) or batch.is_control_batch:
+                self.next_fetch_offset = batch.next_offset
+                continue
+            for message in batch.messages(partition):
+                self.next_fetch_offset = message.offset + 1
+                yield message
+            self.records_read += batch.records_count
+            self.bytes_read += batch.size_in_bytes
+        if last is not None:  # its last records may have been removed by compaction
+            self.next_fetch_offset = last.next_offset
+        self.drain()
+
+    def _is_aborted(self, batch: Batch) -> bool:
+        """Whether the batch is of a transaction that was aborted; notes where transactions begin and end."""
+        if self.isolation_level != IsolationLevel.READ_COMMITTED or not batch.has_producer_id():
+            return False
+        self._consume_aborted_transactions_up_to(batch.last_offset)
+        if self._contains_abort_marker(batch):
+            self.aborted_producer_ids.discard(batch.producer_id)
+            return False
+        return bool(self._is_batch_aborted(batch))

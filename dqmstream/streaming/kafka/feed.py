@@ -11,7 +11,6 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any
 
 import structlog
 from kafka import KafkaConsumer, TopicPartition
@@ -21,8 +20,9 @@ from kafka.structs import OffsetAndMetadata
 
 from dqmstream.errors import BrokerError, DataLostError
 from dqmstream.streaming.feed import Message, Polled, Revoked, Slice
-from dqmstream.streaming.kafka.batches import BatchReader, Suspects, Unreadable
+from dqmstream.streaming.kafka.batches import BatchReader, Suspects
 from dqmstream.streaming.kafka.client import Incarnation, connect, is_fatal, missing
+from dqmstream.streaming.kafka.receiving import receive_largely
 
 log = structlog.get_logger("dqmstream.kafka")
 
@@ -120,6 +120,7 @@ class KafkaFeed:
             metadata_max_age_ms=5000,  # how soon a topic that was made again is noticed where nothing comes of it
         )
         self._consumer._fetcher.PartitionRecords = partial(BatchReader, Suspects(), self._told_end)
+        receive_largely(self._consumer)
         self._assignments.consumer = self._consumer
         self._consumer.subscribe([topic], listener=self._assignments)
         if not self._consumer.partitions_for_topic(topic):
@@ -151,7 +152,7 @@ class KafkaFeed:
     def poll(self, timeout_s: float) -> Polled:
         if self._fenced:
             raise BrokerError(f"another worker reads {self.topic} under the same --instance: give each worker its own")
-        records: Mapping[TopicPartition, Sequence[Any]] = {}
+        records: Mapping[TopicPartition, Sequence[Message]] = {}
         lost = None
         try:
             records = self._consumer.poll(timeout_ms=int(timeout_s * 1000))
@@ -183,7 +184,7 @@ class KafkaFeed:
             self._behind.pop(partition, None)
         self._unconfirmed = [piece for piece in self._unconfirmed if piece.partition not in partitions]
 
-    def _slice(self, partition: int, records: Sequence[Any]) -> Slice | None:
+    def _slice(self, partition: int, records: Sequence[Message]) -> Slice | None:
         """What the partition gave, up to the consumer's position, which may lie past the last message."""
         start = self._positions[partition]
         try:
@@ -195,7 +196,7 @@ class KafkaFeed:
         if until == start or partition in self._gaps:
             return None
         self._positions[partition] = until
-        return Slice(partition, start, until, [_message(partition, record) for record in records])
+        return Slice(partition, start, until, records)
 
     def _take_gaps(self) -> list[Slice]:
         found = []
@@ -362,9 +363,3 @@ class KafkaFeed:
         except KafkaError as error:
             log.warning("the last advisory commit was refused", error=f"{type(error).__name__}: {error}")
         self._consumer.close(autocommit=False, timeout_ms=CLOSE_TIMEOUT_MS)
-
-
-def _message(partition: int, record: Any) -> Message:
-    if isinstance(record, Unreadable):
-        return Message(partition, record.offset, None, None, error=record.reason)
-    return Message(partition, record.offset, record.key, record.value, record.headers or (), max(record.timestamp or 0, 0))
