@@ -1,31 +1,61 @@
-"""The named streams: what differs between the runs of each, and nothing else.
+"""The named streams: what differs between the runs of each and nothing else, and the seeds that may be reported.
 
-All share the conditions of `dqmstream.experiments.simulator`, so that luminosity names no run. Sizes of drifts and
-faults are chosen such that the streams run from impossible (`null`) over easy (`moderate`) to hard (`small`), and
-to one that only correlations settle (`structured`); they were not measured on the detector.
+`null`, `moderate`, `small` and `structured` share the conditions of every run, so that luminosity names none of them;
+they run from impossible (`null`) over easy (`moderate`) to hard (`small`), and to one that only correlations settle
+(`structured`). `year` is long, `tracks` has fixed labels (good, faulty) under conditions that move, and `pair` is a
+model of the two published runs. Sizes of drifts and faults were chosen; they were not measured on the detector.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 from dqmstream.errors import InputError
+
+Kind = Literal["dead", "degraded", "hot", "module", "box", "hem15/16", "flicker", "anomaly"]
+"""Kinds of faults; `dqmstream.experiments.simulator.faults` says which channels each takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class FaultRate:
+    """How often a fault of a kind begins, and how long it lasts.
+
+    births_p: probability that one begins in a run (in the first only where faults begin and end within runs). mean_runs,
+    longest_runs: it is repaired after an exponential time (geometric, where faults last whole runs) of that mean, and
+    after longest_runs at the latest; in runs. factor: range of the factor on the channels' rate, drawn uniformly.
+    """
+
+    kind: Kind
+    births_p: float
+    mean_runs: float
+    longest_runs: int
+    factor: tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
 class NamedStream:
     """What happens to the detector before each run but the first, and the noise that a run carries.
 
-    runs: default number of runs. drift_sigma: step of each channel's random walk, in the logarithm of its gain.
-    death_p, repair_p: probability that one more channel dies, and that one dead channel is repaired. rbx_p:
-    probability that a readout box loses gain, by a factor uniform in rbx_factor. noisy_boxes: readout boxes of each
-    run (the first too) whose gain fluctuates as a whole from lumisection to lumisection, by the factor 1 +
-    noise_sigma * a normal number.
+    runs: default number of runs. most_runs: how many there are to be had; None where nothing bounds them. lumisections:
+    default length of a run, one for all or one for each. drift_sigma: step of each channel's random walk, in the
+    logarithm of its gain. death_p, repair_p: probability that one more channel dies, and that one dead channel is
+    repaired. rbx_p: probability that a readout box loses gain for one run, by a factor uniform in rbx_factor.
+    noisy_boxes: readout boxes of each run (the first too) whose gain fluctuates as a whole from lumisection to
+    lumisection, by the factor 1 + noise_sigma * a normal number.
+
+    luminosity: how events and pileup move (`dqmstream.experiments.simulator.conditions`). luminosity_per_run_fb: what a
+    run delivers in the mean, fb^-1, for the ageing of the detector; 0 where it does not age. faults: those that a repair
+    ends. within_runs: they begin and end at lumisections, and not between runs. anomaly_p: probability that a short
+    anomaly begins in a lumisection. lazy: any run can be drawn without those before it. run_numbers: where they are fixed.
     """
 
     name: str
     what: str
     runs: int
+    most_runs: int | None = None
+    lumisections: tuple[int, ...] = (400,)
     drift_sigma: float = 0.0
     death_p: float = 0.0
     repair_p: float = 0.0
@@ -33,6 +63,17 @@ class NamedStream:
     rbx_factor: tuple[float, float] = (1.0, 1.0)
     noisy_boxes: int = 0
     noise_sigma: float = 0.0
+    luminosity: Literal["run", "fill", "moving", "published"] = "run"
+    luminosity_per_run_fb: float = 0.0
+    faults: tuple[FaultRate, ...] = ()
+    within_runs: bool = False
+    anomaly_p: float = 0.0
+    lazy: bool = False
+    run_numbers: tuple[int, ...] = ()
+
+    def length(self, index: int) -> int:
+        """Default number of lumisections of a run."""
+        return self.lumisections[index % len(self.lumisections)]
 
 
 STREAMS = {
@@ -63,29 +104,125 @@ STREAMS = {
             "structured",
             "one mean map for all runs; in each, two readout boxes have common-mode gain noise of 3 %",
             runs=20,
+            most_runs=630,  # sets of two among 36 boxes: no two runs have the same
             noisy_boxes=2,
             noise_sigma=0.03,
+        ),
+        NamedStream(
+            "year",
+            "drift as in small over 1000 runs, with ageing, fills that runs share, and faults that are repaired",
+            runs=1000,
+            most_runs=4096,
+            drift_sigma=0.004,
+            luminosity="fill",
+            luminosity_per_run_fb=0.06,
+            faults=(
+                FaultRate("dead", 0.5, 16, 64, (0.0, 0.0)),
+                FaultRate("degraded", 0.1, 16, 64, (0.2, 0.8)),
+                FaultRate("hot", 0.05, 8, 64, (2.0, 2.0)),
+                FaultRate("module", 0.02, 8, 64, (0.0, 0.0)),
+                FaultRate("box", 0.05, 8, 64, (0.93, 0.99)),
+                FaultRate("hem15/16", 0.002, 32, 64, (0.0, 0.0)),
+            ),
+            lazy=True,
+        ),
+        NamedStream(
+            "tracks",
+            "faults of every kind come and go within runs; luminosity, drift and ageing move more than they do",
+            runs=40,
+            most_runs=4096,
+            drift_sigma=0.012,
+            luminosity="moving",
+            luminosity_per_run_fb=1.5,
+            faults=(
+                FaultRate("dead", 0.15, 0.25, 1, (0.0, 0.0)),
+                FaultRate("degraded", 0.15, 0.25, 1, (0.2, 0.8)),
+                FaultRate("hot", 0.15, 0.25, 1, (2.0, 2.0)),
+                FaultRate("module", 0.15, 0.25, 1, (0.0, 0.0)),
+                FaultRate("box", 0.15, 0.25, 1, (0.80, 0.95)),
+                FaultRate("hem15/16", 0.15, 0.25, 1, (0.0, 0.0)),
+                FaultRate("flicker", 0.3, 0.5, 1, (0.0, 0.0)),
+            ),
+            within_runs=True,
+            anomaly_p=0.06,
+            lazy=True,
+        ),
+        NamedStream(
+            "pair",
+            "a model of the two published runs, 355456 and 357479: luminosity gives them away, as in the originals",
+            runs=2,
+            most_runs=2,
+            lumisections=(501, 1046),
+            drift_sigma=0.04,
+            luminosity="published",
+            run_numbers=(355456, 357479),
         ),
     )
 }
 
-CHOICES = (
-    "Every gain (fingerprint, drift, readout box, common mode) multiplies a channel's rate, not its count: a "
-    "channel that fires in nearly every event hardly shows a change of gain, and no count passes the number of "
-    "events.",
+_EVERY_STREAM = (
+    "Every gain (fingerprint, drift, readout box, common mode, ageing, fault) multiplies a channel's rate, not its count: "
+    "a channel that fires in nearly every event hardly shows a change of gain, and no count passes the number of events. "
+    "A short anomaly alone multiplies the count's mean, since the field's protocol does, with the number of events as bound.",
     "The fingerprint is divided by its median in each ring, since the published rates are ring medians.",
     "The first run is the start of the walk: all gains are 1 and no channel is dead. Changes happen before every later run.",
     "A step of the walk multiplies each live channel's gain by exp(sigma * a normal number).",
+    "A truncated lumisection keeps its pileup and loses events; it is no fault.",
+)
+_ALIKE = (
     "A dead channel stays dead until it is repaired, and then has the gain that its walk has reached; the channel "
     "that dies and the one that is repaired are drawn uniformly.",
     "A loss of gain of a readout box lasts that one run.",
     "No two runs of a stream have the same set of noisy boxes; two may share a box.",
+    "Common-mode noise is no fault: every run of its stream has it.",
     "Pileup falls linearly over the run, whatever its length.",
-    "A truncated lumisection keeps its pileup and loses events.",
-    "For one seed, all streams have the same fingerprint, run numbers, events and pileup, so that they can be "
-    "compared in pairs.",
+    "For one seed, null, moderate, small and structured have the same fingerprint, run numbers, events and pileup, so that "
+    "they can be compared in pairs; year, tracks and pair share the fingerprint with them.",
 )
-"""What the table of the named streams leaves open, and how it is settled here; written into truth.json."""
+_LAZY = (
+    "A fault's channels are drawn uniformly among the live ones (dead, degraded, hot, flicker, anomaly: one channel), the "
+    "144 modules (two sides, 36 pairs of iphi, two ways to alternate) or the 36 readout boxes; faults that share a channel "
+    "multiply.",
+    "At most one fault of a kind begins in a run. A repaired channel has the gain that its walk and its age have reached.",
+    "Modules and HEM15/16 that fail are off.",
+    "The walk is one that any run can be asked for alone: halves of 4096 runs, each with its own normal numbers.",
+    "The response to a unit of rate falls as exp(-loss * integrated luminosity), with a loss of 0.0005 per fb^-1 at |ieta| "
+    "19 that rises exponentially to 0.006 at 29; within a run it is held at its value at the start.",
+    "A run number is drawn in each block of 40.",
+)
+CHOICES: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("null", "moderate", "small", "structured"), (*_EVERY_STREAM, *_ALIKE)),
+    "year": (
+        *_EVERY_STREAM,
+        *_LAZY,
+        "Faults begin and end between runs. A readout box loses 1-7 % as in small, and not for one run: until its repair.",
+        "Pileup falls in a fill as luminosity burns off, from 7 to 3 whatever the fill's length, as 1 / (1 + t)**2. Four runs "
+        "are cut into fills at random, each run boundary with probability .5; a fill never passes them. The noise of events "
+        "and pileup starts anew with each run.",
+        "Each four runs deliver the same luminosity: 0.06 fb^-1 a run, 60 fb^-1 in 1000 runs.",
+    ),
+    "tracks": (
+        *_EVERY_STREAM,
+        *_LAZY,
+        "A lumisection is faulty if any channel of it is; a channel that flickers is faulty where it is out. A repair may "
+        "come in the next run, at the latest one run's length after the fault began.",
+        "A channel that flickers drops out with probability .1 a lumisection and stays out with probability .7.",
+        "Short anomalies: one channel, 1, 2 or 3 lumisections (fewer at the run's end), and one of the six multipliers, each "
+        "as likely as the others.",
+        "Conditions move between runs: the median number of events is 1250 exp(.3 z) within 700-2200, pileup starts between 2 "
+        "and 14, uniform in its logarithm, and falls linearly to 3/7 of that; events move by 10 % within a run.",
+        "The runs are a sample of some years: each stands for 1.5 fb^-1.",
+    ),
+    "pair": (
+        *_EVERY_STREAM,
+        "Events and pileup fall linearly over a run by 2 % and 10 % around their middle in 355456, by 14 % and 20 % in 357479, "
+        "and events move by another 2.5 % and 1 %: so chosen that the published maxima and spreads come out.",
+    ),
+}
+"""Stream -> what the table of the named streams leaves open, and how it is settled here; written into truth.json."""
+
+TUNING_SEEDS = range(10)
+FIRST_REPORTED_SEED = 100
 
 
 def named_stream(name: str) -> NamedStream:
@@ -93,3 +230,27 @@ def named_stream(name: str) -> NamedStream:
     if name not in STREAMS:
         raise InputError(f"there is no stream {name!r}: choose one of {', '.join(STREAMS)}")
     return STREAMS[name]
+
+
+def seed_use(seeds: Iterable[int]) -> Literal["tuning", "reported"]:
+    """What the seeds are for: 0-9 for tuning, 100 and up for figures that are reported.
+
+    A figure on streams that a choice was tuned on flatters the choice. Raises InputError for no seeds, for a mixture, and
+    for seeds below 0 or in 10-99: those are kept free, so that the two uses never meet when one of them grows.
+    """
+    seeds = sorted(set(seeds))
+    if not seeds:
+        raise InputError("no seed is given: choose from 0-9 for tuning, or 100 and up for figures that are reported")
+    neither = [seed for seed in seeds if seed not in TUNING_SEEDS and seed < FIRST_REPORTED_SEED]
+    if neither:
+        raise InputError(
+            f"seed {neither[0]} is neither for tuning (0-9) nor for reporting (100 and up); 10-99 are kept free, so that the "
+            "two never meet: choose from one of them"
+        )
+    tuning = [seed for seed in seeds if seed in TUNING_SEEDS]
+    if tuning and len(tuning) < len(seeds):
+        raise InputError(
+            f"seeds {tuning[0]} and {seeds[-1]} do not go together: 0-9 are for tuning and 100 and up for figures that are "
+            "reported, which would be flattered by streams that choices were tuned on; make two calls"
+        )
+    return "tuning" if tuning else "reported"

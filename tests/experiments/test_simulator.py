@@ -265,8 +265,8 @@ def test_write_refuses_a_path_that_is_no_folder(tmp_path: Path) -> None:
 
 
 def test_an_unknown_stream_is_refused_with_the_names_that_exist() -> None:
-    with pytest.raises(InputError, match="no stream 'year': choose one of null, moderate, small, structured"):
-        stream("year", seed=0)
+    with pytest.raises(InputError, match="no stream 'week': choose one of null, moderate, small, structured, year, tracks"):
+        stream("week", seed=0)
 
 
 @pytest.mark.parametrize(

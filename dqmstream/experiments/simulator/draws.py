@@ -1,0 +1,72 @@
+"""Random numbers: each purpose draws from a generator of its own, keyed by the seed, so that none shifts another."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+
+from dqmstream.lumisection import N_IETA, N_IPHI
+
+CORRELATION = 0.9
+"""Of events and pileup, from one lumisection to the next."""
+
+WALK_RUNS = 4096
+"""Runs that a walk of random access has at most; a power of 2."""
+
+
+class Purpose(IntEnum):
+    """First word of a spawn key. The values are part of every stream's bits: new ones are added at the end."""
+
+    FINGERPRINT = 0
+    NOISY_BOXES = 1
+    RUN = 2
+    NUMBER = 3
+    WALK = 4
+    FAULTS = 5
+    FLICKER = 6
+    ANOMALIES = 7
+    LUMINOSITY = 8
+
+
+def generator(seed: int, purpose: Purpose, *key: int) -> np.random.Generator:
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(purpose, *key)))
+
+
+def run_generators(seed: int, index: int) -> list[np.random.Generator]:
+    """Generators of a run, from its own child of the seed: number, changes, conditions, counts."""
+    children = np.random.SeedSequence(seed, spawn_key=(Purpose.RUN, index)).spawn(4)
+    return [np.random.default_rng(child) for child in children]
+
+
+def ar1(length: int, rng: np.random.Generator) -> np.ndarray:
+    """Normal numbers of unit variance, each correlated with the one before, (length,); stationary from the first."""
+    values = rng.standard_normal(length)
+    innovation = np.sqrt(1 - CORRELATION**2)
+    for i in range(1, length):
+        values[i] = CORRELATION * values[i - 1] + innovation * values[i]
+    return values
+
+
+def walk(seed: int, index: int) -> np.ndarray:
+    """A random walk of unit steps in each channel after `index` of them, (64, 72), without the steps before.
+
+    Levy's construction of Brownian motion at whole times: given the walk at both ends of an interval, at its middle it is
+    normal around their mean, with a quarter of the length as variance (Karatzas and Shreve, Brownian Motion and Stochastic
+    Calculus, 1991, section 2.3). 13 draws at most, for any index up to 4096.
+    """
+    low, high = 0, WALK_RUNS
+    at_low = np.zeros((N_IETA, N_IPHI))
+    at_high = np.sqrt(WALK_RUNS) * _node(seed, WALK_RUNS)
+    while low < index < high:
+        middle = (low + high) // 2
+        at_middle = (at_low + at_high) / 2 + np.sqrt(high - low) / 2 * _node(seed, middle)
+        if index < middle:
+            high, at_high = middle, at_middle
+        else:
+            low, at_low = middle, at_middle
+    return at_low if index == low else at_high
+
+
+def _node(seed: int, index: int) -> np.ndarray:
+    return generator(seed, Purpose.WALK, index).standard_normal((N_IETA, N_IPHI))

@@ -1,0 +1,135 @@
+"""A stream as files in the original layout, with its truth beside them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from dqmstream.errors import InputError
+from dqmstream.experiments.simulator import conditions, detector, faults
+from dqmstream.experiments.simulator.runs import checked, compact, draw_runs
+from dqmstream.experiments.streams import CHOICES, NamedStream
+
+
+def write(
+    out: Path,
+    name: str,
+    seed: int,
+    runs: int | None = None,
+    lumisections: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    interpolate_to: int | None = None,
+) -> list[Path]:
+    """Write a stream in the original layout into a folder of its own, and return the paths, truth.json last.
+
+    `Run{number}_Dataset_{name}.npy`, float64 (n, 64, 72); `Run{number}_events.npy` and `Run{number}_pileup.npy`,
+    float64 (n,); `truth.json`: every number that was chosen, and under `runs`, one run a line, what is different in it:
+    its gains over the fingerprint (all live channels in row-major order, 5 significant digits; the exact ones come from
+    `stream` with the same seed), dead channels and losses of readout boxes that last the whole run, noisy boxes,
+    truncated lumisections, and all faults with their channels and lumisections; 7 to 14 kB a run. progress is called with
+    (runs written, runs in all). One run is held at a time.
+
+    interpolate_to: rows that the lumisections are interpolated to (`interpolate`; 10000 in the published files), in the
+    sidecars too; the truth speaks of lumisections, and not of rows.
+
+    Each file appears whole or not at all, truth.json when all others are there; the same call repeats itself over what
+    it left. Raises InputError, besides the reasons of `stream`, if the folder cannot be written or holds anything else.
+    """
+    named, numbers = checked(name, seed, runs, lumisections)
+    if interpolate_to is not None:
+        _check_rows(interpolate_to, max(named.lumisections) if lumisections is None else lumisections)
+    layout = {number: _layout(out, number, name) for number in numbers}
+    truth_file = out / "truth.json"
+    paths = [*(path for three in layout.values() for path in three), truth_file]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        own = {path.name for path in paths} | {_unfinished(path).name for path in paths}
+        strange = sorted(entry.name for entry in out.iterdir() if entry.name not in own)
+        if strange:
+            raise InputError(f"{out} holds other files ({strange[0]}): choose an empty or new folder")
+        truth_file.unlink(missing_ok=True)
+        with _unfinished(truth_file).open("w") as truth:
+            truth.write(json.dumps(_chosen(named, seed, lumisections, interpolate_to))[:-1] + ', "runs": [\n')
+            for done, simulated in enumerate(draw_runs(named, seed, numbers, lumisections), start=1):
+                arrays = (simulated.counts, simulated.events, simulated.pileup)
+                for path, array in zip(layout[simulated.run], arrays, strict=True):
+                    with _unfinished(path).open("wb") as file:
+                        rows = array if interpolate_to is None else interpolate(array, interpolate_to)
+                        np.save(file, rows, allow_pickle=False)
+                    _unfinished(path).replace(path)
+                truth.write(json.dumps(simulated.truth) + ("\n]}\n" if done == len(numbers) else ",\n"))
+                if progress is not None:
+                    progress(done, len(numbers))
+        _unfinished(truth_file).replace(truth_file)
+    except OSError as error:
+        raise InputError(f"cannot write {error.filename or out}: {error.strerror or error}; choose another folder") from error
+    return paths
+
+
+def interpolate(values: np.ndarray, rows: int) -> np.ndarray:
+    """Lumisections, (n, ...), made into more rows than there were, float64 (rows, ...), as the published files were.
+
+    Row j lies at place s = j (n - 1) / (rows - 1) between the first lumisection and the last, and is the mean of its two
+    neighbours weighted by nearness: x[i] + (s - i) (x[i + 1] - x[i]) with i = floor(s). First and last rows are
+    lumisections; with 10000 rows of 501, some 20 rows in a sequence are mixtures of the same two, which is why a random
+    split of them leaks. That the published files were made so is a guess: their values are not whole, and their runs
+    had 501 and 1046 lumisections.
+
+    Raises InputError for fewer than two lumisections, and for fewer rows than lumisections.
+    """
+    n = len(values)
+    _check_rows(rows, n)
+    place = np.arange(rows) * (n - 1) / (rows - 1)
+    before = np.minimum(place.astype(np.int64), n - 2)
+    weight = (place - before).reshape(-1, *[1] * (values.ndim - 1))
+    mixed = values[before].astype(np.float64)
+    mixed += weight * (values[before + 1] - mixed)
+    return mixed
+
+
+def _check_rows(rows: int, lumisections: int) -> None:
+    if lumisections < 2:
+        raise InputError(f"{lumisections} lumisection cannot be interpolated: ask for 2 or more")
+    if rows < lumisections:
+        raise InputError(f"{lumisections} lumisections cannot be interpolated to {rows} rows: ask for {lumisections} or more")
+
+
+def _layout(out: Path, number: int, name: str) -> tuple[Path, Path, Path]:
+    return (
+        out / f"Run{number}_Dataset_{name}.npy",
+        out / f"Run{number}_events.npy",
+        out / f"Run{number}_pileup.npy",
+    )
+
+
+def _unfinished(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp")
+
+
+def _chosen(named: NamedStream, seed: int, lumisections: int | None, interpolate_to: int | None) -> dict[str, object]:
+    """The head of truth.json: all that the runs have in common."""
+    own = named.lumisections[0] if len(set(named.lumisections)) == 1 else list(named.lumisections)
+    head: dict[str, object] = {
+        "stream": asdict(named),
+        "seed": seed,
+        "lumisections": own if lumisections is None else lumisections,
+        "interpolated_rows": interpolate_to,
+        "numpy": np.__version__,
+        "model": "counts ~ Binomial(events, p), p = 1 - (1 + pileup * rate / k)**-k, rate = ring * fingerprint * gain",
+        "k": detector.K,
+        "ring_rates": detector.RING_RATES,
+        **conditions.chosen(named),
+        **faults.chosen(named),
+        "fingerprint_sigma": detector.FINGERPRINT_SIGMA,
+        "choices": CHOICES[named.name],
+        "order": "gain and fingerprint list the live channels by rising ieta, then rising iphi",
+        "faults_in_gain": not named.within_runs,
+        "fingerprint": compact(detector.fingerprint(seed)),
+    }
+    if named.luminosity_per_run_fb:
+        head["ageing_per_fb"] = {"at_19": detector.LOSS_AT_19, "at_29": detector.LOSS_AT_29}
+    return head
