@@ -6,53 +6,42 @@ All three look at a lumisection through the reference that the first run gave: `
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 
-from dqmstream.errors import InputError, StateError
-from dqmstream.learners.reference import CLIP, Reference
-from dqmstream.learners.splits import Part
-from dqmstream.learners.stamp import STAMP, check_stamp, prefixed, stamp, within
-from dqmstream.learners.strategy import LearnLog, Maps, Past, RunData
+from dqmstream.errors import StateError
+from dqmstream.learners.incremental import Incremental
+from dqmstream.learners.reference import CLIP
+from dqmstream.learners.stamp import STAMP, check_stamp, stamp
+from dqmstream.learners.strategy import LearnLog, Maps, Past, Watch
 from dqmstream.lumisection import Geometry
 
 
-class _Streaming(ABC):
+class _Streaming(Incremental):
     """A strategy that keeps a few arrays with one row a run, and a reference."""
 
-    name: str
     arrays: ClassVar[tuple[str, ...]]
     """Names of the arrays that hold one row a run."""
+    channel_flops: ClassVar[int]
+    """Floating-point operations of `_summarise` a lumisection and channel, beside those of the response."""
 
     def __init__(self, geometry: Geometry, seed: int) -> None:
         self._belongs_to: dict[str, Any] = {"strategy": self.name, "depths": geometry.depths, "seed": seed}
-        self._reference: Reference | None = None
         self._rows: dict[str, np.ndarray] = {}
 
     @property
     def classes(self) -> int:
         return len(self._rows[self.arrays[0]]) if self._rows else 0
 
-    @property
-    def reference(self) -> Reference:
-        """The reference that the first run gave. Raises InputError before the first run."""
-        if self._reference is None:
-            raise InputError(f"{self.name} has learnt no run yet")
-        return self._reference
-
-    def learn(self, experience: int, run: RunData, past: Past) -> LearnLog:
-        if experience != self.classes:
-            raise ValueError(f"experience {experience} cannot follow {self.classes} learnt ones")
-        train = run.part(Part.TRAIN)
-        if self._reference is None:
-            self._reference = Reference.fit(train)
+    def _learn(self, experience: int, train: Maps, past: Past, watch: Watch | None) -> LearnLog:
         for name, row in zip(self.arrays, self._summarise(train), strict=True):
             known = self._rows.get(name)
             self._rows[name] = row[None] if known is None else np.concatenate([known, row[None]])
-        return LearnLog(samples=len(train))
+        flops = self.reference.response_flops(len(train)) + self.channel_flops * len(train) * self.reference.spread.size
+        return LearnLog(samples=len(train), flops=flops)
 
     @abstractmethod
     def scores(self, maps: Maps) -> np.ndarray:
@@ -63,8 +52,7 @@ class _Streaming(ABC):
         """One row for each of `arrays`."""
 
     def state(self) -> dict[str, np.ndarray]:
-        state = {STAMP: stamp(self._belongs_to)} | self._rows
-        return state if self._reference is None else state | prefixed("reference", self._reference.state())
+        return {STAMP: stamp(self._belongs_to)} | self._rows | self._reference_state()
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         check_stamp(state, self._belongs_to)
@@ -72,7 +60,7 @@ class _Streaming(ABC):
         if present and len(present) < len(self.arrays):
             raise StateError(f"the state of {self.name} holds only {', '.join(present)}; it is damaged")
         self._rows = {name: np.array(state[name]) for name in present}
-        self._reference = Reference.from_state(within(state, "reference")) if present else None
+        self._restore_reference(state, known=bool(present))
 
     def memory_bytes(self) -> int:
         return sum(array.nbytes for array in self._rows.values())
@@ -89,6 +77,7 @@ class RingMeans(_Streaming):
 
     name = "ring_means"
     arrays = ("mean", "covariance")
+    channel_flops = 0  # two numbers a lumisection: 14 operations beside the thousands of the conditions
 
     def _summarise(self, train: Maps) -> tuple[np.ndarray, ...]:
         conditions = self.reference.conditions(train.counts)
@@ -113,6 +102,7 @@ class NaiveBayes(_Streaming):
 
     name = "naive_bayes"
     arrays = ("mean", "variance")
+    channel_flops = 4  # the sum; difference, square and their sum
     PRIOR = 200.0
 
     def _summarise(self, train: Maps) -> tuple[np.ndarray, ...]:
@@ -140,6 +130,7 @@ class GainMap(_Streaming):
 
     name = "gain_map"
     arrays = ("gains", "gain_errors")
+    channel_flops = 7  # leverage, its square and sum; pull (residual is counted): product, quotient and sum; all once
 
     @property
     def gains(self) -> np.ndarray:

@@ -112,6 +112,24 @@ class Reference:
             out[start : start + _CHUNK] = np.clip((part - expected) / deviation, -CLIP, CLIP)
         return out
 
+    def response_flops(self, lumisections: int) -> float:
+        """Floating-point operations of `response` and of the residual, for so many lumisections.
+
+        2 cells boxes for each of the two conditions (a product of matrices), and 10 a channel: 6 for the three terms of the
+        expectation, 2 for the deviation, 2 for the residual.
+        """
+        conditions = sum(2 * share.size for _, share in self._boxes)
+        return float(lumisections * (conditions + 10 * self.spread.size))
+
+    def fit_flops(self, lumisections: int) -> float:
+        """Floating-point operations of `fit` on so many lumisections, by least squares of three terms in each channel.
+
+        Conditions as above, and 16 a channel and lumisection: 6 for the right-hand side, 6 for the fitted values, 4 for what
+        is left over, its square and their sum.
+        """
+        conditions = sum(2 * share.size for _, share in self._boxes)
+        return float(lumisections * (conditions + 16 * self.spread.size))
+
     def to_map(self, values: np.ndarray) -> np.ndarray:
         """Values of the live channels (n, live) put back on the map, zero elsewhere: shape (n, depth, 64, 72)."""
         out = np.zeros((len(values), *self.live.shape), dtype=values.dtype)

@@ -51,12 +51,21 @@ Past = Callable[[int], RunData]
 """past(i) reads experience i (before the one being learnt) again from the archive. Only bounds such as joint may ask."""
 
 
+Watch = Callable[[], None]
+"""Called in the middle of a training, at moments at which `scores` may be asked (for the accuracy at any time)."""
+
+
 @dataclass
 class LearnLog:
-    """What learning one experience cost and how it went. loss: one training loss per step, empty where nothing is trained."""
+    """What learning one experience cost and how it went.
+
+    loss: one training loss per step, empty where nothing is trained. samples: lumisections looked at, each as often as it
+    was. flops: floating-point operations spent on them, an addition and a multiplication being two.
+    """
 
     loss: list[float] = field(default_factory=list)
     samples: int = 0
+    flops: float = 0.0
     notes: dict[str, float | list[float]] = field(default_factory=dict)
 
 
@@ -75,8 +84,13 @@ class Strategy(Protocol):
         """Number of experiences learnt so far."""
         ...
 
-    def learn(self, experience: int, run: RunData, past: Past) -> LearnLog:
-        """Learn experience number `experience` (0, 1, 2, ... without a hole). The first only sets the reference."""
+    def learn(self, experience: int, run: RunData, past: Past, watch: Watch | None = None) -> LearnLog:
+        """Learn experience number `experience` (0, 1, 2, ... without a hole). The first only sets the reference.
+
+        watch: what trains by gradient steps calls it every `WATCH_STEPS` of them (10, in `strategies.template`) but not
+        after the last. The run is then a class already, and `scores` answers for the weights as they are. What is learnt
+        has the same bits with and without a watch. What learns in one piece never calls it.
+        """
         ...
 
     def scores(self, maps: Maps) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -9,6 +10,9 @@ import numpy as np
 from dqmstream.learners.splits import Part
 from dqmstream.learners.strategy import Maps, RunData, Strategy
 from tests.learners.streams import make_stream, reader
+
+WATCH_STEPS = 10
+"""Of the protocol: what trains by steps is watched after each tenth but the last."""
 
 MakeStrategy = Callable[[int], Strategy]
 """A new strategy from a seed."""
@@ -20,6 +24,7 @@ def check_strategy(make: MakeStrategy, memory_bytes: int | None) -> None:
     check_growth(make(0), stream, memory_bytes)
     check_same_seed_same_bits(make, stream)
     check_resumes_to_the_same_bits(make, stream)
+    check_a_watch_changes_nothing(make, stream)
 
 
 def check_growth(strategy: Strategy, stream: list[RunData], memory_bytes: int | None) -> None:
@@ -30,6 +35,7 @@ def check_growth(strategy: Strategy, stream: list[RunData], memory_bytes: int | 
         assert strategy.classes == experience + 1
         assert np.isfinite(log.loss).all()
         assert log.samples > 0
+        assert log.flops > 0
         test = run.part(Part.TEST)
         scores = strategy.scores(test)
         assert scores.shape == (len(test), experience + 1)
@@ -78,6 +84,38 @@ def check_resumes_to_the_same_bits(make: MakeStrategy, stream: list[RunData]) ->
         assert_same_state(resumed, unbroken)
         maps = run.part(Part.TEST)
         np.testing.assert_array_equal(resumed.scores(maps), unbroken.scores(maps))
+
+
+def check_a_watch_changes_nothing(make: MakeStrategy, stream: list[RunData]) -> None:
+    """Whoever asks for scores in the middle of a training gets them, rows alone as ever, and no bit of the training moves."""
+    watched, alone = make(5), make(5)
+    for experience, run in enumerate(stream[:3]):
+        test = run.part(Part.TEST)
+        seen: list[np.ndarray] = []
+
+        def watch(test: Maps = test, seen: list[np.ndarray] = seen) -> None:
+            seen.append(watched.scores(test))
+            np.testing.assert_array_equal(watched.scores(test), seen[-1])
+            check_rows_stand_alone(watched, test, seen[-1])
+            draw_random_numbers()
+
+        log = watched.learn(experience, run, reader(stream), watch)
+        unwatched = alone.learn(experience, run, reader(stream))
+        assert log == unwatched
+        assert_same_state(watched, alone)
+        assert len(seen) == max(0, len(log.loss) - 1) // WATCH_STEPS
+        for scores in seen:
+            assert scores.shape == (len(test), experience + 1)
+            assert np.isfinite(scores).all()
+        if seen:
+            assert (watched.scores(test) != seen[-1]).any(), "what was seen was not the end of the training"
+
+
+def draw_random_numbers() -> None:
+    """Move the global random states, as code that is called in between might."""
+    np.random.random(3)
+    if "torch" in sys.modules:
+        sys.modules["torch"].rand(3)
 
 
 def assert_same_state(first: Strategy, second: Strategy) -> None:

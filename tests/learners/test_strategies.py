@@ -20,7 +20,7 @@ from tests.learners.conformance import accuracy, check_strategy
 from tests.learners.streams import make_stream, reader
 
 TINY = Recipe(dim=16, depth=2, heads=2, experts=4, steps=20, batch=32, lr=3e-3, fisher_samples=4)
-BRIEF = replace(TINY, steps=5)
+BRIEF = replace(TINY, steps=11)
 """For checks of bits and shapes, which need a training but no learning."""
 
 BUDGET = 400_000

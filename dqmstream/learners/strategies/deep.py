@@ -12,21 +12,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from dqmstream.errors import InputError, StateError
+from dqmstream.errors import StateError
+from dqmstream.learners.incremental import Incremental
 from dqmstream.learners.model import MoEViT
 from dqmstream.learners.recipe import Recipe
-from dqmstream.learners.reference import Reference
 from dqmstream.learners.splits import Part
 from dqmstream.learners.stamp import STAMP, check_stamp, prefixed, stamp, within
+from dqmstream.learners.strategies.flops import step_flops
 from dqmstream.learners.strategies.method import Method
 from dqmstream.learners.strategies.template import Lesson, RunTemplate
-from dqmstream.learners.strategy import LearnLog, Maps, Past, RunData
+from dqmstream.learners.strategy import LearnLog, Maps, Past, Watch
 from dqmstream.lumisection import Geometry
 
 _SCORE_BATCH = 256
 
 
-class DeepStrategy:
+class DeepStrategy(Incremental):
     """Learns runs by a method; see `dqmstream.learners.strategy.Strategy`."""
 
     def __init__(
@@ -51,7 +52,6 @@ class DeepStrategy:
             "memory_bytes": memory_bytes,
             "recipe": recipe.to_json(),
         }
-        self._reference: Reference | None = None
         self._model: MoEViT | None = None
         self._classes = 0
 
@@ -59,45 +59,36 @@ class DeepStrategy:
     def classes(self) -> int:
         return self._classes
 
-    @property
-    def reference(self) -> Reference:
-        """The reference that the first run gave. Raises InputError before the first run."""
-        if self._reference is None:
-            raise InputError(f"{self.name} has learnt no run yet")
-        return self._reference
-
-    def learn(self, experience: int, run: RunData, past: Past) -> LearnLog:
-        if experience != self._classes:
-            raise ValueError(f"experience {experience} cannot follow {self._classes} learnt ones")
-        train = run.part(Part.TRAIN)
+    def _learn(self, experience: int, train: Maps, past: Past, watch: Watch | None) -> LearnLog:
+        live = self.reference.live
+        counts = train.counts[:, live]
+        log = LearnLog(samples=len(train))
         with _seeded(self._seed, experience) as generator:
-            if self._reference is None:
-                self._reference = Reference.fit(train)
-            live = self._reference.live
-            counts = train.counts[:, live]
             if self._model is None or self._method.starts_afresh:
                 self._model = MoEViT(live, self.recipe).to(self.device)
             self._model.grow(experience + 1)
-            log = LearnLog(samples=len(train))
+            self._classes = experience + 1
             if experience > 0:
                 material = self._method.material(experience, counts, lambda i: past(i).part(Part.TRAIN).counts[:, live])
-                log = self._train(self._model, self._reference, material, generator)
+                log = self._train(self._model, material, generator, watch)
             self._method.keep(experience, counts)
             log.notes |= self._method.notes()
-        self._classes = experience + 1
         return log
 
     def _train(
-        self, model: MoEViT, reference: Reference, material: Mapping[int, np.ndarray], generator: torch.Generator
+        self, model: MoEViT, material: Mapping[int, np.ndarray], generator: torch.Generator, watch: Watch | None
     ) -> LearnLog:
-        residuals = {i: reference.residuals_of_live(counts) for i, counts in material.items()}
+        residuals = {i: self.reference.residuals_of_live(counts) for i, counts in material.items()}
         lesson = Lesson(residuals, self.recipe, self._method.steps(model.classes), self.device, generator)
-        template = RunTemplate(model=model, recipe=self.recipe, device=self.device, plugin=self._method)
+        template = RunTemplate(model=model, recipe=self.recipe, device=self.device, plugin=self._method, watch=watch)
         template.teach(lesson)
         log = LearnLog(torch.stack(template.losses).flatten().tolist(), lesson.steps * self.recipe.batch)
         for i, mixture in enumerate(model.mixtures()):
             log.notes[f"expert_load.{i}"] = mixture.load_E.tolist()
             log.notes[f"routing_entropy.{i}"] = float(mixture.entropy)
+        steps = lesson.steps + self._method.lumisections_beside() / self.recipe.batch
+        step = step_flops(model, self.recipe.batch, model.channels, self.device)
+        log.flops = self.reference.response_flops(len(lesson)) + steps * step
         return log
 
     @torch.inference_mode()
@@ -114,10 +105,9 @@ class DeepStrategy:
 
     def state(self) -> dict[str, np.ndarray]:
         state = {STAMP: stamp(self._belongs_to), "classes": np.array(self._classes)}
-        if self._model is not None and self._reference is not None:
+        if self._model is not None:
             weights = {name: tensor.cpu().numpy().copy() for name, tensor in self._model.state_dict().items()}
-            state |= prefixed("reference", self._reference.state()) | prefixed("model", weights)
-            state |= prefixed("method", self._method.state())
+            state |= self._reference_state() | prefixed("model", weights) | prefixed("method", self._method.state())
         return state
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
@@ -125,12 +115,12 @@ class DeepStrategy:
         if "classes" not in state:
             raise StateError("the state does not say how many runs were learnt; it is damaged or of another version")
         classes = int(state["classes"])
+        self._restore_reference(state, known=classes > 0)
         if classes == 0:
-            self._reference, self._model, self._classes = None, None, 0
+            self._model, self._classes = None, 0
             return
-        reference = Reference.from_state(within(state, "reference"))
         with _seeded(self._seed, classes):
-            model = MoEViT(reference.live, self.recipe)
+            model = MoEViT(self.reference.live, self.recipe)
         model.grow(classes)
         weights = {name: torch.tensor(array) for name, array in within(state, "model").items()}
         try:
@@ -138,7 +128,7 @@ class DeepStrategy:
         except RuntimeError as error:
             raise StateError(f"the state's weights do not fit the model: {' '.join(str(error).split())}") from error
         self._method.restore(within(state, "method"), model.to(self.device))
-        self._reference, self._model, self._classes = reference, model, classes
+        self._model, self._classes = model, classes
 
     def memory_bytes(self) -> int:
         return self._method.memory_bytes()

@@ -30,6 +30,9 @@ class Ewc(Method):
     _fisher: dict[str, Tensor] | None = None
     _anchor: dict[str, Tensor] | None = None
 
+    def lumisections_beside(self) -> int:
+        return self.recipe.fisher_samples
+
     def before_training_exp(self, strategy: RunTemplate, **kwargs: object) -> None:
         if self._fisher is not None:
             self._fisher = {n: padded(self._fisher[n], p) for n, p in strategy.model.named_parameters()}

@@ -37,6 +37,10 @@ class Method(SupervisedPlugin):
         """Length of a training that ends with so many classes."""
         return self.recipe.steps
 
+    def lumisections_beside(self) -> int:
+        """Lumisections that go forward and backward beside the steps of a training, in order to find what to keep."""
+        return 0
+
     def keep(self, experience: int, counts: np.ndarray) -> None:
         """Called when an experience has been learnt, the first too, with the counts of the live channels."""
 

@@ -18,12 +18,17 @@ from torch import Tensor, nn
 
 from dqmstream.learners.model import MoEViT
 from dqmstream.learners.recipe import Recipe
+from dqmstream.learners.strategy import Watch
 
 with warnings.catch_warnings():
     # Avalanche imports its GEM plugin, whose solver package warns that no solver is installed; we never call it.
     warnings.filterwarnings("ignore", message="no QP solver found", category=UserWarning)
     from avalanche.core import SupervisedPlugin
     from avalanche.training.templates import SupervisedTemplate
+
+
+WATCH_STEPS = 10
+"""Training steps between two calls of a watch."""
 
 
 class Lesson:
@@ -77,7 +82,15 @@ class RunTemplate(SupervisedTemplate):
     losses: the loss of each step, on the device, after `teach`.
     """
 
-    def __init__(self, *, model: MoEViT, recipe: Recipe, device: torch.device, plugin: SupervisedPlugin) -> None:
+    def __init__(
+        self,
+        *,
+        model: MoEViT,
+        recipe: Recipe,
+        device: torch.device,
+        plugin: SupervisedPlugin,
+        watch: Watch | None = None,
+    ) -> None:
         super().__init__(
             model=model,
             optimizer=torch.optim.AdamW(model.parameters()),
@@ -90,6 +103,7 @@ class RunTemplate(SupervisedTemplate):
         )
         self.recipe = recipe
         self.losses: list[Tensor] = []
+        self._watch = watch
 
     def teach(self, lesson: Lesson) -> None:
         """Train on a lesson for all its steps."""
@@ -125,6 +139,15 @@ class RunTemplate(SupervisedTemplate):
         self.losses.append(self.loss.detach())
         super().optimizer_step()
         self._schedule.step()
+        if self._watch is not None and len(self.losses) % WATCH_STEPS == 0 and len(self.losses) < self.experience.steps:
+            self._be_watched(self._watch)
+
+    def _be_watched(self, watch: Watch) -> None:
+        """Let it look at the model in evaluation mode; nothing that the training depends on has changed afterwards."""
+        self.model.eval()
+        with torch.random.fork_rng(), torch.no_grad():
+            watch()
+        self.model.train()
 
 
 def _decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

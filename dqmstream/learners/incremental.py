@@ -1,0 +1,57 @@
+"""What all strategies share: runs come one after another, and the first one gives the reference."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+import numpy as np
+
+from dqmstream.errors import InputError
+from dqmstream.learners.reference import Reference
+from dqmstream.learners.splits import Part
+from dqmstream.learners.stamp import prefixed, within
+from dqmstream.learners.strategy import LearnLog, Maps, Past, RunData, Watch
+
+
+class Incremental(ABC):
+    """A `Strategy` but for what it learns; see `dqmstream.learners.strategy.Strategy`."""
+
+    name: str
+    _reference: Reference | None = None
+
+    @property
+    @abstractmethod
+    def classes(self) -> int:
+        """Number of experiences learnt so far."""
+
+    @property
+    def reference(self) -> Reference:
+        """The reference that the first run gave. Raises InputError before the first run."""
+        if self._reference is None:
+            raise InputError(f"{self.name} has learnt no run yet")
+        return self._reference
+
+    def learn(self, experience: int, run: RunData, past: Past, watch: Watch | None = None) -> LearnLog:
+        """Learn the next experience, as `Strategy` defines it. Raises ValueError if it is not the next."""
+        if experience != self.classes:
+            raise ValueError(f"experience {experience} cannot follow {self.classes} learnt ones")
+        train = run.part(Part.TRAIN)
+        flops = 0.0
+        if self._reference is None:
+            self._reference = Reference.fit(train)
+            flops = self._reference.fit_flops(len(train))
+        log = self._learn(experience, train, past, watch)
+        log.flops += flops
+        return log
+
+    @abstractmethod
+    def _learn(self, experience: int, train: Maps, past: Past, watch: Watch | None) -> LearnLog:
+        """Learn the train part of the next experience; the reference is there."""
+
+    def _reference_state(self) -> dict[str, np.ndarray]:
+        return {} if self._reference is None else prefixed("reference", self._reference.state())
+
+    def _restore_reference(self, state: Mapping[str, np.ndarray], known: bool) -> None:
+        """Take the reference back from a whole state; known: whether a run was learnt. Raises StateError if it is damaged."""
+        self._reference = Reference.from_state(within(state, "reference")) if known else None
