@@ -12,6 +12,28 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from dqmstream import __version__, cli_archive, cli_deadletters, console
+from dqmstream.cli_options import (
+    Archive,
+    Bootstrap,
+    Depths,
+    Device,
+    Dtype,
+    Idle,
+    Interpolated,
+    Json,
+    LetterTopic,
+    Memory,
+    Name,
+    Samples,
+    Seed,
+    Source,
+    State,
+    Strategy,
+    Stream,
+    Threads,
+    Topic,
+    show,
+)
 from dqmstream.config import Settings, load_settings
 from dqmstream.errors import EXIT_CODES, DqmstreamError, InputError, StateError
 
@@ -27,23 +49,6 @@ app = typer.Typer(
 )
 app.add_typer(cli_archive.app)
 app.add_typer(cli_deadletters.app)
-
-Archive = Annotated[Path | None, typer.Option("--archive", help="folder of the archive", show_default=False)]
-State = Annotated[Path | None, typer.Option("--state", help="folder of the learners' state (default: ARCHIVE.state)")]
-Json = Annotated[bool, typer.Option("--json", help="print one JSON object as the last line of stdout")]
-Bootstrap = Annotated[str | None, typer.Option("--bootstrap", help="host:port of the broker", show_default=False)]
-Topic = Annotated[str | None, typer.Option("--topic", help="Kafka topic", show_default=False)]
-Strategy = Annotated[str | None, typer.Option("--strategy", help="naive, replay, ewc, joint, ring_means, naive_bayes, gain_map, or default: the best so far")]  # fmt: skip # noqa: E501
-Seed = Annotated[int | None, typer.Option("--seed", help="seed of the learner (default: 0)")]
-Memory = Annotated[int | None, typer.Option("--memory-bytes", help="kept of past runs, in all (default: 1000000)")]
-Samples = Annotated[int | None, typer.Option("--evaluation-samples", help="lumisections scored at an evaluation, in all (default: 6000)")]  # fmt: skip # noqa: E501
-Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads of the learner (default: 1)")]
-Device = Annotated[str | None, typer.Option("--device", help="auto, cpu or cuda (default: auto)")]
-Name = Annotated[str | None, typer.Option("--name", help="the learner's folder in the state (default: live)")]
-Idle = Annotated[float | None, typer.Option("--idle-s", help="a run without a stop is complete after so many seconds without news (default: 300)")]  # fmt: skip # noqa: E501
-Dtype = Annotated[str | None, typer.Option("--dtype", help="of a new archive: float32, or uint16 for whole counts (default: float32)")]  # fmt: skip # noqa: E501
-Depths = Annotated[int | None, typer.Option("--depths", help="of a new archive, 1 to 7 (default: 1)")]
-Source = Annotated[str | None, typer.Option("--source", help="dataset and monitoring element of a new archive (default: that of the first message)")]  # fmt: skip # noqa: E501
 
 
 @app.callback(invoke_without_command=True)
@@ -65,7 +70,7 @@ def root(
 @app.command()
 def simulate(
     out: Annotated[Path, typer.Argument(help="folder for the files, new or empty")],
-    stream: Annotated[str, typer.Option(help="null, moderate, small or structured")] = "moderate",
+    stream: Stream = "moderate",
     seed: Annotated[int, typer.Option(help="seeds make streams: 0-9 for tuning, 100 and up for what is reported")] = 0,
     runs: Annotated[int | None, typer.Option(help="number of runs (default: the stream's own)")] = None,
     lumisections: Annotated[int, typer.Option(min=1, help="lumisections in each run")] = 400,
@@ -77,7 +82,7 @@ def simulate(
     with console.bars() as progress:
         paths = write(out, stream, seed, runs, lumisections, progress=console.bar_callback(progress, f"simulate {stream}"))
     result = {"out": str(out), "stream": stream, "seed": seed, "files": [path.name for path in paths]}
-    _show(result, as_json, f"{len(paths)} files in {out}")
+    show(result, as_json, f"{len(paths)} files in {out}")
 
 
 @app.command(name="import")
@@ -87,9 +92,7 @@ def import_(
     ],
     archive: Archive = None,
     run: Annotated[int | None, typer.Option(help="run number of the only file, where its name has none")] = None,
-    interpolated: Annotated[
-        bool, typer.Option("--interpolated", help="rows were interpolated, as in the published files")
-    ] = False,
+    interpolated: Interpolated = False,
     dtype: Dtype = None,
     depths: Depths = None,
     source: Source = None,
@@ -104,7 +107,7 @@ def import_(
         done = import_runs(settings, files, run, interpolated, lambda stage, n, total: kept[stage](n, total))
     rows = [[f["name"], f["run"], f["lumisections"], f["rows"], f["duplicates"], f["revisions"], _rounding(f)] for f in done]
     columns = ["file", "run", "lumisections", "filed", "duplicates", "revisions", "note"]
-    _show({"archive": str(settings.archive), "files": done}, as_json, console.table("imported", columns, rows))
+    show({"archive": str(settings.archive), "files": done}, as_json, console.table("imported", columns, rows))
 
 
 def _rounding(file: dict[str, Any]) -> str:
@@ -136,7 +139,7 @@ def publish(
     with console.bars() as progress:
         kept = console.bar_callback(progress, "publish")
         result = publish_runs(settings, runs, rate, realtime, (partitions or 1) if create else None, kept)
-    _show(result, as_json, f"{result['lumisections']} lumisections of {len(result['runs'])} runs sent to {result['topic']}")
+    show(result, as_json, f"{result['lumisections']} lumisections of {len(result['runs'])} runs sent to {result['topic']}")
 
 
 @app.command()
@@ -151,7 +154,7 @@ def consume(
     ] = None,
     group: Annotated[str | None, typer.Option(help="consumer group (default: dqmstream-ARCHIVE_ID)")] = None,
     instance: Annotated[str | None, typer.Option(help="static member id of this worker in the group")] = None,
-    dead_letter_topic: Annotated[str | None, typer.Option(help="for what cannot be stored (default: TOPIC.deadletter)")] = None,
+    dead_letter_topic: LetterTopic = None,
     accept_gap: Annotated[
         bool, typer.Option("--accept-gap", help="record what the broker deleted before it was read, and go on")
     ] = False,
@@ -184,7 +187,7 @@ def consume(
             until_idle_s=until_idle,
             progress=console.consume_bar(progress),
         )
-    _show(result, as_json, console.describe_consumed(result))
+    show(result, as_json, console.describe_consumed(result))
     if (code := result["learner_exit_code"]) is not None:
         raise typer.Exit(code if code > 0 else StateError.exit_code)  # a learner that a signal ended has no code of its own
 
@@ -213,7 +216,7 @@ def learn(
         evaluation_samples=evaluation_samples, threads=threads, device=device,
     )  # fmt: skip
     result = learn_archive(settings, follow=follow, parent=parent)
-    _show(result, as_json, console.describe_results(result))
+    show(result, as_json, console.describe_results(result))
 
 
 @app.command()
@@ -240,7 +243,7 @@ def replay(
     with console.bars() as progress:
         kept = console.bar_callback(progress, f"replay {settings.strategy}")
         result = replay_archive(settings, ledger=ledger, resume=resume, progress=kept)
-    _show(result, as_json, console.describe_results(result))
+    show(result, as_json, console.describe_results(result))
 
 
 @app.command()
@@ -260,7 +263,7 @@ def report(
         page = write_report(
             Reader.open(settings.need("archive")), settings.state_path, out, progress=lambda _, n, total: kept(n, total)
         )
-    _show({"report": str(page)}, as_json, f"report: {page}")
+    show({"report": str(page)}, as_json, f"report: {page}")
 
 
 @app.command()
@@ -272,13 +275,13 @@ def status(archive: Archive = None, state: State = None, as_json: Json = False) 
     settings = load_settings(archive=archive, state=state)
     reader = Reader.open(settings.need("archive"))
     result = {**archive_status(reader), "learners": learner_status(reader, settings.state_path)}
-    _show(result, as_json, *console.describe_status(result))
+    show(result, as_json, *console.describe_status(result))
 
 
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option("--out", help="folder for everything, made anew")] = Path("demo-out"),
-    stream: Annotated[str, typer.Option(help="null, moderate, small or structured")] = "moderate",
+    stream: Stream = "moderate",
     seed: Annotated[int, typer.Option(help="seed of stream and learner")] = 0,
     runs: Annotated[int, typer.Option(min=2, help="number of runs")] = 6,
     lumisections: Annotated[int, typer.Option(min=180, help="lumisections in each run")] = 400,
@@ -293,16 +296,7 @@ def demo(
     began = time.monotonic()
     result = run_demo(out, stream, seed, runs, lumisections, settings.need("bootstrap") if kafka else None)
     result["seconds"] = round(time.monotonic() - began, 1)
-    _show(result, as_json, *console.describe_demo(result))
-
-
-def _show(result: dict[str, Any], as_json: bool, *readable: Any) -> None:
-    """Print a result for a program or for a reader."""
-    if as_json:
-        console.print_json(result)
-        return
-    for part in readable:
-        console.out.print(part, soft_wrap=isinstance(part, str))
+    show(result, as_json, *console.describe_demo(result))
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dqmstream import console
+from dqmstream.cli_options import Archive, Json, show
 from dqmstream.config import load_settings
 from dqmstream.errors import ArchiveError
 
@@ -23,8 +24,6 @@ app = typer.Typer(
     help="Verify an archive, drop what only its past needs, export it.",
 )
 
-Archive = Annotated[Path | None, typer.Option("--archive", help="folder of the archive", show_default=False)]
-Json = Annotated[bool, typer.Option("--json", help="print one JSON object as the last line of stdout")]
 Keep = Annotated[
     float,
     typer.Option("--keep-s", min=0, help="untagged snapshots that are younger stay, so that who reads one now can go on"),
@@ -74,10 +73,8 @@ def expire(archive: Archive = None, keep_s: Keep = KEEP_S, as_json: Json = False
     """Drop snapshots that no tag names, and the files that only they needed. No row is lost."""
     reader = _open(archive)
     dropped = reader.expire(keep_s)
-    if as_json:
-        console.print_json({"archive": str(reader.path), "snapshots": dropped})
-    else:
-        console.out.print(Text(f"{dropped} snapshots dropped of {reader.path}"), soft_wrap=True)
+    result = {"archive": str(reader.path), "snapshots": dropped}
+    show(result, as_json, f"{dropped} snapshots dropped of {reader.path}")
 
 
 @app.command()
@@ -85,13 +82,11 @@ def compact(archive: Archive = None, keep_s: Keep = KEEP_S, as_json: Json = Fals
     """Write the index of all chunks anew, in few files, and expire. No row and no tag is lost."""
     reader = _open(archive)
     done = reader.compact(keep_s)
-    if as_json:
-        console.print_json({"archive": str(reader.path), **asdict(done)})
-        return
     files = (
         f"{done.files_before} files with {done.bytes_before / 1e6:.1f} MB became {done.files} with {done.bytes / 1e6:.1f} MB"
     )
-    console.out.print(Text(f"{done.snapshots} snapshots dropped of {reader.path}: {files}"), soft_wrap=True)
+    result = {"archive": str(reader.path), **asdict(done)}
+    show(result, as_json, f"{done.snapshots} snapshots dropped of {reader.path}: {files}")
 
 
 @app.command()
@@ -107,7 +102,5 @@ def export(
     reader = _open(archive)
     with console.bars() as progress:
         rows = write(reader, out, runs, console.bar_callback(progress, "export"))
-    if as_json:
-        console.print_json({"archive": str(reader.path), "snapshot": reader.snapshot, "out": str(out), "rows": rows})
-    else:
-        console.out.print(Text(f"{rows} lumisections in {out}"), soft_wrap=True)
+    result = {"archive": str(reader.path), "snapshot": reader.snapshot, "out": str(out), "rows": rows}
+    show(result, as_json, f"{rows} lumisections in {out}")

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dqmstream import console
+from dqmstream.cli_options import Bootstrap, Json, LetterTopic, Topic
 from dqmstream.config import Settings, load_settings
 from dqmstream.errors import InputError
 
@@ -23,13 +24,6 @@ app = typer.Typer(
     no_args_is_help=True,
     help="Look at the messages that could not be stored, and send them back when what was wrong is mended.",
 )
-
-Bootstrap = Annotated[str | None, typer.Option("--bootstrap", help="host:port of the broker", show_default=False)]
-Topic = Annotated[str | None, typer.Option("--topic", help="Kafka topic of the data", show_default=False)]
-LetterTopic = Annotated[
-    str | None, typer.Option("--dead-letter-topic", help="where the letters are (default: TOPIC.deadletter)")
-]
-Json = Annotated[bool, typer.Option("--json", help="print one JSON object as the last line of stdout")]
 
 SHOWN_BYTES = 256
 """Of the value, in a hex dump."""

@@ -1,0 +1,41 @@
+"""The options that several commands share, each written once, and how a command shows its result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dqmstream import console
+
+Archive = Annotated[Path | None, typer.Option("--archive", help="folder of the archive", show_default=False)]
+State = Annotated[Path | None, typer.Option("--state", help="folder of the learners' state (default: ARCHIVE.state)")]
+Json = Annotated[bool, typer.Option("--json", help="print one JSON object as the last line of stdout")]
+Bootstrap = Annotated[str | None, typer.Option("--bootstrap", help="host:port of the broker", show_default=False)]
+Topic = Annotated[str | None, typer.Option("--topic", help="Kafka topic of the data", show_default=False)]
+LetterTopic = Annotated[
+    str | None, typer.Option("--dead-letter-topic", help="for what cannot be stored (default: TOPIC.deadletter)")
+]
+Strategy = Annotated[str | None, typer.Option("--strategy", help="naive, replay, ewc, joint, ring_means, naive_bayes, gain_map, or default: the best so far")]  # fmt: skip # noqa: E501
+Seed = Annotated[int | None, typer.Option("--seed", help="seed of the learner (default: 0)")]
+Memory = Annotated[int | None, typer.Option("--memory-bytes", help="kept of past runs, in all (default: 1000000)")]
+Samples = Annotated[int | None, typer.Option("--evaluation-samples", help="lumisections scored at an evaluation, in all (default: 6000)")]  # fmt: skip # noqa: E501
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads of the learner (default: 1)")]
+Device = Annotated[str | None, typer.Option("--device", help="auto, cpu or cuda (default: auto)")]
+Name = Annotated[str | None, typer.Option("--name", help="the learner's folder in the state (default: live)")]
+Idle = Annotated[float | None, typer.Option("--idle-s", help="a run without a stop is complete after so many seconds without news (default: 300)")]  # fmt: skip # noqa: E501
+Dtype = Annotated[str | None, typer.Option("--dtype", help="of a new archive: float32, or uint16 for whole counts (default: float32)")]  # fmt: skip # noqa: E501
+Depths = Annotated[int | None, typer.Option("--depths", help="of a new archive, 1 to 7 (default: 1)")]
+Source = Annotated[str | None, typer.Option("--source", help="dataset and monitoring element of a new archive (default: that of the first message)")]  # fmt: skip # noqa: E501
+Interpolated = Annotated[bool, typer.Option("--interpolated", help="rows were interpolated, as in the published files")]
+Stream = Annotated[str, typer.Option(help="null, moderate, small or structured")]
+
+
+def show(result: dict[str, Any], as_json: bool, *readable: Any) -> None:
+    """Print a result for a program, or its readable parts (text, tables) for a reader."""
+    if as_json:
+        console.print_json(result)
+        return
+    for part in readable:
+        console.out.print(part, soft_wrap=isinstance(part, str), markup=False)  # a path in brackets is no markup
