@@ -18,7 +18,7 @@ from dqmstream.errors import StateError
 from dqmstream.experiments.figures import Course, Roc
 from dqmstream.learners.baselines import RingMeans
 from dqmstream.learners.evaluation import auc, roc_curve
-from dqmstream.learners.history import Line, read_history, results
+from dqmstream.learners.history import Line, baseline_lines, read_history, results
 from dqmstream.learners.ledger import Experience, read_ledger
 from dqmstream.learners.state import LIVE, read_json, read_status
 from dqmstream.storage.archive import Archive
@@ -158,11 +158,6 @@ def _read_scores(folder: Path, known: int) -> tuple[int, Scores | None]:
         raise StateError(f"{files[-1]} cannot be read ({error}): try again when its learner has written it") from error
 
 
-def baseline_lines(record: Record, name: str) -> list[Line]:
-    """The history that a baseline beside the learner would have written, as far as it is known."""
-    return [line | (line["baselines"][name] or {"accuracy": None, "auc": None}) for line in record.lines]
-
-
 def baselines(records: list[Record]) -> Iterator[tuple[str, Record, list[Line]]]:
     """(name, the learner it ran beside, its lines) of each baseline, without those that repeat what is there already.
 
@@ -171,7 +166,7 @@ def baselines(records: list[Record]) -> Iterator[tuple[str, Record, list[Line]]]
     seen: dict[str, list[list[Any]]] = {}
     for record in records:
         for name in sorted(record.lines[-1]["baselines"]):
-            lines = baseline_lines(record, name)
+            lines = baseline_lines(record.lines, name)
             said = [(line["run"], line["accuracy"]) for line in lines]
             known = seen.setdefault(name, [])
             if all(other[: len(said)] != said for other in known):

@@ -1,12 +1,11 @@
-"""What is learnt and what is forgotten: accuracy and AUC of each run after each experience.
+"""The evaluator: what a strategy says of the lumisections that are kept for judging it, and a row of each matrix from that.
 
-R[t, i] is the share of run i's test lumisections that the learner names right after experience t, among all runs seen at
-t. One has to learn two runs before there is anything to tell apart: row 0 is empty.
+Row t of a matrix belongs to the moment right after experience t, and has an entry for each run seen by then. One has to learn
+two runs before there is anything to tell apart: row 0 is empty. What the matrices say of a stream is in `learners.metrics`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,8 +15,8 @@ from scipy.stats import rankdata
 from dqmstream.learners.splits import Part
 from dqmstream.learners.strategy import Maps, RunData, Strategy
 
-Matrix = list[list[float | None]]
-"""T rows of T entries; None where nothing is defined (row 0, and i > t)."""
+VALIDATION_SHARE = 3
+"""One validation lumisection is kept for so many test ones, as the split has them (`learners.splits`)."""
 
 
 def auc(positive: np.ndarray, negative: np.ndarray) -> float:
@@ -47,6 +46,7 @@ class Row:
 
     accuracy: list[float]
     auc: list[float]
+    auc_fixed: list[float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,33 +75,47 @@ class BeforeLearning:
 
 
 class Evaluator:
-    """Judges strategies on the test lumisections of every run seen, within a fixed budget for the whole stream.
+    """Judges strategies on lumisections of every run seen, within a fixed budget for the whole stream.
 
-    budget: lumisections scored at an evaluation, over all runs. When the runs have more, each keeps
-    budget // runs of its own, drawn by its number, and what is kept later is a part of what was kept before.
+    budget: test lumisections scored at an evaluation, over all runs; a third as many validation lumisections are scored
+    beside them, for the temperature alone. When the runs have more, each keeps budget // runs of its own, drawn by its
+    number, and what is kept later is a part of what was kept before. So an evaluation costs the same at run 1000 as at the run
+    that filled the budget, and the accuracy of a single run gets coarse: of 6000 lumisections each of 1000 runs keeps 6, its
+    accuracy is a multiple of 1/6 and known to ±.2, and an entry of R tells little. The average over runs is as exact as ever
+    (±.006 at most). Runs enter the row at the resolution of their time: where a run keeps ever fewer, its column moves by
+    chance, and the maximum in `forgetting` grows with that noise.
+
+    Beyond `budget` runs each keeps one lumisection, and the cost grows again.
     """
 
     def __init__(self, budget: int = 6000) -> None:
         self.budget = budget
         self.runs: list[int] = []
         self._tests: list[Maps] = []
+        self._validations: list[Maps] = []
 
     def add(self, run: RunData) -> None:
-        """Add the next experience's test part."""
+        """Add the next experience's test and validation parts."""
         self.runs.append(run.run)
-        self._tests.append(run.part(Part.TEST))
-        share = max(1, self.budget // len(self.runs))
-        self._tests = [_first_of(maps, share, number) for maps, number in zip(self._tests, self.runs, strict=True)]
+        self._tests = self._within(self.budget, [*self._tests, run.part(Part.TEST)])
+        self._validations = self._within(self.budget // VALIDATION_SHARE, [*self._validations, run.part(Part.VALIDATION)])
+
+    def _within(self, budget: int, parts: list[Maps]) -> list[Maps]:
+        share = max(1, budget // len(self.runs))
+        return [_first_of(maps, share, number) for maps, number in zip(parts, self.runs, strict=True)]
 
     def score(self, strategy: Strategy) -> Scores:
         """What the strategy says of the test lumisections that are kept of the runs added so far."""
-        blocks = [log_softmax(strategy.scores(maps), axis=1) for maps in self._tests]
-        labels = np.concatenate([np.full(len(maps), i) for i, maps in enumerate(self._tests)])
-        return Scores(np.concatenate(blocks), labels, np.concatenate([maps.lumisection for maps in self._tests]))
+        return _score(strategy, self._tests)
+
+    def score_validation(self, strategy: Strategy) -> Scores:
+        """The same of the validation lumisections."""
+        return _score(strategy, self._validations)
 
     def before(self, strategy: Strategy, run: RunData) -> BeforeLearning:
-        """Judge a run that the strategy has not learnt; it must know two runs at least."""
-        new = log_softmax(strategy.scores(run.part(Part.TEST)), axis=1)
+        """Judge a run that the strategy has not learnt, on at most `budget` of its lumisections; it must know two runs."""
+        test = _first_of(run.part(Part.TEST), self.budget, run.run)
+        new = log_softmax(strategy.scores(test), axis=1)
         known = self.score(strategy).log_probability
         mean = np.exp(new).mean(axis=0)
         nearest = int(mean.argmax())
@@ -111,59 +125,33 @@ class Evaluator:
 def evaluate_row(scores: Scores) -> Row:
     """Accuracy and AUC of each run.
 
-    accuracy[i]: share of run i's lumisections whose largest probability is run i's. auc[i]: run i's probability, run i's
-    lumisections against those of all other runs.
+    accuracy[i]: R[t, i], the share of run i's lumisections whose largest probability is run i's.
+    auc[i]: run i's probability among all runs seen, run i's lumisections against those of all others: it has more to tell
+    apart as runs arrive.
+    auc_fixed[i]: run i's probability among runs 0..max(i, 1), its lumisections against those of these runs alone: what there
+    was to tell apart when it was learnt, so that it falls by forgetting only. For strategies whose scores of a run never
+    change (the closed forms) it never moves, but for what the budget leaves out.
     """
     log_probability, labels = scores.log_probability, scores.labels
     named = log_probability.argmax(axis=1)
-    accuracies, aucs = [], []
+    # Column k: log of the probability that runs 0..k share, which makes the probability among them.
+    among_first = np.logaddexp.accumulate(log_probability, axis=1)
+    row = Row([], [], [])
     for i in range(log_probability.shape[1]):
-        mine = labels == i
-        accuracies.append(float(np.mean(named[mine] == i)))
-        aucs.append(auc(log_probability[mine, i], log_probability[~mine, i]))
-    return Row(accuracies, aucs)
+        mine, last = labels == i, max(i, 1)
+        row.accuracy.append(float(np.mean(named[mine] == i)))
+        row.auc.append(auc(log_probability[mine, i], log_probability[~mine, i]))
+        fixed = log_probability[:, i] - among_first[:, last]
+        row.auc_fixed.append(auc(fixed[mine], fixed[~mine & (labels <= last)]))
+    return row
 
 
-def matrix(rows: Sequence[Sequence[float] | None]) -> Matrix:
-    """A T x T matrix from its rows; row t has t + 1 entries, or None."""
-    size = len(rows)
-    full: Matrix = []
-    for row in rows:
-        known = [] if row is None else list(row)
-        full.append([*known, *[None] * (size - len(known))])
-    return full
-
-
-def average(values: Matrix) -> float | None:
-    """Mean of the last row: 1/T sum_i R[T-1, i] (Lopez-Paz and Ranzato, NeurIPS 2017, eq. 2). None before row 1."""
-    last = [value for value in values[-1] if value is not None] if values else []
-    return float(np.mean(last)) if last else None
-
-
-def forgetting(values: Matrix) -> float | None:
-    """1/(T-1) sum over i < T-1 of (max over t < T-1 of R[t, i]) - R[T-1, i] (Chaudhry et al., ECCV 2018, eq. 3).
-
-    None before three runs: nothing was known before the last row.
-    """
-    return _mean_drop(values, max)
-
-
-def forgetting_initial(values: Matrix) -> float | None:
-    """1/(T-1) sum over i < T-1 of R[first, i] - R[T-1, i], where first is the row in which run i was learnt.
-
-    This is minus the backward transfer of Lopez-Paz and Ranzato (NeurIPS 2017, eq. 3). None before three runs.
-    """
-    return _mean_drop(values, lambda before: before[0])
-
-
-def _mean_drop(values: Matrix, reference: Callable[[list[float]], float]) -> float | None:
-    drops = []
-    for i in range(len(values) - 1):
-        before = [value for row in values[:-1] if (value := row[i]) is not None]
-        last = values[-1][i]
-        if before and last is not None:
-            drops.append(reference(before) - last)
-    return float(np.mean(drops)) if drops else None
+def _score(strategy: Strategy, parts: list[Maps]) -> Scores:
+    return Scores(
+        np.concatenate([log_softmax(strategy.scores(maps), axis=1) for maps in parts]),
+        np.repeat(np.arange(len(parts)), [len(maps) for maps in parts]),
+        np.concatenate([maps.lumisection for maps in parts]),
+    )
 
 
 def _first_of(maps: Maps, share: int, run: int) -> Maps:

@@ -4,21 +4,35 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dqmstream.errors import StateError
-from dqmstream.learners.evaluation import Matrix, average, forgetting, forgetting_initial, matrix
+from dqmstream.errors import InputError, StateError
+from dqmstream.learners.metrics import (
+    Matrix,
+    any_time,
+    average,
+    averages,
+    backward_transfer,
+    forgetting,
+    forgetting_initial,
+    gap_closed,
+    matrix,
+    min_accuracy_per_experience,
+    min_accuracy_within_training,
+    worst_case,
+)
 from dqmstream.storage.locks import write_atomically
 
 Line = dict[str, Any]
 
 
 class History:
-    """Lines of history.jsonl. A line: experience, run, rows of R and AUC, loss curve, baselines, cost."""
+    """Lines of history.jsonl. A line: experience, run, rows of the matrices, loss curve, baselines, cost (`learners.judge`)."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -54,33 +68,113 @@ def newest_average(lines: list[Line]) -> float | None:
 
 
 def results(lines: list[Line]) -> dict[str, Any]:
-    """What a stream came to, from its history: matrices, averages, forgetting, baselines, bytes and seconds."""
-    accuracy, area = _matrix(lines, lambda line: line["accuracy"]), _matrix(lines, lambda line: line["auc"])
-    baselines = {name: baseline_results(lines, name) for name in (lines[-1]["baselines"] if lines else {})}
+    """What a stream came to, from its history: matrices, figures of `learners.metrics`, baselines and cost.
+
+    figures: `figures` of the learner; baseline_figures: the same of each baseline beside it. new_run_auc: mean over the runs of
+    how well each was told from the known ones before it was learnt. calibration: at the last evaluation. flops: None where a
+    line does not give them. What an older history lacks is None.
+    """
+    accuracy, area = _matrix(lines, "accuracy"), _matrix(lines, "auc")
+    baselines = {name: baseline_lines(lines, name) for name in (lines[-1]["baselines"] if lines else {})}
+    beside = {name: figures(of_it) for name, of_it in baselines.items()}
+    own = figures(lines)
     last: Mapping[str, Any] = lines[-1] if lines else {}
     return {
         "runs": [line["run"] for line in lines],
         "accuracy_matrix": accuracy,
         "auc_matrix": area,
-        "average_accuracy": average(accuracy),
-        "average_auc": average(area),
-        "forgetting": forgetting(accuracy),
-        "forgetting_initial": forgetting_initial(accuracy),
-        "baselines": {name: beside["accuracy"] for name, beside in baselines.items()},
-        "baselines_auc": {name: beside["auc"] for name, beside in baselines.items()},
-        "baselines_forgetting": {name: beside["forgetting"] for name, beside in baselines.items()},
+        "auc_fixed_matrix": _matrix(lines, "auc_fixed"),
+        **{name: own.pop(name) for name in ("average_accuracy", "average_auc", "forgetting", "forgetting_initial")},
+        **own,
+        "baselines": {name: found["average_accuracy"] for name, found in beside.items()},
+        "baselines_auc": {name: found["average_auc"] for name, found in beside.items()},
+        "baselines_forgetting": {name: found["forgetting"] for name, found in beside.items()},
+        "baseline_figures": beside,
         "memory_bytes": last.get("memory_bytes", 0),
         "state_bytes": last.get("state_bytes", 0),
         "seconds": round(sum(sum(line["seconds"].values()) for line in lines), 3),
+        "seconds_by_kind": _seconds_by_kind(lines),
     }
 
 
-def baseline_results(lines: list[Line], name: str) -> dict[str, float | None]:
-    """Accuracy, AUC and forgetting of a baseline that ran beside."""
-    accuracy = _matrix(lines, lambda line: line["baselines"][name] and line["baselines"][name]["accuracy"])
-    area = _matrix(lines, lambda line: line["baselines"][name] and line["baselines"][name]["auc"])
-    return {"accuracy": average(accuracy), "auc": average(area), "forgetting": forgetting(accuracy)}
+def figures(lines: list[Line]) -> dict[str, Any]:
+    """The figures that a learner and a baseline have alike, one number (or None) each, and `calibration`."""
+    accuracy = _matrix(lines, "accuracy")
+    watched = [{int(i): lowest for i, lowest in line["watched"]["lowest"]} for line in lines if line.get("watched")]
+    per_experience, within = min_accuracy_per_experience(accuracy), min_accuracy_within_training(watched)
+    noticed = [line["before"]["new_run_auc"] for line in lines if line.get("before")]
+    flops = [line["flops"] for line in lines if line.get("flops") is not None]
+    return {
+        "average_accuracy": average(accuracy),
+        "average_auc": average(_matrix(lines, "auc")),
+        "average_auc_fixed": average(_matrix(lines, "auc_fixed")),
+        "any_time_accuracy": any_time(accuracy),
+        "forgetting": forgetting(accuracy),
+        "forgetting_initial": forgetting_initial(accuracy),
+        "backward_transfer": backward_transfer(accuracy),
+        "min_accuracy_per_experience": per_experience,
+        "worst_case_per_experience": worst_case(accuracy, per_experience),
+        "min_accuracy_within_training": within,
+        "worst_case_within_training": worst_case(accuracy, within),
+        "new_run_auc": float(np.mean(noticed)) if noticed else None,
+        "calibration": lines[-1].get("calibration") if lines else None,
+        "flops": float(sum(flops)) if len(flops) == len(lines) else None,
+    }
 
 
-def _matrix(lines: list[Line], row: Callable[[Line], list[float] | None]) -> Matrix:
-    return matrix([row(line) for line in lines])
+def baseline_lines(lines: list[Line], name: str) -> list[Line]:
+    """The history that a baseline beside the learner would have written, as far as it is known.
+
+    It was neither watched nor asked before learning; its seconds are those of its learning.
+    """
+    unknown = dict.fromkeys(("accuracy", "auc", "auc_fixed", "calibration", "before", "watched"))
+    return [
+        line
+        | unknown
+        | (line["baselines"].get(name) or {})
+        | {
+            "flops": line.get("baseline_flops", {}).get(name),
+            "seconds": {"learn": line["seconds"].get(f"baseline.{name}", 0.0)},
+        }
+        for line in lines
+    ]
+
+
+@dataclass(frozen=True)
+class BesideJoint:
+    """A learner between the naive learner and the joint bound, after each run.
+
+    naive, own, joint: average accuracies. share: of the gap closed (`learners.metrics.gap_closed`). last: of the last run.
+    """
+
+    runs: list[int]
+    naive: list[float | None]
+    own: list[float | None]
+    joint: list[float | None]
+    share: list[float | None]
+
+    @property
+    def last(self) -> float | None:
+        return self.share[-1] if self.share else None
+
+
+def beside_joint(naive: list[Line], own: list[Line], joint: list[Line]) -> BesideJoint:
+    """Pair three histories of the same runs in the same order, as far as the shortest goes.
+
+    Raises InputError where they name other runs, or the same in another order.
+    """
+    length = min(len(naive), len(own), len(joint))
+    runs, *others = ([int(line["run"]) for line in lines[:length]] for lines in (own, naive, joint))
+    if any(other != runs for other in others):
+        raise InputError("the histories are not of the same runs in the same order: replay all of them from one ledger")
+    low, mine, high = (averages(_matrix(lines[:length], "accuracy")) for lines in (naive, own, joint))
+    return BesideJoint(runs, low, mine, high, gap_closed(low, mine, high))
+
+
+def _seconds_by_kind(lines: list[Line]) -> dict[str, float]:
+    kinds = sorted({kind for line in lines for kind in line["seconds"]})
+    return {kind: round(sum(line["seconds"].get(kind, 0.0) for line in lines), 3) for kind in kinds}
+
+
+def _matrix(lines: list[Line], name: str) -> Matrix:
+    return matrix([line.get(name) for line in lines])

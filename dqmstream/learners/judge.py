@@ -13,33 +13,46 @@ from typing import Any
 
 import numpy as np
 
+from dqmstream.learners.calibration import calibrate
 from dqmstream.learners.evaluation import Evaluator, Scores, evaluate_row
 from dqmstream.learners.history import Line
 from dqmstream.learners.splits import Part
-from dqmstream.learners.strategy import Past, RunData, Strategy
+from dqmstream.learners.strategy import LearnLog, Past, RunData, Strategy
+from dqmstream.learners.watch import Watched, Watcher
+
+_JUDGED = ("accuracy", "auc", "auc_fixed", "calibration")
 
 
 def learn_and_judge(
-    strategy: Strategy, baselines: Mapping[str, Strategy], evaluator: Evaluator, number: int, run: RunData, past: Past
+    strategy: Strategy,
+    baselines: Mapping[str, Strategy],
+    evaluator: Evaluator,
+    number: int,
+    run: RunData,
+    past: Past,
+    watcher: Watcher | None = None,
 ) -> tuple[Line, Scores | None]:
     """Learn experience `number` (0, 1, 2, ... without a hole) and judge it.
 
-    strategy, baselines and evaluator have seen the experiences before this one, and have seen this one afterwards.
+    strategy, baselines, evaluator and watcher have seen the experiences before this one, and have seen this one afterwards.
+    watcher: looks at the strategy in the course of its training, from the third run on (the second is the first training).
 
     Returns the line of history, and what the evaluation said of each test lumisection (None at the first run: there is
-    nothing to tell apart). Its seconds are those of `learn` (the strategy's own), `baselines` (theirs), `evaluate` (all).
+    nothing to tell apart). Its seconds are those of `learn` (the strategy's own, without what was watched), `watch`,
+    `evaluate` (strategy and baselines), and `baseline.<name>` (its learning).
     """
     clock = Clock()
     before = asdict(evaluator.before(strategy, run)) if number >= 2 else None
     clock.lap("evaluate")
-    learn_log = strategy.learn(number, run, past)
-    clock.lap("learn")
-    for baseline in baselines.values():
-        baseline.learn(number, run, past)
-    clock.lap("baselines")
+    learn_log, watched = _learn(strategy, number, run, past, watcher if number >= 2 else None, clock)
+    baseline_flops = {}
+    for name, baseline in baselines.items():
+        baseline_flops[name] = baseline.learn(number, run, past).flops
+        clock.lap(f"baseline.{name}")
     evaluator.add(run)
-    scores = evaluator.score(strategy) if number else None
-    row = evaluate_row(scores) if scores else None
+    if watcher is not None:
+        watcher.add(number, run)
+    judged, scores = _judge(strategy, evaluator) if number else (dict.fromkeys(_JUDGED), None)
     beside = {name: _judge_baseline(baseline, evaluator) if number else None for name, baseline in baselines.items()}
     clock.lap("evaluate")
     line: Line = {
@@ -47,13 +60,15 @@ def learn_and_judge(
         "run": run.run,
         "strategy": strategy.name,
         "lumisections": {part.name.lower(): int(np.sum(run.parts == part)) for part in Part},
-        "accuracy": row.accuracy if row else None,
-        "auc": row.auc if row else None,
+        **judged,
         "baselines": beside,
         "before": before,
+        "watched": watched and asdict(watched) | {"lowest": list(watched.lowest.items())},
         "loss": [round(value, 6) for value in learn_log.loss],
         "samples": learn_log.samples,
         "notes": learn_log.notes,
+        "flops": learn_log.flops,
+        "baseline_flops": baseline_flops,
         "memory_bytes": strategy.memory_bytes(),
         "state_bytes": strategy.state_bytes(),
         "seconds": clock.seconds,
@@ -61,12 +76,35 @@ def learn_and_judge(
     return line, scores
 
 
+def _learn(
+    strategy: Strategy, number: int, run: RunData, past: Past, watcher: Watcher | None, clock: Clock
+) -> tuple[LearnLog, Watched | None]:
+    if watcher is None:
+        learn_log = strategy.learn(number, run, past)
+        clock.lap("learn")
+        return learn_log, None
+
+    def watch() -> None:
+        clock.lap("learn")
+        watcher.call(strategy)
+        clock.lap("watch")
+
+    learn_log = strategy.learn(number, run, past, watch)
+    clock.lap("learn")
+    watched = watcher.end(strategy)
+    clock.lap("watch")
+    return learn_log, watched
+
+
+def _judge(strategy: Strategy, evaluator: Evaluator) -> tuple[dict[str, Any], Scores]:
+    scores, validation = evaluator.score(strategy), evaluator.score_validation(strategy)
+    calibration = calibrate(scores.log_probability, scores.labels, validation.log_probability, validation.labels)
+    return asdict(evaluate_row(scores)) | {"calibration": asdict(calibration)}, scores
+
+
 def _judge_baseline(baseline: Strategy, evaluator: Evaluator) -> dict[str, Any]:
-    return {
-        **asdict(evaluate_row(evaluator.score(baseline))),
-        "memory_bytes": baseline.memory_bytes(),
-        "state_bytes": baseline.state_bytes(),
-    }
+    judged, _ = _judge(baseline, evaluator)
+    return judged | {"memory_bytes": baseline.memory_bytes(), "state_bytes": baseline.state_bytes()}
 
 
 class Clock:

@@ -30,6 +30,7 @@ from dqmstream.learners.registry import GRADIENT, STREAMING, make_strategy, reso
 from dqmstream.learners.stamp import prefixed, within
 from dqmstream.learners.state import Identity, StateFolder
 from dqmstream.learners.strategy import RunData, Strategy
+from dqmstream.learners.watch import Watcher
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.locks import write_atomically
 from dqmstream.storage.rowindex import RunSummary
@@ -42,7 +43,8 @@ class LearnerSettings:
     """How a learner learns.
 
     strategy: a name of the registry. memory_bytes: budget for what is kept of past runs, in all. idle_s: a run without a
-    stop is complete when nothing of it came for so long. evaluation_samples: lumisections scored at an evaluation, in all.
+    stop is complete when nothing of it came for so long. evaluation_samples: test lumisections scored at an evaluation, in all.
+    watch_samples: lumisections scored in the course of each training, 0 for none (`learners.watch`); changes nothing learnt.
     threads: of the CPU; one by default, since a second made a step of the small default model 1.4 times as fast on idle
     cores and 20 times as slow where other processes wanted them. device: "auto", "cpu" or "cuda".
     """
@@ -52,6 +54,7 @@ class LearnerSettings:
     memory_bytes: int = 1_000_000
     idle_s: float = 300.0
     evaluation_samples: int = 6000
+    watch_samples: int = 0
     threads: int = 1
     device: str = "auto"
 
@@ -80,6 +83,7 @@ class Learner:
             name: make_strategy(name, geometry=archive.geometry, seed=settings.seed) for name in STREAMING
         }
         self.evaluator = Evaluator(settings.evaluation_samples)
+        self.watcher = Watcher(settings.watch_samples) if settings.watch_samples else None
         self._began_ns = time.time_ns()
         self.folder = StateFolder(folder, identity(archive, settings), anew=anew)
         try:
@@ -112,8 +116,11 @@ class Learner:
         if meta.threads != self.settings.threads:
             log.warning("other number of threads: the bits may differ", before=meta.threads, now=self.settings.threads)
         self.history.cut(learnt)
-        for experience in self.ledger.experiences[:learnt]:
-            self.evaluator.add(read_experience(self.archive, experience))
+        for number, experience in enumerate(self.ledger.experiences[:learnt]):
+            run = read_experience(self.archive, experience)
+            self.evaluator.add(run)
+            if self.watcher is not None:
+                self.watcher.add(number, run)
         log.info("resumed", learnt=learnt, run=meta.runs[-1])
         return learnt
 
@@ -152,7 +159,7 @@ class Learner:
         clock = Clock()
         run = read_experience(self.archive, experience)
         clock.lap("read")
-        judged, scores = learn_and_judge(self.strategy, self.baselines, self.evaluator, number, run, self._past)
+        judged, scores = learn_and_judge(self.strategy, self.baselines, self.evaluator, number, run, self._past, self.watcher)
         seconds = clock.seconds | judged["seconds"]
         line = judged | {"snapshot": experience.snapshot, "seed": self.settings.seed, "seconds": seconds}
         self.history.append(line)

@@ -8,16 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics
 
-from dqmstream.learners.evaluation import (
-    Scores,
-    auc,
-    average,
-    evaluate_row,
-    forgetting,
-    forgetting_initial,
-    matrix,
-    roc_curve,
-)
+from dqmstream.learners.evaluation import Scores, auc, evaluate_row, roc_curve
+from dqmstream.learners.metrics import average, forgetting, forgetting_initial, matrix
 
 # Four runs; run 0 peaks at t=2 and is then half forgotten, run 1 drops at once and recovers, run 2 is kept.
 R = matrix([None, [0.8, 0.9], [0.9, 0.5, 1.0], [0.4, 0.7, 1.0, 0.6]])

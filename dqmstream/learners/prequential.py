@@ -1,0 +1,101 @@
+"""Prequential accuracy: every lumisection is judged by what was said of it when it arrived, before its label was known.
+
+In window mode a window of lumisections is named on arrival, by the learner as it then is; its labels come a number of
+windows later, and only then can it be counted, and learnt.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+
+from dqmstream.errors import InputError
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A window whose labels have come.
+
+    number: of the window, 0, 1, 2, ... in order of arrival. right: lumisections that had been named right, of `total`.
+    cumulative: accuracy over all windows judged so far. sliding: over the last few of them.
+    """
+
+    number: int
+    right: int
+    total: int
+    cumulative: float
+    sliding: float
+
+
+class Prequential:
+    """Accumulates windows as they arrive, and judges each when its labels come.
+
+    With hit(k) = 1 where lumisection k had been named right, and n lumisections judged so far:
+
+        cumulative = 1/n sum over k <= n of hit(k)
+        sliding    = the same over the lumisections of the last `sliding_windows` judged windows
+
+    1 minus them are the prequential error and the error over a sliding window of Gama, Sebastiao and Rodrigues, Machine
+    Learning 90 (2013) 317, section 3, for the 0-1 loss. The cumulative one remembers the beginning for ever; the sliding one
+    shows how good the learner is by now, and scatters more. A lumisection of a run that the learner did not know on arrival
+    counts as named wrong: that is what it costs to be late.
+    """
+
+    def __init__(self, delay_windows: int = 1, sliding_windows: int = 10) -> None:
+        """delay_windows: how many more windows arrive before a window's labels are known; 0 is at once.
+
+        Raises InputError for a negative delay or a sliding part of no window.
+        """
+        if delay_windows < 0 or sliding_windows < 1:
+            raise InputError(
+                f"a label delay of {delay_windows} and a sliding part of {sliding_windows} windows: give at least 0 and 1"
+            )
+        self.delay_windows = delay_windows
+        self.judged: list[Judged] = []
+        self._waiting: deque[np.ndarray] = deque()
+        self._last: deque[tuple[int, int]] = deque(maxlen=sliding_windows)
+        self._right = self._total = 0
+
+    @property
+    def waiting(self) -> int:
+        """Windows that have arrived and whose labels have not come."""
+        return len(self._waiting)
+
+    def arrive(self, named: np.ndarray) -> bool:
+        """Take what was named on arrival, (n,) with n > 0. True where labels are now due: call `label` before the next."""
+        if self.waiting > self.delay_windows:
+            raise InputError(f"labels are due for window {len(self.judged)}: give them before the next window")
+        if len(named) == 0:
+            raise InputError("a window without a lumisection cannot be judged: leave it out")
+        self._waiting.append(np.array(named))
+        return self.waiting > self.delay_windows
+
+    def label(self, truth: np.ndarray) -> Judged:
+        """Judge the oldest waiting window by its labels (n,), no sooner than `delay_windows` later, or `drain` at the end.
+
+        Raises InputError where no label is due or they are not as many as the window's lumisections.
+        """
+        if self.waiting <= self.delay_windows:
+            raise InputError(f"no label is due: {self.waiting} windows wait, and labels come {self.delay_windows} later")
+        return self._judge(truth)
+
+    def drain(self, truth: np.ndarray) -> Judged:
+        """The same when no more windows come: the labels of those that still wait arrive one after another."""
+        if not self._waiting:
+            raise InputError("no window waits for a label")
+        return self._judge(truth)
+
+    def _judge(self, truth: np.ndarray) -> Judged:
+        named = self._waiting[0]
+        if named.shape != np.shape(truth):
+            raise InputError(f"window {len(self.judged)} has {len(named)} lumisections, but {np.size(truth)} labels came")
+        self._waiting.popleft()
+        right, total = int(np.sum(named == truth)), len(named)
+        self._right, self._total = self._right + right, self._total + total
+        self._last.append((right, total))
+        sliding = sum(hits for hits, _ in self._last) / sum(count for _, count in self._last)
+        judged = Judged(len(self.judged), right, total, self._right / self._total, sliding)
+        self.judged.append(judged)
+        return judged
