@@ -30,7 +30,7 @@ class FaultRate:
     kind: Kind
     births_p: float
     mean_runs: float
-    longest_runs: int
+    longest_runs: float
     factor: tuple[float, float]
 
 
@@ -135,12 +135,12 @@ STREAMS = {
             luminosity="moving",
             luminosity_per_run_fb=1.5,
             faults=(
-                FaultRate("dead", 0.15, 0.25, 1, (0.0, 0.0)),
-                FaultRate("degraded", 0.15, 0.25, 1, (0.2, 0.8)),
-                FaultRate("hot", 0.15, 0.25, 1, (2.0, 2.0)),
-                FaultRate("module", 0.15, 0.25, 1, (0.0, 0.0)),
-                FaultRate("box", 0.15, 0.25, 1, (0.80, 0.95)),
-                FaultRate("hem15/16", 0.15, 0.25, 1, (0.0, 0.0)),
+                FaultRate("dead", 0.15, 0.25, 0.5, (0.0, 0.0)),
+                FaultRate("degraded", 0.15, 0.25, 0.5, (0.2, 0.8)),
+                FaultRate("hot", 0.15, 0.25, 0.5, (2.0, 2.0)),
+                FaultRate("module", 0.15, 0.25, 0.5, (0.0, 0.0)),
+                FaultRate("box", 0.15, 0.25, 0.5, (0.80, 0.95)),
+                FaultRate("hem15/16", 0.15, 0.25, 0.5, (0.0, 0.0)),
                 FaultRate("flicker", 0.3, 0.5, 1, (0.0, 0.0)),
             ),
             within_runs=True,
@@ -205,7 +205,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
         *_EVERY_STREAM,
         *_LAZY,
         "A lumisection is faulty if any channel of it is; a channel that flickers is faulty where it is out. A repair may "
-        "come in the next run, at the latest one run's length after the fault began.",
+        "come in the next run, at the latest half a run's length after the fault began (a run's length for flicker). Nearly "
+        "every run has both labels; none is made to.",
         "A channel that flickers drops out with probability .1 a lumisection and stays out with probability .7.",
         "Short anomalies: one channel, 1, 2 or 3 lumisections (fewer at the run's end), and one of the six multipliers, each "
         "as likely as the others.",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import ceil
 from typing import Literal
 
 import numpy as np
@@ -81,7 +82,7 @@ def lasting_faults(
 
     run_number: index -> number of a run.
     """
-    longest = max((rate.longest_runs for rate in named.faults), default=0)
+    longest = ceil(max((rate.longest_runs for rate in named.faults), default=0))
     first = 0 if named.within_runs else 1
     begun = [birth for i in range(max(first, index - longest), index + 1) for birth in _births(named, seed, i)]
     time = index + np.arange(lumisections) / lumisections

@@ -30,7 +30,7 @@ def write(
     float64 (n,); `truth.json`: every number that was chosen, and under `runs`, one run a line, what is different in it:
     its gains over the fingerprint (all live channels in row-major order, 5 significant digits; the exact ones come from
     `stream` with the same seed), dead channels and losses of readout boxes that last the whole run, noisy boxes,
-    truncated lumisections, and all faults with their channels and lumisections; 7 to 14 kB a run. progress is called with
+    truncated lumisections, and all faults with their channels and lumisections; 7 to 16 kB a run. progress is called with
     (runs written, runs in all). One run is held at a time.
 
     interpolate_to: rows that the lumisections are interpolated to (`interpolate`; 10000 in the published files), in the
