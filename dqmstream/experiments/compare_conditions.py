@@ -1,0 +1,148 @@
+"""What luminosity did in each lumisection of two runs, read off the channels that did not change.
+
+A lumisection's exposure E says how much it counts, its ratio z where on the response to pileup it lies:
+
+* events known: E is their number N, z the mean fraction of events in which channels fire, over its mean in both runs;
+* events unknown: E = b and z = a / b, where a and b are the means of rings |ieta| 19-23 and 26-28 over theirs in both runs
+  (`learners.reference` has the same; a rises with pileup, b is nearly full and follows the number of events).
+
+Both runs are measured with one ruler: the same channels, divided by the same means. Each level is the median over readout
+boxes, so a box that lost gain does not pass for luminosity. A factor common to all channels is luminosity by construction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from dqmstream.learners.reference import A_RINGS, B_RINGS
+from dqmstream.lumisection import IETA, N_IPHI
+
+_ROWS = 2048
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """Lumisections of a run, live channels only.
+
+    counts: (n, live). events: (n,), nan where unknown. lumisection: numbers, (n,), ascending. scale: 25 where rows were
+    interpolated, else 1 (`learners.splits`).
+    """
+
+    counts: np.ndarray
+    events: np.ndarray
+    lumisection: np.ndarray
+    scale: int
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    def take(self, index: np.ndarray) -> Sample:
+        return Sample(self.counts[index], self.events[index], self.lumisection[index], self.scale)
+
+    def parts(self) -> Iterator[tuple[slice, np.ndarray]]:
+        """Rows, and their counts as float64, a few at a time: both runs in double precision would double the memory."""
+        for start in range(0, len(self), _ROWS):
+            rows = slice(start, start + _ROWS)
+            yield rows, self.counts[rows].astype(np.float64)
+
+
+@dataclass(frozen=True, eq=False)
+class Channels:
+    """The channels that count in at least one of the runs. live: bool, (depth, 64, 72); all else has shape (live,).
+
+    box: readout box, -18..-1 at negative ieta and 1..18 at positive.
+    """
+
+    live: np.ndarray
+
+    @cached_property
+    def ieta(self) -> np.ndarray:
+        return IETA[np.nonzero(self.live)[1]]
+
+    @cached_property
+    def iphi(self) -> np.ndarray:
+        return np.nonzero(self.live)[2] + 1
+
+    @cached_property
+    def depth(self) -> np.ndarray:
+        return np.nonzero(self.live)[0] + 1
+
+    @cached_property
+    def box(self) -> np.ndarray:
+        sector = (self.iphi + 5) // 4 % (N_IPHI // 4)  # box n covers iphi 4n-5 .. 4n-2
+        return np.sign(self.ieta) * np.where(sector == 0, N_IPHI // 4, sector)
+
+    def __len__(self) -> int:
+        return int(self.live.sum())
+
+
+@dataclass(frozen=True, eq=False)
+class Conditions:
+    """The ruler. counts_events: the number of events is known and is the exposure.
+
+    fraction, dim, bright: matrices (live, boxes) from counts to a box's level: of all channels, of rings a, and of rings b.
+    """
+
+    counts_events: bool
+    fraction: np.ndarray
+    dim: np.ndarray
+    bright: np.ndarray
+
+    @classmethod
+    def fit(cls, samples: Sequence[Sample], channels: Channels, steady: np.ndarray, counts_events: bool) -> Conditions:
+        """steady: bool, (live,), the channels that may be trusted not to have changed."""
+        profile = _profile(samples, counts_events)
+        a, b = _groups(channels, profile)
+        fraction, dim, bright = (_by_box(channels, steady & group, profile) for group in (np.ones_like(a), a, b))
+        return cls(counts_events, fraction, dim, bright)
+
+    def of(self, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+        """Exposure and ratio of each lumisection, float64, (n,) each; both are 0 where nothing was read out."""
+        if self.counts_events:
+            exposure = sample.events
+            level = _level(sample, self.fraction)
+        else:
+            level, exposure = self.rings(sample).T
+        return exposure, np.divide(level, exposure, out=np.zeros_like(level), where=exposure > 0)
+
+    def rings(self, sample: Sample) -> np.ndarray:
+        """a and b of each lumisection, what luminosity alone says: float64, (n, 2)."""
+        return np.stack([_level(sample, self.dim), _level(sample, self.bright)], axis=1)
+
+
+def _level(sample: Sample, share: np.ndarray) -> np.ndarray:
+    """Median over readout boxes of their counts, each over its mean: (n,)."""
+    return np.concatenate([np.median(counts @ share, axis=1) for _, counts in sample.parts()])
+
+
+def _profile(samples: Sequence[Sample], counts_events: bool) -> np.ndarray:
+    """Mean of each channel over both runs, each run with the same weight: counts an event or a lumisection, (live,)."""
+    means = []
+    for sample in samples:
+        total = sum((counts.sum(axis=0) for _, counts in sample.parts()), np.zeros(sample.counts.shape[1]))
+        means.append(total / (sample.events.sum() if counts_events else len(sample)))
+    return np.asarray(np.mean(means, axis=0))
+
+
+def _groups(channels: Channels, profile: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The channels of rings a and of rings b, bool, (live,) each.
+
+    Where a ring group has no live channel (another part of the detector) a is the dimmer half of all, b the brighter half.
+    """
+    ring = np.abs(channels.ieta)
+    a, b = ((ring >= low) & (ring <= high) for low, high in (A_RINGS, B_RINGS))
+    if a.any() and b.any():
+        return a, b
+    dimmer = profile <= np.median(profile)
+    return dimmer, ~dimmer if (~dimmer).any() else dimmer
+
+
+def _by_box(channels: Channels, cells: np.ndarray, profile: np.ndarray) -> np.ndarray:
+    """A matrix (live, boxes) from counts to each readout box's total over its mean total, of the chosen cells."""
+    boxes = np.unique(channels.box[cells])
+    share = ((channels.box[:, None] == boxes) & cells[:, None]).astype(np.float64)
+    return share / (profile @ share)

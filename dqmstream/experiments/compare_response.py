@@ -1,0 +1,294 @@
+"""How each channel responds in two runs under the same conditions: one regression of both, and by how much they differ in it.
+
+With a lumisection's exposure E and ratio z (`experiments.compare_conditions`) the mean count of a channel is
+
+    mu = E f(z) (1 - h) in run A,    mu = E f(z) (1 + h) in run B,
+
+f a polynomial in z of the channel's own, fitted in both runs together with h by weighted least squares. The ratio of response
+is (1 + h) / (1 - h); h = -1 is a channel that died, h = 1 one that woke. No run is compared with a response that was fitted
+on another as if that were known: f and h come from one fit, and the error of h holds the uncertainty of f.
+
+Weights are 1/variance: beta-binomial where events are known, N p (1 - p) (1 + (N - 1) rho) with rho from the squared
+residuals (Williams, Appl. Statist. 31 (1982) 144), proportional to E else. The error of h does not trust them: it sums each
+block of consecutive lumisections before it squares (Liang and Zeger, Biometrika 73 (1986) 13), so it holds for neighbours
+that are alike and for noise that no binomial has. Its scatter from channel to channel is moderated as in Smyth, Stat. Appl.
+Genet. Mol. Biol. 3 (2004) 3, sec. 6.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf
+
+import numpy as np
+from numpy.polynomial.legendre import legvander
+from scipy.optimize import brentq
+from scipy.special import digamma, polygamma
+from scipy.stats import f as f_distribution
+from scipy.stats import t
+
+from dqmstream.experiments.compare_conditions import Conditions, Sample
+
+DEGREE = 4
+"""Of the response in the ratio: off by 3e-5 at most on the measured response for pileup from 3 to 7 (a quadratic: 3e-3)."""
+
+STEADY = 5e-3
+"""A ratio that moves by less than this over both runs is noise, and teaches no slope."""
+
+BLOCK = 10
+"""Fewest lumisections whose residuals are summed before they are squared (times 25 where rows were interpolated)."""
+
+BLOCKS_A_RUN = 50
+"""Blocks are longer where a run would have more of them than this: what moves slowly stays inside one."""
+
+OWN_VARIANCE_P = 1e-3
+"""A channel noisier than chance explains at this level keeps its own variance: it flickers, and the others do not."""
+
+_STEPS = 15
+_RIDGE = 1e-10
+"""Of the normal equations, relative to their diagonal: where conditions do not overlap, h is hardly determined beside f."""
+
+_FEW = 0.5
+"""Counts in both runs together: no expectation is so near to none or to all events that fewer would be expected."""
+
+
+@dataclass(frozen=True, eq=False)
+class Estimate:
+    """Half differences h of m channels or readout boxes, their standard errors and degrees of freedom: float64, (m,)."""
+
+    h: np.ndarray
+    error: np.ndarray
+    dof: np.ndarray
+
+    @property
+    def pull(self) -> np.ndarray:
+        return self.h / self.error
+
+    @property
+    def p(self) -> np.ndarray:
+        """Two-sided probability of such a pull if nothing changed, by Student's t."""
+        return np.asarray(2 * t.sf(np.abs(self.pull), self.dof))
+
+
+@dataclass(frozen=True, eq=False)
+class Response:
+    """The fitted response. low, high: range of the ratio. weights: of f, (basis, live). h, rho: (live,).
+
+    spread: variance of a count over E where events are unknown, else 1, (live,). influence: what each block of lumisections
+    added to h, (blocks, live). model_error: of h, if the weights told the truth, (live,).
+    """
+
+    conditions: Conditions
+    low: float
+    high: float
+    weights: np.ndarray
+    h: np.ndarray
+    rho: np.ndarray
+    spread: np.ndarray
+    influence: np.ndarray
+    model_error: np.ndarray
+
+    @property
+    def dof(self) -> int:
+        return len(self.influence) - len(self.weights) - 1
+
+    def estimate(self) -> Estimate:
+        """h of each channel with its moderated error."""
+        own = (self.influence**2).sum(axis=0) * (len(self.influence) / self.dof)
+        scale, dof = moderate(own / self.model_error**2, self.dof)
+        return Estimate(self.h, self.model_error * np.sqrt(scale), dof)
+
+    def expected(self, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+        """E f(z), the mean of what runs A and B expect, and a count's variance there: float64, (n, live) each."""
+        exposure, ratio = self.conditions.of(sample)
+        middle = exposure[:, None] * (_basis(ratio, self.low, self.high, len(self.weights)) @ self.weights)
+        return middle, self._variance(middle, exposure)
+
+    def _variance(self, middle: np.ndarray, exposure: np.ndarray) -> np.ndarray:
+        return variance(middle, exposure, self.conditions.counts_events, self.rho, self.spread)
+
+
+def variance(middle: np.ndarray, exposure: np.ndarray, counts_events: bool, rho: np.ndarray, spread: np.ndarray) -> np.ndarray:
+    """Of a count, (n, live): beta-binomial where events are known, spread times E else. middle: its mean; exposure: (n,)."""
+    events = exposure[:, None]
+    if not counts_events:
+        return events * spread
+    least = np.minimum(_FEW / exposure.sum(), 0.5)
+    p = np.clip(middle / events, least, 1 - least)
+    return events * p * (1 - p) * (1 + (events - 1) * rho)
+
+
+def fit_response(a: Sample, b: Sample, conditions: Conditions, low: float, high: float) -> Response:
+    """Fit all channels on both runs. low, high: range of the ratio; lumisections beyond it are taken at its ends."""
+    fit = _Fit(a, b, conditions, low, high)
+    fit.solve()
+    for _ in range(2):  # the weights need a mean, the dispersion needs weights
+        fit.weigh()
+        fit.solve()
+    return fit.response()
+
+
+class _Side:
+    """A run in the fit: exposure, basis of the ratio, products of the basis, block of each lumisection."""
+
+    def __init__(self, sample: Sample, conditions: Conditions, low: float, high: float, sign: int, first_block: int) -> None:
+        self.sample, self.sign = sample, sign
+        self.exposure, ratio = conditions.of(sample)
+        self.basis = _basis(ratio, low, high, DEGREE + 1 if high - low > STEADY else 1)
+        self.upper = np.triu_indices(self.basis.shape[1])
+        self.products = self.basis[:, self.upper[0]] * self.basis[:, self.upper[1]]
+        span = sample.lumisection[-1] - sample.lumisection[0] + 1
+        length = max(BLOCK * sample.scale, -(-span // BLOCKS_A_RUN))
+        _, block = np.unique((sample.lumisection - sample.lumisection[0]) // length, return_inverse=True)
+        self.block = first_block + block
+
+
+class _Fit:
+    """The regression in the making."""
+
+    def __init__(self, a: Sample, b: Sample, conditions: Conditions, low: float, high: float) -> None:
+        self._conditions, self._range = conditions, (low, high)
+        first = _Side(a, conditions, low, high, -1, 0)
+        self._sides = (first, _Side(b, conditions, low, high, 1, int(first.block[-1]) + 1))
+        channels, terms = a.counts.shape[1], first.basis.shape[1]
+        self._weights = np.zeros((terms, channels))
+        self._h = np.zeros(channels)
+        self._rho, self._spread = np.zeros(channels), np.ones(channels)
+        self._weighted = False
+
+    def solve(self) -> None:
+        """Fit f and h to the counts with the variances that the last fit gave; with E alone the first time.
+
+        Gauss-Newton on the normal equations' moments, which one pass over the counts gives: mu is bilinear in f and h.
+        """
+        self._moments = [self._side_moments(side) for side in self._sides]
+        (s_a, t_a), (s_b, t_b) = self._moments
+        weights = np.linalg.solve(_ridged(s_a + s_b), (t_a + t_b)[..., None])[..., 0]
+        h = np.zeros_like(self._h)
+        for _ in range(_STEPS):
+            normal, gradient = self._normal(weights, h)
+            step = np.linalg.solve(_ridged(normal), gradient[..., None])[..., 0]
+            weights = weights + step[:, :-1]
+            h = np.clip(h + step[:, -1], -1.0, 1.0)
+        self._weights, self._h = weights.T, h
+
+    def weigh(self) -> None:
+        """Dispersion of each channel from the squared residuals of the last fit."""
+        squares, sizes, used = np.zeros_like(self._h), 0.0, 0
+        for side in self._sides:
+            for rows, counts in side.sample.parts():
+                exposure = side.exposure[rows]
+                middle = self._middle(side, rows)
+                residual = counts - middle * (1 + side.sign * self._h)
+                plain = variance(middle, exposure, self._conditions.counts_events, np.zeros_like(self._h), np.ones_like(self._h))
+                squares += (residual**2 / plain).sum(axis=0)
+                sizes += float((exposure - 1).sum())
+                used += len(counts)
+        dof = used - len(self._weights) - 1
+        if self._conditions.counts_events:
+            self._rho = np.maximum((squares - dof) / max(sizes, 1.0), 0.0)
+        else:
+            self._spread = np.maximum(squares / dof, np.finfo(float).tiny)
+        self._weighted = True
+
+    def response(self) -> Response:
+        """The fit's result, with what each block of lumisections added to h."""
+        normal, _ = self._normal(self._weights.T, self._h)
+        unit = np.zeros((*self._h.shape, len(self._weights) + 1, 1))
+        unit[:, -1] = 1.0
+        row = np.linalg.solve(_ridged(normal), unit)[..., 0]  # of the inverse: h's covariance with all parameters
+        blocks = int(self._sides[1].block[-1]) + 1
+        influence = np.zeros((blocks, len(self._h)))
+        for side in self._sides:
+            factor = 1 + side.sign * self._h
+            for rows, counts in side.sample.parts():
+                exposure = side.exposure[rows]
+                middle = self._middle(side, rows)
+                slope = exposure[:, None] * (side.basis[rows] @ row[:, :-1].T) * factor + side.sign * middle * row[:, -1]
+                added = slope * (counts - middle * factor) / self._variance(middle, exposure)
+                np.add.at(influence, side.block[rows], added)
+        low, high = self._range
+        return Response(
+            self._conditions, low, high, self._weights, self._h, self._rho, self._spread, influence,
+            np.sqrt(np.maximum(row[:, -1], np.finfo(float).tiny)),
+        )  # fmt: skip
+
+    def _middle(self, side: _Side, rows: slice) -> np.ndarray:
+        return side.exposure[rows, None] * (side.basis[rows] @ self._weights)
+
+    def _variance(self, middle: np.ndarray, exposure: np.ndarray) -> np.ndarray:
+        return variance(middle, exposure, self._conditions.counts_events, self._rho, self._spread)
+
+    def _side_moments(self, side: _Side) -> tuple[np.ndarray, np.ndarray]:
+        """sum E² F Fᵀ / v, (live, basis, basis), and sum E F x / v, (live, basis)."""
+        terms = side.basis.shape[1]
+        packed, target = np.zeros((len(self._h), side.products.shape[1])), np.zeros((len(self._h), terms))
+        for rows, counts in side.sample.parts():
+            exposure = side.exposure[rows]
+            if self._weighted:
+                inverse = 1 / self._variance(self._middle(side, rows), exposure)
+            else:
+                inverse = np.broadcast_to(1 / exposure[:, None], counts.shape)
+            packed += inverse.T @ (exposure[:, None] ** 2 * side.products[rows])
+            target += (inverse * counts).T @ (exposure[:, None] * side.basis[rows])
+        square = np.empty((len(self._h), terms, terms))
+        square[:, side.upper[0], side.upper[1]] = packed
+        square[:, side.upper[1], side.upper[0]] = packed
+        return square, target
+
+    def _normal(self, weights: np.ndarray, h: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Normal matrix (live, p, p) and gradient (live, p) in (f's weights, h) at weights (live, basis) and h (live,)."""
+        terms = weights.shape[1]
+        normal, gradient = np.zeros((len(h), terms + 1, terms + 1)), np.zeros((len(h), terms + 1))
+        for side, (square, target) in zip(self._sides, self._moments, strict=True):
+            factor = (1 + side.sign * h)[:, None]
+            level = np.einsum("cij,cj->ci", square, weights)
+            residual = target - factor * level
+            normal[:, :-1, :-1] += factor[..., None] ** 2 * square
+            normal[:, :-1, -1] += side.sign * factor * level
+            normal[:, -1, -1] += (weights * level).sum(axis=1)
+            gradient[:, :-1] += factor * residual
+            gradient[:, -1] += side.sign * (weights * residual).sum(axis=1)
+        normal[:, -1, :-1] = normal[:, :-1, -1]
+        return normal, gradient
+
+
+def moderate(scale: np.ndarray, dof: int) -> tuple[np.ndarray, np.ndarray]:
+    """Variances over what was expected of them, (m,), drawn towards what all have in common, and their degrees of freedom.
+
+    If all vary by chance alone around one value they are that value; else each is
+    (d0 s0² + d s²) / (d0 + d), with s0² and d0 from the mean and variance of log s² (Smyth 2004, sec. 6.2), without outliers.
+    One that is larger than its prior allows at `OWN_VARIANCE_P` is left as it is, with d degrees of freedom (in the spirit of
+    Phipson et al., Ann. Appl. Stat. 10 (2016) 946).
+    """
+    logs = np.log(np.maximum(scale, np.finfo(float).tiny)) - digamma(dof / 2) + np.log(dof / 2)
+    middle = np.median(logs)
+    near = np.abs(logs - middle) < 4 * 1.4826 * max(float(np.median(np.abs(logs - middle))), np.sqrt(polygamma(1, dof / 2)) / 2)
+    mean = float(logs[near].mean())
+    excess = float(logs[near].var(ddof=1) - polygamma(1, dof / 2)) if near.sum() > 1 else 0.0
+    if excess <= 0:
+        prior_dof, prior = inf, np.exp(mean)
+        moderated, degrees = np.full_like(scale, prior), np.full(scale.shape, inf)
+    else:
+        prior_dof = 2 * brentq(lambda x: float(polygamma(1, x)) - excess, 1e-3, 1e9)
+        prior = np.exp(mean + digamma(prior_dof / 2) - np.log(prior_dof / 2))
+        moderated = (prior_dof * prior + dof * scale) / (prior_dof + dof)
+        degrees = np.full(scale.shape, prior_dof + dof)
+    own = f_distribution.sf(scale / prior, dof, min(prior_dof, 1e9)) < OWN_VARIANCE_P
+    return np.where(own, scale, moderated), np.where(own, float(dof), degrees)
+
+
+def _basis(ratio: np.ndarray, low: float, high: float, terms: int) -> np.ndarray:
+    """Legendre polynomials of the ratio on low..high, (n, terms); beyond it the response is that of the end."""
+    if terms == 1:
+        return np.ones((len(ratio), 1))
+    return legvander(np.clip(2 * (ratio - low) / (high - low) - 1, -1.0, 1.0), terms - 1)
+
+
+def _ridged(matrices: np.ndarray) -> np.ndarray:
+    """Symmetric matrices (m, p, p) with a little more on their diagonals."""
+    out = matrices.copy()
+    diagonal = np.arange(matrices.shape[1])
+    out[:, diagonal, diagonal] *= 1 + _RIDGE
+    out[:, diagonal, diagonal] += np.finfo(float).tiny
+    return out
