@@ -13,6 +13,7 @@ Nothing that a damaged buffer claims is believed before it is seen to lie within
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from struct import Struct
@@ -30,6 +31,7 @@ _LONGEST_TEXT = 1024
 _MOST_FIXED = 64 * 2**10
 """Bytes that a layout which is remembered holds of its buffer."""
 _NAMES = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float32", "float64", "S1")
+_INT64 = 1 + _NAMES.index("int64")
 _DTYPES = {code: np.dtype(name).newbyteorder("<") for code, name in enumerate(_NAMES, start=1)}
 
 
@@ -67,7 +69,7 @@ class _Place:
         return Variable(self.name, self.unit, self.axes, data.reshape(self.shape) if self.axes else data)
 
 
-class _Layout:
+class Layout:
     """Everything in a buffer but its values: where they lie, and all other bytes.
 
     A buffer of the same length and with the same other bytes is laid out alike, since nothing but them was followed to find
@@ -99,6 +101,11 @@ class _Layout:
             return False
         return (other.source, other.timestamp, other.places) == (self.source, self.timestamp, self.places)
 
+    def fixes(self, until: int) -> bool:
+        """Whether no value lies before this place."""
+        start, stop, _ = self.fixed[0]
+        return start == 0 and stop >= until
+
     def fits(self, value: bytes) -> bool:
         return all(value[start:stop] == bytes_ for start, stop, bytes_ in self.fixed)
 
@@ -107,13 +114,48 @@ class _Layout:
         return self.source, time_ns, {place.name: place.read(value) for place in self.places}
 
 
+class Table:
+    """Buffers of one length as a table, a row each, read by one layout.
+
+    alike: of each row, whether it is laid out so, bool, shape (n,); what columns hold of the others means nothing.
+    """
+
+    def __init__(self, layout: Layout, values: Sequence[bytes]) -> None:
+        self._size, self._count = len(values[0]), len(values)
+        self._buffer = b"".join(values)
+        self._places = {place.name: place for place in layout.places}
+        self._timestamp = layout.timestamp
+        whole = np.frombuffer(self._buffer, np.uint8).reshape(self._count, self._size)
+        self.alike = np.ones(self._count, bool)
+        for start, stop, fixed in layout.fixed:
+            self.alike &= (whole[:, start:stop] == np.frombuffer(fixed, np.uint8)).all(axis=1)
+
+    @property
+    def timestamps(self) -> np.ndarray:
+        """Nanoseconds, int64, shape (n,); 0 where the layout has none."""
+        if not self._timestamp:
+            return np.zeros(self._count, np.int64)
+        return self._column(_DTYPES[_INT64], 1, self._timestamp)[:, 0]
+
+    def has(self, name: str) -> bool:
+        return name in self._places
+
+    def column(self, name: str) -> np.ndarray:
+        """A variable's values, shape (n, values), a read-only view."""
+        place = self._places[name]
+        return self._column(place.dtype, place.count, place.start)
+
+    def _column(self, dtype: np.dtype, count: int, start: int) -> np.ndarray:
+        return np.ndarray((self._count, count), dtype, self._buffer, start, (self._size, dtype.itemsize))
+
+
 class Reader:
     """Reads buffers, and remembers how those that it read were laid out."""
 
     MOST_LAYOUTS = 16
 
     def __init__(self) -> None:
-        self._layouts: dict[int, _Layout] = {}
+        self._layouts: dict[int, Layout] = {}
 
     def read(self, value: bytes) -> tuple[str, int, dict[str, Variable]]:
         """Source name, timestamp in nanoseconds, and the variables by name. Raises Damaged, or another ValueError."""
@@ -131,14 +173,19 @@ class Reader:
             self._layouts[len(value)] = layout
         return found
 
+    def layout_of(self, value: bytes) -> Layout | None:
+        """How the buffer is laid out, where that is remembered."""
+        known = self._layouts.get(len(value))
+        return known if known is not None and known.fits(value) else None
 
-def _find(value: bytes) -> _Layout:
+
+def _find(value: bytes) -> Layout:
     """Follow the buffer's tables."""
     name, timestamp, data = _fields(value, _U32(value, 0)[0], _FIELDS_OF_ARRAY)
     places = [_place(value, place) for place in _vector(value, data, _MOST_VARIABLES)] if data else []
     if len({place.name for place in places}) < len(places):
         raise Damaged("two variables have the same name")
-    return _Layout(value, _string(value, name) if name else "", timestamp, places)
+    return Layout(value, _string(value, name) if name else "", timestamp, places)
 
 
 def _fields(value: bytes, table: int, count: int) -> list[int]:

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from dqmstream.lumisection import Lumisection, RunStart
 from dqmstream.storage.layout import ROWS_PER_CHUNK, Kind
-from dqmstream.storage.log import ArchiveWriter, Control, Entry, OffsetConflict, Row, SourceConflict, make_row
+from dqmstream.storage.log import ArchiveWriter, Control, Entry, OffsetConflict, Row, SourceConflict
+from dqmstream.streaming.entries import Sorter
 from dqmstream.streaming.feed import DeadLetter, DeadLetters, Message, Slice
-from dqmstream.streaming.wire import LONGEST_REASON, Undecodable, decode
+from dqmstream.streaming.wire import LONGEST_REASON, Undecodable
 
 log = structlog.get_logger("dqmstream.ingest")
 
@@ -84,7 +84,7 @@ class Filer:
         self._topic = topic
         self._max_rows = max_rows
         self._flush_s = flush_s
-        self._crc_required = crc_required
+        self._sorter = Sorter(writer.archive, crc_required=crc_required)
         self._clock = clock
         self._pending: dict[int, _Pending] = {}
         self._filed_at: dict[int, float] = {}
@@ -120,9 +120,15 @@ class Filer:
         if piece.gap:
             pending.add(Control(piece.start, piece.until, Kind.GAP, reason=piece.gap), piece.until)
             return
+        rows = self._sorter.rows(piece.messages)
         for message in piece.messages:
             self._pass_over(pending, message.offset)
-            pending.add(self._sort(message, pending), message.offset + 1, message.size)
+            entry = rows.get(message.offset) or self._sort(message, pending)
+            if isinstance(entry, Row):
+                pending.rows += 1
+                if entry.source:
+                    pending.messages[message.offset] = message
+            pending.add(entry, message.offset + 1, message.size)
         self._pass_over(pending, piece.until)
 
     @staticmethod
@@ -133,20 +139,10 @@ class Filer:
 
     def _sort(self, message: Message, pending: _Pending) -> Entry:
         """What a message becomes: a row, a start or stop, or a dead letter."""
-        archive = self._writer.archive
-        offset = message.offset
         try:
-            record = decode(message, crc_required=self._crc_required)
-            if not isinstance(record, Lumisection):
-                kind = Kind.START if isinstance(record, RunStart) else Kind.STOP
-                return Control(offset, offset + 1, kind, record.run)
-            row = make_row(record, offset, archive.geometry, archive.dtype, produced_ns=message.timestamp_ms * 1_000_000)
+            return self._sorter.entry(message)
         except (Undecodable, ValueError) as error:
             return self._dead(message, pending, str(error))
-        pending.rows += 1
-        if record.source:
-            pending.messages[offset] = message
-        return row
 
     def _dead(self, message: Message, pending: _Pending, reason: str) -> Control:
         if len(reason) > LONGEST_REASON:  # a reason quotes what was sent

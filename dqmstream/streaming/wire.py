@@ -93,17 +93,7 @@ def decode(message: Message, *, crc_required: bool = True) -> Record:
 
     The checksum is compared before a byte of the value is believed. Maps are read-only views of the value.
     """
-    if message.error:
-        raise Undecodable(message.error)
-    value = message.value
-    if not value:
-        raise Undecodable("the value is empty")
-    headers = _read_headers(message.headers)
-    if CRC_HEADER not in headers:
-        if crc_required:
-            raise Undecodable(f"no header {CRC_HEADER}")
-    elif headers[CRC_HEADER] != (right := checksum(value)):
-        raise Undecodable(f"header {CRC_HEADER} is {_quote(headers[CRC_HEADER])}, the value's is {right!r}")
+    value, headers = check_envelope(message, crc_required=crc_required)
     decoder = _find_decoder(value)
     try:
         record = decoder(value, headers)
@@ -116,6 +106,22 @@ def decode(message: Message, *, crc_required: bool = True) -> Record:
     if message.key is not None and message.key != str(record.run).encode("ascii"):
         raise Undecodable(f"the key is {_quote(message.key)}, the value is of run {record.run}")
     return record
+
+
+def check_envelope(message: Message, *, crc_required: bool) -> tuple[bytes, dict[str, bytes]]:
+    """The value of a message, and the headers that are read here. Raises Undecodable where the value is not what was sent."""
+    if message.error:
+        raise Undecodable(message.error)
+    value = message.value
+    if not value:
+        raise Undecodable("the value is empty")
+    headers = _read_headers(message.headers)
+    if CRC_HEADER not in headers:
+        if crc_required:
+            raise Undecodable(f"no header {CRC_HEADER}")
+    elif headers[CRC_HEADER] != (right := checksum(value)):
+        raise Undecodable(f"header {CRC_HEADER} is {_quote(headers[CRC_HEADER])}, the value's is {right!r}")
+    return value, headers
 
 
 def _read_headers(headers: Sequence[tuple[str, bytes | None]]) -> dict[str, bytes]:
@@ -153,11 +159,11 @@ def _find_decoder(value: bytes) -> Decoder:
     raise Undecodable(f"the value is of no known format, it begins with {_quote(value[:8])}")
 
 
-_DA00 = da00.Reader()
+DA00 = da00.Reader()
 
 
 def _decode_da00(value: bytes, headers: dict[str, bytes]) -> Lumisection:
-    source, time_ns, variables = _DA00.read(value)
+    source, time_ns, variables = DA00.read(value)
     if missing := {"occupancy", "run", "lumisection"} - variables.keys():
         raise Undecodable(f"no variable {', '.join(sorted(missing))}")
     occupancy = variables["occupancy"]

@@ -23,6 +23,9 @@ from dqmstream.streaming.feed import Message
 MAX_UNPACKED_BYTES = 256 * 2**20
 """Of one batch. A broker takes a megabyte packed unless told otherwise, and occupancy maps pack to a tenth at best."""
 
+PIECE_BYTES = 2**20
+"""Of what is unpacked, where it is not told how much that is."""
+
 
 class Batch(DefaultRecordBatch):
     """A batch whose headers may have any bytes for names, and that is unpacked within bounds.
@@ -105,8 +108,14 @@ def _unpack_lz4(packed: memoryview, most: int) -> bytes:
 
 
 def _unpack_zstd(packed: memoryview, most: int) -> bytes:
-    with zstandard.ZstdDecompressor().stream_reader(io.BytesIO(packed), read_across_frames=True) as reader:
-        return reader.read(most)
+    """The room that is asked for is filled by the kernel page by page: no more of it than the frame says that it needs."""
+    told = zstandard.frame_content_size(packed)  # -1 where it does not say
+    pieces: list[bytes] = []
+    with zstandard.ZstdDecompressor().stream_reader(packed, read_across_frames=True) as reader:
+        while most > 0 and (piece := reader.read(min(most, PIECE_BYTES if pieces or told <= 0 else told))):
+            pieces.append(piece)
+            most -= len(piece)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 def _unpack_snappy(packed: memoryview, most: int) -> bytes:

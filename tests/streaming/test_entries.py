@@ -1,0 +1,204 @@
+"""Messages that are taken together become what each would become alone, whatever is among them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from streaming_data_types.dataarray_da00 import Variable
+
+from dqmstream.lumisection import Geometry
+from dqmstream.storage.archive import Archive
+from dqmstream.storage.log import ArchiveWriter, Row
+from dqmstream.streaming import entries
+from dqmstream.streaming.deadletters import FolderDeadLetters
+from dqmstream.streaming.entries import Sorter
+from dqmstream.streaming.feed import Message, Slice
+from dqmstream.streaming.filer import Filer
+from dqmstream.streaming.wire import Undecodable
+from tests.hostile import Draw, corpus, signed
+from tests.hostile.draw import SOURCE, Headers, Made, occupancy, plain
+from tests.maps import check_tiling
+
+FEED = "hcal@cluster.topic"
+NAN_WITH_A_PAYLOAD = np.frombuffer(b"\1\0\0\0\0\0\xf8\xff", np.float64)[0]
+
+
+def with_number(name: str, number: int) -> Callable[[Draw], Made]:
+    return lambda draw: plain(draw, draw.da00(**{name: Variable(name, np.array(number))}))
+
+
+def with_events(number: float) -> Callable[[Draw], Made]:
+    return lambda draw: plain(draw, draw.da00(n_events=Variable("n_events", np.array(number))))
+
+
+def with_count(count: float) -> Callable[[Draw], Made]:
+    def make(draw: Draw) -> Made:
+        counts = draw.counts
+        counts[draw.rng.integers(64), draw.rng.integers(72)] = count
+        return plain(draw, draw.da00(occupancy=occupancy(counts)))
+
+    return make
+
+
+def with_time(time_ns: int) -> Callable[[Draw], Made]:
+    return lambda draw: plain(draw, draw.da00(time_ns=time_ns))
+
+
+def with_envelope(key: bytes | None, headers: Headers | None = None) -> Callable[[Draw], Made]:
+    def make(draw: Draw) -> Made:
+        value = draw.da00()
+        return key, value, signed(value) if headers is None else headers
+
+    return make
+
+
+def with_a_byte_flipped(draw: Draw) -> Made:
+    value = bytearray(draw.da00())
+    value[draw.rng.integers(len(value))] ^= 1 << int(draw.rng.integers(8))
+    return plain(draw, bytes(value))
+
+
+def traced(draw: Draw) -> Made:
+    value = draw.da00()
+    return draw.key, value, signed(value, ("trace", b"1"))
+
+
+LAID_OUT_ALIKE: list[Callable[[Draw], Made]] = [
+    *(with_number(name, number) for name in ("run", "lumisection") for number in (0, -1, 2**31 - 1, 2**31, 2**40)),
+    *map(with_events, (0.0, -0.0, -1.0, np.inf, -np.inf, np.nan, NAN_WITH_A_PAYLOAD, 5e-324)),
+    *map(with_count, (np.nan, np.inf, -np.inf, -1.0, -0.0, 0.5, 65535.0, 65536.0, 3e38)),
+    *map(with_time, (0, 1, -1, 2**62, 2**62 + 1, -(2**63))),
+    *map(with_envelope, (None, b"", b"x", b" 1", b"0001")),
+    *(with_envelope(None, headers) for headers in ([], [("crc32c", b"00000000")], [("crc32c", b"")])),
+    with_a_byte_flipped,
+    traced,
+]  # fmt: skip
+"""Of one length and layout, since nothing but values and envelopes differs; some are right and some are not."""
+
+
+def mixture(seed: int, size: int) -> list[Message]:
+    """Good messages, such as are laid out like them, and hostile ones of every kind."""
+    rng = np.random.default_rng(seed)
+    hostile = iter(corpus(seed, size, 3))
+    found = []
+    for index in range(size):
+        draw = Draw(np.random.default_rng((seed, index)), index)
+        choice = rng.random()
+        if choice < 0.2:
+            sent = next(hostile)
+            key, value, headers = sent.key, sent.value, sent.headers
+        elif choice < 0.5:
+            key, value, headers = LAID_OUT_ALIKE[int(rng.integers(len(LAID_OUT_ALIKE)))](draw)
+        else:
+            key, value, headers = plain(draw, draw.da00())
+        timestamp_ms = int(rng.choice([0, 1_650_000_000_123, -5, 2**62]))
+        found.append(Message(0, index, key, value, headers, timestamp_ms))
+    found[size // 2] = Message(0, size // 2, None, None, error="the client cannot read it")
+    return found
+
+
+def alone(sorter: Sorter, message: Message) -> Any:
+    try:
+        return sorter.entry(message)
+    except (Undecodable, ValueError):
+        return None
+
+
+def told(row: Row) -> tuple[object, ...]:
+    """All that a row says, bit for bit."""
+    values = (getattr(row, field.name) for field in dataclasses.fields(row))
+    return tuple(_bits(value) for value in values)
+
+
+def _bits(value: Any) -> object:
+    if isinstance(value, np.ndarray):
+        return value.dtype.str, value.shape, value.tobytes()
+    return (type(value), np.float64(value).tobytes()) if isinstance(value, float) else (type(value), value)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "uint16"])
+def test_each_that_is_laid_out_alike_becomes_what_it_becomes_alone(dtype: str, tmp_path: Path) -> None:
+    sorter = Sorter(Archive.create(tmp_path / "A", dtype=dtype), crc_required=True)
+    for make in LAID_OUT_ALIKE:
+        draws = [Draw(np.random.default_rng(index), index) for index in range(3 * entries.FEWEST)]
+        made = [make(draw) if draw.index % 5 == 2 else plain(draw, draw.da00()) for draw in draws]
+        messages = [Message(0, offset, *one, 1_650_000_000_123) for offset, one in enumerate(made)]
+        together = sorter.rows(messages)
+        expected = {m.offset: told(row) for m in messages if isinstance(row := alone(sorter, m), Row)}
+        assert {offset: told(row) for offset, row in together.items()} == expected, "taken together and alone differ"
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**32))
+@pytest.mark.parametrize("crc_required", [True, False])
+@pytest.mark.parametrize("dtype", ["float32", "uint16"])
+def test_in_any_mixture_a_row_is_the_row_that_it_is_alone(
+    dtype: str, crc_required: bool, seed: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    sorter = Sorter(Archive.create(tmp_path_factory.mktemp("mixed") / "A", dtype=dtype), crc_required=crc_required)
+    messages = mixture(seed, 60)
+    for offset, row in sorter.rows(messages).items():
+        assert told(row) == told(alone(sorter, messages[offset]))
+
+
+def test_float64_maps_of_several_depths_are_taken_together_too(tmp_path: Path) -> None:
+    sorter = Sorter(Archive.create(tmp_path / "A", geometry=Geometry(3)), crc_required=True)
+    rng = np.random.default_rng(0)
+    made = []
+    for index in range(20):
+        maps = rng.random((3, 64, 72)) * 1000
+        value = Draw(rng, index).da00(occupancy=occupancy(maps, ["depth", "ieta", "iphi"]))
+        made.append(Message(0, index, None, value, signed(value)))
+    rows = sorter.rows(made)
+    assert sorted(rows) == list(range(20))
+    assert [told(rows[m.offset]) for m in made] == [told(alone(sorter, m)) for m in made]
+
+
+def test_a_few_are_not_worth_it_and_what_is_laid_out_otherwise_is_left(tmp_path: Path) -> None:
+    sorter = Sorter(Archive.create(tmp_path / "A"), crc_required=True)
+    draws = [Draw(np.random.default_rng(index), index) for index in range(40)]
+    messages = [Message(0, draw.index, *plain(draw, draw.da00())) for draw in draws]
+    assert sorter.rows(messages[: entries.FEWEST - 1]) == {}
+    other = Message(0, 7, *plain(draws[7], draws[7].da00(source=SOURCE[:-1] + "2")))
+    rows = sorter.rows([*messages[:7], other, *messages[8:]])
+    assert sorted(rows) == [offset for offset in range(40) if offset != 7]
+
+
+def filed(folder: Path, messages: Sequence[Message], dtype: str) -> tuple[object, ...]:
+    """All that is left of the messages: rows, control entries, letters, counts."""
+    archive = Archive.create(folder / "A", dtype=dtype, source=SOURCE)
+    letters = FolderDeadLetters(folder / "letters")
+    files = Filer(
+        FEED, ArchiveWriter(archive), letters, topic="hcal", max_rows=1024, flush_s=1.0, crc_required=True
+    )  # fmt: skip
+    files.begin(0, 0)
+    for at in range(0, len(messages), 100):
+        part = messages[at : at + 100]
+        files.take(Slice(0, at, at + len(part), part))
+        files.file_all()
+    head = archive.refresh()
+    check_tiling(head)
+    log = head.root["feeds"][FEED]["0"]
+    columns = {name: array[:].tobytes() for name, array in log.arrays() if name != "committed"}
+    control = {name: array[:].tolist() for name, array in log["control"].arrays()}
+    kept = {path.name: json.loads(path.read_text()) for path in (folder / "letters").rglob("*.json")}
+    return columns, control, kept, dataclasses.asdict(files.counts)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "uint16"])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_archive_is_the_same_with_and_without_the_short_cut(
+    seed: int, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    messages = mixture(seed, 500)
+    together = filed(tmp_path / "together", messages, dtype)
+    monkeypatch.setattr(entries, "FEWEST", 10**9)
+    assert filed(tmp_path / "alone", messages, dtype) == together
