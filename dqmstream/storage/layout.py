@@ -25,6 +25,7 @@ import icechunk
 import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, ZstdCodec
+from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
 from dqmstream.errors import ArchiveError
@@ -97,6 +98,10 @@ IMPORT_COLUMNS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "rows": ("int64", {"long_name": "rows in the file"}),
     "offset": ("int64", {"long_name": "offset of the file's first entry in the import feed"}),
 }
+
+
+Column = np.ndarray | Sequence[np.ndarray]
+"""Values for an array's first axis: in one piece, or each by itself."""
 
 
 def repository_config() -> icechunk.RepositoryConfig:
@@ -193,18 +198,32 @@ def make_column(
     )
 
 
-def append_columns(group: zarr.Group, columns: Mapping[str, np.ndarray]) -> None:
+def append_columns(group: zarr.Group, columns: Mapping[str, Column]) -> None:
     """Append equally long columns to the arrays of those names, all at once: zarr takes a millisecond to wait for each.
 
-    Raises ArchiveError where the arrays are not equally long before.
+    A column is an array, or its rows one by one, which need not lie together. Raises ArchiveError where the arrays are not
+    equally long before.
     """
 
-    async def append(folder: zarr.AsyncGroup, name: str, values: np.ndarray) -> int:
+    async def append(folder: zarr.AsyncGroup, name: str, values: Column) -> int:
         # Zarr would look through every chunk for one of fill values alone, which no map is: 20 us of 55 a row.
         array = (await folder.getitem(name)).with_config({"write_empty_chunks": True})
-        start = int(array.shape[0])
-        await array.resize((start + len(values), *array.shape[1:]))
-        await array.setitem(slice(start, None), values)
+        start, length = int(array.shape[0]), int(array.chunks[0])
+        stop = start + len(values)
+        await array.resize((stop, *array.shape[1:]))
+        # Whole chunks are not zarr's to merge with what was there before, which is half of its work.
+        first_whole = min(-(-start // length) * length, stop)
+        behind_whole = max(stop // length * length, first_whole)
+        chunks = [
+            _write_chunk(array, at // length, values[at - start : at - start + length])
+            for at in range(first_whole, behind_whole, length)
+        ]
+        pieces = [
+            array.setitem(slice(at, until), _in_one(values[at - start : until - start]))
+            for at, until in ((start, first_whole), (behind_whole, stop))
+            if until > at
+        ]
+        await asyncio.gather(*chunks, *pieces)
         return start
 
     async def append_all() -> list[int]:
@@ -213,6 +232,19 @@ def append_columns(group: zarr.Group, columns: Mapping[str, np.ndarray]) -> None
 
     if len(set(sync(append_all()))) > 1:
         raise ArchiveError(f"{group.path} has columns of different lengths: see `dqmstream archive verify`")
+
+
+def _in_one(values: Column) -> np.ndarray:
+    return values if isinstance(values, np.ndarray) else np.stack(values)
+
+
+async def _write_chunk(array: zarr.AsyncArray[Any], place: int, values: Column) -> None:
+    """Write a whole chunk, the place-th along the first axis: the bytes, and under the name, that zarr itself would choose."""
+    coordinates = (place, *(0 for _ in array.shape[1:]))
+    spec = array.metadata.get_chunk_spec(coordinates, array.config, default_buffer_prototype())
+    buffer = spec.prototype.nd_buffer.from_numpy_array(_in_one(values))
+    (encoded,) = await array.codec_pipeline.encode([(buffer, spec)])
+    await (array.store_path / array.metadata.encode_chunk_key(coordinates)).set(encoded)
 
 
 def read_rows(group: zarr.Group, names: Sequence[str], rows: np.ndarray) -> dict[str, np.ndarray]:

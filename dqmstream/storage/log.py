@@ -20,7 +20,7 @@ from dqmstream.errors import ArchiveError
 from dqmstream.lumisection import Geometry, Lumisection, as_stored, check_numbers, content_hash
 from dqmstream.storage import layout
 from dqmstream.storage.archive import Archive
-from dqmstream.storage.layout import NAT, Kind, Quality
+from dqmstream.storage.layout import NAT, Column, Kind, Quality
 from dqmstream.storage.locks import exclusive, sync_filesystem
 from dqmstream.storage.migrate import migrate
 from dqmstream.storage.rowindex import RowIndex
@@ -274,10 +274,10 @@ def _check_tiling(entries: Sequence[Entry], expected_offset: int, next_offset: i
         raise ValueError(f"the entries end at {at}, the batch at {next_offset}")
 
 
-def _row_columns(rows: list[tuple[Row, Quality]], dtype: np.dtype, committed_ns: int) -> dict[str, np.ndarray]:
+def _row_columns(rows: list[tuple[Row, Quality]], dtype: np.dtype, committed_ns: int) -> dict[str, Column]:
     table = [row for row, _ in rows]
     return {
-        "occupancy": np.stack([row.occupancy for row in table]).astype(dtype, copy=False),
+        "occupancy": [row.occupancy.astype(dtype, copy=False) for row in table],
         "run": np.array([row.run for row in table], np.int64),
         "lumisection": np.array([row.lumisection for row in table], np.int64),
         "time": np.array([row.time_ns or NAT for row in table], np.int64),

@@ -13,7 +13,7 @@ import numpy as np
 import zarr
 
 from dqmstream.storage import layout
-from dqmstream.storage.layout import Kind
+from dqmstream.storage.layout import Column, Kind
 
 LogKey = tuple[str, int]
 """(feed, partition)"""
@@ -47,7 +47,7 @@ class _Columns:
         if total > start:
             self.append({name: group[name][start:total] for name in self._arrays})
 
-    def append(self, columns: Mapping[str, np.ndarray]) -> None:
+    def append(self, columns: Mapping[str, Column]) -> None:
         """Add equally long columns; those that are not kept here are passed over."""
         total = self.size + len(next(iter(columns.values())))
         for name, array in self._arrays.items():
@@ -117,7 +117,7 @@ class RowIndex:
                 entry.control.extend(log["control"], "offset")
                 self._note(entry, slice(before, None), self._seen)
 
-    def add(self, key: LogKey, rows: Mapping[str, np.ndarray] | None, control: Mapping[str, np.ndarray] | None) -> None:
+    def add(self, key: LogKey, rows: Mapping[str, Column] | None, control: Mapping[str, Column] | None) -> None:
         """Take over what this process has just filed behind all that the log held, without reading it back."""
         entry = self.logs.setdefault(key, LogIndex())
         before = entry.rows.size
