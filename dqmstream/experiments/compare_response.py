@@ -98,6 +98,12 @@ class Response:
         scale, dof = moderate(own / self.model_error**2, self.dof)
         return Estimate(self.h, self.model_error * np.sqrt(scale), dof)
 
+    def ends(self) -> tuple[np.ndarray, np.ndarray]:
+        """f at the lower and upper quarter of the ratio's range, (live,) each."""
+        quarters = self.low + (self.high - self.low) * np.array([0.25, 0.75])
+        low, high = _basis(quarters, self.low, self.high, len(self.weights)) @ self.weights
+        return low, high
+
     def expected(self, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
         """E f(z), the mean of what runs A and B expect, and a count's variance there: float64, (n, live) each."""
         exposure, ratio = self.conditions.of(sample)

@@ -89,6 +89,19 @@ def import_files(
     return done
 
 
+def read_run_file(path: Path, *, interpolated: bool = False) -> RunFile:
+    """One file in the original layout, with the sidecars beside it, checked as an import checks it; any number of depths.
+
+    Raises InputError if it cannot be used, or its name does not tell the run.
+    """
+    if not path.exists():
+        raise InputError(f"{path} does not exist")
+    match = RUN_FILE.match(path.name)
+    if match is None:
+        raise InputError(f"{path}: the name does not tell the run; name it Run<number>_Dataset_<name>.npy")
+    return _check_file(path, _run_number(path, int(match["run"])), {}, interpolated, np.dtype("float32"), None)
+
+
 def _sort_files(paths: Sequence[Path]) -> tuple[list[Path], dict[tuple[int, str], Path]]:
     """Data files in the order given, and the sidecars among them by (run, "events" | "pileup")."""
     found: list[Path] = []
@@ -134,18 +147,19 @@ def _load(path: Path) -> np.ndarray:
     except (ValueError, OSError, EOFError) as error:
         raise InputError(f"{path} cannot be read as a NumPy array: {error}") from error
     if not isinstance(array, np.ndarray):
-        raise InputError(f"{path} is an archive of arrays (.npz), `import` takes single arrays (.npy)")
+        raise InputError(f"{path} is an archive of arrays (.npz), and only single arrays (.npy) are taken")
     return array
 
 
 def _check_file(
-    path: Path, run: int, sidecars: dict[tuple[int, str], Path], interpolated: bool, dtype: np.dtype, depths: int
+    path: Path, run: int, sidecars: dict[tuple[int, str], Path], interpolated: bool, dtype: np.dtype, depths: int | None
 ) -> RunFile:
+    """depths: of the archive; None where any number will do."""
     counts = _load(path)
     if counts.ndim not in (3, 4) or counts.shape[-2:] != (64, 72) or len(counts) == 0:
-        raise InputError(f"{path} has shape {counts.shape}, `import` takes (lumisections, 64, 72)")
+        raise InputError(f"{path} has shape {counts.shape}, and must have (lumisections, 64, 72) or (lumisections, depths, 64, 72)")
     file_depths = 1 if counts.ndim == 3 else counts.shape[1]
-    if file_depths != depths:
+    if depths is not None and file_depths != depths:
         raise InputError(f"{path} holds {file_depths} depth(s), the archive {depths}")
     digest = hashlib.sha256(f"run {run} interpolated {interpolated} {counts.dtype.str} {counts.shape}".encode())
     rounding = 0.0

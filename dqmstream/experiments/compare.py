@@ -1,0 +1,292 @@
+"""Two runs compared: which channels and readout boxes changed, how well they are told apart, what luminosity alone would say.
+
+Channels and readout boxes are two families of tests, each with its own false-discovery rate (Benjamini and Hochberg, J. R.
+Stat. Soc. B 57 (1995) 289): of what is named in one, a share of `rate` is expected to be chance, and where nothing changed
+anything is named in at most that share of pairs of runs.
+
+What no comparison of this kind can see: a factor common to all channels, which is luminosity or calibration; a change of a
+channel that fires in nearly every event anyway; a fault that comes and goes within a run and leaves its mean alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import false_discovery_control, theilslopes
+
+from dqmstream.experiments.changes import DEAD
+from dqmstream.experiments.compare_conditions import Channels, Conditions, Sample
+from dqmstream.experiments.compare_inputs import Pair
+from dqmstream.experiments.compare_response import Estimate, Response, fit_response, moderate
+from dqmstream.experiments.compare_separation import Separation, separate, spread_of
+
+COMMON = 0.2
+"""Least share of each run's lumisections whose ratio the other run has too; below it no response is known in both runs."""
+
+FEW = 25
+"""Fewer counts, or fewer events without a count, than this in both runs together are no sample for a normal test."""
+
+OUTLYING = 4.0
+"""Channels that differ by more of their deviations than this are no ruler for the conditions."""
+
+BOX_CHANNELS = 4
+"""A readout box of fewer comparable channels cannot be said to move together."""
+
+_ROUNDS = 6
+_EDGE = 0.005
+"""Quantile at which the range of a run's ratio ends: a few lumisections at its edge would stretch the response."""
+
+_MAD = 1.4826
+
+
+@dataclass(frozen=True, eq=False)
+class Tested:
+    """Tests of m channels or readout boxes: float64, (m,), nan where one could not be tested.
+
+    ratio: response in B over that in A, 0 of a channel that died, inf of one that woke. error: of the ratio. pull: standardised
+    difference, positive where B responds more. p, q: two-sided, and adjusted for the false-discovery rate. changed: bool.
+    """
+
+    ratio: np.ndarray
+    error: np.ndarray
+    pull: np.ndarray
+    p: np.ndarray
+    q: np.ndarray
+    changed: np.ndarray
+
+    @property
+    def order(self) -> np.ndarray:
+        """Positions by falling |pull|; what could not be tested comes last."""
+        return np.argsort(-np.nan_to_num(np.abs(self.pull), nan=-1.0), kind="stable")
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """What came of it. box_names: of the tested boxes, -18..18. common: lumisections of each run under conditions that both had.
+
+    overlap: smaller share of a run's lumisections under such conditions. by_ring: conditions hardly overlap, and channels are
+    judged by how they stand in their ring. rho: overdispersion of each channel, zero where events are unknown. spread: deviation
+    of the true ratios from 1 over the channels most sensitive to gain, whatever a few outliers do.
+    """
+
+    pair: Pair
+    rate: float
+    separation: Separation
+    channels: Tested
+    boxes: Tested
+    box_names: np.ndarray
+    box_channels: np.ndarray
+    common: tuple[int, int]
+    overlap: float
+    by_ring: bool
+    rho: np.ndarray
+    spread: float
+
+    @property
+    def died(self) -> np.ndarray:
+        """bool, (live,): changed, and counts less than a tenth of before."""
+        return self.channels.changed & (self.channels.ratio < DEAD)
+
+    @property
+    def woke(self) -> np.ndarray:
+        """bool, (live,): changed, and counted less than a tenth before."""
+        return self.channels.changed & (self.channels.ratio > 1 / DEAD)
+
+    @property
+    def verdict(self) -> str:
+        """What both AUC together mean, in plain words."""
+        channels, luminosity = self.separation.channels, self.separation.luminosity
+        if luminosity.above_chance:
+            return (
+                f"Luminosity alone tells these runs apart (AUC {luminosity.value:.3f}), so an AUC proves nothing of the detector "
+                "by itself: judge by the channels that changed under the same conditions."
+            )
+        if channels.above_chance:
+            return (
+                f"The channels tell these runs apart (AUC {channels.value:.3f}) and luminosity alone does not "
+                f"({luminosity.value:.3f}): the detector changed, or what of the conditions no luminosity explains."
+            )
+        if self.channels.changed.any() or self.boxes.changed.any():
+            return "No single lumisection tells these runs apart; what changed shows over the whole runs only."
+        return "Nothing tells these runs apart: neither their channels nor luminosity alone."
+
+    @property
+    def warnings(self) -> list[str]:
+        notes = list(self.pair.notes)
+        if self.by_ring:
+            notes.append(
+                f"The runs hardly share conditions ({self.overlap:.0%} of a run's lumisections): no response is known in both. "
+                "Channels are judged by how they stand in their ring, which names outliers only, and no drift."
+            )
+        elif self.overlap < 0.5:
+            notes.append(
+                f"The runs share conditions in part only: {self.common[0]} and {self.common[1]} lumisections are compared, "
+                "and what changed beyond them is not seen."
+            )
+        for name, dark, read in zip(self.pair.names, self.pair.dark, self.pair.lumisections, strict=True):
+            if dark:
+                notes.append(f"{dark} of {read} lumisections of {name} are left out: nothing counted, or no number of events.")
+        if untested := int(np.isnan(self.channels.p).sum()):
+            notes.append(f"{untested} channels count too little, or in nearly every event: they could not be tested.")
+        return notes
+
+
+@dataclass(frozen=True, eq=False)
+class _Change:
+    """Half differences of all channels, what blocks of lumisections added to them, and the sensitivity of each to its gain."""
+
+    estimate: Estimate
+    influence: np.ndarray
+    dof: int
+    sensitivity: np.ndarray
+    rho: np.ndarray
+    common: tuple[int, int]
+    overlap: float
+    by_ring: bool
+
+    def spread(self, testable: np.ndarray) -> float:
+        """Variance that the true h of the most sensitive channels have, robustly: of the others by their sensitivity less."""
+        chosen = testable & np.isfinite(self.estimate.error)
+        return spread_of((self.estimate.h / self.sensitivity)[chosen], (self.estimate.error / self.sensitivity)[chosen])
+
+    def deviation(self, testable: np.ndarray) -> np.ndarray:
+        """Of each channel's h around zero: its error, and the scatter that all channels have on their own, (live,)."""
+        return np.sqrt(self.estimate.error**2 + self.sensitivity**2 * self.spread(testable))
+
+
+def compare(pair: Pair, rate: float = 0.05) -> Comparison:
+    """Compare two runs at a false-discovery rate in (0, 1)."""
+    a, b = pair.samples
+    channels, known = pair.channels, pair.counts_events
+    steady = np.ones(len(channels), dtype=bool)
+    separation = separate(a, b, channels, steady, known)
+    testable = _testable(a, b, known)
+    for _ in range(_ROUNDS):
+        change = _change(a, b, channels, steady, known)
+        tested = _tested(change.estimate, testable, rate)
+        names, members, boxes = _boxes(change, channels, testable, rate)
+        # What changed must not pass for luminosity: conditions are read off the others, until these stay the same.
+        outlying = np.abs(change.estimate.h) > OUTLYING * change.deviation(testable)
+        kept = ~outlying & ~np.isin(channels.box, names[boxes.changed])
+        if kept.mean() < 0.5 or (kept == steady).all():
+            break
+        steady = kept
+    return Comparison(
+        pair, rate, separation, tested, boxes, names, members, change.common, change.overlap, change.by_ring, change.rho,
+        2 * float(np.sqrt(change.spread(testable))),
+    )  # fmt: skip
+
+
+def _testable(a: Sample, b: Sample, counts_events: bool) -> np.ndarray:
+    """Channels with enough counts, and enough events without one, for a normal test: bool, (live,)."""
+    counts = sum(part.sum(axis=0) for sample in (a, b) for _, part in sample.parts())
+    enough = counts >= FEW
+    return np.asarray(enough & (a.events.sum() + b.events.sum() - counts >= FEW) if counts_events else enough)
+
+
+def _change(a: Sample, b: Sample, channels: Channels, steady: np.ndarray, counts_events: bool) -> _Change:
+    """Fit both runs where they share conditions, or, where they hardly do, compare channels within their rings."""
+    conditions = Conditions.fit((a, b), channels, steady, counts_events)
+    ratios = [conditions.of(sample)[1] for sample in (a, b)]
+    edges = [np.quantile(ratio, [_EDGE, 1 - _EDGE]) for ratio in ratios]
+    low, high = max(edge[0] for edge in edges), min(edge[1] for edge in edges)
+    rows = [np.flatnonzero((ratio >= low) & (ratio <= high)) for ratio in ratios]
+    common = (len(rows[0]), len(rows[1]))
+    overlap = min(common[0] / len(a), common[1] / len(b))
+    if overlap < COMMON:
+        estimate = _within_rings(a, b, channels)
+        nothing = np.zeros(len(channels))
+        return _Change(estimate, nothing[None], 1, np.ones(len(channels)), nothing, common, overlap, by_ring=True)
+    shared = [sample.take(index) for sample, index in zip((a, b), rows, strict=True)]
+    response = fit_response(shared[0], shared[1], conditions, float(low), float(high))
+    return _Change(
+        response.estimate(), response.influence, response.dof, _sensitivity(response), response.rho, common, overlap, False
+    )
+
+
+def _sensitivity(response: Response) -> np.ndarray:
+    """How much of a change of gain a channel's counts show, (live,): its slope with pileup over its mean, as gain is to it.
+
+    In units of the largest, and never below a twentieth of it. Where events are unknown the response is one over that of
+    the brightest rings: channels that fire in nearly every event fall with pileup, and are where gain has no effect.
+    """
+    low, high = response.ends()
+    slope = (high - low) / np.maximum(high + low, np.finfo(float).tiny)
+    if not response.conditions.counts_events:
+        slope = slope - min(float(np.quantile(slope, 0.02)), 0.0)
+    highest = float(np.quantile(slope, 0.95))
+    return np.ones_like(slope) if highest <= 0 else np.clip(slope / highest, 0.05, 1.0)
+
+
+def _within_rings(a: Sample, b: Sample, channels: Channels) -> Estimate:
+    """h from how a channel's mean stands to its ring's median in each run, and the ring's own scatter as its error.
+
+    In B it is expected at a power of what it is in A, one for each ring and depth, since a response near its end compresses
+    all differences (Theil and Sen's slope of the logarithms, which a third of outliers does not move).
+    """
+    means = [sum(part.sum(axis=0) for _, part in sample.parts()) / len(sample) for sample in (a, b)]
+    h, error, dof = np.zeros(len(channels)), np.full(len(channels), np.inf), np.ones(len(channels))
+    ring = np.abs(channels.ieta) * 8 + channels.depth
+    for one in np.unique(ring):
+        mine = np.flatnonzero(ring == one)
+        stands = [mean[mine] / max(float(np.median(mean[mine])), np.finfo(float).tiny) for mean in means]
+        gone = [stand < DEAD for stand in stands]
+        h[mine] = np.where(gone[1] & ~gone[0], -1.0, np.where(gone[0] & ~gone[1], 1.0, 0.0))
+        both = mine[~gone[0] & ~gone[1]]
+        if len(both) < 2 * BOX_CHANNELS:
+            continue
+        x, y = (np.log(stand[~gone[0] & ~gone[1]]) for stand in stands)
+        slope, intercept, *_ = theilslopes(y, x)
+        beyond = y - intercept - slope * x
+        scatter = _MAD * float(np.median(np.abs(beyond)))
+        h[both] = np.tanh(beyond / 2)  # the ratio is then exp(beyond)
+        error[mine] = max(scatter, 1e-6) / 2
+        dof[mine] = 0.37 * len(both)  # what a median of absolute deviations is worth (Huber, Robust Statistics, 1981, sec. 5.1)
+    return Estimate(h, error, dof)
+
+
+def _tested(estimate: Estimate, testable: np.ndarray, rate: float) -> Tested:
+    h = np.where(testable, estimate.h, np.nan)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.where(h >= 1, np.inf, (1 + h) / (1 - h))
+        error = np.where(h >= 1, np.nan, 2 * estimate.error / (1 - h) ** 2)
+    p = np.where(testable, estimate.p, np.nan)
+    q = np.full_like(p, np.nan)
+    if testable.any():
+        q[testable] = false_discovery_control(p[testable])
+    return Tested(ratio, error, np.where(testable, estimate.pull, np.nan), p, q, np.nan_to_num(q, nan=1.0) <= rate)
+
+
+def _boxes(change: _Change, channels: Channels, testable: np.ndarray, rate: float) -> tuple[np.ndarray, np.ndarray, Tested]:
+    """Names of the readout boxes, how many channels each has in its test, and the test whether they moved together.
+
+    A box's h is the mean of its channels', weighted by what each would show of a change of gain. Its error holds the scatter
+    that channels of the whole detector have on their own (else 26 drifts of their own would pass for a common one), and the
+    noise that channels of the box share, since its blocks are summed over channels before they are squared. Channels that died,
+    or stand out of their box, are left to the channels' own test.
+    """
+    h, error = change.estimate.h, change.estimate.error
+    deviation = change.deviation(testable)
+    names = np.unique(channels.box)
+    rows = []
+    for name in names:
+        mine = (channels.box == name) & testable & (np.abs(h) < 1 - 2 * DEAD) & np.isfinite(error)
+        if mine.any():
+            mine &= np.abs(h - np.median(h[mine])) < 5 * deviation + abs(float(np.median(h[mine])))
+        weight = np.where(mine, change.sensitivity / deviation**2, 0.0)
+        rows.append(weight / max(weight.sum(), np.finfo(float).tiny))
+    weights = np.stack(rows)
+    members = (weights > 0).sum(axis=1)
+    enough = members >= BOX_CHANNELS
+    independent, scatter = (weights**2 @ np.where(np.isfinite(error), one**2, 0.0) for one in (error, deviation))
+    dof = np.full(len(names), float(np.median(change.estimate.dof)))
+    total = scatter.copy()
+    if not change.by_ring and enough.sum() > 1:
+        together = change.influence @ weights[enough].T
+        squares = (together**2).sum(axis=0) * (len(together) / change.dof)
+        scale, dof[enough] = moderate(squares / independent[enough], change.dof)
+        total[enough] += independent[enough] * (scale - 1)
+    estimate = Estimate(weights @ h, np.where(enough, np.sqrt(total), np.inf), dof)
+    return names, members, _tested(estimate, enough, rate)
+
