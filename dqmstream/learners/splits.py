@@ -5,17 +5,23 @@ its neighbours. So the parts are blocks of consecutive lumisections with gaps be
 
     train 100 | gap 20 | validation 10 | gap 20 | test 30 | gap 20
 
-A file that holds interpolated lumisections (10000 rows made of 501) needs blocks and gaps 25 times as long.
+A file that holds interpolated lumisections (10000 rows made of 501) needs blocks and gaps 25 times as long. That is `assign`,
+the split of every ledger. `Split` offers others beside it for comparison: a random one, whose flattery is measured, and folds.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
 
+from dqmstream.errors import InputError
+
 INTERPOLATED_SCALE = 25
-CYCLE = 200
+TRAIN, VALIDATION, TEST, BETWEEN = 100, 10, 30, 20
+"""Lengths of the blocks, and of each of the three gaps between them, in lumisections."""
+CYCLE = TRAIN + VALIDATION + TEST + 3 * BETWEEN
 
 
 class Part(IntEnum):
@@ -27,7 +33,8 @@ class Part(IntEnum):
     TEST = 3
 
 
-_BLOCKS = ((Part.TRAIN, 0, 100), (Part.VALIDATION, 120, 130), (Part.TEST, 150, 180))
+KINDS = ("blocks", "random", "folds")
+"""Kinds of `Split`."""
 
 
 def assign(lumisections: np.ndarray, scale: int = 1) -> np.ndarray:
@@ -35,8 +42,86 @@ def assign(lumisections: np.ndarray, scale: int = 1) -> np.ndarray:
 
     lumisections: numbers counted from 1. scale: 1, or 25 where rows were interpolated; lengths are multiplied by it.
     """
-    place = (np.asarray(lumisections) - 1) % (CYCLE * scale)
+    return _cycle((np.asarray(lumisections) - 1) % (CYCLE * scale), scale, TRAIN, TEST)
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """A way to assign lumisections to parts.
+
+    kind: "blocks" is `assign`. "random" draws each lumisection alone, with the shares that blocks have (train 50 %,
+    validation 5 %, test 15 %, the rest unused), so that only the placing differs; seed is its only. "folds" is one fold of
+    `folds`: the cycle with test blocks of 200 / folds (and train blocks that give or take the difference), begun `fold` test
+    blocks later. Over all folds every lumisection is in test exactly once, and the gaps are those of blocks.
+
+    Raises InputError for a kind that does not exist, a negative seed, folds that do not divide a cycle or leave too little to
+    train on (fewer than 2, more than 20), and a fold that is not one of them.
+    """
+
+    kind: str = "blocks"
+    seed: int = 0
+    fold: int = 0
+    folds: int = 5
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise InputError(f"there is no split {self.kind!r}; choose one of {', '.join(KINDS)}")
+        if self.seed < 0:
+            raise InputError(f"the seed of a split is 0 or more, not {self.seed}")
+        if not 2 <= self.folds <= 20 or CYCLE % self.folds:
+            raise InputError(f"{self.folds} folds do not divide a cycle of {CYCLE} lumisections: choose 2, 4, 5, 8, 10 or 20")
+        if not 0 <= self.fold < self.folds:
+            raise InputError(f"fold {self.fold} is not one of the {self.folds} folds, which are counted from 0")
+
+    def assign(self, lumisections: np.ndarray, scale: int = 1) -> np.ndarray:
+        """Part of each lumisection, as the function `assign`; a random split knows no scale."""
+        return _WAYS[self.kind](self, np.asarray(lumisections), scale)
+
+
+def _blocks(split: Split, lumisections: np.ndarray, scale: int) -> np.ndarray:
+    return assign(lumisections, scale)
+
+
+def _random(split: Split, lumisections: np.ndarray, scale: int) -> np.ndarray:
+    place = _uniform(split.seed, lumisections) * CYCLE
     parts = np.full(place.shape, Part.GAP, dtype=np.uint8)
-    for part, start, stop in _BLOCKS:
-        parts[(place >= start * scale) & (place < stop * scale)] = part
+    edges = np.cumsum([0, TRAIN, VALIDATION, TEST])
+    for part, start, stop in zip((Part.TRAIN, Part.VALIDATION, Part.TEST), edges[:-1], edges[1:], strict=True):
+        parts[(place >= start) & (place < stop)] = part
     return parts
+
+
+def _folds(split: Split, lumisections: np.ndarray, scale: int) -> np.ndarray:
+    test = CYCLE // split.folds
+    train = CYCLE - VALIDATION - 3 * BETWEEN - test
+    return _cycle((lumisections - 1 - split.fold * test * scale) % (CYCLE * scale), scale, train, test)
+
+
+_WAYS = {"blocks": _blocks, "random": _random, "folds": _folds}
+
+
+def _cycle(place: np.ndarray, scale: int, train: int, test: int) -> np.ndarray:
+    """Parts by the place in a cycle: train, validation and test in turn, a gap after each."""
+    parts = np.full(place.shape, Part.GAP, dtype=np.uint8)
+    start = 0
+    for part, length in ((Part.TRAIN, train), (Part.VALIDATION, VALIDATION), (Part.TEST, test)):
+        parts[(place >= start * scale) & (place < (start + length) * scale)] = part
+        start += length + BETWEEN
+    return parts
+
+
+def _uniform(seed: int, numbers: np.ndarray) -> np.ndarray:
+    """A number in [0, 1) for each seed and number, the same wherever and with whatever others it is asked for.
+
+    SplitMix64 (Steele, Lea and Flood, OOPSLA 2014, fig. 17): its seed moved on by `number` steps, then mixed.
+    """
+    gamma = np.uint64(0x9E3779B97F4A7C15)
+    # Seeds are mixed first: neighbouring ones would else draw the same numbers, a step apart.
+    z = _mixed(np.array([seed], dtype=np.uint64) * gamma) + numbers.astype(np.uint64) * gamma
+    return (_mixed(z) >> np.uint64(11)) * 2.0**-53
+
+
+def _mixed(z: np.ndarray) -> np.ndarray:
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
