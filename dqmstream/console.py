@@ -167,3 +167,53 @@ def describe_demo(result: dict[str, Any]) -> list[Any]:
         f"{result['consumed']['rows']} lumisections filed, {result['consumed']['dead']} dead letters, {result['seconds']} s",
         f"report: {result['report']}",
     ]
+
+
+SHOWN_CHANGES = 20
+"""Lines of a table of what changed; files and --json hold all."""
+
+
+def describe_comparison(result: dict[str, Any]) -> list[Any]:
+    """Both AUC side by side with what they mean, then boxes and channels that changed."""
+    rows = [
+        [what, f"{auc['value']:.3f}", f"{auc['low']:.3f} to {auc['high']:.3f}"]
+        for what, auc in (("channels, under their conditions", result["auc"]), ("luminosity alone", result["luminosity_auc"]))
+    ]
+    interval = f"{result['confidence']:.0%} interval"
+    parts: list[Any] = [
+        table(f"{result['b']['name']} against {result['a']['name']}", ["told apart by", "AUC", interval], rows),
+        result["verdict"],
+        *(f"Warning: {warning}" for warning in result["warnings"]),
+    ]
+    if result["boxes"]:
+        found = [[f"RBX {box['rbx']:+d}", str(box["channels"]), *_change(box)] for box in result["boxes"]]
+        parts.append(table("readout boxes that moved together", ["box", "channels", *_CHANGE], found[:SHOWN_CHANGES]))
+    if result["changed"]:
+        found = [
+            [f"{c['ieta']}, {c['iphi']}, {c['depth']}", *_change(c), c["state"].replace("changed", "")]
+            for c in result["changed"]
+        ]
+        parts.append(table("channels that changed", ["ieta, iphi, depth", *_CHANGE, ""], found[:SHOWN_CHANGES]))
+    left = max(len(result["changed"]) - SHOWN_CHANGES, 0)
+    parts.append(
+        f"{len(result['changed'])} of {result['channels_tested']} channels and {len(result['boxes'])} of "
+        f"{result['boxes_tested']} readout boxes changed, at a false-discovery rate of {result['rate']:g} each"
+        + (f"; {left} more channels than are shown: --out and --json list all" if left else "")
+    )
+    parts.append(result["unseen"])
+    if "files" in result:
+        parts.append("written: " + ", ".join(result["files"]))
+    return parts
+
+
+_CHANGE = ["ratio", "error", "pull", "p", "q"]
+
+
+def _change(found: dict[str, Any]) -> list[str]:
+    ratio = "new" if math.isinf(found["ratio"]) else f"{found['ratio']:.4f}"
+    error = "-" if math.isnan(found["ratio_error"]) else f"{found['ratio_error']:.4f}"
+    return [ratio, error, f"{found['pull']:+.1f}", _probability(found["p"]), _probability(found["q"])]
+
+
+def _probability(value: float) -> str:
+    return f"{value:.1e}" if value > 0 else "<1e-300"

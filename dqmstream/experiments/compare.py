@@ -30,6 +30,10 @@ FEW = 25
 OUTLYING = 4.0
 """Channels that differ by more of their deviations than this are no ruler for the conditions."""
 
+STRANGE = 5.0
+"""A channel that differs from what its box does by more of its deviations than this, and by as much again as the box does
+itself, has a fault of its own."""
+
 BOX_CHANNELS = 4
 """A readout box of fewer comparable channels cannot be said to move together."""
 
@@ -44,7 +48,8 @@ _MAD = 1.4826
 class Tested:
     """Tests of m channels or readout boxes: float64, (m,), nan where one could not be tested.
 
-    ratio: response in B over that in A, 0 of a channel that died, inf of one that woke. error: of the ratio. pull: standardised
+    ratio: response in B over that in A, 0 of a channel that died, inf of one that woke; of a box, of its channels that are most
+    sensitive to gain. error: of the ratio. pull: standardised
     difference, positive where B responds more. p, q: two-sided, and adjusted for the false-discovery rate. changed: bool.
     """
 
@@ -63,11 +68,13 @@ class Tested:
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """What came of it. box_names: of the tested boxes, -18..18. common: lumisections of each run under conditions that both had.
+    """What came of it.
 
-    overlap: smaller share of a run's lumisections under such conditions. by_ring: conditions hardly overlap, and channels are
-    judged by how they stand in their ring. rho: overdispersion of each channel, zero where events are unknown. spread: deviation
-    of the true ratios from 1 over the channels most sensitive to gain, whatever a few outliers do.
+    box_names, box_channels: of the boxes, -18..18, and how many channels are in the test of each. common: lumisections of each
+    run under conditions that both had. overlap: the smaller share of a run's lumisections that these are. by_ring: conditions
+    hardly overlap, and channels are judged by how they stand in their ring. rho: overdispersion of each channel, zero where
+    events are unknown. spread: deviation of the true ratios from 1 over the channels most sensitive to gain, whatever a few
+    outliers do.
     """
 
     pair: Pair
@@ -99,8 +106,8 @@ class Comparison:
         channels, luminosity = self.separation.channels, self.separation.luminosity
         if luminosity.above_chance:
             return (
-                f"Luminosity alone tells these runs apart (AUC {luminosity.value:.3f}), so an AUC proves nothing of the detector "
-                "by itself: judge by the channels that changed under the same conditions."
+                f"Luminosity alone tells these runs apart (AUC {luminosity.value:.3f}), so an AUC proves nothing of the "
+                "detector by itself: judge by the channels that changed under the same conditions."
             )
         if channels.above_chance:
             return (
@@ -261,32 +268,35 @@ def _tested(estimate: Estimate, testable: np.ndarray, rate: float) -> Tested:
 def _boxes(change: _Change, channels: Channels, testable: np.ndarray, rate: float) -> tuple[np.ndarray, np.ndarray, Tested]:
     """Names of the readout boxes, how many channels each has in its test, and the test whether they moved together.
 
-    A box's h is the mean of its channels', weighted by what each would show of a change of gain. Its error holds the scatter
+    A box's h is the slope of its channels' over their sensitivity to gain, by weighted least squares: what its most sensitive
+    channels show. Its error holds the scatter
     that channels of the whole detector have on their own (else 26 drifts of their own would pass for a common one), and the
     noise that channels of the box share, since its blocks are summed over channels before they are squared. Channels that died,
     or stand out of their box, are left to the channels' own test.
     """
-    h, error = change.estimate.h, change.estimate.error
+    h, error, sensitivity = change.estimate.h, change.estimate.error, change.sensitivity
     deviation = change.deviation(testable)
     names = np.unique(channels.box)
     rows = []
     for name in names:
         mine = (channels.box == name) & testable & (np.abs(h) < 1 - 2 * DEAD) & np.isfinite(error)
         if mine.any():
-            mine &= np.abs(h - np.median(h[mine])) < 5 * deviation + abs(float(np.median(h[mine])))
-        weight = np.where(mine, change.sensitivity / deviation**2, 0.0)
-        rows.append(weight / max(weight.sum(), np.finfo(float).tiny))
+            common = float(np.median(h[mine] / sensitivity[mine])) * sensitivity
+            mine &= np.abs(h - common) < STRANGE * deviation + np.abs(common)
+        weight = np.where(mine, sensitivity / deviation**2, 0.0)
+        rows.append(weight / max(float(weight @ sensitivity), np.finfo(float).tiny))
     weights = np.stack(rows)
     members = (weights > 0).sum(axis=1)
     enough = members >= BOX_CHANNELS
     independent, scatter = (weights**2 @ np.where(np.isfinite(error), one**2, 0.0) for one in (error, deviation))
     dof = np.full(len(names), float(np.median(change.estimate.dof)))
+    left = np.stack([np.where(row > 0, h - (row @ h) * sensitivity, 0.0) / deviation for row in weights])
     total = scatter.copy()
     if not change.by_ring and enough.sum() > 1:
         together = change.influence @ weights[enough].T
         squares = (together**2).sum(axis=0) * (len(together) / change.dof)
-        scale, dof[enough] = moderate(squares / independent[enough], change.dof)
-        total[enough] += independent[enough] * (scale - 1)
+        noise, dof[enough] = moderate(squares / independent[enough], change.dof)
+        alone, _ = moderate((left**2).sum(axis=1)[enough] / (members[enough] - 1), int(np.median(members[enough])) - 1)
+        total[enough] = scatter[enough] * alone + independent[enough] * (noise - 1)
     estimate = Estimate(weights @ h, np.where(enough, np.sqrt(total), np.inf), dof)
     return names, members, _tested(estimate, enough, rate)
-

@@ -1,4 +1,4 @@
-"""What `compare` reads: two runs, each a file in the original layout or a run of an archive, as samples of the same channels."""
+"""What `compare` reads: two runs, each a file in the original layout or a run of an archive, as samples of one geometry."""
 
 from __future__ import annotations
 
@@ -77,11 +77,13 @@ def read_pair(a: str, b: str, archive: Path | None, interpolated: bool) -> Pair:
     interpolated: rows of files were interpolated; an archive knows it of its own. Raises InputError for files that cannot be
     used or compared, ArchiveError for a run that the archive does not hold.
     """
-    reader = None if archive is None or _is_file(a) and _is_file(b) else Archive.open(archive)
+    reader = None if archive is None or (_is_file(a) and _is_file(b)) else Archive.open(archive)
     both = (_read(a, reader, interpolated), _read(b, reader, interpolated))
     first, second = both
     if first.depths != second.depths:
-        raise InputError(f"{first.name} holds {first.depths} depth(s) and {second.name} {second.depths}: they cannot be compared")
+        raise InputError(
+            f"{first.name} holds {first.depths} depth(s) and {second.name} {second.depths}: give runs of one shape"
+        )
     for one in both:
         if (span := int(one.lumisection[-1] - one.lumisection[0]) + 1) < (least := LEAST * one.scale):
             hint = " where rows are interpolated" if one.scale > 1 else ""
@@ -92,7 +94,7 @@ def read_pair(a: str, b: str, archive: Path | None, interpolated: bool) -> Pair:
             raise InputError(f"{one.name} holds no count at all: there is nothing to compare")
     channels = Channels(alive[0] | alive[1])
     counts = [one.of(channels.live) for one in both]
-    if counts[0].shape == counts[1].shape and np.array_equal(*counts):
+    if counts[0].shape == counts[1].shape and np.array_equal(counts[0], counts[1]):
         raise InputError(f"{first.name} and {second.name} hold the same counts: give two runs")
     notes = []
     if first.run == second.run:
@@ -100,7 +102,7 @@ def read_pair(a: str, b: str, archive: Path | None, interpolated: bool) -> Pair:
     if any(one.scale == 1 and _fractional(part) for one, part in zip(both, counts, strict=True)):
         notes.append(
             "Counts are not whole. If rows were interpolated, as in the published files, give --interpolated: "
-            "else neighbours count as independent, and far too much is called a change."
+            "else neighbours of what is tested teach, and the AUC is flattered."
         )
     counts_events = _events_known(both, counts, notes)
     samples, dark = [], []

@@ -186,7 +186,9 @@ class _Fit:
                 exposure = side.exposure[rows]
                 middle = self._middle(side, rows)
                 residual = counts - middle * (1 + side.sign * self._h)
-                plain = variance(middle, exposure, self._conditions.counts_events, np.zeros_like(self._h), np.ones_like(self._h))
+                plain = variance(
+                    middle, exposure, self._conditions.counts_events, np.zeros_like(self._h), np.ones_like(self._h)
+                )
                 squares += (residual**2 / plain).sum(axis=0)
                 sizes += float((exposure - 1).sum())
                 used += len(counts)

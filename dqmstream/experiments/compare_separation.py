@@ -18,6 +18,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from sklearn.discriminant_analysis import QuadraticDiscriminantAnalysis
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from dqmstream.experiments.compare_conditions import Channels, Conditions, Sample
 from dqmstream.experiments.compare_response import Response, fit_response
@@ -34,6 +36,10 @@ LEAST = (FOLDS + 1) * TEST_BLOCK
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
+_CHI2_MEDIAN = 0.45494
+"""Median of chi² with one degree of freedom."""
+
+_ROWS = 2048
 _SEED = 20220601  # of the bootstrap: the same files give the same interval
 
 
@@ -94,9 +100,6 @@ def score(response: Response, sample: Sample) -> np.ndarray:
     return np.concatenate(out)
 
 
-_ROWS = 2048
-
-
 def shrunk(h: np.ndarray, error: np.ndarray) -> np.ndarray:
     """h times (its true variance) / (true variance + error²): few lumisections teach small differences badly.
 
@@ -123,15 +126,13 @@ def spread_of(h: np.ndarray, error: np.ndarray) -> float:
     return (low + high) / 2
 
 
-_CHI2_MEDIAN = 0.45494
-"""Median of chi² with one degree of freedom."""
-
-
-def _luminosity(conditions: Conditions, train: list[Sample]) -> QuadraticDiscriminantAnalysis:
+def _luminosity(conditions: Conditions, train: list[Sample]) -> Pipeline:
     rings = [conditions.rings(sample) for sample in train]
     labels = np.repeat([0, 1], [len(one) for one in rings])
-    # Conditions that stand still in a run would make it infinitely sure of itself.
-    return QuadraticDiscriminantAnalysis(priors=[0.5, 0.5], reg_param=1e-6).fit(np.concatenate(rings), labels)
+    # Conditions that stand still in a run would make it infinitely sure of itself; and one far narrower than the distance
+    # between the runs is no reason to refuse it, as the default tolerance does.
+    analysis = QuadraticDiscriminantAnalysis(priors=[0.5, 0.5], reg_param=1e-6, tol=0.0)
+    return make_pipeline(StandardScaler(), analysis).fit(np.concatenate(rings), labels)
 
 
 def _blocks(sample: Sample) -> np.ndarray:

@@ -32,7 +32,7 @@ def draw_occupancy(path: Path, view: RunView, highest: float) -> None:
         above = bool(max(np.nanmax(view.first), np.nanmax(view.mean)) > highest)
         for depth, row in enumerate(panels):
             for axes, values, title in zip(row, (view.first, view.mean), titles, strict=True):
-                image = _show(axes, values[depth], "cividis", scale)
+                image = show_map(axes, values[depth], "cividis", scale)
                 axes.set_title(f"depth {depth + 1}, {title}")
                 if depth == depths - 1:
                     axes.set_xlabel("ieta")
@@ -50,7 +50,7 @@ def draw_change(path: Path, change: Change, live: np.ndarray) -> None:
     with canvas(path, _PANEL_IN * len(live)) as figure:
         panels = figure.subplots(len(live), 2, squeeze=False, width_ratios=(1.7, 1))
         for depth, (axes, counts) in enumerate(panels):
-            image = _show(axes, pulls[depth], "coolwarm", scale)
+            image = show_map(axes, pulls[depth], "coolwarm", scale)
             marks = [
                 *_mark(axes, after[depth] < DEAD, "o", "dead"),
                 *_mark(axes, (before[depth] < DEAD) & (after[depth] >= DEAD), "s", "counts again"),
@@ -66,7 +66,7 @@ def draw_change(path: Path, change: Change, live: np.ndarray) -> None:
             _histogram(counts, pulls[depth][live[depth]])
 
 
-def _show(axes: Axes, values: np.ndarray, colours: str, scale: Normalize) -> AxesImage:
+def show_map(axes: Axes, values: np.ndarray, colours: str, scale: Normalize) -> AxesImage:
     """Draw a map (64, 72), with a blank column where ieta would be 0."""
     whole = np.insert(values, _HALF, np.nan, axis=0)
     return axes.imshow(

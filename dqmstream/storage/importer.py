@@ -157,7 +157,9 @@ def _check_file(
     """depths: of the archive; None where any number will do."""
     counts = _load(path)
     if counts.ndim not in (3, 4) or counts.shape[-2:] != (64, 72) or len(counts) == 0:
-        raise InputError(f"{path} has shape {counts.shape}, and must have (lumisections, 64, 72) or (lumisections, depths, 64, 72)")
+        raise InputError(
+            f"{path} has shape {counts.shape}, and must have (lumisections, 64, 72) or (lumisections, depths, 64, 72)"
+        )
     file_depths = 1 if counts.ndim == 3 else counts.shape[1]
     if depths is not None and file_depths != depths:
         raise InputError(f"{path} holds {file_depths} depth(s), the archive {depths}")
