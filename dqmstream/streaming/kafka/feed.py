@@ -22,7 +22,7 @@ from dqmstream.errors import BrokerError, DataLostError
 from dqmstream.streaming.feed import Message, Polled, Revoked, Slice
 from dqmstream.streaming.kafka.batches import BatchReader, Suspects
 from dqmstream.streaming.kafka.client import Incarnation, connect, is_fatal, missing
-from dqmstream.streaming.kafka.receiving import receive_largely
+from dqmstream.streaming.kafka.receiving import keep_freed_memory, receive_largely
 
 log = structlog.get_logger("dqmstream.kafka")
 
@@ -120,6 +120,7 @@ class KafkaFeed:
             metadata_max_age_ms=5000,  # how soon a topic that was made again is noticed where nothing comes of it
         )
         self._consumer._fetcher.PartitionRecords = partial(BatchReader, Suspects(), self._told_end)
+        keep_freed_memory()
         receive_largely(self._consumer)
         self._assignments.consumer = self._consumer
         self._consumer.subscribe([topic], listener=self._assignments)
