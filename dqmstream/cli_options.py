@@ -29,7 +29,7 @@ Dtype = Annotated[str | None, typer.Option("--dtype", help="of a new archive: fl
 Depths = Annotated[int | None, typer.Option("--depths", help="of a new archive, 1 to 7 (default: 1)")]
 Source = Annotated[str | None, typer.Option("--source", help="dataset and monitoring element of a new archive (default: that of the first message)")]  # fmt: skip # noqa: E501
 Interpolated = Annotated[bool, typer.Option("--interpolated", help="rows were interpolated, as in the published files")]
-Stream = Annotated[str, typer.Option(help="null, moderate, small or structured")]
+Stream = Annotated[str, typer.Option(help="null, moderate, small, structured, year, tracks or pair")]
 
 
 def show(result: dict[str, Any], as_json: bool, *readable: Any) -> None:

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import gammaln, logsumexp, polygamma, psi, xlogy
+from scipy.special import gammaln, logsumexp, psi, xlogy
 
 from dqmstream.experiments.simulator import LIVE, K, SimulatedRun
 from dqmstream.lumisection import rbx_mask
@@ -35,8 +35,9 @@ _GRID_SIGMAS = np.linspace(-4.5, 4.5, 41)
 0.225 sigma are no wider than the likelihood, and the sum is exact to far more digits than matter."""
 
 _STEPS = 40
-_TOLERANCE = 1e-4
-"""A fit has ended when no parameter moves by more than this, in units of N's and R's own deviations."""
+_TOLERANCE = 3e-3
+"""A fit has ended when no parameter moves by more than this, in units of N's and R's own deviations: the square of it, which is
+what the likelihood may lack, is far below what decides between two runs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +141,8 @@ class _Likelihood:
     ) -> tuple[np.ndarray, np.ndarray]:
         """A Newton step in (events, pileup), and their deviations, both (2, m). least: the lowest events may be, (m,).
 
-        The gradient of an integrated box is the mean of its gradients over the gain's posterior (Fisher's identity).
+        The gradient of an integrated box is the mean of its gradients over the gain's posterior (Fisher's identity); taken here
+        at the posterior's mean gain, which is as good where the box's counts fix its gain.
         """
         counts, lowest = self._counts[rows], events <= least
         events, pileup = events[:, None], pileup[:, None]
@@ -148,14 +150,14 @@ class _Likelihood:
         for box in self._truth.boxes:
             log_posterior = self._of_box(box, counts, events, pileup)
             posterior = np.exp(log_posterior - logsumexp(log_posterior, axis=1, keepdims=True))
-            for gain, weight in zip(self._gains, posterior.T, strict=True):
-                by_gain, curvature = _slopes(counts[:, box], events, pileup * gain, self._truth.rate[box])
-                factor = np.array([1.0, gain])  # d/dR at R times gain
-                gradient += weight * factor[:, None] * by_gain
-                information += weight * np.outer(factor, factor)[:, :, None] * curvature
+            gain = (posterior @ self._gains)[:, None]
+            by_gain, curvature = _slopes(counts[:, box], events, pileup * gain, self._truth.rate[box])
+            factor = np.stack([np.ones(len(rows)), gain[:, 0]])  # d/dR at R times gain
+            gradient += factor * by_gain
+            information += factor[:, None] * factor * curvature
         # d/dN of the binomial coefficients, with all channels alike.
         gradient[0] += (psi(events + 1) - psi(events - counts + 1)).sum(axis=1)
-        information[0, 0] = (polygamma(1, events - counts + 1) - polygamma(1, events + 1)).sum(axis=1)
+        information[0, 0] = (_trigamma(events - counts + 1) - _trigamma(events + 1)).sum(axis=1)
         determinant = information[0, 0] * information[1, 1] - information[0, 1] ** 2
         # A matrix that is not definite is damped to its diagonal; and where N may not fall any further, R moves alone.
         definite = determinant > 0.05 * information[0, 0] * information[1, 1]
@@ -186,6 +188,11 @@ def _slopes(counts: np.ndarray, events: np.ndarray, pileup: np.ndarray, rate: np
     rr = (events * odds * slope**2).sum(axis=1)
     nr = slope.sum(axis=1)
     return gradient, np.array([[np.zeros_like(rr), nr], [nr, rr]])
+
+
+def _trigamma(z: np.ndarray) -> np.ndarray:
+    """psi'(z) for z >= 1, within 1.5 %: enough for a curvature, and ten times as fast as the exact one."""
+    return np.asarray((1 + (0.5 + 1 / (6 * z)) / z) / z)
 
 
 def _choices(counts: np.ndarray, events: np.ndarray) -> np.ndarray:

@@ -6,7 +6,9 @@ two runs before there is anything to tell apart: row 0 is empty. What the matric
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Protocol
 
 import numpy as np
 from scipy.special import log_softmax
@@ -17,6 +19,9 @@ from dqmstream.learners.strategy import Maps, RunData, Strategy
 
 VALIDATION_SHARE = 3
 """One validation lumisection is kept for so many test ones, as the split has them (`learners.splits`)."""
+
+BATCH = 256
+"""Lumisections that are joined at least for a call of `scores`, where there are as many."""
 
 
 def auc(positive: np.ndarray, negative: np.ndarray) -> float:
@@ -74,6 +79,14 @@ class BeforeLearning:
     nearest_probability: float
 
 
+class Scorer(Protocol):
+    """What can be judged: a strategy, or a bound that knows the truth and learns nothing."""
+
+    def scores(self, maps: Maps) -> np.ndarray:
+        """As `Strategy.scores`."""
+        ...
+
+
 class Evaluator:
     """Judges strategies on lumisections of every run seen, within a fixed budget for the whole stream.
 
@@ -81,9 +94,9 @@ class Evaluator:
     beside them, for the temperature alone. When the runs have more, each keeps budget // runs of its own, drawn by its
     number, and what is kept later is a part of what was kept before. So an evaluation costs the same at run 1000 as at the run
     that filled the budget, and the accuracy of a single run gets coarse: of 6000 lumisections each of 1000 runs keeps 6, its
-    accuracy is a multiple of 1/6 and known to ±.2, and an entry of R tells little. The average over runs is as exact as ever
-    (±.006 at most). Runs enter the row at the resolution of their time: where a run keeps ever fewer, its column moves by
-    chance, and the maximum in `forgetting` grows with that noise.
+    accuracy is a multiple of 1/6 and uncertain by up to .2, and an entry of R tells little. The average over runs stays as
+    certain as 6000 lumisections make it (.006). As a run keeps fewer its column moves by chance, and figures that take a
+    maximum or a minimum over t (`forgetting`, the worst case) are the larger, or lower, for it.
 
     Beyond `budget` runs each keeps one lumisection, and the cost grows again.
     """
@@ -104,11 +117,11 @@ class Evaluator:
         share = max(1, budget // len(self.runs))
         return [_first_of(maps, share, number) for maps, number in zip(parts, self.runs, strict=True)]
 
-    def score(self, strategy: Strategy) -> Scores:
+    def score(self, strategy: Scorer) -> Scores:
         """What the strategy says of the test lumisections that are kept of the runs added so far."""
         return _score(strategy, self._tests)
 
-    def score_validation(self, strategy: Strategy) -> Scores:
+    def score_validation(self, strategy: Scorer) -> Scores:
         """The same of the validation lumisections."""
         return _score(strategy, self._validations)
 
@@ -146,11 +159,27 @@ def evaluate_row(scores: Scores) -> Row:
     return row
 
 
-def _score(strategy: Strategy, parts: list[Maps]) -> Scores:
+def _score(strategy: Scorer, parts: list[Maps]) -> Scores:
     return Scores(
-        np.concatenate([log_softmax(strategy.scores(maps), axis=1) for maps in parts]),
+        np.concatenate([log_softmax(strategy.scores(maps), axis=1) for maps in _in_batches(parts)]),
         np.repeat(np.arange(len(parts)), [len(maps) for maps in parts]),
         np.concatenate([maps.lumisection for maps in parts]),
+    )
+
+
+def _in_batches(parts: list[Maps]) -> Iterator[Maps]:
+    """The same lumisections in the same order, small parts joined: 1000 runs of 6 are not 1000 calls."""
+    batch: list[Maps] = []
+    for i, maps in enumerate(parts):
+        batch.append(maps)
+        if i == len(parts) - 1 or sum(len(known) for known in batch) >= BATCH:
+            yield _join(batch)
+            batch = []
+
+
+def _join(parts: list[Maps]) -> Maps:
+    return Maps(
+        *(np.concatenate([getattr(maps, field.name) for maps in parts]) for field in fields(Maps)),
     )
 
 

@@ -71,7 +71,7 @@ class Learner:
         self.settings = settings
         self.name = resolve(settings.strategy)
         if self.name in GRADIENT:
-            _set_threads(settings.threads)
+            set_threads(settings.threads)
         self.strategy = make_strategy(
             self.name,
             geometry=archive.geometry,
@@ -284,7 +284,7 @@ def identity(archive: Archive, settings: LearnerSettings) -> Identity:
     )
 
 
-def _set_threads(threads: int) -> None:
+def set_threads(threads: int) -> None:
     """Fix the number of CPU threads, on which the bits of a sum depend."""
     import torch
 

@@ -1,0 +1,172 @@
+"""A cell of a benchmark: one strategy over one stream, run by run, saved when it is finished.
+
+A cell goes through the same code as the live learner (`learners.judge`); only the archive is left out, and the runs come from
+the simulator as they would come from it. A bound's cell holds the same kind of lines, without anything learnt.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.special import log_softmax
+from threadpoolctl import threadpool_limits
+
+from dqmstream import __version__
+from dqmstream.errors import DqmstreamError, StateError
+from dqmstream.experiments.bounds import BOUNDS, IDEAL, RunTruth, ideal, ideal_profiled
+from dqmstream.experiments.simulator import LIVE, SimulatedRun, stream
+from dqmstream.learners.evaluation import Evaluator, Scores, evaluate_row
+from dqmstream.learners.history import Line
+from dqmstream.learners.judge import learn_and_judge
+from dqmstream.learners.learner import set_threads
+from dqmstream.learners.registry import GRADIENT, make_strategy
+from dqmstream.learners.splits import Split
+from dqmstream.learners.strategy import Maps, RunData
+from dqmstream.lumisection import Geometry
+from dqmstream.storage.locks import write_atomically
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a cell is; its figures depend on this, on the versions of the code and on nothing else.
+
+    order: 0 for the runs as they were drawn, o for a permutation of its own; the first is the reference. split, fold: of
+    `learners.splits.Split`. The strategy's own seed is that of the stream.
+    """
+
+    stream: str
+    seed: int
+    order: int
+    strategy: str
+    runs: int
+    lumisections: int
+    memory_bytes: int
+    evaluation_samples: int
+    split: str = "blocks"
+    fold: int = 0
+
+    @property
+    def name(self) -> str:
+        kind = "" if self.split == "blocks" else f"-{self.split}{self.fold}"
+        return f"{self.stream}-{self.seed}-{self.order}{kind}-{self.strategy}"
+
+
+def run_cell(cell: Cell) -> dict[str, Any]:
+    """Compute a cell on one thread: its lines of history, seconds and versions. Raises InputError for an unknown strategy."""
+    began = time.perf_counter()
+    with threadpool_limits(1):
+        simulated = ordered(
+            list(stream(cell.stream, seed=cell.seed, runs=cell.runs, lumisections=cell.lumisections)), cell.seed, cell.order
+        )
+        split = Split(cell.split, seed=cell.seed, fold=cell.fold)
+        lines = bound_lines(cell, simulated, split) if cell.strategy in BOUNDS else learnt_lines(cell, simulated, split)
+    return {"cell": asdict(cell), "lines": lines, "seconds": round(time.perf_counter() - began, 3), **versions()}
+
+
+def ordered(runs: list[SimulatedRun], seed: int, order: int) -> list[SimulatedRun]:
+    """The runs in the order of that number: 0 as drawn, else a permutation that seed and order name."""
+    return runs if order == 0 else [runs[i] for i in np.random.default_rng([seed, order]).permutation(len(runs))]
+
+
+def as_run_data(run: SimulatedRun, split: Split) -> RunData:
+    """A simulated run as it comes out of a float32 archive."""
+    lumisection = np.arange(1, len(run.counts) + 1)
+    maps = Maps(run.counts.astype(np.float32)[:, None], run.events, run.pileup, lumisection)
+    return RunData(run.run, maps, split.assign(lumisection))
+
+
+def learnt_lines(cell: Cell, simulated: Sequence[SimulatedRun], split: Split) -> list[Line]:
+    """Learn the runs one after another and judge the strategy after each."""
+    if cell.strategy in GRADIENT:
+        set_threads(1)
+    strategy = make_strategy(cell.strategy, geometry=Geometry(1), seed=cell.seed, memory_bytes=cell.memory_bytes, device="cpu")
+    evaluator = Evaluator(cell.evaluation_samples)
+    lines = []
+    for number, run in enumerate(simulated):
+        line, _ = learn_and_judge(
+            strategy, {}, evaluator, number, as_run_data(run, split), lambda past: as_run_data(simulated[past], split)
+        )
+        lines.append(line)
+    return lines
+
+
+def bound_lines(cell: Cell, simulated: Sequence[SimulatedRun], split: Split) -> list[Line]:
+    """What a bound says after each run, on the lumisections that an `Evaluator` of the same budget keeps at the end.
+
+    Its scores of a run do not depend on the others, so one table serves all rows.
+    """
+    evaluator = Evaluator(cell.evaluation_samples)
+    for run in simulated:
+        evaluator.add(as_run_data(run, split))
+    all_runs = evaluator.score(_Bound(cell.strategy, [RunTruth.of(run) for run in simulated]))
+    lines: list[Line] = []
+    for number, run in enumerate(simulated):
+        seen = all_runs.labels <= number
+        log_probability = log_softmax(all_runs.log_probability[seen, : number + 1], axis=1)
+        row = evaluate_row(Scores(log_probability, all_runs.labels[seen], all_runs.lumisection[seen])) if number else None
+        judged = asdict(row) if row else dict.fromkeys(("accuracy", "auc", "auc_fixed"))
+        lines.append({"experience": number, "run": run.run, "strategy": cell.strategy, **judged})
+    return lines
+
+
+@dataclass(frozen=True)
+class _Bound:
+    """Scores lumisections of HE depth 1 by what is true of the runs."""
+
+    name: str
+    truths: list[RunTruth]
+
+    def scores(self, maps: Maps) -> np.ndarray:
+        counts = maps.counts[:, 0][:, LIVE]
+        if self.name == IDEAL:
+            return ideal(counts, maps.n_events, maps.pileup, self.truths)
+        return ideal_profiled(counts, self.truths)
+
+
+def load_cell(folder: Path, cell: Cell) -> dict[str, Any] | None:
+    """A finished cell; None where it is not there, failed, or was computed for other numbers or by other versions."""
+    path = folder / f"{cell.name}.json"
+    if not path.exists():
+        return None
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise StateError(f"{path} cannot be read: {error}; delete it, and it is computed again") from error
+    same = found.get("cell") == asdict(cell) and all(found.get(name) == value for name, value in versions().items())
+    return found if same and "error" not in found else None
+
+
+def compute_and_save(folder: Path, cell: Cell) -> dict[str, Any]:
+    """Compute a cell and write its file; an error is recorded in the file and does not stop the other cells."""
+    try:
+        done = run_cell(cell)
+    except (DqmstreamError, ArithmeticError, RuntimeError, ValueError, MemoryError) as error:
+        done = {"cell": asdict(cell), "error": f"{type(error).__name__}: {error}", **versions()}
+    write_atomically(folder / f"{cell.name}.json", json.dumps(done).encode())
+    return done
+
+
+def versions() -> dict[str, str]:
+    """What a figure depends on besides its cell."""
+    return {"dqmstream": __version__, "numpy": np.__version__, "commit": _commit()}
+
+
+def _commit() -> str:
+    """The commit of the source tree that runs, with a + where files differ from it; empty outside of one."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return ""
+    environment = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}
+    told = subprocess.run(
+        ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"],
+        cwd=root, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return told.stdout.strip()

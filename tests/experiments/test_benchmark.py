@@ -1,0 +1,104 @@
+"""A benchmark goes through the learner's own code, saves its cells, goes on where it stopped, and mixes no seeds."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dqmstream.errors import InputError
+from dqmstream.experiments.benchmark import Spec, run_benchmark
+from dqmstream.experiments.cells import Cell, compute_and_save, load_cell, ordered, run_cell
+from dqmstream.experiments.replay import replay
+from dqmstream.experiments.simulator import stream
+from dqmstream.experiments.table import COLUMNS, markdown, printed, summarise, write
+from dqmstream.learners.learner import LearnerSettings
+from tests.runs import simulated_archive
+
+SMALL = Spec(streams=("null", "small"), strategies=("ideal", "gain_map", "ring_means"), seeds=(100,), runs=3, lumisections=200)
+CELL = Cell("small", 3, 0, "gain_map", 3, 200, 1_000_000, 6000)
+
+
+def test_a_cell_has_the_figures_of_a_replay_from_the_archive(tmp_path: Path) -> None:
+    archive = simulated_archive(tmp_path, runs=3)
+    replayed = replay(archive, tmp_path / "state", LearnerSettings(strategy="gain_map", seed=1))
+    cell = run_cell(replace(CELL, stream="moderate", seed=1))
+    assert [line["run"] for line in cell["lines"]] == replayed["runs"]
+    assert cell["lines"][-1]["accuracy"] == replayed["accuracy_matrix"][-1]
+    assert cell["lines"][-1]["auc"] == replayed["auc_matrix"][-1]
+
+
+def test_a_benchmark_goes_on_where_it_stopped_and_makes_its_table(tmp_path: Path) -> None:
+    first = run_benchmark(SMALL, tmp_path, workers=2)
+    (tmp_path / "cells" / "small-100-0-gain_map.json").unlink()
+    kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
+    seen: list[tuple[int, int]] = []
+    again = run_benchmark(SMALL, tmp_path, workers=2, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(5, 6), (6, 6)]
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir() if path.name in kept} == kept
+    assert [cell["lines"][-1]["accuracy"] for cell in again] == [cell["lines"][-1]["accuracy"] for cell in first]
+
+    result = summarise(SMALL, again)
+    write(result, tmp_path)
+    tables = {table["stream"]: {row["strategy"]: row for row in table["rows"]} for table in result["tables"]}
+    assert tables["null"]["ideal"]["accuracy"]["estimate"] == pytest.approx(1 / 3)
+    assert tables["small"]["ring_means"]["accuracy"]["estimate"] < tables["small"]["gain_map"]["accuracy"]["estimate"]
+    assert tables["small"]["ring_means"]["beside"]["p_holm"] <= 1
+    assert json.loads((tmp_path / "results.json").read_text())["use"] == "reported"
+    assert (tmp_path / "table.md").read_text() == markdown(result)
+    assert (tmp_path / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+    assert {len(printed(row)) for table in result["tables"] for row in table["rows"]} == {len(COLUMNS)}
+
+
+def test_a_cell_that_fails_is_recorded_and_tried_again(tmp_path: Path) -> None:
+    broken = replace(CELL, strategy="nonsense")
+    assert "nonsense" in compute_and_save(tmp_path, broken)["error"]
+    assert load_cell(tmp_path, broken) is None
+    spec = replace(SMALL, streams=("small",), strategies=("gain_map", "ring_means"))
+    cells = [{"cell": {"stream": "small", "strategy": "gain_map"}, "error": "why"}, run_cell(spec.cells()[1])]
+    result = summarise(spec, cells)
+    assert [one["error"] for one in result["failed"]] == ["why"]
+    assert [row["strategy"] for row in result["tables"][0]["rows"]] == ["ring_means"]
+
+
+def test_a_cell_of_other_numbers_is_not_taken_for_this_one(tmp_path: Path) -> None:
+    compute_and_save(tmp_path, CELL)
+    assert load_cell(tmp_path, CELL) is not None
+    assert load_cell(tmp_path, replace(CELL, memory_bytes=5)) is None
+
+
+def test_orders_are_permutations_of_the_same_runs() -> None:
+    runs = list(stream("null", seed=1, runs=6, lumisections=2))
+    assert ordered(runs, 1, 0) == runs
+    other = [run.run for run in ordered(runs, 1, 1)]
+    assert other != [run.run for run in runs] and sorted(other) == [run.run for run in runs]
+    assert other == [run.run for run in ordered(runs, 1, 1)] != [run.run for run in ordered(runs, 1, 2)]
+
+
+def test_over_folds_every_lumisection_is_judged_and_the_runs_count_once() -> None:
+    spec = replace(SMALL, streams=("small",), strategies=("ring_means",), split="folds")
+    cells = [run_cell(cell) for cell in spec.cells()]
+    assert len({cell["cell"]["fold"] for cell in cells}) == len(cells) == 5
+    row = summarise(spec, cells)["tables"][0]["rows"][0]
+    last = np.mean([cell["lines"][-1]["accuracy"] for cell in cells], axis=0)
+    assert row["accuracy"]["estimate"] == pytest.approx(last.mean())
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"seeds": (3, 100)}, "do not go together"),
+        ({"streams": ("nowhere",)}, "no stream"),
+        ({"strategies": ("magic",)}, "no strategy"),
+        ({"split": "hope"}, "no split"),
+        ({"runs": 1}, "needs 2 runs"),
+        ({"lumisections": 50}, "needs 180 lumisections"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_before_anything_runs(changes: dict[str, object], reason: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=reason):
+        run_benchmark(replace(SMALL, **changes), tmp_path / "out")  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()
