@@ -1,39 +1,19 @@
-"""The evaluator's figures, against matrices worked by hand and against scikit-learn."""
+"""The evaluator: rows of the matrices, by hand and against scikit-learn, and what an evaluation costs."""
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.special import log_softmax
 from sklearn import metrics
 
-from dqmstream.learners.evaluation import Scores, auc, evaluate_row, roc_curve
-from dqmstream.learners.metrics import average, forgetting, forgetting_initial, matrix
-
-# Four runs; run 0 peaks at t=2 and is then half forgotten, run 1 drops at once and recovers, run 2 is kept.
-R = matrix([None, [0.8, 0.9], [0.9, 0.5, 1.0], [0.4, 0.7, 1.0, 0.6]])
-
-
-def test_the_matrix_is_square_and_empty_where_nothing_is_defined() -> None:
-    assert R[0] == [None] * 4
-    assert R[1] == [0.8, 0.9, None, None]
-
-
-def test_average_and_forgetting_by_hand() -> None:
-    assert average(R) == pytest.approx((0.4 + 0.7 + 1.0 + 0.6) / 4)
-    # max over t < 3 minus last: run 0 .9 - .4, run 1 .9 - .7, run 2 1 - 1
-    assert forgetting(R) == pytest.approx((0.5 + 0.2 + 0.0) / 3)
-    # first row in which the run was learnt (row 1 for run 0, since row 0 is empty) minus last
-    assert forgetting_initial(R) == pytest.approx((0.4 + 0.2 + 0.0) / 3)
-
-
-def test_nothing_is_claimed_before_there_is_anything_to_tell_apart() -> None:
-    assert average(matrix([])) is None
-    assert average(matrix([None])) is None
-    assert forgetting(matrix([None, [1.0, 1.0]])) is None
-    assert forgetting_initial(matrix([None, [1.0, 1.0]])) is None
-
+from dqmstream.learners.evaluation import VALIDATION_SHARE, Evaluator, Scores, auc, evaluate_row, roc_curve
+from dqmstream.learners.splits import Part, assign
+from dqmstream.learners.strategy import Maps, RunData
 
 scores = st.lists(st.integers(-5, 5), min_size=1, max_size=30).map(lambda values: np.array(values, float))
 
@@ -69,3 +49,88 @@ def test_auc_hides_what_accuracy_shows() -> None:
     row = evaluate_row(scored(logits, labels))
     assert row.accuracy == [0.0, 0.0, 1.0]
     assert min(row.auc) > 0.99
+
+
+def test_auc_against_the_fixed_set_falls_by_forgetting_alone() -> None:
+    """Scores of a run that never change: against all runs it gets harder as runs arrive, against the fixed set it does not."""
+    rng = np.random.default_rng(1)
+    labels = np.repeat(np.arange(6), 40)
+    logits = rng.normal(0, 1, (240, 6)) + 1.5 * np.eye(6)[labels]
+    rows = []
+    for t in range(2, 7):
+        seen = labels < t
+        rows.append(evaluate_row(scored(log_softmax(logits[seen, :t], axis=1), labels[seen])))
+    for i in range(6):
+        np.testing.assert_allclose([row.auc_fixed[i] for row in rows if i < len(row.auc)], rows[max(i, 1) - 1].auc_fixed[i])
+        assert rows[max(i, 1) - 1].auc[i] == pytest.approx(rows[max(i, 1) - 1].auc_fixed[i]), "when it is learnt they are one"
+    assert rows[-1].auc[0] < rows[0].auc[0]
+    # What is forgotten shows in both; what run 1 still says of run 0 is left.
+    logits[:, 0] = rng.normal(0, 1, 240)
+    forgot = evaluate_row(scored(log_softmax(logits, axis=1), labels))
+    assert forgot.auc_fixed[0] < rows[-1].auc_fixed[0] - 0.1
+    assert forgot.auc[0] < rows[-1].auc[0] - 0.1
+
+
+def test_auc_against_the_fixed_set_by_hand() -> None:
+    probability = np.log([[0.2, 0.1, 0.7], [0.3, 0.2, 0.5], [0.1, 0.1, 0.8], [0.2, 0.4, 0.4], [0.1, 0.1, 0.8]])
+    row = evaluate_row(scored(probability, np.array([0, 0, 1, 1, 2])))
+    # Run 0 among runs 0 and 1: 2/3 and 3/5, against 1/2 and 1/3.
+    assert row.auc_fixed[0] == 1.0
+    # Among all it is .2 and .3, against .1, .2 and .1: five pairs won and one drawn.
+    assert row.auc[0] == pytest.approx(5.5 / 6)
+
+
+class Counting:
+    """Scores nothing, and counts what it is asked."""
+
+    def __init__(self) -> None:
+        self.classes = self.lumisections = self.calls = 0
+
+    def scores(self, maps: Maps) -> np.ndarray:
+        self.lumisections += len(maps)
+        self.calls += 1
+        return np.zeros((len(maps), self.classes))
+
+
+def tiny_run(run: int) -> RunData:
+    """400 lumisections of a single cell: 60 for test, 20 for validation."""
+    lumisection = np.arange(1, 401)
+    known = np.full(400, np.nan)
+    return RunData(run, Maps(np.zeros((400, 1, 1, 1), np.float32), known, known, lumisection), assign(lumisection))
+
+
+def test_an_evaluation_costs_the_same_at_the_thousandth_run() -> None:
+    evaluator, strategy = Evaluator(6000), Counting()
+    spent, calls = {}, {}
+    for number in range(1000):
+        run = tiny_run(370000 + number)
+        evaluator.add(run)
+        strategy.classes = number + 1
+        if number in (99, 499, 999):
+            strategy.lumisections = strategy.calls = 0
+            tests = evaluator.score(strategy)
+            validation = evaluator.score_validation(strategy)
+            evaluator.before(strategy, tiny_run(1))
+            spent[number], calls[number] = strategy.lumisections, strategy.calls
+            assert len(tests.labels) <= 6000
+            assert len(validation.labels) <= 6000 // VALIDATION_SHARE
+            assert set(tests.labels) == set(validation.labels) == set(range(number + 1)), "no run is left out"
+    # An evaluation, the same before learning without validation, and the new run's own test part.
+    assert max(spent.values()) <= 2 * 6000 + 6000 // VALIDATION_SHARE + 60
+    assert max(calls.values()) < 100
+    assert len(evaluator.score(strategy).labels) == 6 * 1000
+
+
+def test_what_is_kept_later_is_a_part_of_what_was_kept_before() -> None:
+    evaluator, strategy = Evaluator(100), Counting()
+    strategy.classes = 1
+    kept: list[set[int]] = []
+    for number in range(20):
+        evaluator.add(tiny_run(370000 + number))
+        scores = evaluator.score(strategy)
+        kept.append(set(scores.lumisection[scores.labels == 0].tolist()))
+    assert len(kept[0]) == 60
+    assert len(kept[-1]) == 5
+    assert all(later <= before for before, later in pairwise(kept))
+    test = set(tiny_run(0).part(Part.TEST).lumisection.tolist())
+    assert kept[0] <= test

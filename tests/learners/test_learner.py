@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -176,6 +177,23 @@ def test_a_replay_that_was_stopped_resumes(archive: Archive, tmp_path: Path) -> 
     assert resumed["accuracy_matrix"] == whole["accuracy_matrix"]
     assert resumed["runs"] == resumed["classes"] == sorted(whole["runs"])
     assert_same_bits(tmp_path / "whole" / "replay-gain_map-3", tmp_path / "parts" / "replay-gain_map-3")
+
+
+def test_a_learner_that_is_watched_resumes_to_the_same_bits_and_learns_the_same(archive: Archive, tmp_path: Path) -> None:
+    watched = replace(SETTINGS, watch_samples=400)
+    whole, plain = replay(archive, tmp_path / "whole", watched), replay(archive, tmp_path / "plain", SETTINGS)
+
+    def stop_at_three(done: int, total: int) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        replay(archive, tmp_path / "parts", watched, progress=stop_at_three)
+    replay(archive, tmp_path / "parts", watched, resume=True)
+    assert_same_bits(tmp_path / "whole" / "replay-gain_map-3", tmp_path / "parts" / "replay-gain_map-3")
+    assert whole["accuracy_matrix"] == plain["accuracy_matrix"]
+    assert whole["min_accuracy_within_training"] is not None
+    assert plain["min_accuracy_within_training"] is None
 
 
 def test_late_lumisections_change_no_past_experience(archive: Archive, tmp_path: Path) -> None:

@@ -1,0 +1,213 @@
+"""One experience: judged before and after, watched where it is asked for; and what a history of such lines comes to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dqmstream.errors import InputError
+from dqmstream.learners.evaluation import Evaluator
+from dqmstream.learners.history import Line, beside_joint, results
+from dqmstream.learners.judge import learn_and_judge
+from dqmstream.learners.registry import STREAMING
+from dqmstream.learners.strategy import LearnLog, Maps, Past, RunData, Strategy, Watch
+from dqmstream.learners.watch import LUMISECTIONS, MOMENTS, Watcher
+from dqmstream.lumisection import Geometry
+from tests.learners.streams import make_stream, reader
+
+STREAM = make_stream(5, drift=0.02, seed=4)
+
+
+class Gap:
+    """Knows each lumisection by its run's total, but while it learns it names everything after the new run, for a while.
+
+    steps: calls of `watch` in a training, the first half of them within the gap.
+    """
+
+    name = "gap"
+
+    def __init__(self, steps: int = 10) -> None:
+        self.steps = steps
+        self.blind = False
+        self.asked: list[tuple[int, int]] = []
+        self._keys: list[float] = []
+
+    @property
+    def classes(self) -> int:
+        return len(self._keys)
+
+    def learn(self, experience: int, run: RunData, past: Past, watch: Watch | None = None) -> LearnLog:
+        self._keys.append(float(run.maps.counts.mean()))
+        for step in range(self.steps):
+            self.blind = step < self.steps // 2
+            if watch is not None:
+                watch()
+        self.blind = False
+        return LearnLog(loss=[1.0], samples=3, flops=1e6)
+
+    def scores(self, maps: Maps) -> np.ndarray:
+        self.asked.append((self.classes, len(maps)))
+        if self.blind:
+            return np.tile(np.arange(self.classes, dtype=float), (len(maps), 1))
+        return -100 * (maps.counts.mean(axis=(1, 2, 3))[:, None] - np.array(self._keys)) ** 2
+
+    def state(self) -> dict[str, np.ndarray]:
+        return {"keys": np.array(self._keys)}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        self._keys = state["keys"].tolist()
+
+    def memory_bytes(self) -> int:
+        return 8 * self.classes
+
+    def state_bytes(self) -> int:
+        return 0
+
+
+def flat_stream(runs: int) -> list[RunData]:
+    """Runs whose lumisections all have one total, another in each run."""
+    stream = []
+    for i, run in enumerate(make_stream(runs, drift=0.0, n=400)):
+        maps = run.maps
+        counts = np.full((len(maps), 1, 1, 1), float(i), np.float32)
+        stream.append(RunData(run.run, Maps(counts, maps.n_events, maps.pileup, maps.lumisection), run.parts))
+    return stream
+
+
+def learn(strategy: Strategy, stream: list[RunData], watcher: Watcher | None = None, **baselines: Strategy) -> list[Line]:
+    evaluator = Evaluator()
+    lines = []
+    for number, run in enumerate(stream):
+        line, scores = learn_and_judge(strategy, baselines, evaluator, number, run, reader(stream), watcher)
+        assert (scores is None) == (number == 0)
+        lines.append(json.loads(json.dumps(line, allow_nan=False)))
+    return lines
+
+
+@pytest.fixture(scope="module")
+def lines() -> list[Line]:
+    """Naive Bayes with gain maps beside."""
+    made = {name: STREAMING[name](Geometry(1), 0) for name in ("naive_bayes", "gain_map")}
+    return learn(made["naive_bayes"], STREAM, gain_map=made["gain_map"])
+
+
+def test_no_archive_is_needed_and_the_line_is_json(lines: list[Line]) -> None:
+    assert [line["run"] for line in lines] == [run.run for run in STREAM]
+    assert lines[0]["accuracy"] is None
+    assert [line["before"] is None for line in lines] == [True, True, False, False, False]
+    assert all(len(line[name]) == t + 1 for t, line in enumerate(lines) if t for name in ("accuracy", "auc", "auc_fixed"))
+    assert lines[-1]["seconds"].keys() == {"evaluate", "learn", "baseline.gain_map"}
+
+
+def test_results_have_every_figure_of_the_learner_and_of_what_ran_beside(lines: list[Line]) -> None:
+    found = results(lines)
+    last = lines[-1]
+    assert found["average_accuracy"] == pytest.approx(np.mean(last["accuracy"]))
+    assert found["average_auc_fixed"] == pytest.approx(np.mean(last["auc_fixed"]))
+    assert found["any_time_accuracy"] == pytest.approx(np.mean([np.mean(line["accuracy"]) for line in lines[1:]]))
+    assert found["backward_transfer"] == pytest.approx(-found["forgetting_initial"])
+    assert found["new_run_auc"] == pytest.approx(np.mean([line["before"]["new_run_auc"] for line in lines[2:]]))
+    assert found["calibration"] == last["calibration"]
+    assert found["flops"] == sum(line["flops"] for line in lines) > 0
+    assert found["min_accuracy_within_training"] is found["worst_case_within_training"] is None, "nothing was watched"
+    assert found["worst_case_per_experience"] is not None
+    beside = found["baseline_figures"]["gain_map"]
+    assert beside["average_accuracy"] == found["baselines"]["gain_map"]
+    assert beside["calibration"] == last["baselines"]["gain_map"]["calibration"]
+    assert beside["flops"] == sum(line["baseline_flops"]["gain_map"] for line in lines)
+    assert beside["new_run_auc"] is None
+    assert found["seconds"] == pytest.approx(sum(found["seconds_by_kind"].values()), abs=0.01)
+    alone = results(learn(STREAMING["gain_map"](Geometry(1), 0), STREAM))
+    for name in ("average_accuracy", "average_auc_fixed", "forgetting", "worst_case_per_experience", "calibration", "flops"):
+        assert alone[name] == beside[name], f"{name} of a baseline is what it would be as a learner"
+
+
+def test_a_history_written_before_these_figures_still_reads(lines: list[Line]) -> None:
+    old = [without_new_fields(line) for line in lines]
+    found, now = results(old), results(lines)
+    for name in ("average_accuracy", "average_auc", "forgetting", "any_time_accuracy", "accuracy_matrix", "baselines_auc"):
+        assert found[name] == now[name]
+    for name in ("average_auc_fixed", "calibration", "flops", "min_accuracy_within_training"):
+        assert found[name] is None
+    assert found["seconds"] > 0
+
+
+def without_new_fields(line: Line) -> Line:
+    new = ("auc_fixed", "calibration", "watched", "flops", "baseline_flops")
+    beside = {name: of_it and _without(of_it, new) for name, of_it in line["baselines"].items()}
+    seconds = {kind.replace("baseline.gain_map", "baselines"): value for kind, value in line["seconds"].items()}
+    return _without(line, new) | {"baselines": beside, "seconds": seconds}
+
+
+def _without(values: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in names}
+
+
+def test_a_stability_gap_is_seen_by_watching_and_by_nothing_else() -> None:
+    stream = flat_stream(4)
+    plain, watched = results(learn(Gap(), stream)), results(learn(Gap(), stream, Watcher(4000)))
+    assert plain["average_accuracy"] == watched["average_accuracy"] == 1.0
+    assert plain["forgetting"] == watched["forgetting"] == 0.0
+    assert watched["worst_case_per_experience"] == 1.0
+    assert watched["min_accuracy_within_training"] == 0.0
+    assert watched["worst_case_within_training"] == pytest.approx(1 / 4)
+    assert plain["worst_case_within_training"] is None
+
+
+def test_watching_is_bounded_however_long_a_training_and_however_many_runs() -> None:
+    budget, stream, strategy = 1200, flat_stream(12), Gap(steps=500)
+    lines = learn(strategy, stream, Watcher(budget))
+    assert [line["watched"] is None for line in lines[:3]] == [True, True, False], "the second run is the first training"
+    for line in lines[2:]:
+        watched = line["watched"]
+        assert watched["calls"] == 500
+        assert watched["lumisections"] <= budget
+        assert len(watched["lowest"]) <= budget // (LUMISECTIONS * MOMENTS)
+        assert watched["moments"] >= MOMENTS
+    dropped: set[int] = set()
+    before: set[int] = set()
+    for line in lines[2:]:
+        now = {i for i, _ in line["watched"]["lowest"]}
+        assert not now & dropped, "a run that was dropped does not come back"
+        dropped |= before - now
+        before = now
+    assert dropped
+
+
+def test_what_is_watched_first_is_the_beginning() -> None:
+    watcher, strategy = Watcher(LUMISECTIONS * MOMENTS), Gap()
+    for number, run in enumerate(flat_stream(2)):
+        strategy.learn(number, run, reader([]))
+        watcher.add(number, run)
+    looked = []
+    for call in range(1, 101):
+        asked = len(strategy.asked)
+        watcher.call(strategy)
+        if len(strategy.asked) > asked:
+            looked.append(call)
+    assert looked[:8] == [1, 2, 3, 4, 5, 6, 8, 10]
+    assert len(looked) == MOMENTS - 1, "one look is kept for the end"
+    assert watcher.end(strategy).moments == MOMENTS
+
+
+def test_a_watch_too_small_for_one_run_is_refused() -> None:
+    with pytest.raises(InputError, match="400 lumisections a training at least, not 399"):
+        Watcher(399)
+
+
+def test_a_learner_stands_between_naive_and_joint() -> None:
+    def history(*averages: float | None) -> list[Line]:
+        return [{"run": 7 + t, "accuracy": None if a is None else [a] * (t + 1)} for t, a in enumerate(averages)]
+
+    found = beside_joint(history(None, 0.5, 0.25), history(None, 0.75, 0.5), history(None, 1.0, 1.0, 0.9))
+    assert found.runs == [7, 8, 9]
+    assert found.share == [None, pytest.approx(0.5), pytest.approx(1 / 3)]
+    assert found.last == found.share[-1]
+    other = history(None, 0.5)
+    other[1]["run"] = 99
+    with pytest.raises(InputError, match="same runs in the same order"):
+        beside_joint(history(None, 0.5), other, history(None, 0.5))
