@@ -75,10 +75,8 @@ def test_fitted_conditions_maximise_the_likelihood(name: str) -> None:
         def deviance(at: np.ndarray, row: int = row) -> float:
             if at[0] < few[row].max() or at[1] <= 0:
                 return np.inf
-            from dqmstream.experiments.bounds import _choices  # the part that depends on N alone
-
-            known = ideal(few[row : row + 1], at[:1], at[1:], [truths[-1]])[0, 0]
-            return -float(known + _choices(few[row : row + 1], at[:1])[0])
+            of_n_alone = (gammaln(at[0] + 1) - gammaln(at[0] - few[row] + 1)).sum()
+            return -float(ideal(few[row : row + 1], at[:1], at[1:], [truths[-1]])[0, 0] + of_n_alone)
 
         found = minimize(deviance, [few[row].max() + 2, 4.0], method="Nelder-Mead", options={"xatol": 1e-5, "fatol": 1e-7})
         assert value[row] >= -found.fun - 1e-4
