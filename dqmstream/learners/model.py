@@ -1,4 +1,4 @@
-"""The deep learner's network: a Mixture-of-Experts vision transformer whose head sees every token in its place.
+"""The deep learner's own network: a Mixture-of-Experts vision transformer whose head sees every token in its place.
 
 Its input are residuals to the reference, one number for each live channel. Measured: averaging the tokens, or reading a class
 token, loses what a single channel says, so the head reads all of them side by side. What one channel says alone takes a short
@@ -18,47 +18,23 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from dqmstream.learners.moe import MoE
+from dqmstream.learners.network import GrowingLinear, Network
 from dqmstream.learners.recipe import Recipe
 from dqmstream.lumisection import N_IETA, N_IPHI
 
 
-class GrowingLinear(nn.Module):
-    """A linear map to as many outputs as there are classes; a new one starts at zero, and leaves the old ones as they are."""
+class MoEViT(Network):
+    """A `Network` of tokens, each a patch of cells; depths are the input's channels.
 
-    def __init__(self, features: int, bias: bool) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(0, features))
-        self.bias = nn.Parameter(torch.zeros(0)) if bias else None
-
-    def forward(self, x_BF: Tensor) -> Tensor:
-        return nn.functional.linear(x_BF, self.weight, self.bias)
-
-    def grow(self, classes: int) -> None:
-        """Have `classes` outputs. Raises ValueError for fewer than there are."""
-        new = classes - len(self.weight)
-        if new < 0:
-            raise ValueError(f"a head of {len(self.weight)} classes cannot shrink to {classes}")
-        weight = self.weight.detach()
-        self.weight = nn.Parameter(torch.cat([weight, weight.new_zeros(new, weight.shape[1])]))
-        if self.bias is not None:
-            self.bias = nn.Parameter(torch.cat([self.bias.detach(), weight.new_zeros(new)]))
-
-
-class MoEViT(nn.Module):
-    """Residuals (B, L) to logits (B, C); C is 0 until `grow` is called.
-
-    live: bool, shape (depth, 64, 72); depths are the input's channels. Tokens in which no channel is live are left out: of
-    HE's 64 only 32 hold one.
+    Tokens in which no channel is live are left out: of HE's 64 only 32 hold one.
     """
 
     def __init__(self, live: np.ndarray, recipe: Recipe) -> None:
-        super().__init__()
+        super().__init__(live)
         depths = live.shape[0]
         rows, columns = N_IETA // recipe.patch[0], N_IPHI // recipe.patch[1]
         by_patch = live.reshape(depths, rows, recipe.patch[0], columns, recipe.patch[1])
         tokens = np.flatnonzero(by_patch.any(axis=(0, 2, 4)).ravel())
-        self.map_shape = live.shape
-        self.register_buffer("cell_L", torch.from_numpy(np.flatnonzero(live)), persistent=False)
         self.register_buffer("token_N", torch.from_numpy(tokens), persistent=False)
         self.embed = PatchEmbed((N_IETA, N_IPHI), recipe.patch, depths, recipe.dim)
         self.position_ND = nn.Parameter(nn.init.trunc_normal_(torch.empty(len(tokens), recipe.dim), std=0.02))
@@ -79,28 +55,14 @@ class MoEViT(nn.Module):
         self.skip = GrowingLinear(int(live.sum()), bias=False) if recipe.linear_skip else None
 
     def forward(self, residuals_BL: Tensor) -> Tensor:
-        cells = int(np.prod(self.map_shape))
-        maps = residuals_BL.new_zeros(len(residuals_BL), cells).index_copy(1, self.cell_L, residuals_BL)
-        x_BND = self.embed(maps.view(-1, *self.map_shape)).index_select(1, self.token_N) + self.position_ND
+        x_BND = self.embed(self.to_map(residuals_BL)).index_select(1, self.token_N) + self.position_ND
         for block in self.blocks:
             x_BND = block(x_BND)
         logits_BC = self.head(self.norm(x_BND).flatten(1))
         return logits_BC if self.skip is None else logits_BC + self.skip(residuals_BL)
 
-    @property
-    def channels(self) -> int:
-        """Live channels that the input has."""
-        return len(self.cell_L)
-
-    @property
-    def classes(self) -> int:
-        return len(self.head.weight)
-
-    def grow(self, classes: int) -> None:
-        """Have a head of `classes` rows: the old ones exactly as they were, the new ones zero."""
-        self.head.grow(classes)
-        if self.skip is not None:
-            self.skip.grow(classes)
+    def heads(self) -> list[GrowingLinear]:
+        return [self.head] if self.skip is None else [self.head, self.skip]
 
     def mixtures(self) -> list[MoE]:
         """The Mixture-of-Experts layers, first to last."""
@@ -109,3 +71,11 @@ class MoEViT(nn.Module):
     def auxiliary_loss(self) -> Tensor | float:
         """Sum of what the routers add to the loss of the last forward in training."""
         return sum(mixture.auxiliary_loss for mixture in self.mixtures() if mixture.auxiliary_loss is not None)
+
+    def notes(self) -> dict[str, float | list[float]]:
+        """Load of each expert and mean entropy of the routing in the last forward, by mixture."""
+        notes: dict[str, float | list[float]] = {}
+        for i, mixture in enumerate(self.mixtures()):
+            notes[f"expert_load.{i}"] = mixture.load_E.tolist()
+            notes[f"routing_entropy.{i}"] = float(mixture.entropy)
+        return notes

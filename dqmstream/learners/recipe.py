@@ -11,6 +11,9 @@ from typing import Any
 from dqmstream.errors import InputError
 from dqmstream.lumisection import N_IETA, N_IPHI
 
+MODELS = ("moe_vit", "cnn")
+"""Networks that a recipe may ask for, as `dqmstream.learners.networks` makes them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
@@ -20,14 +23,17 @@ class Recipe:
     Noise of 1.5 deviations on the residuals, with a weight decay of 1, raised the accuracy from .75 to .84 on the three
     seeds it was chosen on, and from .67 to .72 on two others; a second pair of blocks took twice the time and added nothing.
 
-    patch: cells (ieta, iphi) of a token. dim, depth, heads: of the transformer. mlp_ratio: hidden width over dim, of plain
-    blocks and of each expert. experts, top_k: of the Mixture of Experts that every `moe_every`-th block holds. linear_skip:
-    whether the residuals also reach the logits by a linear map. aux_weight, z_weight: of the router's two losses.
-    steps, batch: training steps a run, lumisections a step. lr, weight_decay: of AdamW. warmup: share of the steps in which
-    the rate rises. noise: deviation of the noise added to residuals in training. ewc_strength, ewc_decay, fisher_samples:
-    of elastic weight consolidation.
+    model: the network, one of `MODELS`. steps, batch: training steps a run, lumisections a step. lr, weight_decay: of
+    AdamW. warmup: share of the steps in which the rate rises. noise: deviation of the noise added to residuals in training.
+    linear_skip: whether the residuals also reach the logits by a linear map.
+
+    Of a moe_vit: patch, cells (ieta, iphi) of a token; dim, depth, heads of the transformer; mlp_ratio, hidden width over dim
+    of plain blocks and of each expert; experts, top_k of the Mixture of Experts that every `moe_every`-th block holds;
+    aux_weight, z_weight of the router's two losses. Of a cnn: cnn_widths, features of each convolution. Of elastic weight
+    consolidation: ewc_strength, ewc_decay, fisher_samples.
     """
 
+    model: str = "moe_vit"
     patch: tuple[int, int] = (8, 9)
     dim: int = 64
     depth: int = 2
@@ -48,8 +54,11 @@ class Recipe:
     ewc_strength: float = 1000.0
     ewc_decay: float = 0.9
     fisher_samples: int = 64
+    cnn_widths: tuple[int, ...] = (16, 32)
 
     def __post_init__(self) -> None:
+        if self.model not in MODELS:
+            raise InputError(f"there is no network {self.model!r}; choose one of {', '.join(MODELS)}")
         if N_IETA % self.patch[0] or N_IPHI % self.patch[1]:
             raise InputError(f"patch {self.patch} does not divide a map of {N_IETA} x {N_IPHI} cells")
         if self.dim % self.heads:
@@ -61,7 +70,7 @@ class Recipe:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return asdict(self) | {"patch": list(self.patch)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Recipe:
@@ -69,4 +78,9 @@ class Recipe:
         unknown = sorted(values.keys() - {field.name for field in fields(cls)})
         if unknown:
             raise InputError(f"a recipe has no {', '.join(unknown)}")
-        return cls(**(values | ({"patch": tuple(values["patch"])} if "patch" in values else {})))
+        made: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        return cls(**made)
+
+
+CNN = Recipe(model="cnn", linear_skip=False)
+"""Of the strategy `cnn`: replay's memory and training steps, on a network of convolutions."""

@@ -2,24 +2,52 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 
 from dqmstream.errors import InputError
 from dqmstream.learners.baselines import GainMap, NaiveBayes, RingMeans
-from dqmstream.learners.recipe import Recipe
+from dqmstream.learners.logistic import Logistic
+from dqmstream.learners.recipe import CNN, Recipe
 from dqmstream.learners.strategy import Strategy
 from dqmstream.lumisection import Geometry
 
 STREAMING = {strategy.name: strategy for strategy in (GainMap, NaiveBayes, RingMeans)}
 """Closed forms, by name."""
 
-GRADIENT = {"naive": "Naive", "replay": "Replay", "ewc": "Ewc", "joint": "Joint"}
-"""Gradient methods: name, which is also its module's, and class."""
+CONVEX = {Logistic.name: Logistic}
+"""What is fitted to convergence on exemplars, without torch, by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gradient:
+    """A strategy that learns by gradient steps. method: class of the method, and the module it stands in.
+
+    recipe: its own when none is given. model: the network it has whatever the recipe says, None where the recipe decides.
+    """
+
+    method: str
+    module: str
+    recipe: Recipe = field(default_factory=Recipe)
+    model: str | None = None
+
+
+GRADIENT = {
+    "naive": Gradient("Naive", "naive"),
+    "replay": Gradient("Replay", "replay"),
+    "ewc": Gradient("Ewc", "ewc"),
+    "joint": Gradient("Joint", "joint"),
+    "cnn": Gradient("Replay", "replay", CNN, CNN.model),
+}
+"""Gradient strategies, by name."""
+
+BASELINES = (*STREAMING, *CONVEX, "cnn")
+"""What every table of the learner's figures holds beside it."""
 
 DEFAULT = "replay"
 """What `default` stands for: the best of those that learn one run at a time by gradients."""
 
-NAMES = (*GRADIENT, *STREAMING)
+NAMES = (*GRADIENT, *STREAMING, *CONVEX)
 MEMORY_BYTES = 1_000_000
 
 
@@ -42,12 +70,15 @@ def make_strategy(
 ) -> Strategy:
     """A new strategy that has learnt nothing.
 
-    recipe, memory_bytes and device concern gradient strategies only: the closed forms keep a few numbers a channel and run.
+    recipe and device concern gradient strategies only, and memory_bytes those that keep exemplars: the closed forms keep a
+    few numbers a channel and run.
     device: auto (CUDA where there is one), cpu, cuda or cuda:N. Raises InputError for an unknown name or device.
     """
     own = resolve(name)
     if own in STREAMING:
         return STREAMING[own](geometry, seed)
+    if own in CONVEX:
+        return CONVEX[own](geometry, seed, memory_bytes)
     import torch
 
     from dqmstream.learners.strategies.deep import DeepStrategy
@@ -56,12 +87,14 @@ def make_strategy(
     here = ["cpu", *(["cuda"] if gpus else []), *gpus]
     if device not in ("auto", *here):
         raise InputError(f"device {device!r} is not here; choose one of auto, {', '.join(here)}")
-    method = getattr(import_module(f"dqmstream.learners.strategies.{own}"), GRADIENT[own])
+    gradient = GRADIENT[own]
+    recipe = recipe or gradient.recipe
     return DeepStrategy(
-        method,
+        own,
+        getattr(import_module(f"dqmstream.learners.strategies.{gradient.module}"), gradient.method),
         geometry=geometry,
         seed=seed,
-        recipe=recipe or Recipe(),
+        recipe=recipe if gradient.model is None else replace(recipe, model=gradient.model),
         memory_bytes=memory_bytes,
         device=torch.device(("cuda" if gpus else "cpu") if device == "auto" else device),
     )

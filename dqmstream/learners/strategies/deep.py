@@ -14,7 +14,8 @@ import torch
 
 from dqmstream.errors import StateError
 from dqmstream.learners.incremental import Incremental
-from dqmstream.learners.model import MoEViT
+from dqmstream.learners.network import Network
+from dqmstream.learners.networks import build
 from dqmstream.learners.recipe import Recipe
 from dqmstream.learners.splits import Part
 from dqmstream.learners.stamp import STAMP, check_stamp, prefixed, stamp, within
@@ -32,6 +33,7 @@ class DeepStrategy(Incremental):
 
     def __init__(
         self,
+        name: str,
         method: type[Method],
         *,
         geometry: Geometry,
@@ -40,7 +42,8 @@ class DeepStrategy(Incremental):
         memory_bytes: int,
         device: torch.device,
     ) -> None:
-        self.name = method.name
+        """name: the strategy's own. method: what it does about past runs; recipe: its network and training."""
+        self.name = name
         self.recipe = recipe
         self.device = device
         self._seed = seed
@@ -52,7 +55,7 @@ class DeepStrategy(Incremental):
             "memory_bytes": memory_bytes,
             "recipe": recipe.to_json(),
         }
-        self._model: MoEViT | None = None
+        self._model: Network | None = None
         self._classes = 0
 
     @property
@@ -65,7 +68,7 @@ class DeepStrategy(Incremental):
         log = LearnLog(samples=len(train))
         with _seeded(self._seed, experience) as generator:
             if self._model is None or self._method.starts_afresh:
-                self._model = MoEViT(live, self.recipe).to(self.device)
+                self._model = build(live, self.recipe).to(self.device)
             self._model.grow(experience + 1)
             self._classes = experience + 1
             if experience > 0:
@@ -76,16 +79,14 @@ class DeepStrategy(Incremental):
         return log
 
     def _train(
-        self, model: MoEViT, material: Mapping[int, np.ndarray], generator: torch.Generator, watch: Watch | None
+        self, model: Network, material: Mapping[int, np.ndarray], generator: torch.Generator, watch: Watch | None
     ) -> LearnLog:
         residuals = {i: self.reference.residuals_of_live(counts) for i, counts in material.items()}
         lesson = Lesson(residuals, self.recipe, self._method.steps(model.classes), self.device, generator)
         template = RunTemplate(model=model, recipe=self.recipe, device=self.device, plugin=self._method, watch=watch)
         template.teach(lesson)
         log = LearnLog(torch.stack(template.losses).flatten().tolist(), lesson.steps * self.recipe.batch)
-        for i, mixture in enumerate(model.mixtures()):
-            log.notes[f"expert_load.{i}"] = mixture.load_E.tolist()
-            log.notes[f"routing_entropy.{i}"] = float(mixture.entropy)
+        log.notes |= model.notes()
         steps = lesson.steps + self._method.lumisections_beside() / self.recipe.batch
         step = step_flops(model, self.recipe.batch, model.channels, self.device)
         log.flops = self.reference.response_flops(len(lesson)) + steps * step
@@ -120,7 +121,7 @@ class DeepStrategy(Incremental):
             self._model, self._classes = None, 0
             return
         with _seeded(self._seed, classes):
-            model = MoEViT(self.reference.live, self.recipe)
+            model = build(self.reference.live, self.recipe)
         model.grow(classes)
         weights = {name: torch.tensor(array) for name, array in within(state, "model").items()}
         try:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from dqmstream.errors import StateError
-from dqmstream.learners.model import MoEViT
+from dqmstream.learners.network import Network
 from dqmstream.learners.strategies.method import Method
 from dqmstream.learners.strategies.template import RunTemplate
 
@@ -55,7 +55,7 @@ class Ewc(Method):
     def state(self) -> dict[str, np.ndarray]:
         return {} if self._fisher is None else {name: f.cpu().numpy().copy() for name, f in self._fisher.items()}
 
-    def restore(self, state: Mapping[str, np.ndarray], model: MoEViT) -> None:
+    def restore(self, state: Mapping[str, np.ndarray], model: Network) -> None:
         self._fisher = None
         if model.classes > 1:
             weights = dict(model.named_parameters())

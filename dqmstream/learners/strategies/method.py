@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from dqmstream.errors import StateError
-from dqmstream.learners.model import MoEViT
+from dqmstream.learners.network import Network
 from dqmstream.learners.recipe import Recipe
 from dqmstream.learners.strategies.template import SupervisedPlugin
 
@@ -52,7 +52,7 @@ class Method(SupervisedPlugin):
         """What the method keeps, as named arrays."""
         return {}
 
-    def restore(self, state: Mapping[str, np.ndarray], model: MoEViT) -> None:
+    def restore(self, state: Mapping[str, np.ndarray], model: Network) -> None:
         """Take back what `state` gave; model: as it was then. Raises StateError for what does not belong to it."""
         if state:
             raise StateError(f"{self.name} keeps nothing, but the state holds {', '.join(sorted(state))}")

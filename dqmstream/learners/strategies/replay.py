@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from dqmstream.learners.memory import ExemplarMemory
-from dqmstream.learners.model import MoEViT
+from dqmstream.learners.network import Network
 from dqmstream.learners.strategies.method import Method, PastCounts
 
 
@@ -43,7 +43,7 @@ class Replay(Method):
     def state(self) -> dict[str, np.ndarray]:
         return {} if self._memory is None else self._memory.state()
 
-    def restore(self, state: Mapping[str, np.ndarray], model: MoEViT) -> None:
+    def restore(self, state: Mapping[str, np.ndarray], model: Network) -> None:
         self._memory = ExemplarMemory(model.channels, self.budget_bytes, self.seed)
         self._memory.restore(state)
 

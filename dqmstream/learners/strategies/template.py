@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dqmstream.learners.model import MoEViT
+from dqmstream.learners.network import Network
 from dqmstream.learners.recipe import Recipe
 from dqmstream.learners.strategy import Watch
 
@@ -85,7 +85,7 @@ class RunTemplate(SupervisedTemplate):
     def __init__(
         self,
         *,
-        model: MoEViT,
+        model: Network,
         recipe: Recipe,
         device: torch.device,
         plugin: SupervisedPlugin,
