@@ -48,8 +48,9 @@ _STEPS = 15
 _RIDGE = 1e-10
 """Of the normal equations, relative to their diagonal: where conditions do not overlap, h is hardly determined beside f."""
 
-_FEW = 0.5
-"""Counts in both runs together: no expectation is so near to none or to all events that fewer would be expected."""
+_NEAREST = 0.3
+"""In variances p and 1 - p are never less than this share of their means in both runs: where a channel fires in nearly every
+event a fit puts 1 - p anywhere near 0, and a lumisection would weigh a thousand times too much by chance."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,8 +75,9 @@ class Estimate:
 class Response:
     """The fitted response. low, high: range of the ratio. weights: of f, (basis, live). h, rho: (live,).
 
-    spread: variance of a count over E where events are unknown, else 1, (live,). influence: what each block of lumisections
-    added to h, (blocks, live). model_error: of h, if the weights told the truth, (live,).
+    share: counts over E in both runs, (live,). spread: variance of a count over E where events are unknown, else 1, (live,).
+    influence: what each block of lumisections added to h, (blocks, live). model_error: of h, if the weights told the truth,
+    (live,).
     """
 
     conditions: Conditions
@@ -83,6 +85,7 @@ class Response:
     high: float
     weights: np.ndarray
     h: np.ndarray
+    share: np.ndarray
     rho: np.ndarray
     spread: np.ndarray
     influence: np.ndarray
@@ -108,29 +111,27 @@ class Response:
         """E f(z), the mean of what runs A and B expect, and a count's variance there: float64, (n, live) each."""
         exposure, ratio = self.conditions.of(sample)
         middle = exposure[:, None] * (_basis(ratio, self.low, self.high, len(self.weights)) @ self.weights)
-        return middle, self._variance(middle, exposure)
+        if not self.conditions.counts_events:
+            return middle, exposure[:, None] * self.spread
+        return middle, beta_binomial(middle, exposure, self.share, self.rho)
 
-    def _variance(self, middle: np.ndarray, exposure: np.ndarray) -> np.ndarray:
-        return variance(middle, exposure, self.conditions.counts_events, self.rho, self.spread)
 
+def beta_binomial(middle: np.ndarray, events: np.ndarray, share: np.ndarray, rho: np.ndarray | float) -> np.ndarray:
+    """Variance N p (1 - p) (1 + (N - 1) rho) of counts with means middle, (n, live), in events (n,).
 
-def variance(middle: np.ndarray, exposure: np.ndarray, counts_events: bool, rho: np.ndarray, spread: np.ndarray) -> np.ndarray:
-    """Of a count, (n, live): beta-binomial where events are known, spread times E else. middle: its mean; exposure: (n,)."""
-    events = exposure[:, None]
-    if not counts_events:
-        return events * spread
-    least = np.minimum(_FEW / exposure.sum(), 0.5)
-    p = np.clip(middle / events, least, 1 - least)
-    return events * p * (1 - p) * (1 + (events - 1) * rho)
+    share: mean of p, (live,), which keeps p and 1 - p off zero.
+    """
+    many = events[:, None]
+    p = np.clip(middle / many, _NEAREST * share, 1 - _NEAREST * (1 - share))
+    return np.asarray(many * p * (1 - p) * (1 + (many - 1) * rho))
 
 
 def fit_response(a: Sample, b: Sample, conditions: Conditions, low: float, high: float) -> Response:
     """Fit all channels on both runs. low, high: range of the ratio; lumisections beyond it are taken at its ends."""
     fit = _Fit(a, b, conditions, low, high)
     fit.solve()
-    for _ in range(2):  # the weights need a mean, the dispersion needs weights
-        fit.weigh()
-        fit.solve()
+    fit.weigh()
+    fit.solve()
     return fit.response()
 
 
@@ -160,6 +161,8 @@ class _Fit:
         self._weights = np.zeros((terms, channels))
         self._h = np.zeros(channels)
         self._rho, self._spread = np.zeros(channels), np.ones(channels)
+        counts = sum(part.sum(axis=0) for side in self._sides for _, part in side.sample.parts())
+        self._share = counts / sum(side.exposure.sum() for side in self._sides)
         self._weighted = False
 
     def solve(self) -> None:
@@ -180,20 +183,18 @@ class _Fit:
 
     def weigh(self) -> None:
         """Dispersion of each channel from the squared residuals of the last fit."""
-        squares, sizes, used = np.zeros_like(self._h), 0.0, 0
+        squares, sizes, used, counts_events = np.zeros_like(self._h), 0.0, 0, self._conditions.counts_events
         for side in self._sides:
             for rows, counts in side.sample.parts():
                 exposure = side.exposure[rows]
                 middle = self._middle(side, rows)
                 residual = counts - middle * (1 + side.sign * self._h)
-                plain = variance(
-                    middle, exposure, self._conditions.counts_events, np.zeros_like(self._h), np.ones_like(self._h)
-                )
+                plain = beta_binomial(middle, exposure, self._share, 0.0) if counts_events else exposure[:, None]
                 squares += (residual**2 / plain).sum(axis=0)
                 sizes += float((exposure - 1).sum())
                 used += len(counts)
         dof = used - len(self._weights) - 1
-        if self._conditions.counts_events:
+        if counts_events:
             self._rho = np.maximum((squares - dof) / max(sizes, 1.0), 0.0)
         else:
             self._spread = np.maximum(squares / dof, np.finfo(float).tiny)
@@ -214,10 +215,13 @@ class _Fit:
                 middle = self._middle(side, rows)
                 slope = exposure[:, None] * (side.basis[rows] @ row[:, :-1].T) * factor + side.sign * middle * row[:, -1]
                 added = slope * (counts - middle * factor) / self._variance(middle, exposure)
-                np.add.at(influence, side.block[rows], added)
+                block = side.block[rows]  # ascending
+                first = np.flatnonzero(np.diff(block, prepend=-1))
+                influence[block[first]] += np.add.reduceat(added, first)
         low, high = self._range
         return Response(
-            self._conditions, low, high, self._weights, self._h, self._rho, self._spread, influence,
+            self._conditions, low, high, self._weights, self._h, self._share, self._rho, self._spread,
+            influence,
             np.sqrt(np.maximum(row[:, -1], np.finfo(float).tiny)),
         )  # fmt: skip
 
@@ -225,7 +229,9 @@ class _Fit:
         return side.exposure[rows, None] * (side.basis[rows] @ self._weights)
 
     def _variance(self, middle: np.ndarray, exposure: np.ndarray) -> np.ndarray:
-        return variance(middle, exposure, self._conditions.counts_events, self._rho, self._spread)
+        if not self._weighted or not self._conditions.counts_events:
+            return exposure[:, None] * self._spread
+        return beta_binomial(middle, exposure, self._share, self._rho)
 
     def _side_moments(self, side: _Side) -> tuple[np.ndarray, np.ndarray]:
         """sum E² F Fᵀ / v, (live, basis, basis), and sum E F x / v, (live, basis)."""
@@ -233,10 +239,7 @@ class _Fit:
         packed, target = np.zeros((len(self._h), side.products.shape[1])), np.zeros((len(self._h), terms))
         for rows, counts in side.sample.parts():
             exposure = side.exposure[rows]
-            if self._weighted:
-                inverse = 1 / self._variance(self._middle(side, rows), exposure)
-            else:
-                inverse = np.broadcast_to(1 / exposure[:, None], counts.shape)
+            inverse = 1 / self._variance(self._middle(side, rows), exposure)
             packed += inverse.T @ (exposure[:, None] ** 2 * side.products[rows])
             target += (inverse * counts).T @ (exposure[:, None] * side.basis[rows])
         square = np.empty((len(self._h), terms, terms))

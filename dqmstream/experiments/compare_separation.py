@@ -39,7 +39,7 @@ CONFIDENCE = 0.95
 _CHI2_MEDIAN = 0.45494
 """Median of chi² with one degree of freedom."""
 
-_ROWS = 2048
+_ROWS = 256
 _SEED = 20220601  # of the bootstrap: the same files give the same interval
 
 
