@@ -157,40 +157,52 @@ def chance_interval(classes: int, independent: float) -> Interval:
 def effective_count(named: np.ndarray, labels: np.ndarray, lumisection: np.ndarray) -> float:
     """How many independent lumisections the given ones are worth, for the average accuracy of a strategy that knows nothing.
 
-    named: the run that each was given to, (n,); labels: its own run, (n,); lumisection: its number, (n,). Neighbours share
-    their luminosity, so they tend to be given to the same run, right or wrong. With a(k) the share of pairs of one run, k
-    lumisections apart, that were given to the same run, and s what it is for any two lumisections, sum over classes of share²,
+    named: the run that each was given to, (n,); labels: its own run, (n,), of T; lumisection: its number, (n,). Neighbours
+    share their luminosity, so they tend to be given to the same run, right or wrong. Of pairs of lumisections whose numbers
+    differ by k, let same(k) be the share given to one run where both are of the same run, and other(k) where they are of two.
+    Where nothing differs between runs the average accuracy has the variance of
 
-        rho(k) = (a(k) - s) / (1 - s),    effective = n² / (n + 2 sum over k of rho(k) pairs(k))
+        effective = (1 - 1/T) n² / (n (1 - other(0)) + 2 sum over k of (same(k) - other(k)) pairs(k))
 
-    with the sum up to the first k where rho is not positive, and at most 30: the variance of a mean of correlated numbers
-    (Geyer, Statistical Science 7 (1992) 473, for where to stop). On a stream without differences s and a say all; where a
-    strategy does tell runs apart a(k) is high for that reason, and the count is too low: chance is then judged with caution.
-    At least 1 and at most n.
+    independent guesses, pairs(k) counting those of the same run. It is the variance of a mean of correlated numbers, in which
+    what all runs share at the same number, such as the fall of luminosity in a fill, has no part: it moves lumisections from
+    one run to another, and the average not at all. The sum goes up to the first k where it would not grow, and to 30 at most
+    (Geyer, Statistical Science 7 (1992) 473, for the stop). At least 1; at most n, for caution. Where a strategy does tell
+    runs apart same(k) is high for that reason and the count too low: chance is then judged with caution as well.
+
+    On `null` (8 runs of 400, seeds 100-139) a lumisection counted for .21 with ring means, .93 with naive Bayes and .99 with
+    gain maps; the accuracy lay in `chance_interval` of it 37, 38 and 38 times of 40, and of the plain number 25, 37 and 38.
     """
-    n = len(named)
-    shares = np.unique(named, return_counts=True)[1] / n
-    same_by_chance = float((shares**2).sum())
-    if same_by_chance == 1.0:
-        return float(n)
+    n, classes = len(named), len(np.unique(labels))
+    numbers, place = np.unique(lumisection, return_inverse=True)
+    given = np.zeros((len(numbers), int(max(named.max(), 0)) + 1))
+    np.add.at(given, (place, named.astype(np.int64)), 1.0)
+    there = given.sum(axis=1)
     # In this order pairs of one run are found by shifting, whatever is left out between.
     order = np.lexsort((lumisection, labels))
     run, number, name = labels[order], lumisection[order], named[order]
-    pairs, agree = np.zeros(MAX_LAG + 1), np.zeros(MAX_LAG + 1)
+    same, agree, every, agree_in_all = (np.zeros(MAX_LAG + 1) for _ in range(4))
+    same[0] = agree[0] = n
+    every[0], agree_in_all[0] = (there**2).sum(), (given**2).sum()
     for shift in range(1, min(MAX_LAG, n - 1) + 1):
         lag = number[shift:] - number[:-shift]
         near = (run[shift:] == run[:-shift]) & (lag >= 1) & (lag <= MAX_LAG)
-        pairs += np.bincount(lag[near], minlength=MAX_LAG + 1)
+        same += np.bincount(lag[near], minlength=MAX_LAG + 1)
         agree += np.bincount(lag[near], weights=name[shift:][near] == name[:-shift][near], minlength=MAX_LAG + 1)
-    excess = 0.0
+        lag = numbers[shift:] - numbers[:-shift]
+        near = lag <= MAX_LAG
+        every += np.bincount(lag[near], weights=there[shift:][near] * there[:-shift][near], minlength=MAX_LAG + 1)
+        together = (given[shift:][near] * given[:-shift][near]).sum(axis=1)
+        agree_in_all += np.bincount(lag[near], weights=together, minlength=MAX_LAG + 1)
+    # At lag 0 a pair of other runs is found twice, and so are the lumisections with themselves; the ratio does not mind.
+    other = np.divide(agree_in_all - agree, every - same, out=np.full(MAX_LAG + 1, 1 / classes), where=every > same)
+    spread = n * (1 - other[0])
     for k in range(1, MAX_LAG + 1):
-        if pairs[k] == 0:
-            continue
-        rho = (agree[k] / pairs[k] - same_by_chance) / (1 - same_by_chance)
-        if rho <= 0:
+        grows = 2 * (agree[k] - other[k] * same[k])
+        if same[k] and grows <= 0:
             break
-        excess += 2 * rho * pairs[k]
-    return max(1.0, n**2 / (n + excess))
+        spread += grows
+    return float(np.clip((1 - 1 / classes) * n**2 / spread, 1.0, n)) if spread > 0 else float(n)
 
 
 def _by_stream(cells: Cells) -> list[np.ndarray]:
