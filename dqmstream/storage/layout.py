@@ -211,7 +211,7 @@ def append_columns(group: zarr.Group, columns: Mapping[str, Column]) -> None:
         start, length = int(array.shape[0]), int(array.chunks[0])
         stop = start + len(values)
         await array.resize((stop, *array.shape[1:]))
-        # Whole chunks are not zarr's to merge with what was there before, which is half of its work.
+        # Whole chunks need not be merged with what was there before, for which zarr copies each row twice.
         first_whole = min(-(-start // length) * length, stop)
         behind_whole = max(stop // length * length, first_whole)
         chunks = [

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 from pathlib import Path
 
 import numpy as np
 import pytest
 import xarray as xr
+import zarr
+from zarr.core.buffer import default_buffer_prototype
+from zarr.core.sync import sync
+from zarr.storage import MemoryStore
 
 from dqmstream.lumisection import Geometry
+from dqmstream.storage import layout
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.layout import Kind, Quality
 from dqmstream.storage.log import ArchiveWriter, Control, OffsetConflict, SourceConflict, make_row
@@ -199,3 +205,25 @@ def test_processes_that_write_at_once_lose_nothing(archive: Archive) -> None:
     head = archive.refresh()
     assert {s.run: s.lumisections for s in head.runs()} == {100: 48, 101: 48, 102: 48}
     check_tiling(head)
+
+
+def test_chunks_are_what_zarr_itself_would_write(archive: Archive) -> None:
+    """Byte for byte, whether a batch ends within a chunk or not."""
+    written = rows(archive, 1, range(1, 231), 0)
+    writer = ArchiveWriter(archive)
+    bounds = (0, 30, 64, 194, 200, 230)  # up to a chunk's end, two whole ones and more, within one
+    for start, stop in itertools.pairwise(bounds):
+        writer.append(FEED, 0, written[start:stop], start, stop)
+    head = archive.refresh()
+    zarrs = MemoryStore()
+    log = layout.make_log(zarr.create_group(zarrs), FEED, 0, 0, archive.geometry, "float32")
+    for name, ours in head.root[layout.feed_path(FEED, 0)].arrays():
+        array = log[name].with_config({"write_empty_chunks": True})
+        for start, stop in itertools.pairwise(bounds):
+            array.resize((stop, *array.shape[1:]))
+            array[start:stop] = ours[start:stop]
+        for place in range(-(-len(written) // ours.chunks[0])):
+            key = f"{ours.path}/{ours.metadata.encode_chunk_key((place, *(0 for _ in ours.shape[1:])))}"
+            found, expected = (sync(store.get(key, default_buffer_prototype())) for store in (head.store, zarrs))
+            assert found is not None and expected is not None, key
+            assert found.to_bytes() == expected.to_bytes(), key
