@@ -10,7 +10,7 @@ channel that fires in nearly every event anyway; a fault that comes and goes wit
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.stats import false_discovery_control, theilslopes
@@ -37,7 +37,8 @@ itself, has a fault of its own."""
 BOX_CHANNELS = 4
 """A readout box of fewer comparable channels cannot be said to move together."""
 
-_ROUNDS = 6
+_ROUNDS = 8
+_HUBER, _HUBER_STEPS = 1.345, 20
 _EDGE = 0.005
 """Quantile at which the range of a run's ratio ends: a few lumisections at its edge would stretch the response."""
 
@@ -112,7 +113,7 @@ class Comparison:
         if channels.above_chance:
             return (
                 f"The channels tell these runs apart (AUC {channels.value:.3f}) and luminosity alone does not "
-                f"({luminosity.value:.3f}): the detector changed, or what of the conditions no luminosity explains."
+                f"({luminosity.value:.3f}): what differs is in the channels."
             )
         if self.channels.changed.any() or self.boxes.changed.any():
             return "No single lumisection tells these runs apart; what changed shows over the whole runs only."
@@ -161,6 +162,21 @@ class _Change:
         """Of each channel's h around zero: its error, and the scatter that all channels have on their own, (live,)."""
         return np.sqrt(self.estimate.error**2 + self.sensitivity**2 * self.spread(testable))
 
+    def centred(self, testable: np.ndarray) -> _Change:
+        """The same without what a shift of all conditions would explain: a part like gain, and one like the number of events.
+
+        By least squares with Huber's weights (Robust Statistics, 1981, sec. 7.8), which outliers do not carry.
+        """
+        h, error = self.estimate.h[testable], self.estimate.error[testable]
+        design = np.stack([self.sensitivity, np.ones_like(self.sensitivity)], axis=1)
+        chosen = design[testable] / error[:, None]
+        weight = np.ones_like(h)
+        for _ in range(_HUBER_STEPS):
+            shift = np.linalg.lstsq(chosen * weight[:, None], h / error * weight, rcond=None)[0]
+            pull = np.abs(h / error - chosen @ shift)
+            weight = np.sqrt(_HUBER / np.maximum(pull, _HUBER))
+        return replace(self, estimate=replace(self.estimate, h=self.estimate.h - design @ shift))
+
 
 def compare(pair: Pair, rate: float = 0.05) -> Comparison:
     """Compare two runs at a false-discovery rate in (0, 1)."""
@@ -174,8 +190,7 @@ def compare(pair: Pair, rate: float = 0.05) -> Comparison:
         tested = _tested(change.estimate, testable, rate)
         names, members, boxes = _boxes(change, channels, testable, rate)
         # What changed must not pass for luminosity: conditions are read off the others, until these stay the same.
-        outlying = np.abs(change.estimate.h) > OUTLYING * change.deviation(testable)
-        kept = ~outlying & ~np.isin(channels.box, names[boxes.changed])
+        kept = _steady(change, channels, testable, rate)
         if kept.mean() < 0.5 or (kept == steady).all():
             break
         steady = kept
@@ -183,6 +198,17 @@ def compare(pair: Pair, rate: float = 0.05) -> Comparison:
         pair, rate, separation, tested, boxes, names, members, change.common, change.overlap, change.by_ring, change.rho,
         2 * float(np.sqrt(change.spread(testable))),
     )  # fmt: skip
+
+
+def _steady(change: _Change, channels: Channels, testable: np.ndarray, rate: float) -> np.ndarray:
+    """The channels that neither stand out, nor lie in a box that does, from what all have in common: bool, (live,).
+
+    As long as conditions are read off channels that changed, all the others seem to have changed by a little.
+    """
+    relative = change.centred(testable)
+    outlying = np.abs(relative.estimate.h) > OUTLYING * relative.deviation(testable)
+    names, _, boxes = _boxes(relative, channels, testable, rate)
+    return np.asarray(~outlying & ~np.isin(channels.box, names[boxes.changed]))
 
 
 def _testable(a: Sample, b: Sample, counts_events: bool) -> np.ndarray:

@@ -41,8 +41,12 @@ class Pair:
 
 
 @dataclass(frozen=True, eq=False)
-class _Read:
-    """A run as it was read. counts: (n, 64, 72) or (n, depth, 64, 72), may be a memory map."""
+class RunCounts:
+    """A run as it was read.
+
+    counts: (n, 64, 72) or (n, depth, 64, 72), may be a memory map. events: (n,), nan where unknown. lumisection: numbers, (n,),
+    ascending. scale: 25 where rows were interpolated, else 1.
+    """
 
     run: int
     name: str
@@ -78,8 +82,12 @@ def read_pair(a: str, b: str, archive: Path | None, interpolated: bool) -> Pair:
     used or compared, ArchiveError for a run that the archive does not hold.
     """
     reader = None if archive is None or (_is_file(a) and _is_file(b)) else Archive.open(archive)
-    both = (_read(a, reader, interpolated), _read(b, reader, interpolated))
-    first, second = both
+    return pair_of(_read(a, reader, interpolated), _read(b, reader, interpolated))
+
+
+def pair_of(first: RunCounts, second: RunCounts) -> Pair:
+    """Two runs as samples of the channels that count in either. Raises InputError if they cannot be compared."""
+    both = (first, second)
     if first.depths != second.depths:
         raise InputError(
             f"{first.name} holds {first.depths} depth(s) and {second.name} {second.depths}: give runs of one shape"
@@ -123,20 +131,20 @@ def _is_file(name: str) -> bool:
     return not name.isdecimal() or Path(name).exists()
 
 
-def _read(name: str, archive: Archive | None, interpolated: bool) -> _Read:
+def _read(name: str, archive: Archive | None, interpolated: bool) -> RunCounts:
     if _is_file(name):
         path = Path(name)
         if path.is_dir():
             raise InputError(f"{path} is a folder: give the .npy file of one run")
         file = read_run_file(path, interpolated=interpolated)
         scale = INTERPOLATED_SCALE if interpolated else 1
-        return _Read(file.run, path.name, file.counts, file.events, np.arange(1, len(file.counts) + 1), scale)
+        return RunCounts(file.run, path.name, file.counts, file.events, np.arange(1, len(file.counts) + 1), scale)
     if archive is None:
         raise InputError(f"there is no file {name}; to compare run {name} of an archive give --archive")
     view = archive.run(int(name))
     scale = INTERPOLATED_SCALE if bool(np.any(view["quality"].values & Quality.INTERPOLATED)) else 1
     counts, events = view["occupancy"].values, view["n_events"].values
-    return _Read(int(name), f"run {name} of {archive.path.name}", counts, events, view["lumisection"].values, scale)
+    return RunCounts(int(name), f"run {name} of {archive.path.name}", counts, events, view["lumisection"].values, scale)
 
 
 def _fractional(counts: np.ndarray) -> bool:
@@ -144,7 +152,7 @@ def _fractional(counts: np.ndarray) -> bool:
     return not np.array_equal(part, np.round(part))
 
 
-def _events_known(both: Sequence[_Read], counts: Sequence[np.ndarray], notes: list[str]) -> bool:
+def _events_known(both: Sequence[RunCounts], counts: Sequence[np.ndarray], notes: list[str]) -> bool:
     """Whether the numbers of events are known of both runs and bound the counts; if of one only, a note says so."""
     known = [np.nan_to_num(one.events) > 0 for one in both]
     enough = [share.mean() >= WITH_EVENTS for share in known]

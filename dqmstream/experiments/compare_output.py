@@ -17,7 +17,7 @@ from dqmstream.experiments.compare import Comparison
 from dqmstream.experiments.compare_separation import CONFIDENCE, Auc
 from dqmstream.experiments.figures_compare import draw_comparison
 
-SUMMARY, CHANNELS, BOXES, MAP = "comparison.json", "channels.csv", "boxes.csv", "changes.png"
+SUMMARY, CHANNELS, BOXES, MAP = FILES = ("comparison.json", "channels.csv", "boxes.csv", "changes.png")
 
 UNSEEN = (
     "Not seen: a factor common to all channels, which is luminosity or calibration; a change of gain of a channel that fires "
@@ -62,13 +62,10 @@ def write(comparison: Comparison, out: Path) -> list[Path]:
 
     Raises InputError if the folder holds anything else or cannot be written.
     """
-    names = (SUMMARY, CHANNELS, BOXES, MAP)
-    paths = [out / name for name in names]
+    paths = [out / name for name in FILES]
     try:
+        check_folder(out)
         out.mkdir(parents=True, exist_ok=True)
-        strange = sorted(entry.name for entry in out.iterdir() if entry.name not in names)
-        if strange:
-            raise InputError(f"{out} holds files that no comparison wrote ({strange[0]}): give a new folder")
         paths[0].write_text(json.dumps(_plain(as_json(comparison)), indent=1, allow_nan=False) + "\n", encoding="utf-8")
         _table(paths[1], (_channel(comparison, c) for c in comparison.channels.order))
         _table(paths[2], (_box(comparison, k) for k in comparison.boxes.order))
@@ -79,9 +76,14 @@ def write(comparison: Comparison, out: Path) -> list[Path]:
 
 
 def check_folder(out: Path) -> None:
-    """Refuse a folder that `write` would refuse, before a minute's work is done for nothing. Raises InputError."""
-    if out.exists() and not out.is_dir():
+    """Raise InputError for a folder that `write` would refuse: before a comparison, so that none is made for nothing."""
+    if not out.exists():
+        return
+    if not out.is_dir():
         raise InputError(f"{out} is a file: give a folder")
+    strange = sorted(entry.name for entry in out.iterdir() if entry.name not in FILES)
+    if strange:
+        raise InputError(f"{out} holds files that no comparison wrote ({strange[0]}): give a new folder")
 
 
 def box_name(name: int) -> str:

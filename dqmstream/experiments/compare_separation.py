@@ -67,10 +67,10 @@ class Separation:
 
 def separate(a: Sample, b: Sample, channels: Channels, steady: np.ndarray, counts_events: bool) -> Separation:
     """Judge both. steady: bool, (live,), the channels that conditions are read off."""
-    blocks = (_blocks(a), _blocks(b))
+    blocks = (blocks_of(a), blocks_of(b))
     scores = [np.full((len(sample), 2), np.nan) for sample in (a, b)]
     for fold in range(FOLDS):
-        rows = [_rows(sample, block, fold) for sample, block in zip((a, b), blocks, strict=True)]
+        rows = [rows_of_fold(sample, block, fold) for sample, block in zip((a, b), blocks, strict=True)]
         train = [sample.take(teach) for sample, (teach, _) in zip((a, b), rows, strict=True)]
         conditions = Conditions.fit(train, channels, steady, counts_events)
         ratios = np.concatenate([conditions.of(sample)[1] for sample in train])
@@ -135,13 +135,13 @@ def _luminosity(conditions: Conditions, train: list[Sample]) -> Pipeline:
     return make_pipeline(StandardScaler(), analysis).fit(np.concatenate(rings), labels)
 
 
-def _blocks(sample: Sample) -> np.ndarray:
+def blocks_of(sample: Sample) -> np.ndarray:
     """Number of the test block of each lumisection, from 0 on without a hole, (n,)."""
     _, block = np.unique((sample.lumisection - sample.lumisection[0]) // (TEST_BLOCK * sample.scale), return_inverse=True)
     return block
 
 
-def _rows(sample: Sample, block: np.ndarray, fold: int) -> tuple[np.ndarray, np.ndarray]:
+def rows_of_fold(sample: Sample, block: np.ndarray, fold: int) -> tuple[np.ndarray, np.ndarray]:
     """Positions of the lumisections that teach in a fold, and of those that are tested."""
     tested = block % FOLDS == fold
     numbers = sample.lumisection[tested]

@@ -1,0 +1,236 @@
+"""What `dqmstream compare` names on simulated truth, what it names where nothing changed, and how long it takes.
+
+    python -m benchmarks.compare            # seeds 100 to 109, runs of 400 lumisections; some 10 minutes on two cores
+    python -m benchmarks.compare --seeds 2  # a quick look
+
+null      pairs of runs between which nothing changed: the share of pairs with any discovery must be at most the rate
+brighter  the same, the second run at 0.8 of the pileup and 0.7 of the events
+sparse    80 channels changed and all others exactly as before, so that precision has its plain meaning
+moderate, small   every channel drifts, so that no discovery is false; precision is by the size of the true change
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy.stats import binomtest, kstest
+
+from dqmstream.experiments.compare import Comparison, compare
+from dqmstream.experiments.compare_inputs import RunCounts, pair_of
+from dqmstream.experiments.simulator import LIVE, READOUT_BOXES, SimulatedRun, draw_counts, stream, write
+from dqmstream.lumisection import rbx_mask
+
+RATE = 0.05
+LUMISECTIONS = 400
+FIRST_SEED = 100
+
+DRIFTED, DEGRADED, KILLED, HOT = 40, 10, 3, 2
+BOX_FACTOR = 0.95
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """Two runs whose truth is known. gain: of the second over the first, live channels, (932,). boxes: moved, by name."""
+
+    first: RunCounts
+    second: RunCounts
+    gain: np.ndarray
+    boxes: frozenset[int]
+
+    def compare(self) -> Comparison:
+        return compare(pair_of(self.first, self.second), RATE)
+
+
+def counts_of(run: SimulatedRun, *, events_known: bool = True) -> RunCounts:
+    """A simulated run as `compare` reads it."""
+    events = run.events if events_known else np.full(len(run.events), np.nan)
+    return RunCounts(run.run, f"run {run.run}", run.counts, events, np.arange(1, len(events) + 1), 1)
+
+
+def stream_pairs(name: str, seed: int, lumisections: int, *, runs: int = 8, events_known: bool = True) -> Iterator[Known]:
+    """Runs 0 and 1, 2 and 3, ... of a stream: no run is in two pairs."""
+    drawn = stream(name, seed=seed, runs=runs, lumisections=lumisections)
+    for first in drawn:
+        second = next(drawn)
+        gain = np.divide(second.rate[LIVE], first.rate[LIVE], out=np.full(LIVE.sum(), np.inf), where=first.rate[LIVE] > 0)
+        boxes = frozenset(box["side"] * box["n"] for run in (first, second) for box in run.truth["rbx"])
+        one, other = (counts_of(run, events_known=events_known) for run in (first, second))
+        # What all channels share is luminosity's, and no truth of theirs.
+        yield Known(one, other, gain / np.median(gain), boxes)
+
+
+def redrawn(
+    seed: int, lumisections: int, gain: np.ndarray, *, events: float = 1.0, pileup: float = 1.0
+) -> tuple[RunCounts, RunCounts]:
+    """The first two runs of `null`, the second drawn anew with gains (64, 72), and conditions multiplied."""
+    first, second = stream("null", seed=seed, runs=2, lumisections=lumisections)
+    n, r = np.round(second.events * events), second.pileup * pileup
+    counts = draw_counts(second.rate * gain, n, r, np.random.default_rng((seed, 1)))
+    return counts_of(first), RunCounts(second.run, f"run {second.run}", counts, n, np.arange(1, len(n) + 1), 1)
+
+
+def brighter_pair(seed: int, lumisections: int) -> Known:
+    """Nothing changed but luminosity."""
+    first, second = redrawn(seed, lumisections, np.ones(LIVE.shape), events=0.7, pileup=0.8)
+    return Known(first, second, np.ones(LIVE.sum()), frozenset())
+
+
+def sparse_pair(seed: int, lumisections: int) -> Known:
+    """A readout box at 0.95, 40 channels changed by 1 to 5 %, 10 at 0.2 to 0.8, 3 dead, 2 hot; all others exactly as before."""
+    rng = np.random.default_rng((seed, 2))
+    side, n = READOUT_BOXES[rng.integers(len(READOUT_BOXES))]
+    box = rbx_mask(side, n)
+    gain = np.where(box, BOX_FACTOR, 1.0)
+    rows = rng.permutation(np.argwhere(LIVE & ~box))[: DRIFTED + DEGRADED + KILLED + HOT]
+    factors = np.concatenate(
+        [
+            1 + rng.uniform(0.01, 0.05, DRIFTED) * rng.choice([-1, 1], DRIFTED),
+            rng.uniform(0.2, 0.8, DEGRADED),
+            np.zeros(KILLED),
+            np.full(HOT, 2.0),
+        ]
+    )
+    gain[tuple(rows.T)] = factors
+    first, second = redrawn(seed, lumisections, gain)
+    return Known(first, second, gain[LIVE], frozenset({side * n}))
+
+
+@dataclass(frozen=True)
+class Score:
+    """Named channels and boxes against truth, over pairs."""
+
+    named: int
+    changed_of_named: dict[float, int]
+    changed: dict[float, int]
+    found: dict[float, int]
+    dead: tuple[int, int]
+    boxes_named: int
+    boxes_moved: int
+    boxes_found: int
+
+
+THRESHOLDS = (0.0, 0.003, 0.01, 0.03, 0.1)
+
+
+def score(known: list[Known], comparisons: list[Comparison]) -> Score:
+    """Count. A channel changed at a threshold if its true gain differs from 1 by more. dead: found and all newly dead ones."""
+    named = np.concatenate([_on_live(c, c.channels.changed) for c in comparisons])
+    size = np.concatenate([np.abs(k.gain - 1) for k in known])
+    died = np.concatenate([k.gain == 0 for k in known])
+    said = np.concatenate([_on_live(c, c.died) for c in comparisons])
+    boxes = [(set(c.box_names[c.boxes.changed].tolist()), k.boxes) for c, k in zip(comparisons, known, strict=True)]
+    return Score(
+        named=int(named.sum()),
+        changed_of_named={x: int((size[named] > x).sum()) for x in THRESHOLDS},
+        changed={x: int((size > x).sum()) for x in THRESHOLDS},
+        found={x: int(named[size > x].sum()) for x in THRESHOLDS},
+        dead=(int(said[died].sum()), int(died.sum())),
+        boxes_named=sum(len(one) for one, _ in boxes),
+        boxes_moved=sum(len(true) for _, true in boxes),
+        boxes_found=sum(len(one & true) for one, true in boxes),
+    )
+
+
+def _on_live(comparison: Comparison, cells: np.ndarray) -> np.ndarray:
+    """Flags of the compared channels on all 932: one that is dead in both runs is not compared."""
+    flags = np.zeros(LIVE.shape, dtype=bool)
+    flags[comparison.pair.channels.live[0]] = cells
+    return flags[LIVE]
+
+
+def share(count: int, total: int) -> str:
+    """A share with its 95 % interval (Clopper and Pearson)."""
+    if not total:
+        return "-"
+    low, high = binomtest(count, total).proportion_ci(0.95, "exact")
+    return f"{count / total:.3f} [{low:.3f}, {high:.3f}] ({count}/{total})"
+
+
+def print_null(what: str, comparisons: list[Comparison]) -> None:
+    channels = np.concatenate([c.channels.p for c in comparisons])
+    boxes = np.concatenate([c.boxes.p for c in comparisons])
+    print(f"\n{what}: {len(comparisons)} pairs without a change")
+    print(f"  pairs with a channel named:  {share(sum(bool(c.channels.changed.any()) for c in comparisons), len(comparisons))}")
+    print(f"  pairs with a box named:      {share(sum(bool(c.boxes.changed.any()) for c in comparisons), len(comparisons))}")
+    for name, p in (("channels", channels), ("boxes", boxes)):
+        p = p[np.isfinite(p)]
+        tails = ", ".join(f"{np.mean(p < x):.4f} below {x}" for x in (0.05, 0.01, 0.001))
+        print(f"  p of {name}: KS against uniform {kstest(p, 'uniform').pvalue:.3f}; {tails} ({len(p)})")
+    for name, aucs in (
+        ("channels", [c.separation.channels for c in comparisons]),
+        ("luminosity", [c.separation.luminosity for c in comparisons]),
+    ):
+        covered = share(sum(auc.low <= 0.5 <= auc.high for auc in aucs), len(aucs))
+        print(f"  AUC by {name}: mean {np.mean([auc.value for auc in aucs]):.3f}, 95 % interval holds .5 in {covered}")
+
+
+def print_score(what: str, known: list[Known], comparisons: list[Comparison]) -> None:
+    found = score(known, comparisons)
+    print(f"\n{what}: {len(known)} pairs, {found.named} channels named")
+    for threshold in THRESHOLDS:
+        precision = share(found.changed_of_named[threshold], found.named)
+        recall = share(found.found[threshold], found.changed[threshold])
+        print(f"  true gain off by more than {threshold:.1%}: precision {precision}, recall {recall}")
+    print(f"  newly dead: named dead {share(*found.dead)}")
+    print(f"  boxes: precision {share(found.boxes_found, found.boxes_named)}")
+    print(f"  boxes: recall {share(found.boxes_found, found.boxes_moved)}")
+
+
+def print_times() -> None:
+    """Two files of 10000 lumisections, as a user runs it."""
+    with tempfile.TemporaryDirectory() as folder:
+        paths = write(Path(folder) / "runs", "moderate", FIRST_SEED, 2, 10_000)
+        files = [str(path) for path in paths if "_Dataset_" in path.name]
+        began = time.monotonic()
+        command = [sys.executable, "-m", "dqmstream", "compare", *files, "--out", str(Path(folder) / "out")]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        wall_s = time.monotonic() - began
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        print(
+            f"\ntwo files of 10000 lumisections (370 MB each): {wall_s:.1f} s, processor {used.ru_utime + used.ru_stime:.1f} s,"
+            f" largest resident {used.ru_maxrss / 1e6:.2f} GB, the mapped files counted"
+        )
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--seeds", type=int, default=10)
+    seeds = range(FIRST_SEED, FIRST_SEED + options.parse_args().seeds)
+    print(f"seeds {seeds[0]} to {seeds[-1]}, runs of {LUMISECTIONS} lumisections, rate {RATE}")
+    for known_events in (True, False):
+        nulls = [
+            known.compare() for seed in seeds for known in stream_pairs("null", seed, LUMISECTIONS, events_known=known_events)
+        ]
+        print_null("null, events known" if known_events else "null, events unknown", nulls)
+    print_null("brighter, events known", [brighter_pair(seed, LUMISECTIONS).compare() for seed in seeds])
+    draws: dict[str, Callable[[int], list[Known]]] = {
+        "sparse": lambda seed: [sparse_pair(seed, LUMISECTIONS)],
+        "moderate": lambda seed: list(stream_pairs("moderate", seed, LUMISECTIONS)),
+        "small": lambda seed: list(stream_pairs("small", seed, LUMISECTIONS)),
+    }
+    for name, draw in draws.items():
+        known, comparisons = [], []
+        for seed in seeds:
+            for one in draw(seed):
+                comparisons.append(one.compare())
+                known.append(Known(_bare(one.first), _bare(one.second), one.gain, one.boxes))
+        print_score(name, known, comparisons)
+    print_times()
+
+
+def _bare(run: RunCounts) -> RunCounts:
+    """The run without its counts, which would pile up to gigabytes over the pairs."""
+    return RunCounts(run.run, run.name, run.counts[:0], run.events, run.lumisection, run.scale)
+
+
+if __name__ == "__main__":
+    main()
