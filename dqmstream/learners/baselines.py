@@ -126,6 +126,10 @@ class GainMap(_Streaming):
 
     with the expected count e and its deviation s under the lumisection's conditions; the pulls of the score are cut at ±10,
     so that a broken lumisection is not decided by one channel. The map d is what changed in the detector.
+
+    d is not shrunk. Measured on 20 runs of seeds 0-4 (`small`, mean accuracy .839 as it is; empirical Bayes with shifts of one
+    error at most): towards the reference .835, the channel's mean over runs .841, the run before .843, both neighbours .856.
+    The last two lose on `moderate` (.992 to .971 and .977 on seed 0), and know only that neighbouring runs are alike.
     """
 
     name = "gain_map"
