@@ -20,8 +20,8 @@ from dqmstream.learners.strategy import LearnLog, Maps, Past, Watch
 from dqmstream.lumisection import Geometry
 
 STRENGTH = 0.1
-"""Of the L2 penalty. Accuracy over 20 runs of `small`, seeds 0 and 1: .780 with .03, .777 with .3, .763 with 1, .735 with 3; over
-seeds 0-2: .750 with .01, .752 with .1, .748 with .3 (`moderate`: .934, .933, .931)."""
+"""Of the L2 penalty. Accuracy over 20 runs of `small`, seeds 0 and 1: .780 with .03, .777 with .3, .763 with 1, .735 with 3;
+over seeds 0-2: .750 with .01, .752 with .1, .748 with .3 (`moderate`: .934, .933, .931)."""
 
 TOLERANCE = 1e-5
 """A fit has converged when no derivative is larger."""
