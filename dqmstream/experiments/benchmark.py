@@ -18,7 +18,7 @@ from dqmstream.experiments.bounds import BOUNDS, IDEAL_PROFILED
 from dqmstream.experiments.cells import Cell, compute_and_save, load_cell
 from dqmstream.experiments.streams import named_stream, seed_use
 from dqmstream.learners.registry import GRADIENT, MEMORY_BYTES, STREAMING, resolve
-from dqmstream.learners.splits import KINDS, Split
+from dqmstream.learners.splits import Split
 
 BASELINES = ("ring_means", "naive_bayes", "gain_map")
 """In every table, with both bounds."""
@@ -50,8 +50,7 @@ class Spec:
         for stream in self.streams:
             named_stream(stream)
         seed_use(self.seeds)
-        if self.split not in KINDS:
-            raise InputError(f"there is no split {self.split!r}: choose one of {', '.join(KINDS)}")
+        Split(self.split)
         for what, value, least in (
             ("orders", self.orders, 1),
             ("runs", self.runs, 2),
@@ -64,7 +63,7 @@ class Spec:
 
     def cells(self) -> list[Cell]:
         """Every cell, those that take longest first."""
-        cells = [
+        return [
             Cell(
                 stream, seed, order, strategy,
                 self.runs, self.lumisections, self.memory_bytes, self.evaluation_samples, self.split, fold,
@@ -75,7 +74,6 @@ class Spec:
             for order in range(self.orders)
             for fold in range(FOLDS if self.split == "folds" else 1)
         ]  # fmt: skip
-        return cells
 
 
 def _slowest_first(strategy: str) -> int:

@@ -6,6 +6,7 @@ the simulator as they would come from it. A bound's cell holds the same kind of 
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -159,6 +160,7 @@ def versions() -> dict[str, str]:
     return {"dqmstream": __version__, "numpy": np.__version__, "commit": _commit()}
 
 
+@functools.cache
 def _commit() -> str:
     """The commit of the source tree that runs, with a + where files differ from it; empty outside of one."""
     root = Path(__file__).parents[2]

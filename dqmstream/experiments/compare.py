@@ -50,8 +50,8 @@ class Tested:
     """Tests of m channels or readout boxes: float64, (m,), nan where one could not be tested.
 
     ratio: response in B over that in A, 0 of a channel that died, inf of one that woke; of a box, of its channels that are most
-    sensitive to gain. error: of the ratio. pull: standardised
-    difference, positive where B responds more. p, q: two-sided, and adjusted for the false-discovery rate. changed: bool.
+    sensitive to gain. error: of the ratio. pull: standardised difference, positive where B responds more. p, q: two-sided, and
+    adjusted for the false-discovery rate. changed: bool.
     """
 
     ratio: np.ndarray

@@ -11,10 +11,10 @@ import numpy as np
 from dqmstream.errors import InputError
 from dqmstream.experiments.compare_conditions import Channels, Sample
 from dqmstream.experiments.compare_separation import LEAST
+from dqmstream.learners.ledger import scale_of
 from dqmstream.learners.splits import INTERPOLATED_SCALE
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.importer import read_run_file
-from dqmstream.storage.layout import Quality
 
 _ROWS = 512
 
@@ -142,9 +142,10 @@ def _read(name: str, archive: Archive | None, interpolated: bool) -> RunCounts:
     if archive is None:
         raise InputError(f"there is no file {name}; to compare run {name} of an archive give --archive")
     view = archive.run(int(name))
-    scale = INTERPOLATED_SCALE if bool(np.any(view["quality"].values & Quality.INTERPOLATED)) else 1
     counts, events = view["occupancy"].values, view["n_events"].values
-    return RunCounts(int(name), f"run {name} of {archive.path.name}", counts, events, view["lumisection"].values, scale)
+    return RunCounts(
+        int(name), f"run {name} of {archive.path.name}", counts, events, view["lumisection"].values, scale_of(view)
+    )
 
 
 def _fractional(counts: np.ndarray) -> bool:

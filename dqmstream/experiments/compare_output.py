@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from dqmstream.errors import InputError
 from dqmstream.experiments.compare import Comparison
 from dqmstream.experiments.compare_separation import CONFIDENCE, Auc
 from dqmstream.experiments.figures_compare import draw_comparison
+from dqmstream.experiments.plain import plain
 
 SUMMARY, CHANNELS, BOXES, MAP = FILES = ("comparison.json", "channels.csv", "boxes.csv", "changes.png")
 
@@ -66,7 +67,7 @@ def write(comparison: Comparison, out: Path) -> list[Path]:
     try:
         check_folder(out)
         out.mkdir(parents=True, exist_ok=True)
-        paths[0].write_text(json.dumps(_plain(as_json(comparison)), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        paths[0].write_text(json.dumps(plain(as_json(comparison)), indent=1, allow_nan=False) + "\n", encoding="utf-8")
         _table(paths[1], (_channel(comparison, c) for c in comparison.channels.order))
         _table(paths[2], (_box(comparison, k) for k in comparison.boxes.order))
         draw_comparison(paths[3], comparison)
@@ -134,12 +135,3 @@ def _field(value: Any) -> Any:
     if isinstance(value, float):
         return f"{value:.6g}" if math.isfinite(value) else ""
     return value
-
-
-def _plain(value: Any) -> Any:
-    """NaN and infinity, which JSON lacks, become null."""
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -24,8 +24,9 @@ from sklearn.preprocessing import StandardScaler
 from dqmstream.experiments.compare_conditions import Channels, Conditions, Sample
 from dqmstream.experiments.compare_response import Response, fit_response
 from dqmstream.learners.reference import CLIP
+from dqmstream.learners.splits import BETWEEN, TEST
 
-TEST_BLOCK, GAP = 30, 20
+TEST_BLOCK, GAP = TEST, BETWEEN
 """Lumisections of a test block, and of the gap on each side of it (times 25 where rows were interpolated)."""
 
 FOLDS = 5

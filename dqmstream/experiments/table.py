@@ -14,17 +14,13 @@ import numpy as np
 from dqmstream.experiments.benchmark import Spec
 from dqmstream.experiments.bounds import BOUNDS
 from dqmstream.experiments.figures_benchmark import draw_accuracies
+from dqmstream.experiments.plain import plain
 from dqmstream.experiments.statistics import chance_interval, clustered_mean, holm, paired_difference
 from dqmstream.experiments.streams import seed_use
 from dqmstream.learners.history import Line, figures
+from dqmstream.learners.metrics import drops, matrix
+from dqmstream.learners.splits import WARNING_RANDOM
 from dqmstream.storage.locks import write_atomically
-
-WARNING_RANDOM = (
-    "A random split flatters: neighbouring lumisections share their luminosity, so a test lumisection is recognised by its "
-    "neighbours. On null, where nothing differs, ring_means came to .075 by a random split and to .044 by blocks, where "
-    "guessing gives .050 (20 runs, seeds 100 and 101). Claim nothing from it."
-)
-"""Said beside every figure of a random split."""
 
 Key = tuple[int, int]
 """Seed of the stream, number of the order."""
@@ -132,11 +128,8 @@ def _last(lines: Sequence[Line], name: str) -> np.ndarray:
 
 
 def _drops(lines: Sequence[Line]) -> np.ndarray:
-    """What each run but the last has lost since it was known best (`learners.metrics.forgetting`): shape (runs - 1,)."""
-    rows = [line["accuracy"] for line in lines if line["accuracy"] is not None]
-    earlier, last = rows[:-1], rows[-1]
-    best = [max(row[i] for row in earlier if i < len(row)) for i in range(len(last) - 1)] if earlier else []
-    return np.array([top - last[i] for i, top in enumerate(best)])
+    """What each run but the last has lost since it was known best: shape (runs - 1,), empty before three runs."""
+    return np.array(drops(matrix([line["accuracy"] for line in lines]), max))
 
 
 def _test_lumisections(by_name: Mapping[str, Sequence[Mapping[str, Any]]]) -> int:
@@ -211,15 +204,6 @@ def markdown(result: Mapping[str, Any]) -> str:
 
 def write(result: Mapping[str, Any], out: Path) -> None:
     """Write results.json, table.md and accuracy.png."""
-    write_atomically(out / "results.json", json.dumps(_finite(result), indent=1, allow_nan=False).encode())
+    write_atomically(out / "results.json", json.dumps(plain(result), indent=1, allow_nan=False).encode())
     write_atomically(out / "table.md", markdown(result).encode())
     draw_accuracies(out / "accuracy.png", result["tables"])
-
-
-def _finite(value: Any) -> Any:
-    """NaN, which JSON lacks, as null."""
-    if isinstance(value, Mapping):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -66,7 +66,7 @@ class _Streaming(Incremental):
         return sum(array.nbytes for array in self._rows.values())
 
     def state_bytes(self) -> int:
-        return 0 if self._reference is None else sum(array.nbytes for array in self._reference.state().values())
+        return self._reference_bytes()
 
 
 class RingMeans(_Streaming):

@@ -49,6 +49,9 @@ class Incremental(ABC):
     def _learn(self, experience: int, train: Maps, past: Past, watch: Watch | None) -> LearnLog:
         """Learn the train part of the next experience; the reference is there."""
 
+    def _reference_bytes(self) -> int:
+        return 0 if self._reference is None else sum(array.nbytes for array in self._reference.state().values())
+
     def _reference_state(self) -> dict[str, np.ndarray]:
         return {} if self._reference is None else prefixed("reference", self._reference.state())
 

@@ -47,7 +47,7 @@ class Experience:
 def describe(archive: Archive, run: int, number: int) -> Experience:
     """The ledger line of a run as the archive holds it now; number is its id if it can be learnt."""
     view = archive.run(run, maps=False)
-    scale = _scale(view)
+    scale = scale_of(view)
     parts = assign(view["lumisection"].values, scale)
     counts = {part: int(np.sum(parts == part)) for part in (Part.TRAIN, Part.VALIDATION, Part.TEST)}
     empty = [part.name.lower() for part, n in counts.items() if n == 0]
@@ -126,7 +126,8 @@ def read_ledger(path: Path) -> list[Experience]:
         raise InputError(f"{path} is no ledger of experiences: {error}") from error
 
 
-def _scale(view: xr.Dataset) -> int:
+def scale_of(view: xr.Dataset) -> int:
+    """Scale of the split of a run's view: 25 where any of its rows was interpolated, else 1."""
     interpolated = bool(np.any(view["quality"].values & Quality.INTERPOLATED))
     return INTERPOLATED_SCALE if interpolated else 1
 

@@ -125,8 +125,7 @@ class Logistic(Incremental):
 
     def state_bytes(self) -> int:
         """The weights, one row a run, and the reference."""
-        reference = 0 if self._reference is None else sum(array.nbytes for array in self._reference.state().values())
-        return self._weights.nbytes + reference
+        return self._weights.nbytes + self._reference_bytes()
 
 
 def with_one(residuals: np.ndarray) -> np.ndarray:

@@ -48,7 +48,7 @@ def forgetting(values: Matrix) -> float | None:
     Negative where a run was never known as well as now. Mammoth takes the maximum over the last row too, and so never goes
     below zero; the two agree where no run is at its best in the last row. None before three runs: nothing was known before.
     """
-    return _mean_drop(values, max)
+    return _mean(drops(values, max))
 
 
 def forgetting_initial(values: Matrix) -> float | None:
@@ -56,7 +56,7 @@ def forgetting_initial(values: Matrix) -> float | None:
 
     What Avalanche calls forgetting, over runs other than the newest. None before three runs.
     """
-    return _mean_drop(values, lambda before: before[0])
+    return _mean(drops(values, lambda before: before[0]))
 
 
 def backward_transfer(values: Matrix) -> float | None:
@@ -125,14 +125,15 @@ def averages(values: Matrix) -> list[float | None]:
     return [_mean(row) for row in values]
 
 
-def _mean_drop(values: Matrix, reference: Callable[[list[float]], float]) -> float | None:
-    drops = []
+def drops(values: Matrix, reference: Callable[[list[float]], float]) -> list[float]:
+    """What each run but the newest has lost against `reference` of its earlier entries; empty before three runs."""
+    lost = []
     for i in range(len(values) - 1):
         before = [value for row in values[:-1] if (value := row[i]) is not None]
         last = values[-1][i]
         if before and last is not None:
-            drops.append(reference(before) - last)
-    return _mean(drops)
+            lost.append(reference(before) - last)
+    return lost
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
