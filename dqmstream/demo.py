@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
+import multiprocessing.forkserver
 import shutil
-from concurrent.futures import ProcessPoolExecutor, wait
+from collections.abc import Iterable
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from pathlib import Path
+from types import TracebackType
 from typing import Any
+
+from rich.progress import Progress
 
 from dqmstream import console
 from dqmstream.commands import consume_topic, consumed_result, import_runs, learner_settings, publish_runs
@@ -19,11 +24,15 @@ from dqmstream.service import consume, stop_on_signals
 from dqmstream.storage.archive import Archive
 from dqmstream.streaming.deadletters import FolderDeadLetters
 from dqmstream.streaming.feed import InProcessFeed
+from dqmstream.streaming.filer import IngestCounts
 from dqmstream.streaming.publisher import messages
 
 MARKER = ".dqmstream-demo"
 COMPARED = ("naive", "ewc", "joint")
 """Strategies that are replayed beside the live learner."""
+
+LONGEST = "joint"
+"""The one of them that trains longest: it does not wait for the live learner to end."""
 
 IDLE_S = 2.0
 
@@ -38,15 +47,19 @@ def run_demo(out: Path, stream: str, seed: int, runs: int, lumisections: int, bo
 
         check_broker(bootstrap)
     _make_anew(out)
-    with console.bars() as progress:
+    settings = load_settings(archive=out / "archive", state=out / "state", bootstrap=bootstrap, topic=_topic(out), seed=seed)
+    with console.bars() as progress, _Replays(settings, progress) as replays:
         write(out / "simulated", stream, seed, runs, lumisections, progress=console.bar_callback(progress, "simulate"))
         imported = console.bar_callback(progress, "import")
         published = load_settings(archive=out / "published", bootstrap=bootstrap, topic=_topic(out), seed=seed)
         import_runs(published, [out / "simulated"], None, False, lambda stage, n, total: imported(n, total))
-        settings = load_settings(
-            archive=out / "archive", state=out / "state", bootstrap=bootstrap, topic=_topic(out), seed=seed
-        )
-        show = console.consume_bar(progress, runs * lumisections)
+        shown = console.consume_bar(progress, runs * lumisections)
+
+        def show(counts: IngestCounts, learner: dict[str, Any]) -> None:
+            shown(counts, learner)
+            if replays.knows(runs):
+                replays.begin([LONGEST])
+
         if bootstrap is None:
             live = _consume_in_process(published, settings, show)
         else:
@@ -56,7 +69,7 @@ def run_demo(out: Path, stream: str, seed: int, runs: int, lumisections: int, bo
         if live["learner"] is None:
             raise InputError("the learner learnt nothing; `dqmstream learn --verbose` on the archive says why")
         learners = {f"live ({live['learner']['strategy']})": live["learner"]}
-        learners |= _replays(settings, progress)
+        learners |= replays.results()
         from dqmstream.experiments.report import write_report
 
         drawn = console.bar_callback(progress, "draw the report")
@@ -93,24 +106,51 @@ def _consume_in_process(published: Settings, settings: Settings, show: Any) -> d
     return consumed_result(archive.refresh(), settings, done, learn=True)
 
 
-def _replays(settings: Settings, progress: Any) -> dict[str, Any]:
+class _Replays:
     """The same runs, in the order and at the snapshots of the live ledger, by the strategies to compare with.
 
-    Each in a process of its own, two at a time: they share nothing, and each of them keeps to one thread.
+    Each in a process of its own, two at a time: they share nothing, and each of them keeps to one thread. All are forked from
+    one process that has imported PyTorch and Avalanche, which takes longer than a training, while the runs were simulated.
     """
-    live = settings.state_path / settings.name
-    kept = {name: console.bar_callback(progress, f"replay {name}") for name in COMPARED}
-    total = len(read_ledger(live / "ledger.jsonl"))
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max_workers=2, mp_context=spawn, initializer=console.configure_logs) as pool:
-        running = {name: pool.submit(_replay, settings, name, live / "ledger.jsonl") for name in COMPARED}
-        while wait(running.values(), timeout=0.5).not_done:
-            for name, show in kept.items():
-                history = settings.state_path / f"replay-{name}-{settings.seed}" / "history.jsonl"
+
+    def __init__(self, settings: Settings, progress: Progress) -> None:
+        """settings: those of the live learner. Starts the import, and returns at once."""
+        self._settings = settings
+        self._ledger = settings.state_path / settings.name / "ledger.jsonl"
+        self._shown = {name: console.bar_callback(progress, f"replay {name}") for name in COMPARED}
+        self._running: dict[str, Future[dict[str, Any]]] = {}
+        multiprocessing.set_forkserver_preload(["dqmstream.experiments.replay", "dqmstream.learners.strategies.deep"])
+        multiprocessing.forkserver.ensure_running()
+        forks = multiprocessing.get_context("forkserver")
+        self._pool = ProcessPoolExecutor(max_workers=2, mp_context=forks, initializer=console.configure_logs)
+
+    def __enter__(self) -> _Replays:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def begin(self, names: Iterable[str]) -> None:
+        """Start those of them that have not been started; the live ledger must hold all runs."""
+        for name in names:
+            if name not in self._running:
+                self._running[name] = self._pool.submit(_replay, self._settings, name, self._ledger)
+
+    def knows(self, runs: int) -> bool:
+        """Whether the live ledger holds so many runs, so that their order and snapshots are settled."""
+        return self._ledger.exists() and len(read_ledger(self._ledger)) == runs
+
+    def results(self) -> dict[str, dict[str, Any]]:
+        """Start what has not been started, wait for all, and return what each learnt."""
+        self.begin(COMPARED)
+        total = len(read_ledger(self._ledger))
+        while wait(self._running.values(), timeout=0.5).not_done:
+            for name, show in self._shown.items():
+                history = self._settings.state_path / f"replay-{name}-{self._settings.seed}" / "history.jsonl"
                 show(len(history.read_text().splitlines()) if history.exists() else 0, total)
-        for show in kept.values():
+        for show in self._shown.values():
             show(total, total)
-        return {name: future.result() for name, future in running.items()}
+        return {name: self._running[name].result() for name in COMPARED}
 
 
 def _replay(settings: Settings, strategy: str, ledger: Path) -> dict[str, Any]:
