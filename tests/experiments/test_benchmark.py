@@ -11,11 +11,13 @@ import pytest
 
 from dqmstream.errors import InputError
 from dqmstream.experiments.benchmark import Spec, run_benchmark
+from dqmstream.experiments.bounds import BOUNDS
 from dqmstream.experiments.cells import Cell, compute_and_save, load_cell, ordered, run_cell
 from dqmstream.experiments.replay import replay
 from dqmstream.experiments.simulator import stream
 from dqmstream.experiments.table import COLUMNS, markdown, printed, summarise, write
 from dqmstream.learners.learner import LearnerSettings
+from dqmstream.learners.registry import BASELINES
 from tests.runs import simulated_archive
 
 SMALL = Spec(streams=("null", "small"), strategies=("ideal", "gain_map", "ring_means"), seeds=(100,), runs=3, lumisections=200)
@@ -51,6 +53,13 @@ def test_a_benchmark_goes_on_where_it_stopped_and_makes_its_table(tmp_path: Path
     assert (tmp_path / "table.md").read_text() == markdown(result)
     assert (tmp_path / "accuracy.png").read_bytes().startswith(b"\x89PNG")
     assert {len(printed(row)) for table in result["tables"] for row in table["rows"]} == {len(COLUMNS)}
+
+
+def test_every_baseline_stands_in_a_benchmark_that_names_no_strategies_with_both_bounds() -> None:
+    chosen = Spec().checked().strategies
+    assert set(chosen) == {*BOUNDS, *BASELINES}
+    longest_first = [cell.strategy for cell in Spec(streams=("null",), seeds=(100,)).cells()]
+    assert longest_first[:3] == ["cnn", "ideal_profiled", "logistic"]
 
 
 def test_a_cell_that_fails_is_recorded_and_tried_again(tmp_path: Path) -> None:
