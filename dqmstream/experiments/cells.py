@@ -24,6 +24,7 @@ from dqmstream import __version__
 from dqmstream.errors import DqmstreamError, StateError
 from dqmstream.experiments.bounds import BOUNDS, IDEAL, RunTruth, ideal, ideal_profiled
 from dqmstream.experiments.simulator import LIVE, SimulatedRun, stream
+from dqmstream.experiments.statistics import effective_count
 from dqmstream.learners.evaluation import Evaluator, Scores, evaluate_row
 from dqmstream.learners.history import Line
 from dqmstream.learners.judge import learn_and_judge
@@ -61,15 +62,24 @@ class Cell:
 
 
 def run_cell(cell: Cell) -> dict[str, Any]:
-    """Compute a cell on one thread: its lines of history, seconds and versions. Raises InputError for an unknown strategy."""
+    """Compute a cell on one thread. Raises InputError for an unknown strategy.
+
+    Returns its lines of history, seconds and versions, and as "worth" how many independent lumisections the test
+    lumisections of its last line are worth (`statistics.effective_count`), None where there was no second run.
+    """
     began = time.perf_counter()
     with threadpool_limits(1):
         simulated = ordered(
             list(stream(cell.stream, seed=cell.seed, runs=cell.runs, lumisections=cell.lumisections)), cell.seed, cell.order
         )
         split = Split(cell.split, seed=cell.seed, fold=cell.fold)
-        lines = bound_lines(cell, simulated, split) if cell.strategy in BOUNDS else learnt_lines(cell, simulated, split)
-    return {"cell": asdict(cell), "lines": lines, "seconds": round(time.perf_counter() - began, 3), **versions()}
+        judge = bound_lines if cell.strategy in BOUNDS else learnt_lines
+        lines, scores = judge(cell, simulated, split)
+    worth = None
+    if scores is not None:
+        worth = effective_count(scores.log_probability.argmax(axis=1), scores.labels, scores.lumisection)
+    seconds = round(time.perf_counter() - began, 3)
+    return {"cell": asdict(cell), "lines": lines, "worth": worth, "seconds": seconds, **versions()}
 
 
 def ordered(runs: list[SimulatedRun], seed: int, order: int) -> list[SimulatedRun]:
@@ -84,22 +94,22 @@ def as_run_data(run: SimulatedRun, split: Split) -> RunData:
     return RunData(run.run, maps, split.assign(lumisection))
 
 
-def learnt_lines(cell: Cell, simulated: Sequence[SimulatedRun], split: Split) -> list[Line]:
-    """Learn the runs one after another and judge the strategy after each."""
+def learnt_lines(cell: Cell, simulated: Sequence[SimulatedRun], split: Split) -> tuple[list[Line], Scores | None]:
+    """Learn the runs one after another and judge the strategy after each: the lines, and what the last evaluation said."""
     if cell.strategy in GRADIENT:
         set_threads(1)
     strategy = make_strategy(cell.strategy, geometry=Geometry(1), seed=cell.seed, memory_bytes=cell.memory_bytes, device="cpu")
     evaluator = Evaluator(cell.evaluation_samples)
-    lines = []
+    lines, scores = [], None
     for number, run in enumerate(simulated):
-        line, _ = learn_and_judge(
+        line, scores = learn_and_judge(
             strategy, {}, evaluator, number, as_run_data(run, split), lambda past: as_run_data(simulated[past], split)
         )
         lines.append(line)
-    return lines
+    return lines, scores
 
 
-def bound_lines(cell: Cell, simulated: Sequence[SimulatedRun], split: Split) -> list[Line]:
+def bound_lines(cell: Cell, simulated: Sequence[SimulatedRun], split: Split) -> tuple[list[Line], Scores]:
     """What a bound says after each run, on the lumisections that an `Evaluator` of the same budget keeps at the end.
 
     Its scores of a run do not depend on the others, so one table serves all rows.
@@ -115,7 +125,7 @@ def bound_lines(cell: Cell, simulated: Sequence[SimulatedRun], split: Split) -> 
         row = evaluate_row(Scores(log_probability, all_runs.labels[seen], all_runs.lumisection[seen])) if number else None
         judged = asdict(row) if row else dict.fromkeys(("accuracy", "auc", "auc_fixed"))
         lines.append({"experience": number, "run": run.run, "strategy": cell.strategy, **judged})
-    return lines
+    return lines, all_runs
 
 
 @dataclass(frozen=True)

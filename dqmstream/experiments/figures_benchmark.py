@@ -1,4 +1,4 @@
-"""The figure of a benchmark: accuracy of each strategy with its interval, a panel a stream, bounds and guessing as lines."""
+"""The figure of a benchmark: accuracy of each strategy with its interval over that of guessing, a panel a stream."""
 
 from __future__ import annotations
 
@@ -19,8 +19,6 @@ def draw_accuracies(path: Path, tables: Sequence[Mapping[str, Any]]) -> None:
     with canvas(path, height_in=1.6 + 0.32 * max(len(names), 1)) as figure:
         panels = figure.subplots(1, len(tables), sharey=True, squeeze=False)[0]
         for axes, table in zip(panels, tables, strict=True):
-            chance = table["guessing"]
-            axes.axvspan(chance["low"], chance["high"], color=_GREY, alpha=0.3, lw=0, label="guessing")
             for row in table["rows"]:
                 value = row["accuracy"]
                 if row["bound"]:
@@ -29,6 +27,9 @@ def draw_accuracies(path: Path, tables: Sequence[Mapping[str, Any]]) -> None:
                     continue
                 place = names.index(row["strategy"])
                 error = np.maximum([[value["estimate"] - value["low"]], [value["high"] - value["estimate"]]], 0.0)
+                chance = row["guessing"]
+                width = chance["high"] - chance["low"]
+                axes.barh(place, width, 0.8, chance["low"], color=_GREY, alpha=0.3, lw=0, label="guessing")
                 axes.errorbar(value["estimate"], place, xerr=error, fmt="o", color=_BLUE, ms=5, capsize=3)
             axes.set_title(plain(table["stream"]))
             axes.set_xlim(-0.03, 1.03)
@@ -36,5 +37,5 @@ def draw_accuracies(path: Path, tables: Sequence[Mapping[str, Any]]) -> None:
             axes.set_yticks(range(len(names)), [plain(name) for name in names])
             axes.tick_params(axis="y", which="minor", left=False, right=False)
             axes.set_ylim(len(names) - 0.5, -0.5)
-        handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=3)
+        named = dict(zip(*reversed(panels[0].get_legend_handles_labels()), strict=True))
+        figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=3)

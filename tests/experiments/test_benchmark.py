@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from dqmstream.experiments.bounds import BOUNDS
 from dqmstream.experiments.cells import Cell, compute_and_save, load_cell, ordered, run_cell
 from dqmstream.experiments.replay import replay
 from dqmstream.experiments.simulator import stream
+from dqmstream.experiments.statistics import chance_interval
 from dqmstream.experiments.table import COLUMNS, markdown, printed, summarise, write
 from dqmstream.learners.learner import LearnerSettings
 from dqmstream.learners.registry import BASELINES
@@ -60,6 +61,21 @@ def test_every_baseline_stands_in_a_benchmark_that_names_no_strategies_with_both
     assert set(chosen) == {*BOUNDS, *BASELINES}
     longest_first = [cell.strategy for cell in Spec(streams=("null",), seeds=(100,)).cells()]
     assert longest_first[:3] == ["cnn", "ideal_profiled", "logistic"]
+
+
+def test_guessing_is_judged_by_what_the_lumisections_of_each_strategy_are_worth() -> None:
+    """Luminosity names neighbours alike, gain maps do not. Streams add up, and another order of the same runs does not."""
+    spec = replace(SMALL, streams=("null",), seeds=(100, 101), orders=2, strategies=("ring_means", "gain_map"))
+    cells = [run_cell(cell) for cell in spec.cells()]
+    rings, maps = summarise(spec, cells)["tables"][0]["rows"]
+    tested = 2 * 3 * 30
+    worth = {name: [c["worth"] for c in cells if c["cell"]["strategy"] == name] for name in ("ring_means", "gain_map")}
+    assert rings["worth"] == pytest.approx(sum(worth["ring_means"]) / 2)
+    assert rings["worth"] < 0.75 * maps["worth"] <= 0.75 * tested
+    assert rings["guessing"] == asdict(chance_interval(3, rings["worth"]))
+    assert rings["guessing"]["high"] - rings["guessing"]["low"] > maps["guessing"]["high"] - maps["guessing"]["low"]
+    for row in (rings, maps):
+        assert row["guessing"]["low"] <= row["accuracy"]["estimate"] <= row["guessing"]["high"]
 
 
 def test_a_cell_that_fails_is_recorded_and_tried_again(tmp_path: Path) -> None:
