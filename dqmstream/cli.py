@@ -32,6 +32,7 @@ from dqmstream.cli_options import (
     Stream,
     Threads,
     Topic,
+    Watch,
     show,
 )
 from dqmstream.config import Settings, load_settings
@@ -180,6 +181,7 @@ def consume(
     memory_bytes: Memory = None,
     idle_s: Idle = None,
     evaluation_samples: Samples = None,
+    watch_samples: Watch = None,
     threads: Threads = None,
     device: Device = None,
     as_json: Json = False,
@@ -191,7 +193,7 @@ def consume(
         bootstrap=bootstrap, topic=topic, archive=archive, state=state, group=group, instance=instance,
         dead_letter_topic=dead_letter_topic, accept_gap=accept_gap or None, dtype=dtype, depths=depths, source=source,
         name=name, strategy=strategy, seed=seed, memory_bytes=memory_bytes, idle_s=idle_s,
-        evaluation_samples=evaluation_samples, threads=threads, device=device,
+        evaluation_samples=evaluation_samples, watch_samples=watch_samples, threads=threads, device=device,
     )  # fmt: skip
     with console.bars() as progress:
         result = consume_topic(
@@ -216,6 +218,7 @@ def learn(
     memory_bytes: Memory = None,
     idle_s: Idle = None,
     evaluation_samples: Samples = None,
+    watch_samples: Watch = None,
     threads: Threads = None,
     device: Device = None,
     parent: Annotated[int | None, typer.Option("--parent", hidden=True)] = None,
@@ -226,7 +229,7 @@ def learn(
 
     settings = load_settings(
         archive=archive, state=state, name=name, strategy=strategy, seed=seed, memory_bytes=memory_bytes, idle_s=idle_s,
-        evaluation_samples=evaluation_samples, threads=threads, device=device,
+        evaluation_samples=evaluation_samples, watch_samples=watch_samples, threads=threads, device=device,
     )  # fmt: skip
     result = learn_archive(settings, follow=follow, parent=parent)
     show(result, as_json, console.describe_results(result))
@@ -242,6 +245,7 @@ def replay(
     seed: Seed = None,
     memory_bytes: Memory = None,
     evaluation_samples: Samples = None,
+    watch_samples: Watch = None,
     threads: Threads = None,
     device: Device = None,
     as_json: Json = False,
@@ -251,7 +255,7 @@ def replay(
 
     settings = load_settings(
         archive=archive, state=state, strategy=strategy, seed=seed, memory_bytes=memory_bytes,
-        evaluation_samples=evaluation_samples, threads=threads, device=device,
+        evaluation_samples=evaluation_samples, watch_samples=watch_samples, threads=threads, device=device,
     )  # fmt: skip
     with console.bars() as progress:
         kept = console.bar_callback(progress, f"replay {settings.strategy}")

@@ -45,6 +45,7 @@ class Settings(BaseSettings):
     memory_bytes: int = Field(1_000_000, ge=0)
     idle_s: float = Field(300.0, gt=0, description="a run without a stop is complete after so long without news")
     evaluation_samples: int = Field(6000, ge=1)
+    watch_samples: int = Field(0, ge=0, description="lumisections scored in the course of each training, 0 for none")
     threads: int = Field(1, ge=1, description="CPU threads of the learner")
     device: str = "auto"
     learner_restarts: int = Field(5, ge=0, description="restarts of a learner that makes no progress")

@@ -129,6 +129,7 @@ def _learn_command(archive: Archive, state: Path, settings: Settings, idle_s: fl
         "memory-bytes": settings.memory_bytes,
         "idle-s": idle_s,
         "evaluation-samples": settings.evaluation_samples,
+        "watch-samples": settings.watch_samples,
         "threads": settings.threads,
         "device": settings.device,
         "parent": os.getpid(),

@@ -11,8 +11,14 @@ import numpy as np
 import pytest
 
 from dqmstream import __version__
-from dqmstream.errors import EXIT_CODES
+from dqmstream.commands import learner_settings
+from dqmstream.config import load_settings
+from dqmstream.errors import EXIT_CODES, InputError, StateError
+from dqmstream.learners.learner import LearnerSettings, identity
+from dqmstream.learners.state import check_identity
+from dqmstream.service import _learn_command
 from tests.maps import counts, write_run
+from tests.runs import simulated_archive
 
 
 def dqmstream(*arguments: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -119,6 +125,25 @@ def test_an_unknown_strategy_is_refused_before_anything_is_written(tmp_path: Pat
     says = told(dqmstream("replay", "--archive", tmp_path / "A", "--strategy", "magic"), 3)
     assert "choose one of" in says
     assert not (tmp_path / "A.state").exists()
+
+
+def test_training_is_watched_where_a_flag_asks_for_it_and_that_is_part_of_what_a_learner_is(tmp_path: Path) -> None:
+    archive = simulated_archive(tmp_path, "small", seed=1, runs=3, lumisections=200)
+    flags = ("replay", "--archive", archive.path, "--strategy", "ring_means")
+    assert result(*flags, "--watch-samples", 400)["min_accuracy_within_training"] is not None
+    with pytest.raises(InputError, match="at least, not 5"):
+        learner_settings(load_settings(watch_samples=5))
+    command = _learn_command(archive, tmp_path / "state", load_settings(watch_samples=800), 1.0)
+    assert command[command.index("--watch-samples") + 1] == "800"
+
+    folder = Path(f"{archive.path}.state") / "replay-ring_means-0"
+    unwatched = identity(archive, LearnerSettings("ring_means"))
+    with pytest.raises(StateError, match="watch_samples 400, not 0"):
+        check_identity(folder, unwatched)
+    stored = json.loads((folder / "state.json").read_text())
+    del stored["watch_samples"]
+    (folder / "state.json").write_text(json.dumps(stored))
+    check_identity(folder, unwatched)  # an older version never watched, and said nothing of it
 
 
 def test_a_command_ends_with_its_own_code_whatever_threads_of_libraries_still_do() -> None:

@@ -44,7 +44,8 @@ class LearnerSettings:
 
     strategy: a name of the registry. memory_bytes: budget for what is kept of past runs, in all. idle_s: a run without a
     stop is complete when nothing of it came for so long. evaluation_samples: test lumisections scored at an evaluation, in all.
-    watch_samples: lumisections scored in the course of each training, 0 for none (`learners.watch`); changes nothing learnt.
+    watch_samples: lumisections scored in the course of each training, 0 for none (`learners.watch`); changes nothing learnt,
+    and raises InputError where it does not suffice for one run.
     threads: of the CPU; one by default, since a second made a step of the small default model 1.4 times as fast on idle
     cores and 20 times as slow where other processes wanted them. device: "auto", "cpu" or "cuda".
     """
@@ -57,6 +58,10 @@ class LearnerSettings:
     watch_samples: int = 0
     threads: int = 1
     device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.watch_samples:
+            Watcher(self.watch_samples)
 
 
 class Learner:
@@ -280,6 +285,7 @@ def identity(archive: Archive, settings: LearnerSettings) -> Identity:
         seed=settings.seed,
         memory_bytes=settings.memory_bytes,
         evaluation_samples=settings.evaluation_samples,
+        watch_samples=settings.watch_samples,
         archive_id=archive.archive_id,
     )
 

@@ -14,7 +14,7 @@ import json
 import os
 import time
 import uuid
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +29,14 @@ HEARTBEAT_S = 5.0
 
 @dataclass(frozen=True)
 class Identity:
-    """What a learner is; a folder made for another one is refused."""
+    """What a learner is; a folder made for another one is refused. What an older folder does not say is the default."""
 
     strategy: str
     seed: int
     memory_bytes: int
     evaluation_samples: int
     archive_id: str
+    watch_samples: int = 0
 
 
 class StateFolder:
@@ -117,10 +118,12 @@ def check_identity(folder: Path, identity: Identity) -> None:
     if not path.exists():
         return
     stored = read_json(path)
-    for name, value in asdict(identity).items():
-        if stored.get(name) != value:
+    for field in fields(identity):
+        name, value = field.name, getattr(identity, field.name)
+        before = stored.get(name, None if field.default is MISSING else field.default)
+        if before != value:
             raise StateError(
-                f"{folder} belongs to a learner with {name} {stored.get(name)}, not {value}: "
+                f"{folder} belongs to a learner with {name} {before}, not {value}: "
                 "give another --state or --name, or the same flags as before"
             )
 
