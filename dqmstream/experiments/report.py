@@ -21,6 +21,7 @@ from dqmstream import __version__
 from dqmstream.errors import InputError
 from dqmstream.experiments import figures, figures_maps, records
 from dqmstream.experiments.changes import BEYOND, DEAD, RunView, largest, run_views
+from dqmstream.experiments.measures import measure
 from dqmstream.experiments.records import Record, Row
 from dqmstream.learners.history import results
 from dqmstream.storage.archive import Archive
@@ -91,7 +92,7 @@ class _Report:
         self._total = 1 + len(learners) + 2 * min(len(self.main.learnt), SHOWN_RUNS)
 
     def write(self) -> Path:
-        rows = records.summarise(self.learners)
+        rows, measures = records.summarise(self.learners), measure(self.learners)
         about = self._about()
         overview = self._overview()
         learners = [self._learner(place, record) for place, record in enumerate(self.learners)]
@@ -99,6 +100,7 @@ class _Report:
         contents = {
             "about": about,
             "summary": [asdict(row) for row in rows],
+            "measures": [asdict(one) for one in measures],
             "learners": {record.name: results(record.lines) for record in self.learners},
             "per_run": {record.name: learner["per_run"] for record, learner in zip(self.learners, learners, strict=True)},
             "pulls": [run["change"] | {"run": run["run"]} for run in runs if run["change"]],
@@ -110,6 +112,7 @@ class _Report:
             about=about,
             headline=headline(rows),
             rows=rows,
+            measures=measures,
             main=self.main,
             overview=overview,
             learners=learners,
@@ -300,6 +303,10 @@ def _kilobytes(value: int | None) -> str:
     return "–" if value is None else f"{value / 1000:.1f}"
 
 
+def _gigaflops(value: float | None) -> str:
+    return "–" if value is None else f"{value / 1e9:.3g}"
+
+
 def _template() -> Any:
     environment = Environment(
         loader=PackageLoader("dqmstream.experiments", ""),
@@ -308,5 +315,5 @@ def _template() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": _number, "kilobytes": _kilobytes}
+    environment.filters |= {"number": _number, "kilobytes": _kilobytes, "gigaflops": _gigaflops}
     return environment.get_template("report.html.j2")

@@ -18,10 +18,11 @@ import pytest
 from dqmstream.errors import InputError, StateError
 from dqmstream.experiments import figures, records, report, simulator
 from dqmstream.experiments.changes import run_views
+from dqmstream.experiments.measures import measure
 from dqmstream.experiments.records import Row, chance_interval, course, p_value
 from dqmstream.experiments.report import MANIFEST, headline, write_report
 from dqmstream.learners.baselines import GainMap
-from dqmstream.learners.history import read_history, results
+from dqmstream.learners.history import baseline_lines, read_history, results
 from dqmstream.learners.learner import Learner, LearnerSettings
 from dqmstream.learners.ledger import read_experience, read_ledger
 from dqmstream.storage.archive import Archive
@@ -131,6 +132,44 @@ def test_the_summary_has_the_numbers_of_results_json(faulty: Path, found: tuple[
     last = read_history(faulty / "state" / "live" / "history.jsonl")[-1]
     for place, name in enumerate(("gain_map", "naive_bayes", "ring_means"), start=1):
         assert table[place][2] == f"{np.mean(last['baselines'][name]['accuracy']):.3f}"
+
+
+def test_further_figures_are_those_of_the_history(faulty: Path, found: tuple[Page, dict]) -> None:
+    page, results_json = found
+    lines = read_history(faulty / "state" / "live" / "history.jsonl")
+    table = {row[0].strip(): [cell.strip() for cell in row[1:]] for row in page.tables["measures-table"][1:]}
+    assert list(table) == ["live", "gain_map", "naive_bayes", "ring_means"]
+    assert [one["name"] for one in results_json["measures"]] == list(table)
+    for name, history in {"live": lines, "naive_bayes": baseline_lines(lines, "naive_bayes")}.items():
+        own = results(history)
+        calibration = own["calibration"]
+        shown = [
+            own["any_time_accuracy"], own["worst_case_per_experience"], None, own["backward_transfer"], None,
+            own["new_run_auc"], calibration["ece"], calibration["ece_calibrated"],
+        ]  # fmt: skip
+        assert table[name][:8] == ["–" if value is None else f"{value:.3f}" for value in shown]
+        learning = "learn" if name == "live" else f"baseline.{name}"
+        assert table[name][9] == f"{sum(line['seconds'][learning] for line in lines):.2f}"
+        flops = [line["flops"] if name == "live" else line["baseline_flops"][name] for line in lines]
+        assert float(table[name][10]) == pytest.approx(sum(flops) / 1e9, rel=0.01)
+    assert float(table["live"][5]) > 0.5 and table["naive_bayes"][5] == "–", "baselines are not asked before learning"
+
+
+def test_between_naive_and_joint_the_share_of_the_gap_is_told_and_what_was_watched(faulty: Path, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    for name, strategy, newest in (("live", "gain_map", 0.8), ("low", "naive", 0.4), ("high", "joint", 0.9)):
+        shutil.copytree(faulty / "state" / "live", state / name)
+        identity = json.loads((state / name / "state.json").read_text())
+        (state / name / "state.json").write_text(json.dumps(identity | {"strategy": strategy}))
+        lines = read_history(state / name / "history.jsonl")
+        lines[-1] |= {"accuracy": [newest] * 3, "watched": {"lowest": [[0, 0.5], [1, 0.1]]}}
+        (state / name / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = {one.name: one for one in measure(records.read_records(Archive.open(faulty / "archive"), state))}
+    assert found["live"].gap_closed == pytest.approx(0.8)
+    assert found["low"].gap_closed == 0 and found["high"].gap_closed == 1
+    assert found["live"].worst_case_within_training == pytest.approx(0.8 / 3 + 2 / 3 * 0.3)
+    shutil.rmtree(state / "high")
+    assert measure(records.read_records(Archive.open(faulty / "archive"), state))[0].gap_closed is None
 
 
 def test_changes_are_told_from_luminosity(found: tuple[Page, dict]) -> None:
