@@ -11,6 +11,10 @@ import pytest
 
 from tools.broker import Broker, SetupError
 
+# Before anything imports numpy or PyTorch, for this process and all that it starts. The workers of pytest-xdist fill the cores
+# between them, and threads that spin at barriers for a core that another wants made one conformance check take 212 s for 21 s.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @pytest.fixture(scope="session")
 def broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
