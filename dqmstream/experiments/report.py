@@ -296,7 +296,7 @@ def _rounded_up(value: float) -> float:
 
 def _number(value: float | None, digits: int = 3) -> str:
     """A number for reading; a dash where there is none."""
-    return "–" if value is None or not np.isfinite(value) else f"{value:.{digits}f}"
+    return "–" if value is None or not np.isfinite(value) else f"{value:z.{digits}f}"
 
 
 def _kilobytes(value: int | None) -> str:

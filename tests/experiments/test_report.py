@@ -147,7 +147,7 @@ def test_further_figures_are_those_of_the_history(faulty: Path, found: tuple[Pag
             own["any_time_accuracy"], own["worst_case_per_experience"], None, own["backward_transfer"], None,
             own["new_run_auc"], calibration["ece"], calibration["ece_calibrated"],
         ]  # fmt: skip
-        assert table[name][:8] == ["–" if value is None else f"{value:.3f}" for value in shown]
+        assert table[name][:8] == ["–" if value is None else f"{value:z.3f}" for value in shown]
         learning = "learn" if name == "live" else f"baseline.{name}"
         assert table[name][9] == f"{sum(line['seconds'][learning] for line in lines):.2f}"
         flops = [line["flops"] if name == "live" else line["baseline_flops"][name] for line in lines]
