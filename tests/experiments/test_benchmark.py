@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import binom
 
 from dqmstream.errors import InputError
 from dqmstream.experiments.benchmark import Spec, run_benchmark
@@ -18,8 +19,9 @@ from dqmstream.experiments.simulator import stream
 from dqmstream.experiments.statistics import chance_interval
 from dqmstream.experiments.table import COLUMNS, markdown, printed, summarise, write
 from dqmstream.learners.learner import LearnerSettings
-from dqmstream.learners.registry import BASELINES
+from dqmstream.learners.registry import BASELINES, CONVEX, STREAMING
 from tests.runs import simulated_archive
+from tests.scale import SOAK
 
 SMALL = Spec(streams=("null", "small"), strategies=("ideal", "gain_map", "ring_means"), seeds=(100,), runs=3, lumisections=200)
 CELL = Cell("small", 3, 0, "gain_map", 3, 200, 1_000_000, 6000)
@@ -76,6 +78,18 @@ def test_guessing_is_judged_by_what_the_lumisections_of_each_strategy_are_worth(
     assert rings["guessing"]["high"] - rings["guessing"]["low"] > maps["guessing"]["high"] - maps["guessing"]["low"]
     for row in (rings, maps):
         assert row["guessing"]["low"] <= row["accuracy"]["estimate"] <= row["guessing"]["high"]
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [*STREAMING, *CONVEX, pytest.param("cnn", marks=pytest.mark.skipif(not SOAK, reason="DQMSTREAM_SOAK=1: 30 s"))],
+)
+def test_where_nothing_differs_but_luminosity_every_baseline_guesses(strategy: str) -> None:
+    """Within the central 99.9 % of guessing, given what its lumisections are worth."""
+    spec = replace(SMALL, streams=("null",), seeds=(100, 101), runs=5, lumisections=400, strategies=(strategy,))
+    row = summarise(spec, [run_cell(cell) for cell in spec.cells()])["tables"][0]["rows"][0]
+    least, most = binom.ppf([0.0005, 0.9995], round(row["worth"]), 1 / 5) / round(row["worth"])
+    assert least <= row["accuracy"]["estimate"] <= most
 
 
 def test_a_cell_that_fails_is_recorded_and_tried_again(tmp_path: Path) -> None:
