@@ -13,16 +13,17 @@ import pytest
 from dqmstream import __version__
 from dqmstream.commands import learner_settings
 from dqmstream.config import load_settings
-from dqmstream.errors import EXIT_CODES, InputError, StateError
+from dqmstream.errors import InputError, StateError
 from dqmstream.learners.learner import LearnerSettings, identity
 from dqmstream.learners.state import check_identity
 from dqmstream.service import _learn_command
+from tests.commandline import told
 from tests.maps import counts, write_run
 from tests.runs import simulated_archive
 
 
 def dqmstream(*arguments: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """Run the command as a user does."""
+    """Run the command as a user does, in a fresh interpreter."""
     command = [sys.executable, "-m", "dqmstream", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, env=env, timeout=300)
 
@@ -32,16 +33,6 @@ def result(*arguments: object) -> dict[str, object]:
     done = dqmstream(*arguments, "--json")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
-
-
-def told(done: subprocess.CompletedProcess[str], code: int) -> str:
-    """The error of a command that failed: one line, no traceback, the documented code."""
-    assert done.returncode == code, done.stderr
-    assert code in EXIT_CODES
-    assert "Traceback" not in done.stderr
-    lines = [line for line in done.stderr.splitlines() if line.startswith("dqmstream: ")]
-    assert len(lines) == 1
-    return lines[0]
 
 
 def test_help_and_version_import_neither_torch_nor_avalanche() -> None:

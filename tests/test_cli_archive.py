@@ -11,8 +11,8 @@ import zarr
 
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.importer import import_files
+from tests.commandline import dqmstream, result, told
 from tests.maps import counts, write_run
-from tests.test_cli import dqmstream, result, told
 
 
 @pytest.fixture

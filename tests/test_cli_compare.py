@@ -18,7 +18,7 @@ from dqmstream.experiments.compare_output import check_folder
 from dqmstream.experiments.simulator import write
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.importer import import_files
-from tests.test_cli import result
+from tests.commandline import result
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from dqmstream.storage.archive import Archive
 from dqmstream.streaming.feed import DeadLetter, Message
 from dqmstream.streaming.kafka import KafkaDeadLetters, KafkaSender, create_topic
 from dqmstream.streaming.wire import encode
+from tests.commandline import dqmstream, result, told
 from tests.maps import check_tiling, lumisection
-from tests.test_cli import dqmstream, result, told
 
 HOSTILE = "\x1b[2J[bold]no[/nothing] good\n"
 

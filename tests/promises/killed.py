@@ -6,11 +6,9 @@ adds the kill, and then goes on.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -27,13 +25,11 @@ from dqmstream.streaming.deadletters import FolderDeadLetters
 from dqmstream.streaming.feed import InProcessFeed, Message
 from dqmstream.streaming.ingest import Ingest
 from dqmstream.streaming.wire import encode
+from tests.commandline import forks
 from tests.maps import lumisection
 
 FEED = "hcal@cluster.topic"
 STEPS = ("before the rows", "after the rows", "inside the commit", "after the commit", "before the Kafka commit", "anywhere")
-TRACKER = "ignore:resource_tracker"
-"""multiprocessing warns of the semaphores of processes that were killed, which is what happens here."""
-
 BAD_EVERY = 41
 """One message in so many cannot be stored."""
 
@@ -115,11 +111,7 @@ def file_all(spec: dict[str, Any]) -> None:
 
 def exit_code_of_writer(spec: dict[str, Any]) -> int | None:
     """Run a writer; -9 if SIGKILL ended it, 0 if it came to the end of the feed."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.promises.killed"])
-    if TRACKER not in sys.warnoptions:
-        sys.warnoptions.append(TRACKER)
-    process = context.Process(target=file_all, args=(spec,))
+    process = forks().Process(target=file_all, args=(spec,))
     process.start()
     process.join()
     return process.exitcode

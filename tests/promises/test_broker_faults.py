@@ -20,10 +20,10 @@ from dqmstream.storage.log import ArchiveWriter, Control
 from dqmstream.streaming.kafka import KafkaFeed, KafkaSender, create_topic
 from dqmstream.streaming.publisher import publish
 from dqmstream.streaming.wire import encode
+from tests.commandline import dqmstream, result, told
 from tests.maps import SOURCE, check_tiling, lumisection
 from tests.promises.test_exactly_once import assert_equals, filed, read_letters, start_consume, wait_until
 from tests.runs import simulated_archive
-from tests.test_cli import dqmstream, result, told
 from tools.broker import Broker
 
 pytestmark = pytest.mark.kafka

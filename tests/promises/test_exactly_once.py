@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import signal
-import subprocess
-import sys
+import time
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -25,10 +24,11 @@ from dqmstream.streaming.ingest import Ingest
 from dqmstream.streaming.kafka import MAX_LETTER_BYTES, KafkaFeed, KafkaSender, create_topic
 from dqmstream.streaming.publisher import publish
 from dqmstream.streaming.wire import encode
+from tests.commandline import Command, dqmstream, result, told
 from tests.maps import SOURCE, as_sent, check_tiling, lumisection
 from tests.runs import simulated_archive
 from tests.scale import scaled
-from tests.test_cli import dqmstream, result, told
+from tests.test_cli import result as fresh_result
 from tools.broker import Broker
 
 pytestmark = pytest.mark.kafka
@@ -49,17 +49,15 @@ def published(source: Archive, bootstrap: str, topic: str) -> str:
     return topic
 
 
-def start_consume(bootstrap: str, topic: str, archive: Path, *flags: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "dqmstream", "consume", "--bootstrap", bootstrap, "--topic", topic]
-    return subprocess.Popen(
-        [*command, "--archive", str(archive), *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+def start_consume(bootstrap: str, topic: str, archive: Path, *flags: str) -> Command:
+    return Command("consume", "--bootstrap", bootstrap, "--topic", topic, "--archive", archive, *flags)
 
 
-def wait_until(condition: Callable[[], Any], process: subprocess.Popen[str]) -> None:
+def wait_until(condition: Callable[[], Any], process: Command) -> None:
     """Look until the condition holds; the process must live that long (the test's own timeout bounds the wait)."""
     while not condition():
         assert process.poll() is None, process.communicate()
+        time.sleep(0.02)  # looking costs a processor, which the process needs to get there
 
 
 def waits_for_a_lock(pid: int) -> bool:
@@ -94,7 +92,7 @@ def read_letters(bootstrap: str, topic: str, count: int) -> list[Any]:
 
 def test_what_was_acknowledged_is_in_the_archive_once(source: Archive, bootstrap: str, published: str, tmp_path: Path) -> None:
     flags = ("--bootstrap", bootstrap, "--topic", published, "--archive", tmp_path / "A", "--no-learn", "--until-idle", 1)
-    assert result("consume", *flags)["rows"] == 600
+    assert fresh_result("consume", *flags)["rows"] == 600
     assert_equals(Archive.open(tmp_path / "A"), source)
     again = result("consume", *flags)
     assert (again["messages"], again["commits"]) == (0, 0)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
@@ -24,6 +22,7 @@ from dqmstream.streaming.deadletters import FolderDeadLetters
 from dqmstream.streaming.ingest import Ingest
 from dqmstream.streaming.kafka import KafkaFeed, KafkaSender, create_topic
 from dqmstream.streaming.publisher import publish
+from tests.commandline import Command, tell_messages
 from tests.maps import row
 from tests.promises.test_exactly_once import assert_equals, filed
 from tests.runs import simulated_archive
@@ -34,13 +33,6 @@ RUNS, LUMISECTIONS, PARTITIONS = 12, 20, 4
 MESSAGES = LUMISECTIONS + 2
 """Of each run: its start and stop too."""
 
-TELLING = (
-    "from dqmstream import cli, console\n"
-    "console.consume_bar = lambda bar: lambda counts, learner: print('messages', counts.messages, flush=True)\n"
-    "cli.main()\n"
-)
-"""The command line, whose progress is told in lines."""
-
 
 class Worker:
     """A `dqmstream consume` process on the archive, and what it logs."""
@@ -48,12 +40,9 @@ class Worker:
     def __init__(self, bootstrap: str, topic: str, archive: Path, *flags: str, **settings: str) -> None:
         self.archive = archive
         self.log = archive.with_name(f"{archive.name}-worker-{len(list(archive.parent.glob('*-worker-*')))}")
-        command = [sys.executable, "-c", TELLING, "--verbose", "consume", "--bootstrap", bootstrap, "--topic", topic]
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [*command, "--archive", str(archive), "--group", topic, *flags],
-                stdout=log, stderr=log, env=os.environ | {"DQMSTREAM_SESSION_TIMEOUT_MS": "6000"} | settings,
-            )  # fmt: skip
+        places = ("--bootstrap", bootstrap, "--topic", topic, "--archive", archive, "--group", topic)
+        env = os.environ | {"DQMSTREAM_SESSION_TIMEOUT_MS": "6000"} | settings
+        self.process = Command("--verbose", "consume", *places, *flags, env=env, log=self.log, before=tell_messages)
 
     def reads(self) -> list[int]:
         """Each partition it was ever given, in order: a rebalance gives all anew."""
