@@ -14,6 +14,7 @@ import pytest
 from dqmstream.experiments.records import chance_interval, p_value
 from dqmstream.experiments.replay import replay
 from dqmstream.learners.learner import Learner, LearnerSettings
+from dqmstream.storage.archive import Archive
 from tests.learners.test_learner import assert_same_bits
 from tests.runs import simulated_archive
 from tests.test_cli import result
@@ -42,11 +43,15 @@ def test_a_learner_that_is_killed_resumes_to_the_same_bits_and_a_replay_gives_th
     assert_same_bits(broken / "live", tmp_path / "replay-replay-7")
 
 
+@pytest.fixture(scope="module")
+def null(tmp_path_factory: pytest.TempPathFactory) -> Archive:
+    return simulated_archive(tmp_path_factory.mktemp("null"), "null", seed=4, runs=4, lumisections=400)
+
+
 @pytest.mark.parametrize("strategy", ["default", "naive", "ewc", "joint"])
-def test_on_the_null_stream_everything_is_at_chance(strategy: str, tmp_path: Path) -> None:
+def test_on_the_null_stream_everything_is_at_chance(strategy: str, null: Archive, tmp_path: Path) -> None:
     """Nothing differs but luminosity. Neighbours share it, so four lumisections count as one in the interval (99.9 %)."""
-    archive = simulated_archive(tmp_path, "null", seed=4, runs=4, lumisections=400)
-    found = replay(archive, tmp_path, LearnerSettings(strategy=strategy))
+    found = replay(null, tmp_path, LearnerSettings(strategy=strategy))
     tested = np.full(4, 60)
     accuracies = {strategy: found["average_accuracy"], **found["baselines"]}
     assert set(accuracies) == {strategy, "ring_means", "naive_bayes", "gain_map"}

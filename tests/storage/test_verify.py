@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -23,11 +24,12 @@ FEED = "hcal@cluster.topic"
 LOG = f"feeds/{FEED}/0"
 
 
-@pytest.fixture
-def archive(tmp_path: Path) -> Archive:
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All that an archive can hold: 150 rows of run 1 in three chunks of maps, duplicates and revisions in two partitions, a
     dead letter, a hole, a gap, starts and stops, and two imports of run 3, the second a revision of one lumisection."""
-    archive = Archive.create(tmp_path / "A")
+    folder = tmp_path_factory.mktemp("original")
+    archive = Archive.create(folder / "A")
     writer = ArchiveWriter(archive)
     writer.append(FEED, 0, [Control(40, 41, Kind.START, 1), *rows(archive, 1, range(1, 151), 41)], 40, 191)
     writer.append(
@@ -47,9 +49,16 @@ def archive(tmp_path: Path) -> Archive:
     writer.append(FEED, 0, others, 191, 302)
     maps = counts(3, 5)
     for _ in range(2):
-        import_files([write_run(tmp_path / "data", 3, maps)], lambda: archive, dtype=archive.dtype, depths=1)
+        import_files([write_run(folder / "data", 3, maps)], lambda: archive, dtype=archive.dtype, depths=1)
         maps[2] += 1
-    return archive.refresh()
+    return archive.path
+
+
+@pytest.fixture
+def archive(original: Path, tmp_path: Path) -> Archive:
+    """A copy of its own for each test, to damage."""
+    shutil.copytree(original, tmp_path / "A")
+    return Archive.open(tmp_path / "A")
 
 
 def behind(archive: Archive, change: Callable[[zarr.Group], None]) -> Archive:
