@@ -30,7 +30,7 @@ demo-kafka: check-java setup
 	$(BIN)/python -m tools.broker run -- $(BIN)/dqmstream demo --kafka --out $(OUT)/kafka
 
 test: check-java setup lint
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 soak: check-java setup
 	DQMSTREAM_SOAK=1 $(BIN)/python -m pytest -s -p no:logging $(SOAK)
