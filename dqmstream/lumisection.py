@@ -65,6 +65,12 @@ def rbx_mask(side: int, n: int) -> np.ndarray:
     return box
 
 
+def readout_box(live: np.ndarray) -> np.ndarray:
+    """Readout box of each live channel, from live bool (depth, 64, 72): int64 (live,), n - 1 at ieta < 0, n + 17 at ieta > 0."""
+    _, row, column = np.nonzero(live)
+    return (column + 6) // 4 % (N_IPHI // 4) + (N_IPHI // 4) * (IETA[row] > 0)
+
+
 @dataclass(frozen=True, slots=True)
 class Geometry:
     """Shape of an occupancy map: depths x 64 ieta x 72 iphi."""

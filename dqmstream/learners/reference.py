@@ -20,7 +20,7 @@ import numpy as np
 
 from dqmstream.errors import InputError, StateError
 from dqmstream.learners.strategy import Maps
-from dqmstream.lumisection import IETA, N_IPHI
+from dqmstream.lumisection import IETA, readout_box
 
 CLIP = 10.0
 """Residuals are cut at this many standard deviations: beyond it a channel is dead or hot, and how much no longer matters."""
@@ -52,7 +52,7 @@ class Reference:
         """
         self.live = live
         self.spread = spread
-        self._profile = profile
+        self.profile = profile
         self._ratio = ratio
         self._weights = weights
         self._boxes = tuple(_by_box(live, cells, profile) for cells in _condition_cells(live, profile))
@@ -138,7 +138,7 @@ class Reference:
 
     def state(self) -> dict[str, np.ndarray]:
         """All of it, as named arrays."""
-        arrays = (self.live, self._profile, self._ratio, self._weights, self.spread)
+        arrays = (self.live, self.profile, self._ratio, self._weights, self.spread)
         return dict(zip(_ARRAYS, arrays, strict=True))
 
     @classmethod
@@ -176,12 +176,7 @@ def _condition_cells(live: np.ndarray, profile: np.ndarray) -> tuple[np.ndarray,
 
 
 def _by_box(live: np.ndarray, cells: np.ndarray, profile: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The cells, and a matrix (cells, boxes) that makes their counts each readout box's total over its mean total.
-
-    A readout box is 4 iphi on one side; box n covers iphi 4n-5 .. 4n-2.
-    """
-    _, row, column = np.nonzero(live)
-    sector = (column[cells] + 6) // 4 % (N_IPHI // 4)
-    box = sector + (N_IPHI // 4) * (IETA[row[cells]] > 0)
+    """The cells, and a matrix (cells, boxes) that makes their counts each readout box's total over its mean total."""
+    box = readout_box(live)[cells]
     share = (box[:, None] == np.unique(box)).astype(np.float64)
     return cells, share / (profile[cells] @ share)

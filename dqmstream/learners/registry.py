@@ -9,13 +9,14 @@ from dqmstream.errors import InputError
 from dqmstream.learners.baselines import GainMap, NaiveBayes, RingMeans
 from dqmstream.learners.logistic import Logistic
 from dqmstream.learners.recipe import CNN, Recipe
+from dqmstream.learners.statistical import Statistical
 from dqmstream.learners.strategy import Strategy
 from dqmstream.lumisection import Geometry
 
 STREAMING = {strategy.name: strategy for strategy in (GainMap, NaiveBayes, RingMeans)}
 """Closed forms, by name."""
 
-CONVEX = {Logistic.name: Logistic}
+CONVEX: dict[str, type[Logistic]] = {Logistic.name: Logistic}
 """What is fitted to convergence on exemplars, without torch, by name."""
 
 
@@ -32,6 +33,9 @@ class Gradient:
     model: str | None = None
 
 
+BUDGETED: dict[str, type[Logistic] | type[Statistical]] = {**CONVEX, Statistical.name: Statistical}
+"""What is fitted without torch and keeps to a budget of bytes, by name."""
+
 GRADIENT = {
     "naive": Gradient("Naive", "naive"),
     "replay": Gradient("Replay", "replay"),
@@ -47,7 +51,7 @@ BASELINES = (*STREAMING, *CONVEX, "cnn")
 DEFAULT = "replay"
 """What `default` stands for: the best of those that learn one run at a time by gradients."""
 
-NAMES = (*GRADIENT, *STREAMING, *CONVEX)
+NAMES = (*GRADIENT, *STREAMING, *BUDGETED)
 MEMORY_BYTES = 1_000_000
 
 
@@ -77,8 +81,8 @@ def make_strategy(
     own = resolve(name)
     if own in STREAMING:
         return STREAMING[own](geometry, seed)
-    if own in CONVEX:
-        return CONVEX[own](geometry, seed, memory_bytes)
+    if own in BUDGETED:
+        return BUDGETED[own](geometry, seed, memory_bytes)
     import torch
 
     from dqmstream.learners.strategies.deep import DeepStrategy

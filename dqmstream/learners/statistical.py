@@ -1,0 +1,285 @@
+"""Statistical memory: of each run its gains and what its readout boxes do together, and a classifier that asks only these.
+
+The counts x of a lumisection of run k are, with e and s expected count and deviation under its own conditions,
+
+    x_c = e_c (1 + d_kc λ_c + m_c u_b(c) + E + m_c R) + s_c noise,    u_b ~ Normal(0, σ_kb²)
+
+d_kc: gain of a channel. u_b: common mode of its readout box, another number in every lumisection, of which a run has its own
+spread σ_kb. E, R: what the conditions were misjudged by, unknown and free. m_c: `Modes.sensitivity`. λ_c is 1; where a gain is
+far off (|d| > 10 errors, and the channel is not dead) it follows m_c from moment to moment, since it is the rate that changed.
+The score of a run is the logarithm of that density, in closed form: trained in one pass, forgetting nothing, 2 kB a run.
+
+Gains are drawn towards their mean over runs as far as runs are alike (empirical Bayes; Efron and Morris, J. Am. Stat. Assoc. 70
+(1975) 311): d becomes d̄ + f (d - d̄), with 1 - f the share of its variance over runs that is statistical error, one f for each
+ring; a gain that is far off stays as it is. Without it, 900 gains known to half a per cent would drown what boxes say.
+
+Accuracy on 20 runs of 400, seeds 0 and 1, in this order: gain maps .857 on `small`, .050 on `structured`, .986 on `moderate`;
+this .872, .530, .998; of which common modes alone .05 to .31 on `structured`, with shrinkage .51, with free E and R .53.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from dqmstream.errors import InputError, StateError
+from dqmstream.learners.incremental import Incremental
+from dqmstream.learners.modes import Look, Modes, medians
+from dqmstream.learners.reference import CLIP
+from dqmstream.learners.stamp import STAMP, check_stamp, stamp
+from dqmstream.learners.strategy import LearnLog, Maps, Past, Watch
+from dqmstream.lumisection import Geometry
+
+FAR = 10.0
+"""Errors beyond which a gain is one of the channel's rate."""
+
+DEAD = -0.5
+"""A gain below this is no smaller rate: the channel counts nothing, whatever the pileup."""
+
+OUTLYING = 4.0
+"""Deviations of the gains of a ring beyond which one of them is a fault, and is not drawn to the others'."""
+
+SIGMAS = np.concatenate([[0.0], np.geomspace(0.003, 0.2, 40)])
+"""Spreads of a common mode that are tried: below the first no lumisection shows it."""
+
+EVIDENCE = 8.0
+"""A common mode is taken for one where it raises the log-likelihood of the run by more: chance does so once in 10 000 boxes."""
+
+MEDIAN_OF_SQUARE = 0.4549
+"""Of a standard normal number."""
+
+_CHUNK = 1024
+_ROWS = ("gains", "far", "sigmas", "scale", "weight")
+_ARRAYS = (*_ROWS, "row_of_class", "information", "lumisections")
+
+
+class Statistical(Incremental):
+    """Learns a run by one row of numbers. Where the budget is full, the two runs that are most alike share a row."""
+
+    name = "statistical"
+
+    def __init__(self, geometry: Geometry, seed: int, memory_bytes: int) -> None:
+        """memory_bytes: of all rows, for the whole stream."""
+        self._belongs_to: dict[str, Any] = {
+            "strategy": self.name,
+            "depths": geometry.depths,
+            "seed": seed,
+            "memory_bytes": memory_bytes,
+        }
+        self._budget_bytes = memory_bytes
+        self._modes: Modes | None = None
+        self._rows: dict[str, np.ndarray] = {}
+        self._row_of_class = np.zeros(0, dtype=np.int32)
+        self._information = np.zeros(0, dtype=np.float32)
+        self._lumisections = 0
+
+    @property
+    def classes(self) -> int:
+        return len(self._row_of_class)
+
+    @property
+    def modes(self) -> Modes:
+        """The common modes of the reference's channels."""
+        if self._modes is None:
+            self._modes = Modes(self.reference)
+        return self._modes
+
+    @property
+    def gains(self) -> np.ndarray:
+        """d of each class and live channel as they were measured, relative to the reference: float64, (classes, live)."""
+        return self._rows["gains"][self._row_of_class].astype(np.float64)
+
+    @property
+    def gain_errors(self) -> np.ndarray:
+        """Statistical errors of `gains`: float64, (classes, live)."""
+        return self._row_errors()[self._row_of_class]
+
+    @property
+    def sigmas(self) -> np.ndarray:
+        """Spread of each box's common mode in each class, as a share of its rate, 0 where none was found: (classes, B)."""
+        return self._rows["sigmas"][self._row_of_class].astype(np.float64)
+
+    def _learn(self, experience: int, train: Maps, past: Past, watch: Watch | None) -> LearnLog:
+        look = self.modes.look(train.counts[:, self.reference.live].astype(np.float64))
+        gain, error, information = _gain(look.residual, look.count_leverage)
+        far = (np.abs(gain) > FAR * error) & (gain > DEAD)
+        gain[far] = _gain(look.residual[:, far], look.rate_leverage[:, far])[0]
+        if experience == 0:
+            self._information, self._lumisections = information.astype(np.float32), len(train)
+        known = self._information > 0
+        scale = float(np.median(information[known] / self._information[known])) if known.any() else 0.0
+        noise = _without(look, gain, far)
+        sigmas = self._common_modes(noise, look.count_leverage * self.modes.sensitivity)
+        row: dict[str, Any] = {
+            "gains": gain.astype(np.float16),
+            "far": np.packbits(far),
+            "sigmas": sigmas.astype(np.float16),
+            "scale": np.float32(scale),
+            "weight": np.float32(1),
+        }
+        for name, value in row.items():
+            before = self._rows.get(name)
+            self._rows[name] = np.stack([value]) if before is None else np.concatenate([before, [value]])
+        self._row_of_class = np.append(self._row_of_class, np.int32(len(self._rows["scale"]) - 1))
+        while self.memory_bytes() > self._budget_bytes:
+            self._merge()
+        log = LearnLog(samples=len(train), flops=self.reference.response_flops(len(train)))
+        # 20 a channel and lumisection: sensitivity, two gains, what is left, and its products with the modes.
+        log.flops += len(train) * (20.0 * gain.size + 5.0 * len(SIGMAS) * len(self.modes.boxes))
+        log.notes |= {"common_modes": float(np.count_nonzero(sigmas)), "rows": float(len(self._rows["scale"]))}
+        return log
+
+    def _common_modes(self, noise: np.ndarray, leverage: np.ndarray) -> np.ndarray:
+        """Spread of each box's common mode, (B,): the most likely of `SIGMAS`, 0 where the evidence is thin. Both (n, live)."""
+        information, projection = self.modes.by_box(leverage**2), self.modes.by_box(leverage * noise)
+        gain = np.stack([_mode_log_likelihood(sigma**2, information, projection).sum(axis=0) for sigma in SIGMAS])
+        return np.where(gain.max(axis=0) > EVIDENCE, SIGMAS[gain.argmax(axis=0)], 0.0)
+
+    def scores(self, maps: Maps) -> np.ndarray:
+        modes, live = self.modes, self.reference.live
+        scores = np.empty((len(maps), len(self._rows["scale"])))
+        gains, variances = self._shrunk(), self._rows["sigmas"].astype(np.float64) ** 2
+        far = np.unpackbits(self._rows["far"], axis=1, count=gains.shape[1]).astype(bool)
+        for start in range(0, len(maps), _CHUNK):
+            look = modes.look(maps.counts[start : start + _CHUNK, live].astype(np.float64))
+            for row in range(scores.shape[1]):
+                scores[start : start + _CHUNK, row] = self._log_density(look, gains[row], far[row], variances[row])
+        return scores[:, self._row_of_class]
+
+    def _log_density(self, look: Look, gain: np.ndarray, far: np.ndarray, variance: np.ndarray) -> np.ndarray:
+        """Log-density (n,) of lumisections in a run, but for what all runs have in common.
+
+        With v = 1 / (1/σ² + h'h) of each box, h its leverages, the inverse of its channels' covariance is 1 - h v h'
+        (Woodbury); E and R are then integrated over, each with a flat prior.
+        """
+        noise = _without(look, gain, far)
+        events, pileup = look.count_leverage, look.count_leverage * self.modes.sensitivity
+        score = -0.5 * np.einsum("nc,nc->n", noise, noise)
+        directions = (events, pileup)
+        projection = [np.einsum("nc,nc->n", direction, noise) for direction in directions]
+        product = {(i, j): np.einsum("nc,nc->n", directions[i], directions[j]) for i, j in ((0, 0), (0, 1), (1, 1))}
+        for box in np.flatnonzero(variance):
+            cells = self.modes.cells[box]
+            mode, left = pileup[:, cells], noise[:, cells]
+            information, onto = np.einsum("nc,nc->n", mode, mode), np.einsum("nc,nc->n", mode, left)
+            score += _mode_log_likelihood(variance[box], information, onto)
+            weight = variance[box] / (1 + variance[box] * information)
+            along = [np.einsum("nc,nc->n", direction[:, cells], mode) for direction in directions]
+            for i in range(2):
+                projection[i] = projection[i] - weight * along[i] * onto
+            for i, j in product:
+                product[i, j] = product[i, j] - weight * along[i] * along[j]
+        return score + _free(projection, product)
+
+    def _shrunk(self) -> np.ndarray:
+        """Gains of the rows drawn towards their mean: float64, (rows, live)."""
+        gains = self._rows["gains"].astype(np.float64)
+        rows = len(gains)
+        if rows == 1:
+            return gains
+        mean = gains.mean(axis=0)
+        off = (gains - mean) / self._row_errors()
+        # The median over runs and ring does not mind the few that are faults.
+        typical = medians(np.median(off**2, axis=0), self.modes.ring) / (MEDIAN_OF_SQUARE * (1 - 1 / rows))
+        excess = np.maximum(typical, 1.0)
+        share = np.where(off**2 > OUTLYING**2 * excess, 1.0, 1 - 1 / excess)
+        return mean + share * (gains - mean)
+
+    def _row_errors(self) -> np.ndarray:
+        information = self._rows["scale"][:, None].astype(np.float64) * self._information
+        return 1 / np.sqrt(np.maximum(information, np.finfo(np.float64).tiny))
+
+    def _merge(self) -> None:
+        """Have the two rows that one lumisection tells apart worst become one, their mean; both classes score the same then."""
+        rows = len(self._rows["scale"])
+        if rows == 1:
+            raise InputError(f"a memory of {self._budget_bytes} bytes cannot hold what is kept of one run")
+        gains, variance = self._rows["gains"].astype(np.float64), self._rows["sigmas"].astype(np.float64) ** 2
+        in_one = self._information.astype(np.float64) / self._lumisections
+        width = 1 + variance * self.modes.by_box(in_one * self.modes.sensitivity**2)
+        best = (np.inf, 0, 0)
+        for first in range(rows - 1):
+            apart = np.minimum((gains[first + 1 :] - gains[first]) ** 2 * in_one, CLIP**2).sum(axis=1)
+            ratio = width[first + 1 :] / width[first]
+            apart += 0.5 * (ratio + 1 / ratio - 2).sum(axis=1)
+            nearest = int(apart.argmin())
+            best = min(best, (float(apart[nearest]), first, first + 1 + nearest))
+        _, first, second = best
+        weight = self._rows["weight"][[first, second]].astype(np.float64)
+        share = weight / weight.sum()
+        heavier = (first, second)[int(share.argmax())]
+        merged = {
+            "gains": (share @ gains[[first, second]]).astype(np.float16),
+            "far": self._rows["far"][heavier],
+            "sigmas": np.sqrt(share @ variance[[first, second]]).astype(np.float16),
+            "scale": np.float32(self._rows["scale"][[first, second]].sum()),
+            "weight": np.float32(weight.sum()),
+        }
+        for name, value in merged.items():
+            self._rows[name][first] = value
+            self._rows[name] = np.delete(self._rows[name], second, axis=0)
+        self._row_of_class[self._row_of_class == second] = first
+        self._row_of_class[self._row_of_class > second] -= 1
+
+    def state(self) -> dict[str, np.ndarray]:
+        state = {STAMP: stamp(self._belongs_to)} | self._reference_state()
+        if self.classes:
+            state |= {name: array.copy() for name, array in self._rows.items()}
+            state |= {
+                "row_of_class": self._row_of_class.copy(),
+                "information": self._information.copy(),
+                "lumisections": np.array(self._lumisections),
+            }
+        return state
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        check_stamp(state, self._belongs_to)
+        missing = [name for name in _ARRAYS if name not in state]
+        if missing and len(missing) < len(_ARRAYS):
+            raise StateError(f"the state of {self.name} lacks {', '.join(missing)}; it is damaged")
+        self._restore_reference(state, known=not missing)
+        self._modes = None
+        self._rows = {} if missing else {name: np.array(state[name]) for name in _ROWS}
+        self._row_of_class = np.zeros(0, dtype=np.int32) if missing else np.array(state["row_of_class"])
+        self._information = np.zeros(0, dtype=np.float32) if missing else np.array(state["information"])
+        self._lumisections = 0 if missing else int(state["lumisections"])
+
+    def memory_bytes(self) -> int:
+        return sum(array.nbytes for array in self._rows.values()) + self._row_of_class.nbytes
+
+    def state_bytes(self) -> int:
+        return self._reference_bytes() + self._information.nbytes
+
+
+def _gain(residual: np.ndarray, leverage: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Gain of each channel, its error (inf where nothing is known) and its information 1/error², from (n, channels)."""
+    information = (leverage**2).sum(axis=0)
+    known = information > 0
+    gain = np.divide((leverage * residual).sum(axis=0), information, out=np.zeros(len(information)), where=known)
+    error = np.divide(1.0, np.sqrt(information), out=np.full(len(information), np.inf), where=known)
+    return gain, error, information
+
+
+def _without(look: Look, gain: np.ndarray, far: np.ndarray) -> np.ndarray:
+    """What is left of the residuals when a run's gains are taken out, cut at ±10: (n, live)."""
+    left = look.residual - look.count_leverage * gain
+    left[:, far] = look.residual[:, far] - look.rate_leverage[:, far] * gain[far]
+    return np.clip(left, -CLIP, CLIP, out=left)
+
+
+def _mode_log_likelihood(variance: float, information: np.ndarray, projection: np.ndarray) -> np.ndarray:
+    """By how much a mode of that variance raises the log-likelihood: h'h and h'r of its leverages h and the noise r."""
+    stretched = 1 + variance * information
+    return 0.5 * (variance * projection**2 / stretched - np.log(stretched))
+
+
+def _free(projection: list[np.ndarray], product: dict[tuple[int, int], np.ndarray]) -> np.ndarray:
+    """The same for two directions of any size: p' A⁻¹ p / 2 - log det A / 2; nothing where A is singular (no light)."""
+    a, b, c = product[0, 0], product[0, 1], product[1, 1]
+    determinant = a * c - b * b
+    lit = determinant > 1e-9 * a * c
+    inside = c * projection[0] ** 2 - 2 * b * projection[0] * projection[1] + a * projection[1] ** 2
+    safe = np.where(lit, determinant, 1.0)
+    return np.where(lit, 0.5 * inside / safe - 0.5 * np.log(safe), 0.0)
