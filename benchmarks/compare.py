@@ -61,7 +61,9 @@ def stream_pairs(name: str, seed: int, lumisections: int, *, runs: int = 8, even
     drawn = stream(name, seed=seed, runs=runs, lumisections=lumisections)
     for first in drawn:
         second = next(drawn)
-        gain = np.divide(second.rate[LIVE], first.rate[LIVE], out=np.full(LIVE.sum(), np.inf), where=first.rate[LIVE] > 0)
+        before, after = first.rate[LIVE], second.rate[LIVE]
+        # One that is dead in both runs has not changed, one that is repaired has changed without a bound.
+        gain = np.divide(after, before, out=np.where(after > 0, np.inf, 1.0), where=before > 0)
         boxes = frozenset(box["side"] * box["n"] for run in (first, second) for box in run.truth["rbx"])
         one, other = (counts_of(run, events_known=events_known) for run in (first, second))
         # What all channels share is luminosity's, and no truth of theirs.

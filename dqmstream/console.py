@@ -190,14 +190,18 @@ def describe_comparison(result: dict[str, Any]) -> list[Any]:
         parts.append(table("readout boxes that moved together", ["box", "channels", *_CHANGE], found[:SHOWN_CHANGES]))
     if result["changed"]:
         found = [
-            [f"{c['ieta']}, {c['iphi']}, {c['depth']}", *_change(c), c["state"].replace("changed", "")]
+            [f"{c['ieta']}, {c['iphi']}, {c['depth']}", f"{c['rbx']:+d}", *_change(c), c["state"].replace("changed", "")]
             for c in result["changed"]
         ]
-        parts.append(table("channels that changed", ["ieta, iphi, depth", *_CHANGE, ""], found[:SHOWN_CHANGES]))
+        parts.append(table("channels that changed", ["ieta, iphi, depth", "RBX", *_CHANGE, ""], found[:SHOWN_CHANGES]))
+    moved = {box["rbx"] for box in result["boxes"]}
+    inside = sum(c["rbx"] in moved for c in result["changed"])
     left = max(len(result["changed"]) - SHOWN_CHANGES, 0)
     parts.append(
-        f"{len(result['changed'])} of {result['channels_tested']} channels and {len(result['boxes'])} of "
-        f"{result['boxes_tested']} readout boxes changed, at a false-discovery rate of {result['rate']:g} each"
+        f"{len(result['changed'])} of {result['channels_tested']} channels"
+        + (f" ({inside} of them in boxes that moved)" if inside else "")
+        + f" and {len(result['boxes'])} of {result['boxes_tested']} readout boxes changed"
+        + f", at a false-discovery rate of {result['rate']:g} each"
         + (f"; {left} more channels than are shown: --out and --json list all" if left else "")
     )
     parts.append(result["unseen"])
