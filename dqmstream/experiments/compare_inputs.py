@@ -21,6 +21,9 @@ _ROWS = 512
 WITH_EVENTS = 0.9
 """Share of a run's lumisections whose number of events must be known, or the numbers are not used."""
 
+ROUNDING = 1e-6
+"""Counts are kept as float32 and events as float64: a channel that fires in every event may seem to count this share more."""
+
 
 @dataclass(frozen=True, eq=False)
 class Pair:
@@ -163,7 +166,7 @@ def _events_known(both: Sequence[RunCounts], counts: Sequence[np.ndarray], notes
             notes.append(f"The numbers of events of {without.name} are not known, so those of the other run are not used.")
         return False
     for one, part, has in zip(both, counts, known, strict=True):
-        if (part[has].max(axis=1) > one.events[has]).any():
+        if (part[has].max(axis=1) > (1 + ROUNDING) * one.events[has]).any():
             notes.append(f"Channels of {one.name} count more than its numbers of events, which are therefore not used.")
             return False
     return True
