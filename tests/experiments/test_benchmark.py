@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -115,6 +116,24 @@ def test_orders_are_permutations_of_the_same_runs() -> None:
     other = [run.run for run in ordered(runs, 1, 1)]
     assert other != [run.run for run in runs] and sorted(other) == [run.run for run in runs]
     assert other == [run.run for run in ordered(runs, 1, 1)] != [run.run for run in ordered(runs, 1, 2)]
+
+
+def test_a_difference_is_starred_where_interval_and_p_value_agree() -> None:
+    """Two streams: one strategy better by .1 on every run, and one on the runs of one stream alone, worse on the other's."""
+
+    def cell(strategy: str, seed: int, accuracy: float) -> dict[str, Any]:
+        lines: list[dict[str, Any]] = [{"run": 0, "accuracy": None, "auc": None}]
+        lines += [{"run": i, "accuracy": [accuracy] * (i + 1), "auc": [0.5] * (i + 1)} for i in range(1, 12)]
+        return {"cell": {"stream": "small", "strategy": strategy, "seed": seed, "order": 0}, "lines": lines, "worth": 360.0}
+
+    spec = Spec(streams=("small",), strategies=("gain_map", "logistic", "naive_bayes"), runs=12)
+    values = {"gain_map": (0.5, 0.5), "logistic": (0.6, 0.6), "naive_bayes": (0.9, 0.49)}
+    cells = [cell(name, 100 + k, value) for name, pair in values.items() for k, value in enumerate(pair)]
+    rows = {row["strategy"]: row for row in summarise(spec, cells)["tables"][0]["rows"]}
+    assert rows["naive_bayes"]["beside"]["p_holm"] < 0.05, "runs are flipped: twelve of them won by far"
+    place = COLUMNS.index("- gain map")
+    assert printed(rows["logistic"])[place].endswith("*")
+    assert not printed(rows["naive_bayes"])[place].endswith("*")
 
 
 def test_over_folds_every_lumisection_is_judged_and_the_runs_count_once() -> None:
