@@ -66,7 +66,10 @@ def rbx_mask(side: int, n: int) -> np.ndarray:
 
 
 def readout_box(live: np.ndarray) -> np.ndarray:
-    """Readout box of each live channel, from live bool (depth, 64, 72): int64 (live,), n - 1 at ieta < 0, n + 17 at ieta > 0."""
+    """Readout box of each live channel, from live bool (depth, 64, 72): int64 (live,).
+
+    RBX n of `rbx_mask` is n - 1 on the side of ieta < 0, and n + 17 on the other.
+    """
     _, row, column = np.nonzero(live)
     return (column + 6) // 4 % (N_IPHI // 4) + (N_IPHI // 4) * (IETA[row] > 0)
 

@@ -36,7 +36,7 @@ class _Streaming(Incremental):
     def classes(self) -> int:
         return len(self._rows[self.arrays[0]]) if self._rows else 0
 
-    def _learn(self, experience: int, train: Maps, past: Past, watch: Watch | None) -> LearnLog:
+    def _learn(self, experience: int, train: Maps, validation: Maps, past: Past, watch: Watch | None) -> LearnLog:
         for name, row in zip(self.arrays, self._summarise(train), strict=True):
             known = self._rows.get(name)
             self._rows[name] = row[None] if known is None else np.concatenate([known, row[None]])

@@ -41,13 +41,18 @@ class Incremental(ABC):
         if self._reference is None:
             self._reference = Reference.fit(train)
             flops = self._reference.fit_flops(len(train))
-        log = self._learn(experience, train, past, watch)
+        log = self._learn(experience, train, run.part(Part.VALIDATION), past, watch)
         log.flops += flops
         return log
 
+    def learn_inside(self, experience: int, train: Maps, reference: Reference) -> LearnLog:
+        """Learn as a part of another strategy, by whose reference both of them look."""
+        self._reference = reference
+        return self._learn(experience, train, train.take(np.zeros(0, dtype=np.int64)), _no_past, None)
+
     @abstractmethod
-    def _learn(self, experience: int, train: Maps, past: Past, watch: Watch | None) -> LearnLog:
-        """Learn the train part of the next experience; the reference is there."""
+    def _learn(self, experience: int, train: Maps, validation: Maps, past: Past, watch: Watch | None) -> LearnLog:
+        """Learn the train part of the next experience; the reference is there. validation: to choose by, never to fit."""
 
     def _reference_bytes(self) -> int:
         return 0 if self._reference is None else sum(array.nbytes for array in self._reference.state().values())
@@ -58,3 +63,7 @@ class Incremental(ABC):
     def _restore_reference(self, state: Mapping[str, np.ndarray], known: bool) -> None:
         """Take the reference back from a whole state; known: whether a run was learnt. Raises StateError if it is damaged."""
         self._reference = Reference.from_state(within(state, "reference")) if known else None
+
+
+def _no_past(experience: int) -> RunData:
+    raise ValueError(f"a part of a strategy has no archive to read experience {experience} from")

@@ -58,7 +58,7 @@ class Logistic(Incremental):
     def classes(self) -> int:
         return len(self._weights)
 
-    def _learn(self, experience: int, train: Maps, past: Past, watch: Watch | None) -> LearnLog:
+    def _learn(self, experience: int, train: Maps, validation: Maps, past: Past, watch: Watch | None) -> LearnLog:
         counts = train.counts[:, self.reference.live]
         if self._memory is None:
             self._memory = ExemplarMemory(counts.shape[1], self._budget_bytes, self._seed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from importlib import import_module
+from typing import Any
 
 from dqmstream.errors import InputError
 from dqmstream.learners.baselines import GainMap, NaiveBayes, RingMeans
@@ -25,12 +26,14 @@ class Gradient:
     """A strategy that learns by gradient steps. method: class of the method, and the module it stands in.
 
     recipe: its own when none is given. model: the network it has whatever the recipe says, None where the recipe decides.
+    strategy: the class around it, and the module that stands in.
     """
 
     method: str
     module: str
     recipe: Recipe = field(default_factory=Recipe)
     model: str | None = None
+    strategy: tuple[str, str] = ("DeepStrategy", "deep")
 
 
 BUDGETED: dict[str, type[Logistic] | type[Statistical]] = {**CONVEX, Statistical.name: Statistical}
@@ -42,6 +45,7 @@ GRADIENT = {
     "ewc": Gradient("Ewc", "ewc"),
     "joint": Gradient("Joint", "joint"),
     "cnn": Gradient("Replay", "replay", CNN, CNN.model),
+    "hybrid": Gradient("Replay", "replay", strategy=("Hybrid", "hybrid")),
 }
 """Gradient strategies, by name."""
 
@@ -85,20 +89,23 @@ def make_strategy(
         return BUDGETED[own](geometry, seed, memory_bytes)
     import torch
 
-    from dqmstream.learners.strategies.deep import DeepStrategy
-
     gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
     here = ["cpu", *(["cuda"] if gpus else []), *gpus]
     if device not in ("auto", *here):
         raise InputError(f"device {device!r} is not here; choose one of auto, {', '.join(here)}")
     gradient = GRADIENT[own]
     recipe = recipe or gradient.recipe
-    return DeepStrategy(
+    strategy: Strategy = _named(*gradient.strategy)(
         own,
-        getattr(import_module(f"dqmstream.learners.strategies.{gradient.module}"), gradient.method),
+        _named(gradient.method, gradient.module),
         geometry=geometry,
         seed=seed,
         recipe=recipe if gradient.model is None else replace(recipe, model=gradient.model),
         memory_bytes=memory_bytes,
         device=torch.device(("cuda" if gpus else "cpu") if device == "auto" else device),
     )
+    return strategy
+
+
+def _named(name: str, module: str) -> Any:
+    return getattr(import_module(f"dqmstream.learners.strategies.{module}"), name)

@@ -101,7 +101,7 @@ class Statistical(Incremental):
         """Spread of each box's common mode in each class, as a share of its rate, 0 where none was found: (classes, B)."""
         return self._rows["sigmas"][self._row_of_class].astype(np.float64)
 
-    def _learn(self, experience: int, train: Maps, past: Past, watch: Watch | None) -> LearnLog:
+    def _learn(self, experience: int, train: Maps, validation: Maps, past: Past, watch: Watch | None) -> LearnLog:
         look = self.modes.look(train.counts[:, self.reference.live].astype(np.float64))
         gain, error, information = _gain(look.residual, look.count_leverage)
         far = (np.abs(gain) > FAR * error) & (gain > DEAD)
@@ -138,12 +138,16 @@ class Statistical(Incremental):
         return np.where(gain.max(axis=0) > EVIDENCE, SIGMAS[gain.argmax(axis=0)], 0.0)
 
     def scores(self, maps: Maps) -> np.ndarray:
-        modes, live = self.modes, self.reference.live
-        scores = np.empty((len(maps), len(self._rows["scale"])))
+        return self.scores_of_live(maps.counts[:, self.reference.live])
+
+    def scores_of_live(self, counts: np.ndarray) -> np.ndarray:
+        """The same from the counts of the live channels, (n, live)."""
+        modes = self.modes
+        scores = np.empty((len(counts), len(self._rows["scale"])))
         gains, variances = self._shrunk(), self._rows["sigmas"].astype(np.float64) ** 2
         far = np.unpackbits(self._rows["far"], axis=1, count=gains.shape[1]).astype(bool)
-        for start in range(0, len(maps), _CHUNK):
-            look = modes.look(maps.counts[start : start + _CHUNK, live].astype(np.float64))
+        for start in range(0, len(counts), _CHUNK):
+            look = modes.look(counts[start : start + _CHUNK].astype(np.float64))
             for row in range(scores.shape[1]):
                 scores[start : start + _CHUNK, row] = self._log_density(look, gains[row], far[row], variances[row])
         return scores[:, self._row_of_class]

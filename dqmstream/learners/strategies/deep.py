@@ -62,7 +62,7 @@ class DeepStrategy(Incremental):
     def classes(self) -> int:
         return self._classes
 
-    def _learn(self, experience: int, train: Maps, past: Past, watch: Watch | None) -> LearnLog:
+    def _learn(self, experience: int, train: Maps, validation: Maps, past: Past, watch: Watch | None) -> LearnLog:
         live = self.reference.live
         counts = train.counts[:, live]
         log = LearnLog(samples=len(train))
@@ -82,24 +82,33 @@ class DeepStrategy(Incremental):
         self, model: Network, material: Mapping[int, np.ndarray], generator: torch.Generator, watch: Watch | None
     ) -> LearnLog:
         residuals = {i: self.reference.residuals_of_live(counts) for i, counts in material.items()}
-        lesson = Lesson(residuals, self.recipe, self._method.steps(model.classes), self.device, generator)
+        steps = self._method.steps(model.classes)
+        lesson = Lesson(residuals, self.recipe, steps, self.device, generator, self._prior_of(material))
         template = RunTemplate(model=model, recipe=self.recipe, device=self.device, plugin=self._method, watch=watch)
         template.teach(lesson)
         log = LearnLog(torch.stack(template.losses).flatten().tolist(), lesson.steps * self.recipe.batch)
         log.notes |= model.notes()
-        steps = lesson.steps + self._method.lumisections_beside() / self.recipe.batch
+        trained = lesson.steps + self._method.lumisections_beside() / self.recipe.batch
         step = step_flops(model, self.recipe.batch, model.channels, self.device)
-        log.flops = self.reference.response_flops(len(lesson)) + steps * step
+        log.flops = self.reference.response_flops(len(lesson)) + trained * step
         return log
 
-    @torch.inference_mode()
+    def _prior_of(self, material: Mapping[int, np.ndarray]) -> Mapping[int, np.ndarray] | None:
+        """What is added to the network's logits in training, by class: float32 (n, classes), from counts (n, live)."""
+        return None
+
     def scores(self, maps: Maps) -> np.ndarray:
-        residuals = torch.from_numpy(self.reference.residuals(maps.counts))
-        scores = np.zeros((len(maps), self._classes))
+        return self.network_scores(maps.counts[:, self.reference.live])
+
+    @torch.inference_mode()
+    def network_scores(self, counts: np.ndarray) -> np.ndarray:
+        """Logarithms of the network's own probabilities, zero before there is one: float64 (n, classes), from (n, live)."""
+        residuals = torch.from_numpy(self.reference.residuals_of_live(counts))
+        scores = np.zeros((len(counts), self._classes))
         if self._model is None:
             return scores
         self._model.eval()
-        for start in range(0, len(maps), _SCORE_BATCH):
+        for start in range(0, len(counts), _SCORE_BATCH):
             logits = self._model(residuals[start : start + _SCORE_BATCH].to(self.device))
             scores[start : start + _SCORE_BATCH] = logits.double().log_softmax(dim=-1).cpu().numpy()
         return scores
