@@ -1,0 +1,75 @@
+"""hybrid: the closed form where it is right, bit for bit, and the network where held-out lumisections say that it helps."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.special import log_softmax
+
+from dqmstream.learners.recipe import Recipe
+from dqmstream.learners.registry import make_strategy
+from dqmstream.learners.splits import Part, assign
+from dqmstream.learners.strategies.hybrid import Hybrid
+from dqmstream.learners.strategy import Maps, RunData, Strategy
+from dqmstream.lumisection import IETA, Geometry, he_depth1_mask
+from tests.learners.streams import FIRST_RUN, RING_LAMBDA, K, make_stream, reader
+
+RECIPE = Recipe(dim=32, depth=2, heads=2, experts=4, steps=100, batch=32, lr=3e-3)
+
+
+def learnt(name: str, stream: list[RunData]) -> Strategy:
+    strategy = make_strategy(
+        name, geometry=Geometry(1), seed=0, recipe=RECIPE if name == "hybrid" else None, memory_bytes=1_000_000, device="cpu"
+    )
+    for experience, run in enumerate(stream):
+        strategy.learn(experience, run, reader(stream))
+    return strategy
+
+
+def accuracy(strategy: Strategy, stream: list[RunData]) -> float:
+    return float(np.mean([np.mean(strategy.scores(run.part(Part.TEST)).argmax(axis=1) == k) for k, run in enumerate(stream)]))
+
+
+def rings_against_each_other(runs: int, n: int) -> list[RunData]:
+    """Runs of one mean map; in each another ring moves up on one side and down on the other, and no box as a whole."""
+    rng = np.random.default_rng(0)
+    row, _ = np.nonzero(he_depth1_mask())
+    ring, side = np.abs(IETA[row]), np.sign(IETA[row])
+    rate = np.array([RING_LAMBDA[int(r)] for r in ring]) * np.exp(0.08 * rng.standard_normal(len(row)))
+    stream = []
+    for k in range(runs):
+        moving = 1 + 0.1 * rng.standard_normal(n)[:, None] * np.where(ring == 19 + k, side, 0)
+        events = np.clip(1250 * np.exp(0.2 * rng.standard_normal(n)), 600, 2600).astype(np.int64)
+        pileup = np.linspace(7, 3, n)
+        p = 1 - (1 + pileup[:, None] * rate * moving / K) ** -K
+        counts = np.zeros((n, 1, 64, 72), dtype=np.float32)
+        counts[:, 0, he_depth1_mask()] = rng.binomial(events[:, None], p)
+        lumisection = np.arange(1, n + 1)
+        maps = Maps(counts, events.astype(np.float64), pileup, lumisection)
+        stream.append(RunData(FIRST_RUN + k, maps, assign(lumisection)))
+    return stream
+
+
+def test_where_the_closed_form_is_right_the_whole_is_the_closed_form() -> None:
+    stream = make_stream(4, drift=0.004, seed=5, n=400)
+    hybrid, alone = learnt("hybrid", stream), learnt("statistical", stream)
+    assert isinstance(hybrid, Hybrid)
+    assert hybrid.blend == 0
+    for run in stream:
+        test = run.part(Part.TEST)
+        np.testing.assert_array_equal(hybrid.scores(test), log_softmax(alone.scores(test), axis=1))
+
+
+def test_where_runs_differ_by_what_the_closed_form_does_not_know_the_network_corrects_it() -> None:
+    stream = rings_against_each_other(4, 400)
+    hybrid = learnt("hybrid", stream)
+    assert isinstance(hybrid, Hybrid)
+    assert hybrid.blend > 0
+    assert accuracy(hybrid, stream) > accuracy(learnt("statistical", stream), stream) + 0.1
+
+
+def test_statistics_and_exemplars_share_one_budget() -> None:
+    stream = make_stream(3, drift=0.03, seed=6)
+    hybrid = learnt("hybrid", stream)
+    assert isinstance(hybrid, Hybrid)
+    assert 0.6e6 < hybrid.memory_bytes() <= 1_000_000
+    assert hybrid.statistical.classes == 3
