@@ -55,8 +55,11 @@ def tell_messages() -> None:
     console.consume_bar = lambda bar: tell
 
 
-def _run(arguments: list[str], env: dict[str, str], stdout: Path, stderr: Path, before: Callable[[], None] | None) -> None:
-    """Be the command; does not return."""
+def _run(
+    arguments: list[str], folder: Path, env: dict[str, str], stdout: Path, stderr: Path, before: Callable[[], None] | None
+) -> None:
+    """Be the command, in that folder; does not return."""
+    os.chdir(folder)
     for number, path in ((1, stdout), (2, stderr)):
         with path.open("ab") as file:
             os.dup2(file.fileno(), number)
@@ -87,7 +90,7 @@ class Command:
             path.touch()
         words = [str(argument) for argument in arguments]
         environment = dict(os.environ if env is None else env)
-        self._process = forks().Process(target=_run, args=(words, environment, self._stdout, self._stderr, before))
+        self._process = forks().Process(target=_run, args=(words, Path.cwd(), environment, self._stdout, self._stderr, before))
         self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid

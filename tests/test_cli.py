@@ -17,6 +17,7 @@ from dqmstream.errors import InputError, StateError
 from dqmstream.learners.learner import LearnerSettings, identity
 from dqmstream.learners.state import check_identity
 from dqmstream.service import _learn_command
+from tests import commandline
 from tests.commandline import told
 from tests.maps import counts, write_run
 from tests.runs import simulated_archive
@@ -71,13 +72,13 @@ def test_settings_come_from_flags_then_environment_then_file(tmp_path: Path) -> 
     write_run(tmp_path / "data", 3, counts(3, 2))
     (tmp_path / "dqm.toml").write_text(f'archive = "{tmp_path / "from-file"}"\ndtype = "uint16"\n')
     env = {"DQMSTREAM_CONFIG": str(tmp_path / "dqm.toml"), "PATH": "/usr/bin:/bin"}
-    assert dqmstream("import", tmp_path / "data", env=env).returncode == 0
-    assert result("status", "--archive", tmp_path / "from-file")["dtype"] == "uint16"
+    assert commandline.dqmstream("import", tmp_path / "data", env=env).returncode == 0
+    assert commandline.result("status", "--archive", tmp_path / "from-file")["dtype"] == "uint16"
     env["DQMSTREAM_ARCHIVE"] = str(tmp_path / "from-env")
-    assert dqmstream("import", tmp_path / "data", "--dtype", "float32", env=env).returncode == 0
-    assert result("status", "--archive", tmp_path / "from-env")["dtype"] == "float32"
+    assert commandline.dqmstream("import", tmp_path / "data", "--dtype", "float32", env=env).returncode == 0
+    assert commandline.result("status", "--archive", tmp_path / "from-env")["dtype"] == "float32"
     (tmp_path / "dqm.toml").write_text("speed = 3\n")
-    assert "setting speed" in told(dqmstream("import", tmp_path / "data", env=env), 3)
+    assert "setting speed" in told(commandline.dqmstream("import", tmp_path / "data", env=env), 3)
 
 
 @pytest.mark.parametrize(
@@ -97,23 +98,23 @@ def test_errors_are_one_line_that_says_what_to_do(
     arguments: list[str], code: int, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert says in told(dqmstream(*arguments), code)
+    assert says in told(commandline.dqmstream(*arguments), code)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_archive_of_another_dtype_or_geometry_is_refused(tmp_path: Path) -> None:
     path = write_run(tmp_path / "data", 3, counts(3, 2))
-    result("import", path, "--archive", tmp_path / "A")
+    commandline.result("import", path, "--archive", tmp_path / "A")
     assert "made with dtype float32, not uint16" in told(
-        dqmstream("import", path, "--archive", tmp_path / "A", "--dtype", "uint16"), 5
+        commandline.dqmstream("import", path, "--archive", tmp_path / "A", "--dtype", "uint16"), 5
     )
     wide = write_run(tmp_path / "wide", 4, np.zeros((2, 7, 64, 72)))
-    assert "holds 7 depth(s), the archive 1" in told(dqmstream("import", wide, "--archive", tmp_path / "A"), 3)
+    assert "holds 7 depth(s), the archive 1" in told(commandline.dqmstream("import", wide, "--archive", tmp_path / "A"), 3)
 
 
 def test_an_unknown_strategy_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    result("import", write_run(tmp_path / "data", 3, counts(3, 2)), "--archive", tmp_path / "A")
-    says = told(dqmstream("replay", "--archive", tmp_path / "A", "--strategy", "magic"), 3)
+    commandline.result("import", write_run(tmp_path / "data", 3, counts(3, 2)), "--archive", tmp_path / "A")
+    says = told(commandline.dqmstream("replay", "--archive", tmp_path / "A", "--strategy", "magic"), 3)
     assert "choose one of" in says
     assert not (tmp_path / "A.state").exists()
 
