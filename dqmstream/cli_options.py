@@ -17,7 +17,7 @@ Topic = Annotated[str | None, typer.Option("--topic", help="Kafka topic of the d
 LetterTopic = Annotated[
     str | None, typer.Option("--dead-letter-topic", help="for what cannot be stored (default: TOPIC.deadletter)")
 ]
-Strategy = Annotated[str | None, typer.Option("--strategy", help="naive, replay, ewc, joint, cnn, logistic, ring_means, naive_bayes, gain_map, or default: replay")]  # fmt: skip # noqa: E501
+Strategy = Annotated[str | None, typer.Option("--strategy", help="naive, replay, ewc, joint, hybrid, cnn, statistical, logistic, gain_map, naive_bayes, ring_means, or default: replay")]  # fmt: skip # noqa: E501
 Seed = Annotated[int | None, typer.Option("--seed", help="seed of the learner (default: 0)")]
 Memory = Annotated[int | None, typer.Option("--memory-bytes", help="kept of past runs, in all (default: 1000000)")]
 Samples = Annotated[int | None, typer.Option("--evaluation-samples", help="lumisections scored at an evaluation, in all (default: 6000)")]  # fmt: skip # noqa: E501
