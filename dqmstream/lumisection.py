@@ -65,13 +65,10 @@ def rbx_mask(side: int, n: int) -> np.ndarray:
     return box
 
 
-def readout_box(live: np.ndarray) -> np.ndarray:
-    """Readout box of each live channel, from live bool (depth, 64, 72): int64 (live,).
-
-    RBX n of `rbx_mask` is n - 1 on the side of ieta < 0, and n + 17 on the other.
-    """
-    _, row, column = np.nonzero(live)
-    return (column + 6) // 4 % (N_IPHI // 4) + (N_IPHI // 4) * (IETA[row] > 0)
+def readout_box(ieta: np.ndarray, iphi: np.ndarray) -> np.ndarray:
+    """Readout box of each channel, as `rbx_mask` has them: -18..-1 at negative ieta and 1..18 at positive; all (n,)."""
+    sector = (iphi + 5) // 4 % (N_IPHI // 4)
+    return np.sign(ieta) * np.where(sector == 0, N_IPHI // 4, sector)
 
 
 @dataclass(frozen=True, slots=True)

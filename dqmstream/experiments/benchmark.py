@@ -17,11 +17,8 @@ from dqmstream.errors import InputError
 from dqmstream.experiments.bounds import BOUNDS, IDEAL_PROFILED
 from dqmstream.experiments.cells import Cell, compute_and_save, load_cell
 from dqmstream.experiments.streams import named_stream, seed_use
-from dqmstream.learners.registry import CONVEX, GRADIENT, MEMORY_BYTES, STREAMING, resolve
+from dqmstream.learners.registry import BASELINES, BUDGETED, GRADIENT, MEMORY_BYTES, STREAMING, resolve
 from dqmstream.learners.splits import Split
-
-BASELINES = ("ring_means", "logistic", "naive_bayes", "gain_map", "cnn")
-"""In every table, with both bounds, those that look least at the map first."""
 
 FOLDS = Split().folds
 
@@ -77,7 +74,7 @@ class Spec:
 
 
 def _slowest_first(strategy: str) -> int:
-    ranks = [*GRADIENT, IDEAL_PROFILED, *CONVEX, *STREAMING]
+    ranks = [*GRADIENT, IDEAL_PROFILED, *BUDGETED, *STREAMING]
     return ranks.index(strategy) if strategy in ranks else len(ranks)
 
 

@@ -19,7 +19,7 @@ from functools import cached_property
 import numpy as np
 
 from dqmstream.learners.reference import A_RINGS, B_RINGS
-from dqmstream.lumisection import IETA, N_IPHI
+from dqmstream.lumisection import IETA, readout_box
 
 _ROWS = 256
 """A few megabytes at a time, which stay in the processor's cache."""
@@ -55,7 +55,7 @@ class Sample:
 class Channels:
     """The channels that count in at least one of the runs. live: bool, (depth, 64, 72); all else has shape (live,).
 
-    box: readout box, -18..-1 at negative ieta and 1..18 at positive.
+    box: `lumisection.readout_box`.
     """
 
     live: np.ndarray
@@ -74,8 +74,7 @@ class Channels:
 
     @cached_property
     def box(self) -> np.ndarray:
-        sector = (self.iphi + 5) // 4 % (N_IPHI // 4)  # box n covers iphi 4n-5 .. 4n-2
-        return np.sign(self.ieta) * np.where(sector == 0, N_IPHI // 4, sector)
+        return readout_box(self.ieta, self.iphi)
 
     def __len__(self) -> int:
         return int(self.live.sum())

@@ -33,8 +33,6 @@ class Measures:
     temperature: float | None
     learn_s: float
     flops: float | None
-    memory_bytes: int
-    state_bytes: int
 
 
 def measure(records: Sequence[Record]) -> list[Measures]:
@@ -45,7 +43,7 @@ def measure(records: Sequence[Record]) -> list[Measures]:
 
 
 def _measures(name: str, lines: list[Line], records: Sequence[Record]) -> Measures:
-    found, own = results(lines), figures(lines)
+    own = figures(lines)
     calibration = own["calibration"] or {}
     return Measures(
         name=name,
@@ -58,10 +56,8 @@ def _measures(name: str, lines: list[Line], records: Sequence[Record]) -> Measur
         ece=calibration.get("ece"),
         ece_calibrated=calibration.get("ece_calibrated"),
         temperature=calibration.get("temperature"),
-        learn_s=found["seconds_by_kind"].get("learn", 0.0),
+        learn_s=results(lines)["seconds_by_kind"].get("learn", 0.0),
         flops=own["flops"],
-        memory_bytes=found["memory_bytes"],
-        state_bytes=found["state_bytes"],
     )
 
 

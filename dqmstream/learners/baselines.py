@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from dqmstream.errors import StateError
 from dqmstream.learners.incremental import Incremental
-from dqmstream.learners.reference import CLIP
+from dqmstream.learners.reference import CLIP, fitted_gains
 from dqmstream.learners.stamp import STAMP, check_stamp, stamp
 from dqmstream.learners.strategy import LearnLog, Maps, Past, Watch
 from dqmstream.lumisection import Geometry
@@ -29,7 +29,7 @@ class _Streaming(Incremental):
     """Floating-point operations of `_summarise` a lumisection and channel, beside those of the response."""
 
     def __init__(self, geometry: Geometry, seed: int) -> None:
-        self._belongs_to: dict[str, Any] = {"strategy": self.name, "depths": geometry.depths, "seed": seed}
+        super().__init__(geometry, seed)
         self._rows: dict[str, np.ndarray] = {}
 
     @property
@@ -149,12 +149,7 @@ class GainMap(_Streaming):
     def _summarise(self, train: Maps) -> tuple[np.ndarray, ...]:
         counts = train.counts[:, self.reference.live]
         expected, deviation = self.reference.response(counts)
-        leverage = expected / deviation
-        information = (leverage**2).sum(axis=0)
-        known = information > 0
-        pull = (leverage * (counts - expected) / deviation).sum(axis=0)
-        gain = np.divide(pull, information, out=np.zeros_like(pull), where=known)
-        error = np.divide(1.0, np.sqrt(information), out=np.full_like(pull, np.inf), where=known)
+        gain, error, _ = fitted_gains((counts - expected) / deviation, expected / deviation)
         return gain.astype(np.float32), error.astype(np.float32)
 
     def scores(self, maps: Maps) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from dqmstream.learners.reference import Reference
 from dqmstream.learners.splits import Part
 from dqmstream.learners.stamp import prefixed, within
 from dqmstream.learners.strategy import LearnLog, Maps, Past, RunData, Watch
+from dqmstream.lumisection import Geometry
 
 
 class Incremental(ABC):
@@ -19,6 +21,10 @@ class Incremental(ABC):
 
     name: str
     _reference: Reference | None = None
+
+    def __init__(self, geometry: Geometry, seed: int, **more: Any) -> None:
+        """What a state belongs to: a strategy of this name, geometry and seed, and what more its numbers depend on."""
+        self._belongs_to: dict[str, Any] = {"strategy": self.name, "depths": geometry.depths, "seed": seed, **more}
 
     @property
     @abstractmethod
@@ -45,10 +51,10 @@ class Incremental(ABC):
         log.flops += flops
         return log
 
-    def learn_inside(self, experience: int, train: Maps, reference: Reference) -> LearnLog:
+    def learn_inside(self, reference: Reference, experience: int, train: Maps, validation: Maps, past: Past) -> LearnLog:
         """Learn as a part of another strategy, by whose reference both of them look."""
         self._reference = reference
-        return self._learn(experience, train, train.take(np.zeros(0, dtype=np.int64)), _no_past, None)
+        return self._learn(experience, train, validation, past, None)
 
     @abstractmethod
     def _learn(self, experience: int, train: Maps, validation: Maps, past: Past, watch: Watch | None) -> LearnLog:
@@ -63,7 +69,3 @@ class Incremental(ABC):
     def _restore_reference(self, state: Mapping[str, np.ndarray], known: bool) -> None:
         """Take the reference back from a whole state; known: whether a run was learnt. Raises StateError if it is damaged."""
         self._reference = Reference.from_state(within(state, "reference")) if known else None
-
-
-def _no_past(experience: int) -> RunData:
-    raise ValueError(f"a part of a strategy has no archive to read experience {experience} from")

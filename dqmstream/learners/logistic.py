@@ -6,7 +6,6 @@ It keeps exemplars of past runs within the memory's bytes, as replay does, and n
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from scipy.optimize import minimize
@@ -43,13 +42,7 @@ class Logistic(Incremental):
 
     def __init__(self, geometry: Geometry, seed: int, memory_bytes: int) -> None:
         """memory_bytes: of all exemplars, for the whole stream."""
-        self._belongs_to: dict[str, Any] = {
-            "strategy": self.name,
-            "depths": geometry.depths,
-            "seed": seed,
-            "memory_bytes": memory_bytes,
-            "strength": STRENGTH,
-        }
+        super().__init__(geometry, seed, memory_bytes=memory_bytes, strength=STRENGTH)
         self._seed, self._budget_bytes = seed, memory_bytes
         self._memory: ExemplarMemory | None = None
         self._weights = np.zeros((0, 0))

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dqmstream.learners.reference import Reference
-from dqmstream.lumisection import IETA, readout_box
+from dqmstream.lumisection import IETA, IPHI, readout_box
 
 SHAPE = 4.75
 """k of the response, measured."""
@@ -48,13 +48,13 @@ class Modes:
 
     def __init__(self, reference: Reference) -> None:
         self._reference = reference
-        depth, row, _ = np.nonzero(reference.live)
+        depth, row, column = np.nonzero(reference.live)
         self.ring = np.unique(100 * depth + np.abs(IETA)[row], return_inverse=True)[1]
         # A count of N events has mean N p and variance N p q, so that their quotient needs no N.
         quotient = reference.spread**2 / reference.profile
         self._silence = np.clip(medians(quotient, self.ring), *_SILENCE)
         self.sensitivity = _sensitivity(self._silence)
-        box = readout_box(reference.live)
+        box = readout_box(IETA[row], IPHI[column])
         self.boxes = np.unique(box)
         self.cells = [np.flatnonzero(box == name) for name in self.boxes]
 

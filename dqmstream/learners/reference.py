@@ -20,7 +20,7 @@ import numpy as np
 
 from dqmstream.errors import InputError, StateError
 from dqmstream.learners.strategy import Maps
-from dqmstream.lumisection import IETA, readout_box
+from dqmstream.lumisection import IETA, IPHI, readout_box
 
 CLIP = 10.0
 """Residuals are cut at this many standard deviations: beyond it a channel is dead or hot, and how much no longer matters."""
@@ -150,6 +150,18 @@ class Reference:
         return cls(*(np.array(state[name]) for name in _ARRAYS))
 
 
+def fitted_gains(residual: np.ndarray, leverage: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Gain of each channel by least squares, its error (inf where nothing is known) and its information 1/error².
+
+    residual: (n, channels), in deviations. leverage: by how many of them the count moves where the gain is 1, (n, channels).
+    """
+    information = (leverage**2).sum(axis=0)
+    known = information > 0
+    gain = np.divide((leverage * residual).sum(axis=0), information, out=np.zeros(len(information)), where=known)
+    error = np.divide(1.0, np.sqrt(information), out=np.full(len(information), np.inf), where=known)
+    return gain, error, information
+
+
 def _features(conditions: np.ndarray, ratio: np.ndarray) -> np.ndarray:
     """b, b z and b z² of conditions (n, 2): shape (n, 3). Beyond the reference run's own range z² goes on as its tangent."""
     mean, deviation, low, high = ratio
@@ -177,6 +189,7 @@ def _condition_cells(live: np.ndarray, profile: np.ndarray) -> tuple[np.ndarray,
 
 def _by_box(live: np.ndarray, cells: np.ndarray, profile: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The cells, and a matrix (cells, boxes) that makes their counts each readout box's total over its mean total."""
-    box = readout_box(live)[cells]
+    _, row, column = np.nonzero(live)
+    box = readout_box(IETA[row[cells]], IPHI[column[cells]])
     share = (box[:, None] == np.unique(box)).astype(np.float64)
     return cells, share / (profile[cells] @ share)

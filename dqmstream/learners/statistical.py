@@ -27,7 +27,7 @@ import numpy as np
 from dqmstream.errors import InputError, StateError
 from dqmstream.learners.incremental import Incremental
 from dqmstream.learners.modes import Look, Modes, medians
-from dqmstream.learners.reference import CLIP
+from dqmstream.learners.reference import CLIP, fitted_gains
 from dqmstream.learners.stamp import STAMP, check_stamp, stamp
 from dqmstream.learners.strategy import LearnLog, Maps, Past, Watch
 from dqmstream.lumisection import Geometry
@@ -63,12 +63,7 @@ class Statistical(Incremental):
 
     def __init__(self, geometry: Geometry, seed: int, memory_bytes: int) -> None:
         """memory_bytes: of all rows, for the whole stream."""
-        self._belongs_to: dict[str, Any] = {
-            "strategy": self.name,
-            "depths": geometry.depths,
-            "seed": seed,
-            "memory_bytes": memory_bytes,
-        }
+        super().__init__(geometry, seed, memory_bytes=memory_bytes)
         self._budget_bytes = memory_bytes
         self._modes: Modes | None = None
         self._rows: dict[str, np.ndarray] = {}
@@ -104,9 +99,9 @@ class Statistical(Incremental):
 
     def _learn(self, experience: int, train: Maps, validation: Maps, past: Past, watch: Watch | None) -> LearnLog:
         look = self.modes.look(train.counts[:, self.reference.live].astype(np.float64))
-        gain, error, information = _gain(look.residual, look.count_leverage)
+        gain, error, information = fitted_gains(look.residual, look.count_leverage)
         far = (np.abs(gain) > FAR * error) & (gain > DEAD)
-        gain[far] = _gain(look.residual[:, far], look.rate_leverage[:, far])[0]
+        gain[far] = fitted_gains(look.residual[:, far], look.rate_leverage[:, far])[0]
         if experience == 0:
             self._information, self._lumisections = information.astype(np.float32), len(train)
         known = self._information > 0
@@ -256,15 +251,6 @@ class Statistical(Incremental):
 
     def state_bytes(self) -> int:
         return self._reference_bytes() + self._information.nbytes
-
-
-def _gain(residual: np.ndarray, leverage: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Gain of each channel, its error (inf where nothing is known) and its information 1/error², from (n, channels)."""
-    information = (leverage**2).sum(axis=0)
-    known = information > 0
-    gain = np.divide((leverage * residual).sum(axis=0), information, out=np.zeros(len(information)), where=known)
-    error = np.divide(1.0, np.sqrt(information), out=np.full(len(information), np.inf), where=known)
-    return gain, error, information
 
 
 def _without(look: Look, gain: np.ndarray, far: np.ndarray) -> np.ndarray:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch
@@ -44,17 +43,11 @@ class DeepStrategy(Incremental):
     ) -> None:
         """name: the strategy's own. method: what it does about past runs; recipe: its network and training."""
         self.name = name
+        super().__init__(geometry, seed, memory_bytes=memory_bytes, recipe=recipe.to_json())
         self.recipe = recipe
         self.device = device
         self._seed = seed
         self._method = method(recipe, seed, memory_bytes)
-        self._belongs_to: dict[str, Any] = {
-            "strategy": self.name,
-            "depths": geometry.depths,
-            "seed": seed,
-            "memory_bytes": memory_bytes,
-            "recipe": recipe.to_json(),
-        }
         self._model: Network | None = None
         self._classes = 0
 

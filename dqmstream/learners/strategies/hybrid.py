@@ -12,14 +12,13 @@ fitted to what a fixed scorer leaves over is one stage of boosting: Friedman, An
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
-import torch
 from scipy.special import log_softmax
 
 from dqmstream.errors import StateError
 from dqmstream.learners.memory import ExemplarMemory
-from dqmstream.learners.recipe import Recipe
 from dqmstream.learners.stamp import prefixed, within
 from dqmstream.learners.statistical import Statistical
 from dqmstream.learners.strategies.deep import DeepStrategy
@@ -43,21 +42,13 @@ class Hybrid(DeepStrategy):
         *,
         geometry: Geometry,
         seed: int,
-        recipe: Recipe,
         memory_bytes: int,
-        device: torch.device,
+        **network: Any,
     ) -> None:
-        """memory_bytes: of statistics and exemplars together. All else as in `DeepStrategy`."""
+        """memory_bytes: of statistics and exemplars together. network: recipe and device; all else as in `DeepStrategy`."""
         statistics, self._held_bytes = int(SHARE_STATISTICS * memory_bytes), int(SHARE_HELD_OUT * memory_bytes)
-        super().__init__(
-            name,
-            method,
-            geometry=geometry,
-            seed=seed,
-            recipe=recipe,
-            memory_bytes=memory_bytes - statistics - self._held_bytes,
-            device=device,
-        )
+        exemplars = memory_bytes - statistics - self._held_bytes
+        super().__init__(name, method, geometry=geometry, seed=seed, memory_bytes=exemplars, **network)
         self._belongs_to["memory_bytes"] = memory_bytes
         self.statistical = Statistical(geometry, seed, statistics)
         self.blend = 0.0
@@ -65,7 +56,7 @@ class Hybrid(DeepStrategy):
 
     def _learn(self, experience: int, train: Maps, validation: Maps, past: Past, watch: Watch | None) -> LearnLog:
         live = self.reference.live
-        closed = self.statistical.learn_inside(experience, train, self.reference)
+        closed = self.statistical.learn_inside(self.reference, experience, train, validation, past)
         self.blend = 1.0  # of the network in training, for who watches it
         log = super()._learn(experience, train, validation, past, watch)
         held = validation.counts[:, live]
