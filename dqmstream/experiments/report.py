@@ -304,7 +304,9 @@ def _kilobytes(value: int | None) -> str:
 
 
 def _gigaflops(value: float | None) -> str:
-    return "–" if value is None else f"{value / 1e9:.3g}"
+    if value is None:
+        return "–"
+    return f"{value / 1e9:.3g}" if value < 1e12 else f"{value / 1e9:.0f}"
 
 
 def _template() -> Any:
