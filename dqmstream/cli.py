@@ -24,8 +24,10 @@ from dqmstream.cli_options import (
     LetterTopic,
     Memory,
     Name,
+    Recipe,
     Samples,
     Seed,
+    Set,
     Source,
     State,
     Strategy,
@@ -35,7 +37,7 @@ from dqmstream.cli_options import (
     Watch,
     show,
 )
-from dqmstream.config import Settings, load_settings
+from dqmstream.config import Settings, load_settings, recipe_flags
 from dqmstream.errors import EXIT_CODES, DqmstreamError, InputError, StateError
 
 app = typer.Typer(
@@ -177,6 +179,8 @@ def consume(
     source: Source = None,
     name: Name = None,
     strategy: Strategy = None,
+    recipe: Recipe = None,
+    set_: Set = None,
     seed: Seed = None,
     memory_bytes: Memory = None,
     idle_s: Idle = None,
@@ -192,7 +196,7 @@ def consume(
     settings = load_settings(
         bootstrap=bootstrap, topic=topic, archive=archive, state=state, group=group, instance=instance,
         dead_letter_topic=dead_letter_topic, accept_gap=accept_gap or None, dtype=dtype, depths=depths, source=source,
-        name=name, strategy=strategy, seed=seed, memory_bytes=memory_bytes, idle_s=idle_s,
+        name=name, strategy=strategy, recipe=recipe_flags(recipe, set_), seed=seed, memory_bytes=memory_bytes, idle_s=idle_s,
         evaluation_samples=evaluation_samples, watch_samples=watch_samples, threads=threads, device=device,
     )  # fmt: skip
     with console.bars() as progress:
@@ -214,6 +218,8 @@ def learn(
     follow: Annotated[bool, typer.Option("--follow", help="go on as runs become complete, until SIGTERM")] = False,
     name: Name = None,
     strategy: Strategy = None,
+    recipe: Recipe = None,
+    set_: Set = None,
     seed: Seed = None,
     memory_bytes: Memory = None,
     idle_s: Idle = None,
@@ -228,8 +234,9 @@ def learn(
     from dqmstream.commands import learn_archive
 
     settings = load_settings(
-        archive=archive, state=state, name=name, strategy=strategy, seed=seed, memory_bytes=memory_bytes, idle_s=idle_s,
-        evaluation_samples=evaluation_samples, watch_samples=watch_samples, threads=threads, device=device,
+        archive=archive, state=state, name=name, strategy=strategy, recipe=recipe_flags(recipe, set_), seed=seed,
+        memory_bytes=memory_bytes, idle_s=idle_s, evaluation_samples=evaluation_samples, watch_samples=watch_samples,
+        threads=threads, device=device,
     )  # fmt: skip
     result = learn_archive(settings, follow=follow, parent=parent)
     show(result, as_json, console.describe_results(result))
@@ -242,6 +249,8 @@ def replay(
     ledger: Annotated[Path | None, typer.Option(help="order and snapshots of another learner's ledger.jsonl")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on where the last replay stopped")] = False,
     strategy: Strategy = None,
+    recipe: Recipe = None,
+    set_: Set = None,
     seed: Seed = None,
     memory_bytes: Memory = None,
     evaluation_samples: Samples = None,
@@ -254,8 +263,9 @@ def replay(
     from dqmstream.commands import replay_archive
 
     settings = load_settings(
-        archive=archive, state=state, strategy=strategy, seed=seed, memory_bytes=memory_bytes,
-        evaluation_samples=evaluation_samples, watch_samples=watch_samples, threads=threads, device=device,
+        archive=archive, state=state, strategy=strategy, recipe=recipe_flags(recipe, set_), seed=seed,
+        memory_bytes=memory_bytes, evaluation_samples=evaluation_samples, watch_samples=watch_samples,
+        threads=threads, device=device,
     )  # fmt: skip
     with console.bars() as progress:
         kept = console.bar_callback(progress, f"replay {settings.strategy}")

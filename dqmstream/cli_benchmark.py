@@ -11,6 +11,7 @@ import typer
 
 from dqmstream import cli_options as options
 from dqmstream import console
+from dqmstream.config import recipe_flags
 from dqmstream.errors import InputError, StateError
 
 app = typer.Typer()
@@ -37,6 +38,8 @@ def benchmark(
     split: Annotated[
         str, typer.Option(help="blocks, or for comparison random or folds: see the warning that it prints")
     ] = "blocks",
+    recipe: options.Recipe = None,
+    set_: options.Set = None,
     memory_bytes: options.Memory = None,
     evaluation_samples: options.Samples = None,
     workers: Annotated[int | None, typer.Option(min=1, help="processes of one thread each (default: the processors)")] = None,
@@ -55,6 +58,7 @@ def benchmark(
         "streams": tuple(streams or ()),
         "strategies": tuple(strategies or ()),
         "seeds": tuple(seeds or ()),
+        "recipe": recipe_flags(recipe, set_),
         "memory_bytes": memory_bytes,
         "evaluation_samples": evaluation_samples,
     }

@@ -13,7 +13,7 @@ from dqmstream.config import Settings
 from dqmstream.errors import ArchiveError, InputError
 from dqmstream.learners.history import newest_average, read_history, results
 from dqmstream.learners.ledger import read_ledger
-from dqmstream.learners.registry import resolve
+from dqmstream.learners.registry import recipe_of, resolve
 from dqmstream.learners.state import check_identity, is_running, read_json, read_status
 from dqmstream.lumisection import LUMISECTION_S, Geometry
 from dqmstream.service import Consumed, consume, die_with_parent, stop_on_signals
@@ -142,7 +142,7 @@ def consumed_result(archive: Archive, settings: Settings, done: Consumed, learn:
 def learn_archive(settings: Settings, *, follow: bool, parent: int | None) -> dict[str, Any]:
     """The learner alone. parent: process id of the service; when that process is gone the learner ends."""
     archive = Archive.open(settings.need("archive"))
-    resolve(settings.strategy)
+    recipe_of(settings.strategy, settings.recipe)
     from dqmstream.learners.learner import Learner
 
     if parent is not None:
@@ -162,7 +162,7 @@ def replay_archive(
 ) -> dict[str, Any]:
     """The learner over archived runs."""
     archive = Archive.open(settings.need("archive"))
-    resolve(settings.strategy)
+    recipe_of(settings.strategy, settings.recipe)
     from dqmstream.experiments.replay import replay
 
     return replay(archive, settings.state_path, learner_settings(settings), ledger=ledger, resume=resume, progress=progress)
@@ -172,7 +172,7 @@ def learner_settings(settings: Settings) -> LearnerSettings:
     """The settings that concern the learner."""
     from dqmstream.learners.learner import LearnerSettings
 
-    names = ("strategy", "seed", "memory_bytes", "idle_s", "evaluation_samples", "watch_samples", "threads", "device")
+    names = ("strategy", "recipe", "seed", "memory_bytes", "idle_s", "evaluation_samples", "watch_samples", "threads", "device")
     return LearnerSettings(**{name: getattr(settings, name) for name in names})
 
 

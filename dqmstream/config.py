@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from dqmstream.errors import InputError
 
@@ -41,6 +43,7 @@ class Settings(BaseSettings):
 
     name: str = Field("live", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="the learner's folder in the state")
     strategy: str = "default"
+    recipe: dict[str, Any] = Field({}, description="changes to the strategy's recipe, entry by entry: `learners.recipe`")
     seed: int = Field(0, ge=0)
     memory_bytes: int = Field(1_000_000, ge=0)
     idle_s: float = Field(300.0, gt=0, description="a run without a stop is complete after so long without news")
@@ -83,18 +86,44 @@ class _TomlSource(PydanticBaseSettingsSource):
 
     def __call__(self) -> dict[str, Any]:
         path = os.environ.get("DQMSTREAM_CONFIG")
-        if not path:
-            return {}
+        return _read_table(Path(path)) if path else {}
+
+
+def _read_table(path: Path) -> dict[str, Any]:
+    """A TOML file, or a JSON one where its name ends so. Raises InputError where it cannot be read as that."""
+    kind, parse = ("JSON", json.loads) if path.suffix == ".json" else ("TOML", tomllib.loads)
+    try:
+        found = parse(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as {kind}: {error}") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path} holds no table of names and values")
+    return found
+
+
+def recipe_flags(path: Path | None, assignments: Sequence[str] | None) -> dict[str, Any] | None:
+    """Changes to a recipe from a file and from `name=value`, of which the latter win; None where there are none.
+
+    A value is read as JSON (`32`, `0.5`, `true`, `[8, 9]`), and is text where it is none.
+    """
+    changes = _read_table(path) if path else {}
+    for assignment in assignments or ():
+        name, equals, value = assignment.partition("=")
+        if not equals or not name.strip():
+            raise InputError(f"--set {assignment}: give name=value, as in --set steps=32")
         try:
-            return tomllib.loads(Path(path).read_text())
-        except (OSError, tomllib.TOMLDecodeError) as error:
-            raise InputError(f"{path} cannot be read as TOML: {error}") from error
+            changes[name.strip()] = json.loads(value)
+        except ValueError:
+            changes[name.strip()] = value.strip()
+    return changes or None
 
 
 def load_settings(**flags: Any) -> Settings:
     """Settings from flags (None: not given), environment and TOML file. Raises InputError, in one line, for a bad one."""
     try:
         return Settings(**{name: value for name, value in flags.items() if value is not None})
+    except SettingsError as error:
+        raise InputError(f"a setting in the environment is no JSON: {error}") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

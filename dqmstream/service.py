@@ -7,6 +7,7 @@ a bound, and what it has not learnt yet waits in the archive.
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import queue
 import signal
@@ -134,9 +135,10 @@ def _learn_command(archive: Archive, state: Path, settings: Settings, idle_s: fl
         "device": settings.device,
         "parent": os.getpid(),
     }
+    recipe = (f"--set={name}={json.dumps(value)}" for name, value in settings.recipe.items())
     return [
         sys.executable, "-m", "dqmstream", "learn", "--follow",
-        *(word for name, value in flags.items() for word in (f"--{name}", str(value))),
+        *(word for name, value in flags.items() for word in (f"--{name}", str(value))), *recipe,
     ]  # fmt: skip
 
 

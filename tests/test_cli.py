@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +14,11 @@ import pytest
 
 from dqmstream import __version__
 from dqmstream.commands import learner_settings
-from dqmstream.config import load_settings
+from dqmstream.config import load_settings, recipe_flags
 from dqmstream.errors import InputError, StateError
 from dqmstream.learners.learner import LearnerSettings, identity
+from dqmstream.learners.recipe import Recipe
+from dqmstream.learners.registry import recipe_changes, recipe_of
 from dqmstream.learners.state import check_identity
 from dqmstream.service import _learn_command
 from tests import commandline
@@ -136,6 +140,62 @@ def test_training_is_watched_where_a_flag_asks_for_it_and_that_is_part_of_what_a
     del stored["watch_samples"]
     (folder / "state.json").write_text(json.dumps(stored))
     check_identity(folder, unwatched)  # an older version never watched, and said nothing of it
+
+
+def test_a_recipe_comes_from_a_file_and_from_what_is_set_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own.toml").write_text("steps = 5\nnoise = 0.5\n")
+    (tmp_path / "own.json").write_text('{"patch": [8, 12]}')
+    assert recipe_flags(None, None) is None
+    assert recipe_flags(tmp_path / "own.json", ["model=cnn"]) == {"patch": [8, 12], "model": "cnn"}
+    given = recipe_flags(tmp_path / "own.toml", ["steps=7", "linear_skip=false"])
+    (tmp_path / "dqm.toml").write_text("[recipe]\nsteps = 9\ndim = 32\n")
+    monkeypatch.setenv("DQMSTREAM_CONFIG", str(tmp_path / "dqm.toml"))
+    settings = load_settings(recipe=given)
+    own = {"dim": 32, "steps": 7, "noise": 0.5, "linear_skip": False}
+    assert settings.recipe == own
+    recipe = recipe_of("replay", settings.recipe)
+    assert recipe == replace(Recipe(), **own)
+    assert recipe_changes("replay", {**own, "batch": Recipe().batch}) == own
+    assert recipe_of("gain_map", settings.recipe) is None and recipe_changes("gain_map", own) == {}
+    monkeypatch.setenv("DQMSTREAM_RECIPE", "steps=3")
+    with pytest.raises(InputError, match="no JSON"):
+        load_settings()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--set", "stepps=3"], "a recipe has no stepps; it has model"),
+        (["--set", "steps=many"], "recipe, steps: .*integer.*'many'"),
+        (["--set", "noise=NaN"], "recipe, noise"),
+        (["--set", "steps"], "give name=value"),
+        (["--set", "top_k=9"], "top_k 9"),
+        (["--recipe", "nowhere.toml"], "nowhere.toml cannot be read as TOML"),
+    ],
+)
+def test_a_recipe_of_no_use_is_refused_before_anything_is_written(words: list[str], says: str, tmp_path: Path) -> None:
+    path = write_run(tmp_path / "data", 3, counts(3, 2))
+    commandline.result("import", path, "--archive", tmp_path / "A")
+    for command in (("replay", "--strategy", "gain_map"), ("learn", "--strategy", "replay")):
+        told_of = told(commandline.dqmstream(*command, "--archive", tmp_path / "A", *words), 3)
+        assert re.search(says, told_of), told_of
+    assert not (tmp_path / "A.state").exists()
+
+
+def test_a_learner_of_another_recipe_is_another_learner_and_consume_hands_it_on(tmp_path: Path) -> None:
+    archive = simulated_archive(tmp_path, "small", seed=1, runs=2, lumisections=200)
+    tiny = ["--set", "dim=16", "--set", "heads=2", "--set", "steps=2", "--set", "depth=1", "--set", "patch=[32, 36]"]
+    replayed = result("replay", "--archive", archive.path, *tiny)
+    assert len(replayed["accuracy_matrix"]) == 2  # type: ignore[arg-type]
+    recipe = recipe_flags(None, tiny[1::2])
+    assert recipe is not None
+    folder = Path(f"{archive.path}.state") / "replay-replay-0"
+    check_identity(folder, identity(archive, LearnerSettings("replay", recipe)))
+    with pytest.raises(StateError, match=r"recipe \{.*\}, not \{\}"):
+        check_identity(folder, identity(archive, LearnerSettings("replay")))
+    command = _learn_command(archive, tmp_path / "state", load_settings(recipe=recipe), 1.0)
+    handed = [word.removeprefix("--set=") for word in command if word.startswith("--set=")]
+    assert recipe_flags(None, handed) == recipe
 
 
 def test_a_command_ends_with_its_own_code_whatever_threads_of_libraries_still_do() -> None:

@@ -6,10 +6,11 @@ recorded, and does not stop the others.
 
 from __future__ import annotations
 
+import json
 import multiprocessing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,17 @@ from dqmstream.errors import InputError
 from dqmstream.experiments.bounds import BOUNDS, IDEAL_PROFILED
 from dqmstream.experiments.cells import Cell, compute_and_save, load_cell
 from dqmstream.experiments.streams import named_stream, seed_use
-from dqmstream.learners.registry import BASELINES, BUDGETED, GRADIENT, MEMORY_BYTES, STREAMING, resolve
+from dqmstream.learners.registry import (
+    BASELINES,
+    BUDGETED,
+    DEFAULT,
+    GRADIENT,
+    MEMORY_BYTES,
+    STREAMING,
+    recipe_changes,
+    recipe_of,
+    resolve,
+)
 from dqmstream.learners.splits import Split
 
 FOLDS = Split().folds
@@ -29,7 +40,7 @@ class Spec:
 
     orders: how many orders of each stream, the first as drawn. runs, lumisections: of each stream. memory_bytes: kept of
     past runs, in all. evaluation_samples: test lumisections scored at an evaluation, in all. split: of `learners.splits`;
-    with "folds" every cell comes once a fold.
+    with "folds" every cell comes once a fold. recipe: changes to the recipes of the strategies that have one.
     """
 
     streams: tuple[str, ...] = ("null", "moderate", "small", "structured")
@@ -41,6 +52,7 @@ class Spec:
     memory_bytes: int = MEMORY_BYTES
     evaluation_samples: int = 6000
     split: str = "blocks"
+    recipe: Mapping[str, Any] = field(default_factory=dict)
 
     def checked(self) -> Spec:
         """The same, with names resolved. Raises InputError for what does not exist or makes no sense, before anything runs."""
@@ -55,6 +67,7 @@ class Spec:
         ):
             if value < least:
                 raise InputError(f"a benchmark needs {least} {what} at least, not {value}")
+        recipe_of(DEFAULT, self.recipe)
         strategies = tuple(name if name in BOUNDS else resolve(name) for name in self.strategies)
         return replace(self, strategies=tuple(dict.fromkeys(strategies)))
 
@@ -64,6 +77,7 @@ class Spec:
             Cell(
                 stream, seed, order, strategy,
                 self.runs, self.lumisections, self.memory_bytes, self.evaluation_samples, self.split, fold,
+                self._recipe_changes(strategy),
             )
             for strategy in sorted(self.strategies, key=_slowest_first)
             for stream in self.streams
@@ -71,6 +85,10 @@ class Spec:
             for order in range(self.orders)
             for fold in range(FOLDS if self.split == "folds" else 1)
         ]  # fmt: skip
+
+    def _recipe_changes(self, strategy: str) -> str:
+        changes = {} if strategy in BOUNDS else recipe_changes(strategy, self.recipe)
+        return json.dumps(changes, sort_keys=True) if changes else ""
 
 
 def _slowest_first(strategy: str) -> int:

@@ -7,6 +7,7 @@ the simulator as they would come from it. A bound's cell holds the same kind of 
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import os
 import subprocess
@@ -29,7 +30,7 @@ from dqmstream.learners.evaluation import Evaluator, Scores, evaluate_row
 from dqmstream.learners.history import Line
 from dqmstream.learners.judge import learn_and_judge
 from dqmstream.learners.learner import set_threads
-from dqmstream.learners.registry import GRADIENT, make_strategy
+from dqmstream.learners.registry import GRADIENT, make_strategy, recipe_of
 from dqmstream.learners.splits import Split
 from dqmstream.learners.strategy import Maps, RunData
 from dqmstream.lumisection import Geometry
@@ -41,7 +42,8 @@ class Cell:
     """What a cell is; its figures depend on this, on the versions of the code and on nothing else.
 
     order: 0 for the runs as they were drawn, o for a permutation of its own; the first is the reference. split, fold: of
-    `learners.splits.Split`. The strategy's own seed is that of the stream.
+    `learners.splits.Split`. The strategy's own seed is that of the stream. recipe: changes to the strategy's own, as
+    JSON with sorted names, "" for none.
     """
 
     stream: str
@@ -54,11 +56,13 @@ class Cell:
     evaluation_samples: int
     split: str = "blocks"
     fold: int = 0
+    recipe: str = ""
 
     @property
     def name(self) -> str:
         kind = "" if self.split == "blocks" else f"-{self.split}{self.fold}"
-        return f"{self.stream}-{self.seed}-{self.order}{kind}-{self.strategy}"
+        changed = f"-{hashlib.sha256(self.recipe.encode()).hexdigest()[:8]}" if self.recipe else ""
+        return f"{self.stream}-{self.seed}-{self.order}{kind}-{self.strategy}{changed}"
 
 
 def run_cell(cell: Cell) -> dict[str, Any]:
@@ -98,7 +102,14 @@ def learnt_lines(cell: Cell, simulated: Sequence[SimulatedRun], split: Split) ->
     """Learn the runs one after another and judge the strategy after each: the lines, and what the last evaluation said."""
     if cell.strategy in GRADIENT:
         set_threads(1)
-    strategy = make_strategy(cell.strategy, geometry=Geometry(1), seed=cell.seed, memory_bytes=cell.memory_bytes, device="cpu")
+    strategy = make_strategy(
+        cell.strategy,
+        geometry=Geometry(1),
+        seed=cell.seed,
+        recipe=recipe_of(cell.strategy, json.loads(cell.recipe)) if cell.recipe else None,
+        memory_bytes=cell.memory_bytes,
+        device="cpu",
+    )
     evaluator = Evaluator(cell.evaluation_samples)
     lines, scores = [], None
     for number, run in enumerate(simulated):

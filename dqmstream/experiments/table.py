@@ -181,7 +181,9 @@ def _number(value: float | None) -> str:
 def title(table: Mapping[str, Any], result: Mapping[str, Any]) -> str:
     """What stands above a stream's table."""
     seeds = ", ".join(str(seed) for seed in result["seeds"])
-    return f"{table['stream']}: {table['runs']} runs, seeds {seeds} ({result['use']}), guessing {_number(1 / table['runs'])}"
+    changed = "".join(f", {name} {value}" for name, value in result["spec"]["recipe"].items())
+    guessing = _number(1 / table["runs"])
+    return f"{table['stream']}: {table['runs']} runs, seeds {seeds} ({result['use']}){changed}, guessing {guessing}"
 
 
 NOTE = (

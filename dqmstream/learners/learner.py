@@ -11,8 +11,8 @@ from __future__ import annotations
 import io
 import os
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from dqmstream.learners.evaluation import Evaluator, Scores
 from dqmstream.learners.history import History, Line, newest_average, results
 from dqmstream.learners.judge import Clock, learn_and_judge
 from dqmstream.learners.ledger import Experience, Ledger, describe, read_experience
-from dqmstream.learners.registry import GRADIENT, STREAMING, make_strategy, resolve
+from dqmstream.learners.registry import GRADIENT, STREAMING, make_strategy, recipe_changes, recipe_of, resolve
 from dqmstream.learners.stamp import prefixed, within
 from dqmstream.learners.state import Identity, StateFolder
 from dqmstream.learners.strategy import RunData, Strategy
@@ -42,8 +42,9 @@ log = structlog.get_logger("dqmstream.learner")
 class LearnerSettings:
     """How a learner learns.
 
-    strategy: a name of the registry. memory_bytes: budget for what is kept of past runs, in all. idle_s: a run without a
-    stop is complete when nothing of it came for so long. evaluation_samples: test lumisections scored at an evaluation, in all.
+    strategy: a name of the registry. recipe: changes to its recipe, if it has one. memory_bytes: budget for what is kept of
+    past runs, in all. idle_s: a run without a stop is complete when nothing of it came for so long. evaluation_samples: test
+    lumisections scored at an evaluation, in all.
     watch_samples: lumisections scored in the course of each training, 0 for none (`learners.watch`); changes nothing learnt,
     and raises InputError where it does not suffice for one run.
     threads: of the CPU; one by default, since a second made a step of the small default model 1.4 times as fast on idle
@@ -51,6 +52,7 @@ class LearnerSettings:
     """
 
     strategy: str = "default"
+    recipe: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     memory_bytes: int = 1_000_000
     idle_s: float = 300.0
@@ -81,6 +83,7 @@ class Learner:
             self.name,
             geometry=archive.geometry,
             seed=settings.seed,
+            recipe=recipe_of(self.name, settings.recipe),
             memory_bytes=settings.memory_bytes,
             device=settings.device,
         )
@@ -287,6 +290,7 @@ def identity(archive: Archive, settings: LearnerSettings) -> Identity:
         evaluation_samples=settings.evaluation_samples,
         watch_samples=settings.watch_samples,
         archive_id=archive.archive_id,
+        recipe=recipe_changes(settings.strategy, settings.recipe),
     )
 
 

@@ -5,8 +5,11 @@ It imports no torch, so that a command line can show or change a recipe at no co
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from dqmstream.errors import InputError
 from dqmstream.lumisection import N_IETA, N_IPHI
@@ -32,6 +35,8 @@ class Recipe:
     aux_weight, z_weight of the router's two losses. Of a cnn: cnn_widths, features of each convolution. Of elastic weight
     consolidation: ewc_strength, ewc_decay, fisher_samples.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(allow_inf_nan=False)
 
     model: str = "moe_vit"
     patch: tuple[int, int] = (8, 9)
@@ -73,13 +78,26 @@ class Recipe:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Recipe:
-        """What `to_json` gave; entries left out keep their default. Raises InputError for an unknown entry."""
+    def from_json(cls, values: Mapping[str, Any]) -> Recipe:
+        """What `to_json` gave; entries left out keep their default. InputError for an unknown entry or a value of no use."""
         unknown = sorted(values.keys() - {field.name for field in fields(cls)})
         if unknown:
-            raise InputError(f"a recipe has no {', '.join(unknown)}")
-        made: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-        return cls(**made)
+            raise InputError(f"a recipe has no {', '.join(unknown)}; it has {', '.join(field.name for field in fields(cls))}")
+        try:
+            return TypeAdapter(cls).validate_python(dict(values))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise InputError(f"recipe, {where}: {first['msg']} (got {first['input']!r})") from error
+
+    def changed(self, changes: Mapping[str, Any]) -> Recipe:
+        """The same with other values for some entries, as JSON or TOML has them. Raises InputError as `from_json` does."""
+        return self.from_json(self.to_json() | dict(changes))
+
+    def changes_from(self, other: Recipe) -> dict[str, Any]:
+        """What `other.changed` needs to become this one."""
+        before = other.to_json()
+        return {name: value for name, value in self.to_json().items() if value != before[name]}
 
 
 CNN = Recipe(model="cnn", linear_skip=False)

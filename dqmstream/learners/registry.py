@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Any
@@ -65,6 +66,22 @@ def resolve(name: str) -> str:
     if own not in NAMES:
         raise InputError(f"there is no strategy {name!r}; choose one of default, {', '.join(NAMES)}")
     return own
+
+
+def recipe_of(name: str, changes: Mapping[str, Any]) -> Recipe | None:
+    """The strategy's own recipe with changes to it; None for a strategy that has no recipe, which no change concerns.
+
+    Raises InputError for an unknown strategy, and for an unknown or useless entry whatever the strategy.
+    """
+    own = resolve(name)
+    recipe = (GRADIENT[own].recipe if own in GRADIENT else Recipe()).changed(changes)
+    return recipe if own in GRADIENT else None
+
+
+def recipe_changes(name: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the changes that make the strategy another one than its own recipe does. Raises InputError as `recipe_of`."""
+    recipe = recipe_of(name, changes)
+    return {} if recipe is None else recipe.changes_from(GRADIENT[resolve(name)].recipe)
 
 
 def make_strategy(

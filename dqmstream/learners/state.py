@@ -14,7 +14,7 @@ import json
 import os
 import time
 import uuid
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ class Identity:
     evaluation_samples: int
     archive_id: str
     watch_samples: int = 0
+    recipe: dict[str, Any] = field(default_factory=dict)
 
 
 class StateFolder:
@@ -118,9 +119,10 @@ def check_identity(folder: Path, identity: Identity) -> None:
     if not path.exists():
         return
     stored = read_json(path)
-    for field in fields(identity):
-        name, value = field.name, getattr(identity, field.name)
-        before = stored.get(name, None if field.default is MISSING else field.default)
+    for entry in fields(identity):
+        name, value = entry.name, getattr(identity, entry.name)
+        unsaid = entry.default_factory() if entry.default_factory is not MISSING else entry.default
+        before = stored.get(name, None if unsaid is MISSING else unsaid)
         if before != value:
             raise StateError(
                 f"{folder} belongs to a learner with {name} {before}, not {value}: "

@@ -110,6 +110,20 @@ def test_a_cell_of_other_numbers_is_not_taken_for_this_one(tmp_path: Path) -> No
     assert load_cell(tmp_path, replace(CELL, memory_bytes=5)) is None
 
 
+def test_changes_to_a_recipe_are_part_of_the_cells_that_have_one_and_stand_above_the_table(tmp_path: Path) -> None:
+    changes = {"steps": 3, "dim": 16, "heads": 2, "depth": 1, "patch": [32, 36]}
+    spec = replace(SMALL, streams=("small",), strategies=("ideal", "gain_map", "replay"), runs=2, recipe=changes)
+    cells = {cell.strategy: cell for cell in spec.checked().cells()}
+    assert cells["ideal"].recipe == cells["gain_map"].recipe == ""
+    assert json.loads(cells["replay"].recipe) == changes
+    done = {name: compute_and_save(tmp_path, cell) for name, cell in cells.items()}
+    assert done["replay"]["lines"][-1]["samples"] == 3 * 64
+    assert load_cell(tmp_path, cells["replay"]) is not None
+    assert load_cell(tmp_path, replace(cells["replay"], recipe="")) is None
+    assert "steps 3, dim 16" in markdown(summarise(spec, list(done.values())))
+    assert [cell.recipe for cell in replace(spec, strategies=("replay",), recipe={"steps": 100}).cells()] == [""]
+
+
 def test_orders_are_permutations_of_the_same_runs() -> None:
     runs = list(stream("null", seed=1, runs=6, lumisections=2))
     assert ordered(runs, 1, 0) == runs
@@ -153,6 +167,7 @@ def test_over_folds_every_lumisection_is_judged_and_the_runs_count_once() -> Non
         ({"strategies": ("magic",)}, "no strategy"),
         ({"split": "hope"}, "no split"),
         ({"runs": 1}, "needs 2 runs"),
+        ({"recipe": {"speed": 3}}, "has no speed"),
         ({"lumisections": 50}, "needs 180 lumisections"),
     ],
 )
