@@ -40,7 +40,7 @@ class _Streaming(Incremental):
         for name, row in zip(self.arrays, self._summarise(train), strict=True):
             known = self._rows.get(name)
             self._rows[name] = row[None] if known is None else np.concatenate([known, row[None]])
-        flops = self.reference.response_flops(len(train)) + self.channel_flops * len(train) * self.reference.spread.size
+        flops = self.reference.response_flops(len(train)) + self.channel_flops * len(train) * self.reference.channels
         return LearnLog(samples=len(train), flops=flops)
 
     @abstractmethod
@@ -148,13 +148,13 @@ class GainMap(_Streaming):
 
     def _summarise(self, train: Maps) -> tuple[np.ndarray, ...]:
         counts = train.counts[:, self.reference.live]
-        expected, deviation = self.reference.response(counts)
+        expected, deviation, _ = self.reference.response(counts)
         gain, error, _ = fitted_gains((counts - expected) / deviation, expected / deviation)
         return gain.astype(np.float32), error.astype(np.float32)
 
     def scores(self, maps: Maps) -> np.ndarray:
         counts = maps.counts[:, self.reference.live]
-        expected, deviation = self.reference.response(counts)
+        expected, deviation, _ = self.reference.response(counts)
         residuals, leverage = (counts - expected) / deviation, expected / deviation
         scores = np.empty((len(maps), self.classes))
         for k, gain in enumerate(self.gains):

@@ -2,14 +2,7 @@
 
 Luminosity moves all channels together, and must not be mistaken for a change of the detector. Two numbers of the same map
 stand for it: a, from the rings |ieta| 19-23, which rise with pileup, and b, from the rings |ieta| 26-28, which are nearly
-full and follow the number of events. The expected count of a channel is
-
-    e = b (w0 + w1 z + w2 z²),    z = a/b, standardised on the reference run,
-
-fitted by weighted least squares on the reference run's train part. That is the quadratic in (a, b) whose terms all grow
-with the number of events, as counts do (a, b, a²/b): a lumisection cut short to a tenth needs no extrapolation, and the
-spread of a count grows like sqrt(b). On eight runs that drift by 0.4 % a channel the gain map's accuracy rose from .73 with
-the full quadratic (1, a, b, a², ab, b²) and a constant spread to .84.
+full and follow the number of events. What a channel should count by them is `learners.response`.
 """
 
 from __future__ import annotations
@@ -19,6 +12,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from dqmstream.errors import InputError, StateError
+from dqmstream.learners.response import KINDS, Expected, Response, fit
+from dqmstream.learners.stamp import prefixed, within
 from dqmstream.learners.strategy import Maps
 from dqmstream.lumisection import IETA, IPHI, readout_box
 
@@ -27,34 +22,23 @@ CLIP = 10.0
 
 A_RINGS, B_RINGS = (19, 23), (26, 28)
 
-_STEADY = 5e-3
-"""A ratio a/b that moves by less than this in the reference run is noise, and teaches no slope."""
-
-_RELATIVE_FLOOR = 1e-3
-"""A response is never known better than to a per mille: a smaller spread is rounding, or too few lumisections."""
-
 _CHUNK = 4096
-_ARRAYS = ("live", "profile", "ratio", "weights", "spread")
 
 
 class Reference:
     """Expected counts and spread of the live channels.
 
-    live: bool, shape (depth, 64, 72), the cells that counted anything in the reference run; all else is left out.
+    live: bool, shape (depth, 64, 72), the cells that counted anything in the reference run; all else is left out. ring: a
+    number 0, 1, ... for each pair of depth and |ieta|, (live,).
     """
 
-    def __init__(
-        self, live: np.ndarray, profile: np.ndarray, ratio: np.ndarray, weights: np.ndarray, spread: np.ndarray
-    ) -> None:
-        """profile: mean counts, (live,). ratio: mean, deviation, lowest and highest a/b of the reference run, (4,).
-
-        weights: (3, live). spread: deviation of a count at b = 1, (live,).
-        """
+    def __init__(self, live: np.ndarray, profile: np.ndarray, response: Response | None = None) -> None:
+        """profile: mean counts, (live,). response: of the live channels; None in the course of a fit."""
         self.live = live
-        self.spread = spread
-        self.profile = profile
-        self._ratio = ratio
-        self._weights = weights
+        self._profile = profile
+        self._response = response
+        depth, row, _ = np.nonzero(live)
+        self.ring = np.unique(100 * depth + np.abs(IETA)[row], return_inverse=True)[1]
         self._boxes = tuple(_by_box(live, cells, profile) for cells in _condition_cells(live, profile))
 
     @classmethod
@@ -65,21 +49,27 @@ class Reference:
             raise InputError("the reference run holds no counts to learn from; start with a run that was read out")
         counts = maps.counts[:, live].astype(np.float64)
         profile = counts.mean(axis=0)
-        unfitted = cls(live, profile, np.zeros(4), np.zeros((3, profile.size)), np.ones(profile.size))
-        conditions = unfitted._conditions(counts)
-        lit = conditions[:, 1] > 0
-        counts, conditions = counts[lit], conditions[lit]
+        unfitted = cls(live, profile)
+        lit = unfitted._conditions(counts)[:, 1] > 0
         if not lit.any():
             raise InputError("the reference run is dark in most readout boxes; start with a run that was read out")
-        ratio = conditions[:, 0] / conditions[:, 1]
-        moves = ratio.std() > _STEADY * ratio.mean()
-        fitted = np.array([ratio.mean(), ratio.std() if moves else np.inf, ratio.min(), ratio.max()])
-        root_b = np.sqrt(conditions[:, 1:])
-        features, target = _features(conditions, fitted) / root_b, counts / root_b
-        weights, _, rank, _ = np.linalg.lstsq(features, target, rcond=1e-6)
-        left_over = target - features @ weights
-        spread = np.sqrt((left_over**2).sum(axis=0) / max(len(target) - int(rank), 1))
-        return cls(live, profile, fitted, weights, np.maximum(spread, _RELATIVE_FLOOR * profile))
+        return cls(live, profile, fit(counts[lit], unfitted._conditions, profile, unfitted.ring))
+
+    @property
+    def channels(self) -> int:
+        """Number of live channels."""
+        return len(self._profile)
+
+    @property
+    def kind(self) -> str:
+        """Which form of response the reference run follows: saturating or quadratic."""
+        return self._known.kind
+
+    @property
+    def _known(self) -> Response:
+        if self._response is None:
+            raise InputError("the reference has not been fitted")
+        return self._response
 
     def _conditions(self, counts: np.ndarray) -> np.ndarray:
         # A median over readout boxes: in a mean one dead box moved the residuals of all other channels by 5 deviations.
@@ -91,13 +81,16 @@ class Reference:
 
     def expected(self, counts: np.ndarray) -> np.ndarray:
         """Expected counts under the conditions that the maps themselves show: float64, shape (n, live)."""
-        return self.response(counts[:, self.live])[0]
+        return self.response(counts[:, self.live]).counts
 
-    def response(self, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Expected counts and their deviation, float64, both (n, live), from the counts of the live channels (n, live)."""
-        conditions = self._conditions(counts.astype(np.float64))
-        expected = np.maximum(_features(conditions, self._ratio) @ self._weights, 0.0)
-        return expected, self.spread * np.sqrt(np.maximum(conditions[:, 1:], _RELATIVE_FLOOR))
+    def response(self, counts: np.ndarray) -> Expected:
+        """What the live channels should count under the conditions that their counts (n, live) show: all (n, live)."""
+        return self._known.expected(self._conditions(counts.astype(np.float64)))
+
+    @property
+    def typical(self) -> Expected:
+        """The same under the mean conditions of the reference run, (1, live)."""
+        return self.response(self._profile[None])
 
     def residuals(self, counts: np.ndarray) -> np.ndarray:
         """(count - expected) / deviation, cut at ±10: float32, shape (n, live), from maps (n, depth, 64, 72)."""
@@ -108,27 +101,29 @@ class Reference:
         out = np.empty(counts.shape, dtype=np.float32)
         for start in range(0, len(counts), _CHUNK):
             part = counts[start : start + _CHUNK].astype(np.float64)
-            expected, deviation = self.response(part)
+            expected, deviation, _ = self.response(part)
             out[start : start + _CHUNK] = np.clip((part - expected) / deviation, -CLIP, CLIP)
         return out
 
     def response_flops(self, lumisections: int) -> float:
         """Floating-point operations of `response` and of the residual, for so many lumisections.
 
-        2 cells boxes for each of the two conditions (a product of matrices), and 10 a channel: 6 for the three terms of the
-        expectation, 2 for the deviation, 2 for the residual.
+        2 cells boxes for each of the two conditions (a product of matrices), and 12 a channel: 4 for its probability to fire
+        (a power counts as one), 6 for the expectation and the deviation, 2 for the residual.
         """
-        conditions = sum(2 * share.size for _, share in self._boxes)
-        return float(lumisections * (conditions + 10 * self.spread.size))
+        return float(lumisections * (self._condition_flops + 12 * self.channels))
 
     def fit_flops(self, lumisections: int) -> float:
-        """Floating-point operations of `fit` on so many lumisections, by least squares of three terms in each channel.
+        """Floating-point operations of `fit` on so many lumisections.
 
-        Conditions as above, and 16 a channel and lumisection: 6 for the right-hand side, 6 for the fitted values, 4 for what
-        is left over, its square and their sum.
+        Conditions as above, 16 a channel and lumisection for least squares of three terms, and in each of four rounds and at
+        the end 30 for the law, its slope and their products.
         """
-        conditions = sum(2 * share.size for _, share in self._boxes)
-        return float(lumisections * (conditions + 16 * self.spread.size))
+        return float(lumisections * (self._condition_flops + (16 + 5 * 30) * self.channels))
+
+    @property
+    def _condition_flops(self) -> int:
+        return sum(2 * share.size for _, share in self._boxes)
 
     def to_map(self, values: np.ndarray) -> np.ndarray:
         """Values of the live channels (n, live) put back on the map, zero elsewhere: shape (n, depth, 64, 72)."""
@@ -138,16 +133,16 @@ class Reference:
 
     def state(self) -> dict[str, np.ndarray]:
         """All of it, as named arrays."""
-        arrays = (self.live, self.profile, self._ratio, self._weights, self.spread)
-        return dict(zip(_ARRAYS, arrays, strict=True))
+        return {"live": self.live, "profile": self._profile} | prefixed("response", self._known.state())
 
     @classmethod
     def from_state(cls, state: Mapping[str, np.ndarray]) -> Reference:
         """Take back what `state` gave. Raises StateError if an array is missing."""
-        missing = [name for name in _ARRAYS if name not in state]
-        if missing:
-            raise StateError(f"the state's reference lacks {', '.join(missing)}; it is damaged or of another version")
-        return cls(*(np.array(state[name]) for name in _ARRAYS))
+        found = {name: np.array(array) for name, array in within(state, "response").items()}
+        kinds = [kind for kind in KINDS if set(kind.arrays) == found.keys()]
+        if not kinds or not {"live", "profile"} <= state.keys():
+            raise StateError("the state's reference lacks some of its arrays; it is damaged or of another version")
+        return cls(np.array(state["live"]), np.array(state["profile"]), kinds[0](**found))
 
 
 def fitted_gains(residual: np.ndarray, leverage: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -160,17 +155,6 @@ def fitted_gains(residual: np.ndarray, leverage: np.ndarray) -> tuple[np.ndarray
     gain = np.divide((leverage * residual).sum(axis=0), information, out=np.zeros(len(information)), where=known)
     error = np.divide(1.0, np.sqrt(information), out=np.full(len(information), np.inf), where=known)
     return gain, error, information
-
-
-def _features(conditions: np.ndarray, ratio: np.ndarray) -> np.ndarray:
-    """b, b z and b z² of conditions (n, 2): shape (n, 3). Beyond the reference run's own range z² goes on as its tangent."""
-    mean, deviation, low, high = ratio
-    a, b = conditions[:, 0], conditions[:, 1]
-    # Without light there is no ratio; b = 0 makes every term zero whatever z is.
-    share = np.divide(a, b, out=np.full_like(a, mean), where=b > 0)
-    z = (share - mean) / deviation
-    inside = (np.clip(share, low, high) - mean) / deviation
-    return np.stack([b, b * z, b * inside * (2 * z - inside)], axis=1)
 
 
 def _condition_cells(live: np.ndarray, profile: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -26,8 +26,9 @@ import numpy as np
 
 from dqmstream.errors import InputError, StateError
 from dqmstream.learners.incremental import Incremental
-from dqmstream.learners.modes import Look, Modes, medians
+from dqmstream.learners.modes import Look, Modes
 from dqmstream.learners.reference import CLIP, fitted_gains
+from dqmstream.learners.response import medians
 from dqmstream.learners.stamp import STAMP, check_stamp, stamp
 from dqmstream.learners.strategy import LearnLog, Maps, Past, Watch
 from dqmstream.lumisection import Geometry
@@ -141,7 +142,7 @@ class Statistical(Incremental):
         modes = self.modes
         scores = np.empty((len(counts), len(self._rows["scale"])))
         gains, variances = self._shrunk(), self._rows["sigmas"].astype(np.float64) ** 2
-        far = np.unpackbits(self._rows["far"], axis=1, count=gains.shape[1]).astype(bool)
+        far = self._far()
         for start in range(0, len(counts), _CHUNK):
             look = modes.look(counts[start : start + _CHUNK].astype(np.float64))
             for row in range(scores.shape[1]):
@@ -172,6 +173,34 @@ class Statistical(Incremental):
             for i, j in product:
                 product[i, j] = product[i, j] - weight * along[i] * along[j]
         return score + _free(projection, product)
+
+    def draw(self, experiences: np.ndarray, counts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """What runs that were learnt would have counted under the conditions of other lumisections.
+
+        experiences: the run of each draw, (n,). counts: of the live channels, (n, live), of any run; only their conditions are
+        used. Returns whole counts float32, (n, live): gains drawn to their mean, a common mode of each box, and the noise of a
+        count of events, which is all that a row knows of its run.
+        """
+        gains, far, drawn = self._shrunk(), self._far(), np.empty(counts.shape, dtype=np.float32)
+        for start in range(0, len(counts), _CHUNK):
+            chunk = slice(start, start + _CHUNK)
+            row = self._row_of_class[experiences[chunk]]
+            look = self.modes.look(counts[chunk].astype(np.float64))
+            lit = np.maximum(look.count_leverage, np.finfo(np.float64).tiny)
+            factor = 1 + gains[row] * np.where(far[row], look.rate_leverage / lit, 1.0)
+            mode = self._rows["sigmas"][row] * rng.standard_normal((len(row), len(self.modes.boxes)))
+            for box, cells in enumerate(self.modes.cells):
+                factor[:, cells] += mode[:, box, None] * self.modes.sensitivity[cells]
+            # N events that fire with probability p count N p, with variance N p (1 - p): where p changes both do.
+            factor = np.clip(factor, 0.0, 1 / look.fired)
+            share = np.sqrt(factor * (1 - look.fired * factor) / (1 - look.fired))
+            noise = share * rng.standard_normal(factor.shape)
+            drawn[chunk] = np.maximum(np.rint(look.deviation * (look.count_leverage * factor + noise)), 0)
+        return drawn
+
+    def _far(self) -> np.ndarray:
+        """Which gains of the rows are far off: bool, (rows, live)."""
+        return np.unpackbits(self._rows["far"], axis=1, count=len(self._information)).astype(bool)
 
     def _shrunk(self) -> np.ndarray:
         """Gains of the rows drawn towards their mean: float64, (rows, live)."""

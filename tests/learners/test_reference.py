@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from dqmstream.errors import InputError, StateError
+from dqmstream.experiments.cells import as_run_data
+from dqmstream.experiments.simulator import stream
 from dqmstream.learners.reference import CLIP, Reference
-from dqmstream.learners.splits import Part
-from dqmstream.learners.strategy import Maps
-from dqmstream.lumisection import he_depth1_mask, ieta_row
+from dqmstream.learners.response import Quadratic
+from dqmstream.learners.splits import Part, Split
+from dqmstream.learners.strategy import Maps, RunData
+from dqmstream.lumisection import IETA, he_depth1_mask, ieta_row
 from tests.learners.streams import draw_run, make_stream
 
 
@@ -112,5 +117,46 @@ def test_state_gives_the_same_bits_back() -> None:
     counts = draw_run(gain, np.random.default_rng(2), 50, 2).maps.counts
     again = Reference.from_state(reference.state())
     np.testing.assert_array_equal(again.residuals(counts), reference.residuals(counts))
-    with pytest.raises(StateError, match="spread"):
-        Reference.from_state({name: array for name, array in reference.state().items() if name != "spread"})
+    for lost in reference.state():
+        with pytest.raises(StateError, match="lacks some of its arrays"):
+            Reference.from_state({name: array for name, array in reference.state().items() if name != lost})
+
+
+def test_beyond_the_pileup_of_the_reference_run_residuals_stay_standard_normal() -> None:
+    runs = [as_run_data(run, Split()) for run in stream("null", seed=0, runs=4, lumisections=400)]
+    reference = Reference.fit(runs[0].part(Part.TRAIN))
+    assert reference.kind == "saturating"
+    ratios = np.divide(*reference.conditions(runs[0].part(Part.TRAIN).counts).T)
+    later = [run.part(Part.TEST).counts for run in runs]
+    beyond = np.concatenate([counts[np.divide(*reference.conditions(counts).T) < ratios.min()] for counts in later])
+    assert len(beyond) > 80
+    residuals = reference.residuals(beyond)
+    assert np.median((residuals**2).mean(axis=0)) == pytest.approx(1.0, abs=0.1)
+    assert residuals.mean(axis=0).std() < 0.25
+    assert np.median((_quadratic(runs[0]).residuals(beyond) ** 2).mean(axis=0)) > 2
+
+
+def _quadratic(run: RunData) -> Reference:
+    """The same without the law."""
+    fitted = Reference.fit(run.part(Part.TRAIN))
+    counts = run.part(Part.TRAIN).counts[:, fitted.live].astype(np.float64)
+    conditions = fitted.conditions(run.part(Part.TRAIN).counts)
+    profile = counts.mean(axis=0)
+    return Reference(fitted.live, profile, Quadratic.fit(counts, conditions, profile, fitted.ring)[0])
+
+
+@pytest.mark.parametrize("scale", [0.1, 7.5])
+def test_counts_that_were_scaled_do_not_scatter_as_events_do_and_are_fitted_all_the_same(scale: float) -> None:
+    stream = make_stream(2, drift=0.0, n=400)
+    first, second = (replace(run.part(Part.TRAIN), counts=run.part(Part.TRAIN).counts * np.float32(scale)) for run in stream)
+    residuals = Reference.fit(first).residuals(second.counts)
+    assert np.median((residuals**2).mean(axis=0)) == pytest.approx(1.0, abs=0.15)
+
+
+def test_where_most_channels_do_not_follow_the_law_the_response_is_a_quadratic() -> None:
+    run = make_stream(1, drift=0.0, n=400)[0].part(Part.TRAIN)
+    ratio = np.divide(*Reference.fit(run).conditions(run.counts).T)
+    bent = run.counts * ratio[:, None, None, None] ** -3
+    one_ring, every_other = (np.abs(IETA) == 25)[:, None], (IETA % 2 == 1)[:, None]
+    for bends, kind in ((one_ring, "saturating"), (every_other, "quadratic")):
+        assert Reference.fit(replace(run, counts=np.rint(np.where(bends, bent, run.counts)))).kind == kind
