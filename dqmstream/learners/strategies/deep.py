@@ -19,7 +19,7 @@ from dqmstream.learners.recipe import Recipe
 from dqmstream.learners.splits import Part
 from dqmstream.learners.stamp import STAMP, check_stamp, prefixed, stamp, within
 from dqmstream.learners.strategies.flops import step_flops
-from dqmstream.learners.strategies.method import Method
+from dqmstream.learners.strategies.method import Method, PastCounts
 from dqmstream.learners.strategies.template import Lesson, RunTemplate
 from dqmstream.learners.strategy import LearnLog, Maps, Past, Watch
 from dqmstream.lumisection import Geometry
@@ -65,18 +65,22 @@ class DeepStrategy(Incremental):
             self._model.grow(experience + 1)
             self._classes = experience + 1
             if experience > 0:
-                material = self._method.material(experience, counts, lambda i: past(i).part(Part.TRAIN).counts[:, live])
+                material = self._material(experience, counts, lambda i: past(i).part(Part.TRAIN).counts[:, live])
                 log = self._train(self._model, material, generator, watch)
             self._method.keep(experience, counts)
             log.notes |= self._method.notes()
         return log
+
+    def _material(self, experience: int, counts: np.ndarray, past: PastCounts) -> Mapping[int, np.ndarray]:
+        """Counts (n, live) to train on, by class, from those of the new run."""
+        return self._method.material(experience, counts, past)
 
     def _train(
         self, model: Network, material: Mapping[int, np.ndarray], generator: torch.Generator, watch: Watch | None
     ) -> LearnLog:
         residuals = {i: self.reference.residuals_of_live(counts) for i, counts in material.items()}
         steps = self._method.steps(model.classes)
-        lesson = Lesson(residuals, self.recipe, steps, self.device, generator, self._prior_of(material))
+        lesson = Lesson(residuals, self.recipe, steps, self.device, generator)
         template = RunTemplate(model=model, recipe=self.recipe, device=self.device, plugin=self._method, watch=watch)
         template.teach(lesson)
         log = LearnLog(torch.stack(template.losses).flatten().tolist(), lesson.steps * self.recipe.batch)
@@ -85,10 +89,6 @@ class DeepStrategy(Incremental):
         step = step_flops(model, self.recipe.batch, model.channels, self.device)
         log.flops = self.reference.response_flops(len(lesson)) + trained * step
         return log
-
-    def _prior_of(self, material: Mapping[int, np.ndarray]) -> Mapping[int, np.ndarray] | None:
-        """What is added to the network's logits in training, by class: float32 (n, classes), from counts (n, live)."""
-        return None
 
     def scores(self, maps: Maps) -> np.ndarray:
         return self.network_scores(maps.counts[:, self.reference.live])

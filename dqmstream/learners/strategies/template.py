@@ -39,19 +39,12 @@ class Lesson:
     """
 
     def __init__(
-        self,
-        residuals: Mapping[int, np.ndarray],
-        recipe: Recipe,
-        steps: int,
-        device: torch.device,
-        generator: torch.Generator,
-        prior: Mapping[int, np.ndarray] | None = None,
+        self, residuals: Mapping[int, np.ndarray], recipe: Recipe, steps: int, device: torch.device, generator: torch.Generator
     ) -> None:
-        """residuals: class -> float32 (n, live), n > 0. prior: class -> float32 (n, C), added to the model's logits."""
+        """residuals: class -> float32 (n, live), n > 0."""
         sizes = [len(rows) for rows in residuals.values()]
         self.residuals_ML = torch.from_numpy(np.concatenate(list(residuals.values()))).to(device)
         self.label_M = torch.from_numpy(np.repeat(list(residuals), sizes)).to(device)
-        self._prior_MC = None if prior is None else torch.from_numpy(np.concatenate([prior[i] for i in residuals])).to(device)
         self.steps = steps
         self.generator = generator
         self._size_C = torch.tensor(sizes)
@@ -62,7 +55,7 @@ class Lesson:
         return len(self.label_M)
 
     def batches(self) -> Iterator[list[Tensor]]:
-        """Residuals (B, L), labels (B,) and the prior's logits (B, C) where there is one, `steps` times."""
+        """Residuals (B, L) and labels (B,), `steps` times."""
         batch = self._recipe.batch
         for step in range(self.steps):
             # Going round the classes from where the last batch ended keeps shares equal where they do not divide the batch.
@@ -73,8 +66,7 @@ class Lesson:
             if self._recipe.noise:
                 noise_BL = torch.randn(residuals_BL.shape, generator=self.generator)
                 residuals_BL = residuals_BL + self._recipe.noise * noise_BL.to(residuals_BL.device)
-            batch_of = [residuals_BL, self.label_M[index_B]]
-            yield batch_of if self._prior_MC is None else [*batch_of, self._prior_MC[index_B]]
+            yield [residuals_BL, self.label_M[index_B]]
 
 
 class _NoEvaluation(SupervisedPlugin):
@@ -139,10 +131,6 @@ class RunTemplate(SupervisedTemplate):
 
         self._schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, rate)
         self.optimized_param_id: dict[str, Tensor] = {}  # Avalanche makes another optimizer while this is None
-
-    def forward(self) -> Tensor:
-        logits_BC: Tensor = self.model(self.mb_x)
-        return logits_BC + self.mbatch[2] if len(self.mbatch) > 2 else logits_BC
 
     def criterion(self) -> Tensor:
         return super().criterion() + self.model.auxiliary_loss()

@@ -1,0 +1,74 @@
+"""Statistical replay: no past lumisection is kept, all are redrawn from what the statistical memory knows of each run.
+
+    L = mean over classes c of CE(f(x), c),    x redrawn from the statistics of run c
+
+2 kB a run (`learners.statistical`) give as many lumisections as a training takes, each seen once, so none is learnt by heart.
+All are drawn under conditions of the new run, and the new run is redrawn as well: what sets drawn lumisections apart from real
+ones, and luminosity, are then the same in every class. Generative replay (Shin et al. 2017, arXiv:1705.08690) with a closed
+form in place of the generator, which therefore forgets nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from dqmstream.learners.stamp import prefixed, within
+from dqmstream.learners.statistical import Statistical
+from dqmstream.learners.strategies.deep import DeepStrategy
+from dqmstream.learners.strategies.method import Method, PastCounts
+from dqmstream.learners.strategy import LearnLog, Maps, Past, Watch
+from dqmstream.lumisection import Geometry
+
+_DRAWS = 1
+"""Sets the draws of a training apart from other uses of the strategy's seed."""
+
+
+class StatisticalReplay(DeepStrategy):
+    """A gradient strategy that is taught by the statistical memory it carries."""
+
+    def __init__(
+        self,
+        name: str,
+        method: type[Method],
+        *,
+        geometry: Geometry,
+        seed: int,
+        memory_bytes: int,
+        exemplar_bytes: int = 0,
+        **network: Any,
+    ) -> None:
+        """memory_bytes: of all that is kept, of which exemplar_bytes are the method's. network: as in `DeepStrategy`."""
+        super().__init__(name, method, geometry=geometry, seed=seed, memory_bytes=exemplar_bytes, **network)
+        self._belongs_to["memory_bytes"] = memory_bytes
+        self.statistical = Statistical(geometry, seed, memory_bytes - exemplar_bytes)
+
+    def _learn(self, experience: int, train: Maps, validation: Maps, past: Past, watch: Watch | None) -> LearnLog:
+        closed = self.statistical.learn_inside(self.reference, experience, train, validation, past)
+        log = super()._learn(experience, train, validation, past, watch)
+        log.flops += closed.flops
+        log.notes |= closed.notes
+        return log
+
+    def _material(self, experience: int, counts: np.ndarray, past: PastCounts) -> Mapping[int, np.ndarray]:
+        classes = experience + 1
+        each = -(-self._method.steps(classes) * self.recipe.batch // classes)
+        rng = np.random.default_rng([self._seed, experience, _DRAWS])
+        conditions = counts[rng.integers(len(counts), size=classes * each)]
+        drawn = self.statistical.draw(np.repeat(np.arange(classes), each), conditions, rng)
+        return {k: drawn[k * each : (k + 1) * each] for k in range(classes)}
+
+    def state(self) -> dict[str, np.ndarray]:
+        return super().state() | prefixed("statistical", self.statistical.state())
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        super().restore(state)
+        self.statistical.restore(within(state, "statistical"))
+
+    def memory_bytes(self) -> int:
+        return super().memory_bytes() + self.statistical.memory_bytes()
+
+    def state_bytes(self) -> int:
+        return super().state_bytes() + self.statistical.state_bytes()
