@@ -1,16 +1,18 @@
-"""A few lumisections of every past run, in a budget of bytes that is fixed for the whole stream.
+"""A few lumisections of past runs, in a budget of bytes that is fixed for the whole stream.
 
-Every class has the same share of the places; when a run comes, all old classes give some up. Raw counts are kept, never
-residuals: what is made of them may change, the counts do not.
+Which ones is a policy's to say (`learners.policies`); here is where they lie: an array that is filled but never grows, run
+after run in the order in which they came. Raw counts are kept, never residuals: what is made of them may change, the counts
+do not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from dqmstream.errors import InputError, StateError
+from dqmstream.learners.policies import POLICIES, Offer
 
 
 class ExemplarMemory:
@@ -19,10 +21,15 @@ class ExemplarMemory:
     Whole counts up to 65535 are kept as uint16; from the first that is not, all are float32, and half as many fit.
     """
 
-    def __init__(self, channels: int, budget_bytes: int, seed: int) -> None:
-        """channels: live channels. budget_bytes: of the whole memory, for the whole stream. seed: of the choice."""
+    def __init__(self, channels: int, budget_bytes: int, seed: int, policy: str = "balanced") -> None:
+        """channels: live channels. budget_bytes: of the whole memory, for the whole stream. seed: of the choice.
+
+        policy: a name of `learners.policies.POLICIES`.
+        """
         self.budget_bytes = budget_bytes
+        self.policy = policy
         self._seed = seed
+        self._seen = 0
         self._sizes: list[int] = []
         self._store = self._allocate(channels, np.dtype(np.uint16))
 
@@ -50,41 +57,50 @@ class ExemplarMemory:
         start = sum(self._sizes[:experience])
         return self._store[start : start + self._sizes[experience]]
 
-    def add(self, counts: np.ndarray) -> None:
-        """Make room for the next experience, and keep a random choice of its lumisections: counts (n, live).
+    def add(self, counts: np.ndarray, residuals: Callable[[np.ndarray], np.ndarray] | None = None) -> None:
+        """Make room for the next experience, and keep some of its lumisections: counts (n, live).
 
-        Old classes keep the first of theirs, which were put in random order when they came; so which ones stay depends on the
-        seed and on the experience alone.
+        residuals: makes residuals (n, live) of counts, for a policy that looks at them. What stays depends on the seed and on
+        the experiences that came, by their counts alone. Raises InputError where residuals are wanted and not given.
         """
-        order = np.random.default_rng([self._seed, self.classes]).permutation(len(counts))
-        kept = [self.of(i) for i in range(self.classes)] + [counts[order]]
         store = self._store
         if store.dtype != np.float32 and not _whole(counts):
             store = self._allocate(store.shape[1], np.dtype(np.float32))
-        share, more = divmod(len(store), len(kept))
-        sizes = [min(len(rows), share + (i < more)) for i, rows in enumerate(kept)]
+
+        def features() -> np.ndarray:
+            if residuals is None:
+                raise InputError(f"the memory {self.policy} looks at residuals, and there are none here")
+            return residuals(counts)
+
+        offer = Offer(self._sizes, len(counts), len(store), self._seen, features)
+        choice = POLICIES[self.policy](offer, np.random.default_rng([self._seed, self.classes]))
+        kept = [*((self.of(i), stay) for i, stay in enumerate(choice.stay)), (counts, choice.come)]
         # Old rows only move towards the start, one class after another: none is overwritten before it has moved.
         start = 0
-        for rows, size in zip(kept, sizes, strict=True):
-            store[start : start + size] = rows[:size]
-            start += size
+        for rows, chosen in kept:
+            store[start : start + len(chosen)] = rows[chosen]
+            start += len(chosen)
         store[start:] = 0
-        self._store, self._sizes = store, sizes
+        self._store, self._sizes, self._seen = store, [len(chosen) for _, chosen in kept], self._seen + len(counts)
 
     def state(self) -> dict[str, np.ndarray]:
         """What is kept, as named arrays."""
-        return {"counts": self._store[: sum(self._sizes)].copy(), "sizes": np.array(self._sizes, dtype=np.int64)}
+        return {
+            "counts": self._store[: sum(self._sizes)].copy(),
+            "sizes": np.array(self._sizes, dtype=np.int64),
+            "seen": np.array(self._seen),
+        }
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """Take back what `state` gave. Raises StateError if it does not fit in this memory."""
-        if "counts" not in state or "sizes" not in state or state["counts"].dtype not in (np.uint16, np.float32):
+        if not {"counts", "sizes", "seen"} <= state.keys() or state["counts"].dtype not in (np.uint16, np.float32):
             raise StateError("the state's memory is damaged: it lacks its counts or sizes, or they are not numbers of ours")
         counts, sizes = state["counts"], [int(size) for size in state["sizes"]]
         store = self._allocate(self._store.shape[1], counts.dtype)
         if counts.shape != (sum(sizes), store.shape[1]) or len(counts) > len(store):
             raise StateError(f"the state's memory of shape {counts.shape} does not fit one of shape {store.shape}")
         store[: len(counts)] = counts
-        self._store, self._sizes = store, sizes
+        self._store, self._sizes, self._seen = store, sizes, int(state["seen"])
 
 
 def _whole(counts: np.ndarray) -> bool:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from dqmstream.errors import InputError
+from dqmstream.learners.policies import POLICIES
 from dqmstream.lumisection import N_IETA, N_IPHI
 
 MODELS = ("moe_vit", "cnn")
@@ -28,7 +29,8 @@ class Recipe:
 
     model: the network, one of `MODELS`. steps, batch: training steps a run, lumisections a step. lr, weight_decay: of
     AdamW. warmup: share of the steps in which the rate rises. noise: deviation of the noise added to residuals in training.
-    linear_skip: whether the residuals also reach the logits by a linear map.
+    linear_skip: whether the residuals also reach the logits by a linear map. memory: of a method that keeps lumisections, the
+    policy by which it chooses them (`learners.policies`).
 
     Of a moe_vit: patch, cells (ieta, iphi) of a token; dim, depth, heads of the transformer; mlp_ratio, hidden width over dim
     of plain blocks and of each expert; experts, top_k of the Mixture of Experts that every `moe_every`-th block holds;
@@ -56,6 +58,7 @@ class Recipe:
     weight_decay: float = 1.0
     warmup: float = 0.1
     noise: float = 1.5
+    memory: str = "balanced"
     ewc_strength: float = 1000.0
     ewc_decay: float = 0.9
     fisher_samples: int = 64
@@ -64,6 +67,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.model not in MODELS:
             raise InputError(f"there is no network {self.model!r}; choose one of {', '.join(MODELS)}")
+        if self.memory not in POLICIES:
+            raise InputError(f"there is no memory {self.memory!r}; choose one of {', '.join(POLICIES)}")
         if N_IETA % self.patch[0] or N_IPHI % self.patch[1]:
             raise InputError(f"patch {self.patch} does not divide a map of {N_IETA} x {N_IPHI} cells")
         if self.dim % self.heads:

@@ -67,7 +67,7 @@ class DeepStrategy(Incremental):
             if experience > 0:
                 material = self._material(experience, counts, lambda i: past(i).part(Part.TRAIN).counts[:, live])
                 log = self._train(self._model, material, generator, watch)
-            self._method.keep(experience, counts)
+            self._method.keep(experience, counts, self.reference)
             log.notes |= self._method.notes()
         return log
 

@@ -10,6 +10,7 @@ import numpy as np
 from dqmstream.errors import StateError
 from dqmstream.learners.network import Network
 from dqmstream.learners.recipe import Recipe
+from dqmstream.learners.reference import Reference
 from dqmstream.learners.strategies.template import SupervisedPlugin
 
 PastCounts = Callable[[int], np.ndarray]
@@ -41,8 +42,8 @@ class Method(SupervisedPlugin):
         """Lumisections that go forward and backward beside the steps of a training, in order to find what to keep."""
         return 0
 
-    def keep(self, experience: int, counts: np.ndarray) -> None:
-        """Called when an experience has been learnt, the first too, with the counts of the live channels."""
+    def keep(self, experience: int, counts: np.ndarray, reference: Reference) -> None:
+        """Called when an experience has been learnt, the first too, with the counts (n, live) of the live channels."""
 
     def notes(self) -> dict[str, float]:
         """What the history is to record of what is kept."""

@@ -3,7 +3,8 @@
     L = mean over classes c of CE(f(x), c),    x from the new run or from the memory
 
 Source: experience replay as in Chaudhry et al. 2019 (arXiv:1902.10486), with balanced batches instead of a reservoir's.
-The memory gives up places only after a training, so the last exemplars of a class that must go are seen once more.
+Which lumisections are kept is the recipe's to say (`memory`, a policy of `learners.policies`). The memory gives up places only
+after a training, so the last exemplars of a class that must go are seen once more.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 
 from dqmstream.learners.memory import ExemplarMemory
 from dqmstream.learners.network import Network
+from dqmstream.learners.reference import Reference
 from dqmstream.learners.strategies.method import Method, PastCounts
 
 
@@ -27,10 +29,13 @@ class Replay(Method):
         kept = {} if self._memory is None else {i: self._memory.of(i) for i in range(self._memory.classes)}
         return {i: rows for i, rows in kept.items() if len(rows)} | {experience: counts}
 
-    def keep(self, experience: int, counts: np.ndarray) -> None:
+    def keep(self, experience: int, counts: np.ndarray, reference: Reference) -> None:
         if self._memory is None:
-            self._memory = ExemplarMemory(counts.shape[1], self.budget_bytes, self.seed)
-        self._memory.add(counts)
+            self._memory = self._empty(counts.shape[1])
+        self._memory.add(counts, reference.residuals_of_live)
+
+    def _empty(self, channels: int) -> ExemplarMemory:
+        return ExemplarMemory(channels, self.budget_bytes, self.seed, self.recipe.memory)
 
     def notes(self) -> dict[str, float]:
         sizes = [] if self._memory is None else [len(self._memory.of(i)) for i in range(self._memory.classes)]
@@ -44,7 +49,7 @@ class Replay(Method):
         return {} if self._memory is None else self._memory.state()
 
     def restore(self, state: Mapping[str, np.ndarray], model: Network) -> None:
-        self._memory = ExemplarMemory(model.channels, self.budget_bytes, self.seed)
+        self._memory = self._empty(model.channels)
         self._memory.restore(state)
 
     def memory_bytes(self) -> int:

@@ -1,0 +1,122 @@
+"""Each policy keeps what its law says, within the same bytes, and goes on to the same bits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy.stats import chi2
+
+from dqmstream.errors import InputError
+from dqmstream.learners.memory import ExemplarMemory
+from dqmstream.learners.policies import POLICIES, herded
+from dqmstream.learners.recipe import Recipe
+from tests.learners.conformance import check_strategy
+from tests.learners.test_strategies import BRIEF, BUDGET, make
+
+PLACES, CHANNELS = 30, 2
+
+
+def _rows(first: int, n: int, fraction: float = 0.0) -> np.ndarray:
+    """Rows that say which lumisection of the stream they are."""
+    return np.stack([np.arange(first, first + n) + fraction, np.ones(n)], axis=1).astype(np.float32)
+
+
+def _kept(policy: str, seed: int, sizes: list[int], fraction: float = 0.0) -> tuple[list[int], np.ndarray]:
+    """Sizes of the classes at the end of a stream of runs of such sizes, and which lumisections are there."""
+    memory = ExemplarMemory(CHANNELS, PLACES * CHANNELS * 2, seed, policy)
+    first = 0
+    for i, n in enumerate(sizes):
+        memory.add(_rows(first, n, fraction if i else 0.0), lambda counts: counts)
+        assert memory.memory_bytes() <= PLACES * CHANNELS * 2
+        first += n
+    kept = [memory.of(i) for i in range(len(sizes))]
+    return [len(rows) for rows in kept], np.floor(np.concatenate(kept)[:, 0])
+
+
+def _frequencies(policy: str, sizes: list[int], trials: int = 3000, fraction: float = 0.0) -> np.ndarray:
+    """How often each lumisection of the stream is kept, over seeds: (lumisections,)."""
+    found = np.concatenate([_kept(policy, seed, sizes, fraction)[1] for seed in range(trials)])
+    return np.bincount(found.astype(int), minlength=sum(sizes))
+
+
+def _is_uniform(found: np.ndarray, probability: float, trials: int) -> bool:
+    """Pearson's chi-square of inclusions without replacement, below its 99.9 % quantile."""
+    expected = trials * probability
+    statistic = float(((found - expected) ** 2).sum() / (expected * (1 - probability)))
+    return statistic < chi2.ppf(0.999, len(found))
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.25])
+def test_a_reservoir_is_uniform_over_the_stream_however_long_its_runs(fraction: float) -> None:
+    """Also where counts that are not whole halve the places on the way."""
+    sizes, trials = [20, 45, 5, 60], 1500
+    found = _frequencies("reservoir", sizes, trials, fraction)
+    places = PLACES if fraction == 0.0 else PLACES // 2
+    assert found.sum() == trials * places
+    assert _is_uniform(found, places / sum(sizes), trials)
+    assert not _is_uniform(_frequencies("balanced", sizes, trials), PLACES / sum(sizes), trials)
+
+
+@pytest.mark.parametrize("policy", ["balanced", "balanced_reservoir"])
+def test_a_balanced_memory_has_equal_shares_and_is_uniform_within_a_class(policy: str) -> None:
+    sizes, trials = [20, 45, 40], 1500
+    assert _kept(policy, 0, sizes)[0] == [10, 10, 10]
+    found = _frequencies(policy, sizes, trials)
+    for low, high in ((0, 20), (20, 65), (65, 105)):
+        assert _is_uniform(found[low:high], 10 / (high - low), trials)
+
+
+def test_a_balanced_reservoir_leaves_a_short_run_whole_and_gives_its_places_to_the_others() -> None:
+    assert _kept("balanced_reservoir", 0, [4, 100, 100])[0] == [4, 13, 13]
+    assert _kept("balanced", 0, [4, 100, 100])[0] == [4, 10, 10]
+
+
+def test_what_herding_keeps_is_nearer_to_the_mean_of_the_run_than_a_random_choice() -> None:
+    rng = np.random.default_rng(0)
+    features = rng.standard_normal((200, 50)) + rng.standard_normal(50)
+    order = herded(features, 200)
+    assert sorted(order) == list(range(200))
+    for kept in (5, 20):
+        away = np.linalg.norm(features[order[:kept]].mean(axis=0) - features.mean(axis=0))
+        random = [rng.permutation(200)[:kept] for _ in range(200)]
+        assert away < min(np.linalg.norm(features[one].mean(axis=0) - features.mean(axis=0)) for one in random)
+    best = int(np.linalg.norm(features - features.mean(axis=0), axis=1).argmin())
+    assert order[0] == best
+    second = np.linalg.norm((features + features[best]) / 2 - features.mean(axis=0), axis=1)
+    assert order[1] == int(np.where(np.arange(200) == best, np.inf, second).argmin())
+
+
+def test_herding_thins_a_run_out_from_the_end_of_its_order_and_needs_residuals() -> None:
+    memory = ExemplarMemory(CHANNELS, PLACES * CHANNELS * 2, 0, "herding")
+    memory.add(_rows(0, 41), lambda counts: counts)
+    assert memory.of(0)[0, 0] == 20
+    first = memory.of(0)[:15].copy()
+    memory.add(_rows(41, 41), lambda counts: counts)
+    np.testing.assert_array_equal(memory.of(0), first)
+    with pytest.raises(InputError, match="herding looks at residuals"):
+        memory.add(_rows(82, 3))
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_memory_goes_on_to_the_same_bits_from_its_state(policy: str) -> None:
+    memory, again = (ExemplarMemory(CHANNELS, PLACES * CHANNELS * 2, 3, policy) for _ in range(2))
+    for first in (0, 40, 80):
+        memory.add(_rows(first, 40), lambda counts: counts)
+    again.restore(memory.state())
+    for stored in (memory, again):
+        stored.add(_rows(120, 40, 0.5), lambda counts: counts)
+    for name, array in memory.state().items():
+        np.testing.assert_array_equal(again.state()[name], array)
+
+
+@pytest.mark.parametrize("policy", [policy for policy in POLICIES if policy != Recipe().memory])
+def test_replay_keeps_the_contract_with_every_memory(policy: str) -> None:
+    recipe = replace(BRIEF, memory=policy)
+    check_strategy(lambda seed: make("replay", seed, recipe), BUDGET)
+
+
+def test_a_memory_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(InputError, match="choose one of balanced, reservoir"):
+        Recipe(memory="all")
