@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from dqmstream.errors import InputError
+from dqmstream.learners.augment import AUGMENTATIONS, REFUSED
 from dqmstream.learners.policies import POLICIES
 from dqmstream.lumisection import N_IETA, N_IPHI
 
@@ -29,8 +30,9 @@ class Recipe:
 
     model: the network, one of `MODELS`. steps, batch: training steps a run, lumisections a step. lr, weight_decay: of
     AdamW. warmup: share of the steps in which the rate rises. noise: deviation of the noise added to residuals in training.
-    linear_skip: whether the residuals also reach the logits by a linear map. memory: of a method that keeps lumisections, the
-    policy by which it chooses them (`learners.policies`).
+    linear_skip: whether the residuals also reach the logits by a linear map. augment: redrawings of the counts beside the
+    counts themselves (`learners.augment`), augment_copies of each. memory: of a method that keeps lumisections, the policy by
+    which it chooses them (`learners.policies`).
 
     Of a moe_vit: patch, cells (ieta, iphi) of a token; dim, depth, heads of the transformer; mlp_ratio, hidden width over dim
     of plain blocks and of each expert; experts, top_k of the Mixture of Experts that every `moe_every`-th block holds;
@@ -58,6 +60,8 @@ class Recipe:
     weight_decay: float = 1.0
     warmup: float = 0.1
     noise: float = 1.5
+    augment: tuple[str, ...] = ()
+    augment_copies: int = 4
     memory: str = "balanced"
     ewc_strength: float = 1000.0
     ewc_decay: float = 0.9
@@ -67,6 +71,10 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.model not in MODELS:
             raise InputError(f"there is no network {self.model!r}; choose one of {', '.join(MODELS)}")
+        for name in self.augment:
+            if name not in AUGMENTATIONS:
+                why = f": {REFUSED[name]}" if name in REFUSED else ""
+                raise InputError(f"there is no augmentation {name!r}{why}; choose among {', '.join(AUGMENTATIONS)}")
         if self.memory not in POLICIES:
             raise InputError(f"there is no memory {self.memory!r}; choose one of {', '.join(POLICIES)}")
         if N_IETA % self.patch[0] or N_IPHI % self.patch[1]:
@@ -75,8 +83,8 @@ class Recipe:
             raise InputError(f"dim {self.dim} cannot be shared among {self.heads} heads")
         if not 1 <= self.top_k <= self.experts:
             raise InputError(f"top_k {self.top_k} is not in 1..{self.experts}, the number of experts")
-        if min(self.steps, self.batch, self.depth, self.moe_every, self.fisher_samples) < 1:
-            raise InputError("steps, batch, depth, moe_every and fisher_samples are at least 1")
+        if min(self.steps, self.batch, self.depth, self.moe_every, self.fisher_samples, self.augment_copies) < 1:
+            raise InputError("steps, batch, depth, moe_every, fisher_samples and augment_copies are at least 1")
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for JSON."""

@@ -51,6 +51,11 @@ class Expected(NamedTuple):
     deviation: np.ndarray
     fired: np.ndarray
 
+    @property
+    def events(self) -> np.ndarray:
+        """How many events the counts are of, (n, live)."""
+        return self.counts / self.fired
+
 
 def probability(rate: np.ndarray) -> np.ndarray:
     """P for a rate R λ."""

@@ -12,10 +12,12 @@ from dqmstream.errors import InputError
 from dqmstream.learners.memory import ExemplarMemory
 from dqmstream.learners.policies import POLICIES, herded
 from dqmstream.learners.recipe import Recipe
-from tests.learners.conformance import check_strategy
-from tests.learners.test_strategies import BRIEF, BUDGET, make
+from tests.learners.conformance import check_growth, check_resumes_to_the_same_bits
+from tests.learners.streams import make_stream
+from tests.learners.test_strategies import BRIEF, make
 
 PLACES, CHANNELS = 30, 2
+FULL_AT_THE_SECOND_RUN = 150 * 932 * 2
 
 
 def _rows(first: int, n: int, fraction: float = 0.0) -> np.ndarray:
@@ -113,8 +115,9 @@ def test_a_memory_goes_on_to_the_same_bits_from_its_state(policy: str) -> None:
 
 @pytest.mark.parametrize("policy", [policy for policy in POLICIES if policy != Recipe().memory])
 def test_replay_keeps_the_contract_with_every_memory(policy: str) -> None:
-    recipe = replace(BRIEF, memory=policy)
-    check_strategy(lambda seed: make("replay", seed, recipe), BUDGET)
+    recipe, stream = replace(BRIEF, memory=policy, steps=2), make_stream(3, drift=0.03, seed=1)
+    check_growth(make("replay", 0, recipe, FULL_AT_THE_SECOND_RUN), stream, FULL_AT_THE_SECOND_RUN)
+    check_resumes_to_the_same_bits(lambda seed: make("replay", seed, recipe, FULL_AT_THE_SECOND_RUN), stream)
 
 
 def test_a_memory_that_does_not_exist_is_refused() -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from dqmstream.errors import StateError
+from dqmstream.learners.augment import with_copies
 from dqmstream.learners.incremental import Incremental
 from dqmstream.learners.network import Network
 from dqmstream.learners.networks import build
@@ -25,6 +26,8 @@ from dqmstream.learners.strategy import LearnLog, Maps, Past, Watch
 from dqmstream.lumisection import Geometry
 
 _SCORE_BATCH = 256
+_COPIES = 2
+"""Sets the redrawings of a training apart from other uses of the strategy's seed."""
 
 
 class DeepStrategy(Incremental):
@@ -78,6 +81,10 @@ class DeepStrategy(Incremental):
     def _train(
         self, model: Network, material: Mapping[int, np.ndarray], generator: torch.Generator, watch: Watch | None
     ) -> LearnLog:
+        asked = 0
+        if self.recipe.augment:
+            asked = sum(map(len, material.values()))
+            material = self._with_copies(material, np.random.default_rng([self._seed, model.classes, _COPIES]))
         residuals = {i: self.reference.residuals_of_live(counts) for i, counts in material.items()}
         steps = self._method.steps(model.classes)
         lesson = Lesson(residuals, self.recipe, steps, self.device, generator)
@@ -87,8 +94,15 @@ class DeepStrategy(Incremental):
         log.notes |= model.notes()
         trained = lesson.steps + self._method.lumisections_beside() / self.recipe.batch
         step = step_flops(model, self.recipe.batch, model.channels, self.device)
-        log.flops = self.reference.response_flops(len(lesson)) + trained * step
+        log.flops = self.reference.response_flops(asked + len(lesson)) + trained * step
         return log
+
+    def _with_copies(self, material: Mapping[int, np.ndarray], rng: np.random.Generator) -> Mapping[int, np.ndarray]:
+        """The counts (n, live) of each class, and below them what the recipe's augmentations make of them."""
+        names, copies = self.recipe.augment, self.recipe.augment_copies
+        return {
+            i: with_copies(counts, self.reference.response(counts).events, names, copies, rng) for i, counts in material.items()
+        }
 
     def scores(self, maps: Maps) -> np.ndarray:
         return self.network_scores(maps.counts[:, self.reference.live])
