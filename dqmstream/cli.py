@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from dqmstream import __version__, cli_archive, cli_benchmark, cli_compare, cli_deadletters, console
+from dqmstream import __version__, cli_archive, cli_benchmark, cli_compare, cli_deadletters, cli_reference, console
 from dqmstream.cli_options import (
     Archive,
     Bootstrap,
@@ -25,6 +25,7 @@ from dqmstream.cli_options import (
     Memory,
     Name,
     Recipe,
+    Reference,
     Samples,
     Seed,
     Set,
@@ -53,6 +54,7 @@ app = typer.Typer(
 app.add_typer(cli_archive.app)
 app.add_typer(cli_deadletters.app)
 app.command()(cli_compare.compare)
+app.command()(cli_reference.reference)
 app.add_typer(cli_benchmark.app)
 
 
@@ -181,6 +183,7 @@ def consume(
     strategy: Strategy = None,
     recipe: Recipe = None,
     set_: Set = None,
+    reference: Reference = None,
     seed: Seed = None,
     memory_bytes: Memory = None,
     idle_s: Idle = None,
@@ -196,8 +199,9 @@ def consume(
     settings = load_settings(
         bootstrap=bootstrap, topic=topic, archive=archive, state=state, group=group, instance=instance,
         dead_letter_topic=dead_letter_topic, accept_gap=accept_gap or None, dtype=dtype, depths=depths, source=source,
-        name=name, strategy=strategy, recipe=recipe_flags(recipe, set_), seed=seed, memory_bytes=memory_bytes, idle_s=idle_s,
-        evaluation_samples=evaluation_samples, watch_samples=watch_samples, threads=threads, device=device,
+        name=name, strategy=strategy, recipe=recipe_flags(recipe, set_), reference=reference, seed=seed,
+        memory_bytes=memory_bytes, idle_s=idle_s, evaluation_samples=evaluation_samples, watch_samples=watch_samples,
+        threads=threads, device=device,
     )  # fmt: skip
     with console.bars() as progress:
         result = consume_topic(
@@ -220,6 +224,7 @@ def learn(
     strategy: Strategy = None,
     recipe: Recipe = None,
     set_: Set = None,
+    reference: Reference = None,
     seed: Seed = None,
     memory_bytes: Memory = None,
     idle_s: Idle = None,
@@ -234,9 +239,9 @@ def learn(
     from dqmstream.commands import learn_archive
 
     settings = load_settings(
-        archive=archive, state=state, name=name, strategy=strategy, recipe=recipe_flags(recipe, set_), seed=seed,
-        memory_bytes=memory_bytes, idle_s=idle_s, evaluation_samples=evaluation_samples, watch_samples=watch_samples,
-        threads=threads, device=device,
+        archive=archive, state=state, name=name, strategy=strategy,
+        recipe=recipe_flags(recipe, set_), reference=reference, seed=seed, memory_bytes=memory_bytes, idle_s=idle_s,
+        evaluation_samples=evaluation_samples, watch_samples=watch_samples, threads=threads, device=device,
     )  # fmt: skip
     result = learn_archive(settings, follow=follow, parent=parent)
     show(result, as_json, console.describe_results(result))
@@ -251,6 +256,7 @@ def replay(
     strategy: Strategy = None,
     recipe: Recipe = None,
     set_: Set = None,
+    reference: Reference = None,
     seed: Seed = None,
     memory_bytes: Memory = None,
     evaluation_samples: Samples = None,
@@ -263,7 +269,7 @@ def replay(
     from dqmstream.commands import replay_archive
 
     settings = load_settings(
-        archive=archive, state=state, strategy=strategy, recipe=recipe_flags(recipe, set_), seed=seed,
+        archive=archive, state=state, strategy=strategy, recipe=recipe_flags(recipe, set_), reference=reference, seed=seed,
         memory_bytes=memory_bytes, evaluation_samples=evaluation_samples, watch_samples=watch_samples,
         threads=threads, device=device,
     )  # fmt: skip

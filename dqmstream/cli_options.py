@@ -20,6 +20,7 @@ LetterTopic = Annotated[
 Strategy = Annotated[str | None, typer.Option("--strategy", help="naive, replay, ewc, joint, hybrid, cnn, statistical, logistic, gain_map, naive_bayes, ring_means, or default: replay")]  # fmt: skip # noqa: E501
 Recipe = Annotated[Path | None, typer.Option("--recipe", help="TOML or JSON file of changes to the strategy's recipe (dqmstream/learners/recipe.py)")]  # fmt: skip # noqa: E501
 Set = Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE, a change to the recipe, as in steps=32; more than once")]  # fmt: skip # noqa: E501
+Reference = Annotated[Path | None, typer.Option("--reference", help="file of `dqmstream reference` (default: the first run is the reference)")]  # fmt: skip # noqa: E501
 Seed = Annotated[int | None, typer.Option("--seed", help="seed of the learner (default: 0)")]
 Memory = Annotated[int | None, typer.Option("--memory-bytes", help="kept of past runs, in all (default: 1000000)")]
 Samples = Annotated[int | None, typer.Option("--evaluation-samples", help="lumisections scored at an evaluation, in all (default: 6000)")]  # fmt: skip # noqa: E501

@@ -172,7 +172,18 @@ def learner_settings(settings: Settings) -> LearnerSettings:
     """The settings that concern the learner."""
     from dqmstream.learners.learner import LearnerSettings
 
-    names = ("strategy", "recipe", "seed", "memory_bytes", "idle_s", "evaluation_samples", "watch_samples", "threads", "device")
+    names = (
+        "strategy",
+        "recipe",
+        "reference",
+        "seed",
+        "memory_bytes",
+        "idle_s",
+        "evaluation_samples",
+        "watch_samples",
+        "threads",
+        "device",
+    )
     return LearnerSettings(**{name: getattr(settings, name) for name in names})
 
 

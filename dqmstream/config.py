@@ -44,6 +44,7 @@ class Settings(BaseSettings):
     name: str = Field("live", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="the learner's folder in the state")
     strategy: str = "default"
     recipe: dict[str, Any] = Field({}, description="changes to the strategy's recipe, entry by entry: `learners.recipe`")
+    reference: Path | None = Field(None, description="file of `dqmstream reference`; the first run is it where none is given")
     seed: int = Field(0, ge=0)
     memory_bytes: int = Field(1_000_000, ge=0)
     idle_s: float = Field(300.0, gt=0, description="a run without a stop is complete after so long without news")

@@ -135,6 +135,8 @@ def _learn_command(archive: Archive, state: Path, settings: Settings, idle_s: fl
         "device": settings.device,
         "parent": os.getpid(),
     }
+    if settings.reference is not None:
+        flags["reference"] = settings.reference.absolute()
     recipe = (f"--set={name}={json.dumps(value)}" for name, value in settings.recipe.items())
     return [
         sys.executable, "-m", "dqmstream", "learn", "--follow",

@@ -9,6 +9,9 @@ counts themselves before a training begins, `augment_copies` of each, so that a 
 
 n is what the reference takes for the number of events of a channel (`Expected.events`). A map that is rolled along iphi or
 mirrored is a map of another detector: a run is told by which channels changed (`REFUSED`).
+
+None helps beside the noise on residuals that a recipe has anyway. Replay on 6 runs of `small`, seed 0: accuracy .750 without,
+.717 with thin, .711 with resample, .733 with both (four copies; .717 to .719 with the noise at 1.0). They are off by default.
 """
 
 from __future__ import annotations

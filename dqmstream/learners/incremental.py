@@ -1,4 +1,4 @@
-"""What all strategies share: runs come one after another, and the first one gives the reference."""
+"""What all strategies share: runs come one after another, and the first one gives the reference if none was given."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ class Incremental(ABC):
 
     name: str
     _reference: Reference | None = None
+    _given: Reference | None = None
 
     def __init__(self, geometry: Geometry, seed: int, **more: Any) -> None:
         """What a state belongs to: a strategy of this name, geometry and seed, and what more its numbers depend on."""
@@ -33,10 +34,15 @@ class Incremental(ABC):
 
     @property
     def reference(self) -> Reference:
-        """The reference that the first run gave. Raises InputError before the first run."""
+        """The reference that was given, or that the first run gave. Raises InputError before the first run."""
         if self._reference is None:
             raise InputError(f"{self.name} has learnt no run yet")
         return self._reference
+
+    def look_through(self, reference: Reference) -> None:
+        """Take this reference in place of the first run's; called before anything is learnt or taken back."""
+        self._given = reference
+        self._belongs_to["reference"] = reference.version
 
     def learn(self, experience: int, run: RunData, past: Past, watch: Watch | None = None) -> LearnLog:
         """Learn the next experience, as `Strategy` defines it. Raises ValueError if it is not the next."""
@@ -45,8 +51,8 @@ class Incremental(ABC):
         train = run.part(Part.TRAIN)
         flops = 0.0
         if self._reference is None:
-            self._reference = Reference.fit(train)
-            flops = self._reference.fit_flops(len(train))
+            self._reference = self._given or Reference.fit(train)
+            flops = 0.0 if self._given else self._reference.fit_flops(len(train))
         log = self._learn(experience, train, run.part(Part.VALIDATION), past, watch)
         log.flops += flops
         return log

@@ -12,7 +12,7 @@ import io
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from dqmstream.learners.evaluation import Evaluator, Scores
 from dqmstream.learners.history import History, Line, newest_average, results
 from dqmstream.learners.judge import Clock, learn_and_judge
 from dqmstream.learners.ledger import Experience, Ledger, describe, read_experience
+from dqmstream.learners.reference_file import About, load_reference
 from dqmstream.learners.registry import GRADIENT, STREAMING, make_strategy, recipe_changes, recipe_of, resolve
 from dqmstream.learners.stamp import prefixed, within
 from dqmstream.learners.state import Identity, StateFolder
@@ -42,7 +43,8 @@ log = structlog.get_logger("dqmstream.learner")
 class LearnerSettings:
     """How a learner learns.
 
-    strategy: a name of the registry. recipe: changes to its recipe, if it has one. memory_bytes: budget for what is kept of
+    strategy: a name of the registry. recipe: changes to its recipe, if it has one. reference: file of
+    `learners.reference_file`, else the first run is it. memory_bytes: budget for what is kept of
     past runs, in all. idle_s: a run without a stop is complete when nothing of it came for so long. evaluation_samples: test
     lumisections scored at an evaluation, in all.
     watch_samples: lumisections scored in the course of each training, 0 for none (`learners.watch`); changes nothing learnt,
@@ -53,6 +55,7 @@ class LearnerSettings:
 
     strategy: str = "default"
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    reference: Path | None = None
     seed: int = 0
     memory_bytes: int = 1_000_000
     idle_s: float = 300.0
@@ -90,6 +93,7 @@ class Learner:
         self.baselines: dict[str, Strategy] = {
             name: make_strategy(name, geometry=archive.geometry, seed=settings.seed) for name in STREAMING
         }
+        self.reference = self._look_through(settings.reference)
         self.evaluator = Evaluator(settings.evaluation_samples)
         self.watcher = Watcher(settings.watch_samples) if settings.watch_samples else None
         self._began_ns = time.time_ns()
@@ -107,6 +111,15 @@ class Learner:
         except BaseException:
             self.folder.close()
             raise
+
+    def _look_through(self, path: Path | None) -> About | None:
+        """Give strategy and baselines the reference of that file, if there is one; returns what it says of itself."""
+        if path is None:
+            return None
+        reference, about = load_reference(path, self.archive.geometry)
+        for one in (self.strategy, *self.baselines.values()):
+            one.look_through(reference)
+        return about
 
     def _resume(self) -> int:
         """Take back the newest checkpoint; returns how many experiences it has learnt."""
@@ -251,6 +264,7 @@ class Learner:
         self.folder.write_status(
             {
                 "strategy": self.name,
+                "reference": "first run" if self.reference is None else asdict(self.reference),
                 "pid": os.getpid(),
                 "snapshot": self.archive.snapshot,
                 "experiences_learnt": self.learnt,
@@ -291,6 +305,7 @@ def identity(archive: Archive, settings: LearnerSettings) -> Identity:
         watch_samples=settings.watch_samples,
         archive_id=archive.archive_id,
         recipe=recipe_changes(settings.strategy, settings.recipe),
+        reference=load_reference(settings.reference, archive.geometry)[1].version if settings.reference else "",
     )
 
 

@@ -3,10 +3,14 @@
 Luminosity moves all channels together, and must not be mistaken for a change of the detector. Two numbers of the same map
 stand for it: a, from the rings |ieta| 19-23, which rise with pileup, and b, from the rings |ieta| 26-28, which are nearly
 full and follow the number of events. What a channel should count by them is `learners.response`.
+
+Events and pileup that are written beside a map are not asked: with the law fitted to them in place of a and b, the accuracy of
+gain maps on 20 runs of `small` was .8775, .9100, .8858 on seeds 0-2, and is .8792, .9117, .8783 as it is.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 
 import numpy as np
@@ -42,9 +46,14 @@ class Reference:
         self._boxes = tuple(_by_box(live, cells, profile) for cells in _condition_cells(live, profile))
 
     @classmethod
-    def fit(cls, maps: Maps) -> Reference:
-        """Fit on the lumisections of a run (its train part). Raises InputError if they hold no counts at all."""
+    def fit(cls, maps: Maps, left_out: np.ndarray | None = None) -> Reference:
+        """Fit on the lumisections of a run (its train part). Raises InputError if they hold no counts at all.
+
+        left_out: bool, shape (depth, 64, 72), cells that are no channels of this reference.
+        """
         live = np.asarray((maps.counts > 0).any(axis=0))
+        if left_out is not None:
+            live &= ~left_out
         if not live.any():
             raise InputError("the reference run holds no counts to learn from; start with a run that was read out")
         counts = maps.counts[:, live].astype(np.float64)
@@ -59,6 +68,14 @@ class Reference:
     def channels(self) -> int:
         """Number of live channels."""
         return len(self._profile)
+
+    @property
+    def version(self) -> str:
+        """16 hexadecimal digits of the SHA-256 of its arrays, with their names, types and shapes."""
+        digest = hashlib.sha256()
+        for name, array in sorted(self.state().items()):
+            digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode() + np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()[:16]
 
     @property
     def kind(self) -> str:

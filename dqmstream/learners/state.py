@@ -38,6 +38,7 @@ class Identity:
     archive_id: str
     watch_samples: int = 0
     recipe: dict[str, Any] = field(default_factory=dict)
+    reference: str = ""
 
 
 class StateFolder:

@@ -6,13 +6,16 @@ so the learner, the evaluator, checkpoints and conformance checks know only this
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from dqmstream.learners.splits import Part
+
+if TYPE_CHECKING:
+    from dqmstream.learners.reference import Reference
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +36,11 @@ class Maps:
 
     def take(self, index: np.ndarray) -> Maps:
         return Maps(self.counts[index], self.n_events[index], self.pileup[index], self.lumisection[index])
+
+
+def joined(several: Sequence[Maps]) -> Maps:
+    """The lumisections of several, one after another."""
+    return Maps(*(np.concatenate([getattr(maps, entry.name) for maps in several]) for entry in fields(Maps)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,8 +92,13 @@ class Strategy(Protocol):
         """Number of experiences learnt so far."""
         ...
 
+    def look_through(self, reference: Reference) -> None:
+        """Take this reference in place of the first run's; called before anything is learnt or taken back."""
+        ...
+
     def learn(self, experience: int, run: RunData, past: Past, watch: Watch | None = None) -> LearnLog:
-        """Learn experience number `experience` (0, 1, 2, ... without a hole). The first only sets the reference.
+        """Learn experience number `experience` (0, 1, 2, ... without a hole). The first only sets the reference,
+        where none was given.
 
         watch: what trains by gradient steps calls it every `WATCH_STEPS` of them (10, in `strategies.template`) but not
         after the last. The run is then a class already, and `scores` answers for the weights as they are. What is learnt

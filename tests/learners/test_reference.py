@@ -63,6 +63,20 @@ def test_a_dead_readout_box_leaves_the_other_channels_alone() -> None:
     assert (reference.residuals(broken)[:, ~elsewhere] < -4).mean() > 0.9
 
 
+def test_hot_and_dead_readout_boxes_together_leave_the_other_channels_alone() -> None:
+    """Six of 36 boxes, most of them on one side of right: the conditions are medians over boxes."""
+    reference, gain = _fitted()
+    counts = draw_run(gain, np.random.default_rng(2), 200, 2).maps.counts
+    broken = counts.copy()
+    for side, columns, factor in ((0, 2, 2.0), (0, 26, 2.0), (1, 14, 2.0), (1, 34, 1.5), (1, 58, 0.0), (0, 50, 0.0)):
+        broken[:, :, 32 * side : 32 * (side + 1), columns : columns + 4] *= factor
+    untouched = (broken == counts).all(axis=0)[reference.live]
+    assert 0.7 < untouched.mean() < 0.9
+    moved = np.abs(reference.residuals(broken) - reference.residuals(counts))
+    assert moved[:, untouched].mean() < 0.1
+    assert (moved[:, ~untouched] > 4).mean() > 0.7
+
+
 def test_channels_dead_in_the_reference_are_left_out() -> None:
     run = make_stream(1, drift=0.0)[0]
     run.maps.counts[:, 0, ieta_row(25), 0] = 0

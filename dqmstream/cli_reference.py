@@ -1,0 +1,39 @@
+"""`dqmstream reference`: a reference from named runs, for learners to look through in place of their first run."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dqmstream import cli_options as options
+from dqmstream.config import load_settings
+
+
+def reference(
+    out: Annotated[Path, typer.Option("--out", help="file for the reference, .safetensors", show_default=False)],
+    runs: Annotated[
+        list[int] | None, typer.Option("--run", help="run that is good; more than once to take several together")
+    ] = None,
+    archive: options.Archive = None,
+    mask: Annotated[
+        Path | None, typer.Option("--mask", help="text file of channels to leave out: depth (from 1), ieta, iphi in a line")
+    ] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Make a reference of named runs, with known-bad channels left out; learn, replay and consume take it by --reference."""
+    from dqmstream.learners.reference_file import make_reference, read_channels, save_reference
+    from dqmstream.storage.archive import Archive
+
+    masked = read_channels(mask) if mask else []
+    made, about = make_reference(Archive.open(load_settings(archive=archive).need("archive")), runs or [], masked)
+    save_reference(out, made, about)
+    result = {"reference": str(out), **asdict(about), "channels": made.channels, "response": made.kind}
+    options.show(
+        result,
+        as_json,
+        f"{out}: version {about.version}, {made.channels} channels, {made.kind} response, of run(s) "
+        f"{', '.join(map(str, about.runs))}; left out: {len(about.masked)} masked, {len(about.dead)} dead in one of them",
+    )

@@ -1,0 +1,140 @@
+"""A reference made from named runs of an archive, as a file: what learners look through in place of their first run.
+
+    <file>.safetensors    arrays of the reference; in the header, JSON: version, archive, snapshot, runs, masked, dead
+
+The version is a hash of the arrays, so that a learner's state says which reference it belongs to. A reference never moves while
+a learner lives: weights, gains and boundaries were learnt on residuals to it, and only raw counts could be looked at anew. A
+rolling one would change what every past run is said to look like, without a lumisection of it at hand to learn that from.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from dqmstream.errors import InputError, StateError
+from dqmstream.learners.ledger import describe, read_experience
+from dqmstream.learners.reference import Reference
+from dqmstream.learners.splits import Part
+from dqmstream.learners.strategy import joined
+from dqmstream.lumisection import IETA, N_IPHI, Geometry, ieta_row
+from dqmstream.storage.archive import Archive
+from dqmstream.storage.locks import write_atomically
+
+_HEADER = "dqmstream_reference"
+
+Channel = tuple[int, int, int]
+"""Depth from 1, ieta, iphi."""
+
+
+@dataclass(frozen=True)
+class About:
+    """What a reference file says of itself.
+
+    version: of the reference. runs: whose train parts, read at the snapshot, it was fitted on. masked: channels left out
+    because they were listed; dead: because they counted nothing in one of the runs.
+    """
+
+    version: str
+    archive_id: str
+    snapshot: str
+    runs: list[int]
+    masked: list[Channel]
+    dead: list[Channel]
+
+
+def make_reference(archive: Archive, runs: Sequence[int], masked: Sequence[Channel] = ()) -> tuple[Reference, About]:
+    """Fit a reference on the train parts of the runs together, as the archive holds them now.
+
+    A channel that counts nothing in one of the runs is left out: half dead, it would have no mean that any run shows. Raises
+    InputError for a run that is too short, a channel that no map has, or where nothing is left.
+    """
+    if not runs:
+        raise InputError("a reference needs a run: name one by --run")
+    mask = np.zeros(archive.geometry.shape, dtype=bool)
+    for channel in masked:
+        mask[_index(channel, archive.geometry)] = True
+    parts = []
+    for run in dict.fromkeys(runs):
+        line = describe(archive, run, 0)
+        if line.left_out:
+            raise InputError(f"run {run} cannot be a reference, it is {line.left_out}")
+        parts.append(read_experience(archive, line).part(Part.TRAIN))
+    counted = np.array([(part.counts > 0).any(axis=0) for part in parts])
+    dead = counted.any(axis=0) & ~counted.all(axis=0) & ~mask
+    reference = Reference.fit(joined(parts), mask | dead)
+    return reference, About(
+        version=reference.version,
+        archive_id=archive.archive_id,
+        snapshot=archive.snapshot,
+        runs=list(dict.fromkeys(runs)),
+        masked=_channels(mask),
+        dead=_channels(dead),
+    )
+
+
+def save_reference(path: Path, reference: Reference, about: About) -> None:
+    """Write the file, whole or not at all. Raises InputError if it cannot be written."""
+    arrays = {name: np.asarray(array, order="C") for name, array in reference.state().items()}
+    try:
+        write_atomically(path, save(arrays, {_HEADER: json.dumps(asdict(about))}))
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}; choose another --out") from error
+
+
+def load_reference(path: Path, geometry: Geometry) -> tuple[Reference, About]:
+    """Take back what `save_reference` wrote.
+
+    Raises InputError for a file that is none, whose arrays are others than it says, or which is of another geometry.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            header = (file.metadata() or {}).get(_HEADER)
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+        if header is None:
+            raise InputError(f"{path} is no reference: make one by `dqmstream reference`")
+        about = About(**json.loads(header))
+        reference = Reference.from_state(arrays)
+    except (OSError, SafetensorError, ValueError, TypeError, StateError) as error:
+        raise InputError(f"{path} cannot be read as a reference: {error}") from error
+    if reference.version != about.version:
+        raise InputError(f"{path} is damaged: its arrays are of version {reference.version}, it says {about.version}")
+    if reference.live.shape != geometry.shape:
+        raise InputError(f"{path} is of maps of shape {reference.live.shape}, the archive's are of {geometry.shape}")
+    return reference, about
+
+
+def read_channels(path: Path) -> list[Channel]:
+    """Channels of a text file: depth (from 1), ieta and iphi in each line, # begins a comment. Raises InputError."""
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    found = []
+    for number, line in enumerate(lines, 1):
+        words = line.partition("#")[0].replace(",", " ").split()
+        if not words:
+            continue
+        try:
+            depth, ieta, iphi = map(int, words)
+        except ValueError as error:
+            raise InputError(f"{path}, line {number}: give depth, ieta and iphi, three whole numbers, not {line!r}") from error
+        found.append((depth, ieta, iphi))
+    return found
+
+
+def _index(channel: Channel, geometry: Geometry) -> tuple[int, int, int]:
+    depth, ieta, iphi = channel
+    if not (1 <= depth <= geometry.depths and 1 <= abs(ieta) <= IETA.max() and 1 <= iphi <= N_IPHI):
+        raise InputError(f"no map of {geometry.depths} depth(s) has a channel depth {depth}, ieta {ieta}, iphi {iphi}")
+    return depth - 1, ieta_row(ieta), iphi - 1
+
+
+def _channels(mask: np.ndarray) -> list[Channel]:
+    return [(int(depth) + 1, int(IETA[row]), int(column) + 1) for depth, row, column in np.argwhere(mask)]
