@@ -37,7 +37,8 @@ class Recipe:
     Of a moe_vit: patch, cells (ieta, iphi) of a token; dim, depth, heads of the transformer; mlp_ratio, hidden width over dim
     of plain blocks and of each expert; experts, top_k of the Mixture of Experts that every `moe_every`-th block holds;
     aux_weight, z_weight of the router's two losses. Of a cnn: cnn_widths, features of each convolution. Of elastic weight
-    consolidation: ewc_strength, ewc_decay, fisher_samples.
+    consolidation: ewc_strength, ewc_decay, fisher_samples. lwf_strength, lwf_temperature: of learning without forgetting's
+    distillation; der_strength: of the stored logits in der.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(allow_inf_nan=False)
@@ -66,6 +67,9 @@ class Recipe:
     ewc_strength: float = 1000.0
     ewc_decay: float = 0.9
     fisher_samples: int = 64
+    lwf_strength: float = 1.0
+    lwf_temperature: float = 2.0
+    der_strength: float = 0.5
     cnn_widths: tuple[int, ...] = (16, 32)
 
     def __post_init__(self) -> None:
@@ -81,6 +85,8 @@ class Recipe:
             raise InputError(f"patch {self.patch} does not divide a map of {N_IETA} x {N_IPHI} cells")
         if self.dim % self.heads:
             raise InputError(f"dim {self.dim} cannot be shared among {self.heads} heads")
+        if self.lwf_temperature <= 0:
+            raise InputError(f"lwf_temperature {self.lwf_temperature} is not above 0")
         if not 1 <= self.top_k <= self.experts:
             raise InputError(f"top_k {self.top_k} is not in 1..{self.experts}, the number of experts")
         if min(self.steps, self.batch, self.depth, self.moe_every, self.fisher_samples, self.augment_copies) < 1:

@@ -43,7 +43,12 @@ class Gradient:
 GRADIENT = {
     "naive": Gradient("Naive", "naive"),
     "replay": Gradient("Replay", "replay"),
+    "er_ace": Gradient("ErAce", "er_ace"),
+    "der": Gradient("Der", "der"),
+    "agem": Gradient("Agem", "agem"),
+    "lwf": Gradient("Lwf", "lwf"),
     "ewc": Gradient("Ewc", "ewc"),
+    "cumulative": Gradient("Cumulative", "cumulative"),
     "joint": Gradient("Joint", "joint"),
     "cnn": Gradient("Replay", "replay", CNN, CNN.model),
     "hybrid": Gradient("Replay", "replay", strategy=("Hybrid", "hybrid")),

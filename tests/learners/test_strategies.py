@@ -24,8 +24,8 @@ BRIEF = replace(TINY, steps=11)
 """For checks of bits and shapes, which need a training but no learning."""
 
 BUDGET = 400_000
-EXEMPT = ("joint",)
-FORGETFUL = ("naive", "ewc", "ring_means")
+EXEMPT = ("joint", "cumulative")
+FORGETFUL = ("naive", "ewc", "lwf", "agem", "ring_means")
 
 
 def make(name: str, seed: int = 0, recipe: Recipe = TINY, memory_bytes: int = BUDGET) -> Strategy:
@@ -48,7 +48,7 @@ def test_tells_runs_apart_whose_channels_drifted(name: str) -> None:
     assert accuracy(make(name), make_stream(4, drift=0.03, seed=3)) > 0.8
 
 
-@pytest.mark.parametrize("name", ["naive", "replay", "ewc", "joint"])
+@pytest.mark.parametrize("name", ["naive", "replay", "ewc", "lwf", "agem", "er_ace", "der", "cumulative", "joint"])
 def test_first_training_has_two_runs(name: str) -> None:
     stream = make_stream(2, drift=0.04, seed=4)
     strategy = make(name)
@@ -79,7 +79,7 @@ def test_ewc_holds_the_weights_that_mattered() -> None:
     assert moved[1] < 0.5 * moved[0]
 
 
-@pytest.mark.parametrize("name", ["replay", "joint"])
+@pytest.mark.parametrize("name", ["replay", "agem", "er_ace", "der", "cumulative", "joint"])
 def test_past_runs_are_not_kept_alive(name: str) -> None:
     stream = make_stream(3, drift=0.03, seed=6)
     strategy = make(name, recipe=BRIEF)

@@ -37,8 +37,12 @@ class Replay(Method):
     def _empty(self, channels: int) -> ExemplarMemory:
         return ExemplarMemory(channels, self.budget_bytes, self.seed, self.recipe.memory)
 
+    def exemplars(self) -> list[int]:
+        """How many each run has."""
+        return [] if self._memory is None else [len(self._memory.of(i)) for i in range(self._memory.classes)]
+
     def notes(self) -> dict[str, float]:
-        sizes = [] if self._memory is None else [len(self._memory.of(i)) for i in range(self._memory.classes)]
+        sizes = self.exemplars()
         return (
             {"exemplars_most": max(sizes), "exemplars_fewest": min(sizes), "runs_without_exemplars": sizes.count(0)}
             if sizes

@@ -7,9 +7,10 @@ anew for each run, so a checkpoint needs no optimizer state; the head grows wher
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,7 @@ class Lesson:
         sizes = [len(rows) for rows in residuals.values()]
         self.residuals_ML = torch.from_numpy(np.concatenate(list(residuals.values()))).to(device)
         self.label_M = torch.from_numpy(np.repeat(list(residuals), sizes)).to(device)
+        self.classes = list(residuals)
         self.steps = steps
         self.generator = generator
         self._size_C = torch.tensor(sizes)
@@ -53,6 +55,14 @@ class Lesson:
 
     def __len__(self) -> int:
         return len(self.label_M)
+
+    def of(self, classes: Sequence[int]) -> Lesson:
+        """The same rows, steps and generator, with batches of these classes alone; each must be in the lesson."""
+        part = copy.copy(self)
+        places = [self.classes.index(i) for i in classes]
+        part.classes = list(classes)
+        part._size_C, part._start_C = self._size_C[places], self._start_C[places]
+        return part
 
     def batches(self) -> Iterator[list[Tensor]]:
         """Residuals (B, L) and labels (B,), `steps` times."""

@@ -1,0 +1,123 @@
+"""DER++: replay, and beside it the logits that the network once gave its exemplars, which it is to give again.
+
+    L = mean over classes c of CE(f(x), c) + strength mean over x' and over classes k known then of (f_k(x') - z_k(x'))²
+
+x from the new run or the memory, x' from the memory in a batch of its own, z as stored. Source: Buzzega et al. 2020
+(arXiv:2004.07211), eq. 6. Two things are ours to decide. Logits are compared on the classes that were known when they were
+stored: of later ones nothing was said. And both are of residuals without the noise that training adds: stored for one draw of
+noise and asked of another, they would ask for smaller slopes than those they came from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dqmstream.errors import StateError
+from dqmstream.learners.network import Network
+from dqmstream.learners.recipe import Recipe
+from dqmstream.learners.strategies.replay import Replay
+from dqmstream.learners.strategies.template import RunTemplate
+
+SHARE_LOGITS = 0.125
+"""Of the budget. With 1 MB it suffices for all exemplars up to 260 runs; then the last of each run go without."""
+
+
+class Der(Replay):
+    """Keeps, with the exemplars of a run, the logits that they had at the end of its training.
+
+    They are asked for as the next training begins, when the weights are still those. Run 0 has its own after the first
+    training, since before it there is no model. They are float16, and for the first of a run's exemplars where not all fit.
+    """
+
+    name = "der"
+
+    def __init__(self, recipe: Recipe, seed: int, memory_bytes: int) -> None:
+        self._logit_bytes = int(SHARE_LOGITS * memory_bytes)
+        super().__init__(recipe, seed, memory_bytes - self._logit_bytes)
+        self.logits: list[np.ndarray] = []
+        """Of each run, as far as they are asked for: float16, (exemplars, classes known then)."""
+        self._asked = 0
+
+    def before_training_exp(self, strategy: RunTemplate, **kwargs: object) -> None:
+        lesson, new = strategy.experience, strategy.model.classes - 1
+        self._asked = 0
+        if new < 2:
+            return
+        exemplars = [lesson.residuals_ML[lesson.label_M == i] for i in range(new)]
+        for residuals_NL in exemplars[len(self.logits) :]:
+            self.logits.append(logits_of(strategy.model, residuals_NL)[:, :new].astype(np.float16))
+        self._fit([len(rows) for rows in exemplars])
+        device = lesson.residuals_ML.device
+        self._exemplar_ML = torch.cat([rows[: len(z)] for rows, z in zip(exemplars, self.logits, strict=True)])
+        self._logit_MC = torch.from_numpy(padded(self.logits, new + 1)).to(device)
+
+    def before_backward(self, strategy: RunTemplate, **kwargs: object) -> None:
+        if strategy.model.classes > 2 and len(self._logit_MC):
+            index_B = torch.randint(len(self._logit_MC), (self.recipe.batch,), generator=strategy.experience.generator)
+            index_B = index_B.to(self._logit_MC.device)
+            held = difference(strategy.model(self._exemplar_ML[index_B]), self._logit_MC[index_B])
+            strategy.loss = strategy.loss + self.recipe.der_strength * held
+            self._asked += len(index_B)
+
+    def after_training_exp(self, strategy: RunTemplate, **kwargs: object) -> None:
+        self._exemplar_ML = self._logit_MC = torch.zeros(0)
+
+    def lumisections_beside(self) -> int:
+        return self._asked
+
+    def keep(self, experience: int, counts: np.ndarray) -> None:
+        super().keep(experience, counts)
+        self._fit(self.exemplars())
+
+    def _fit(self, exemplars: list[int]) -> None:
+        """Drop logits whose exemplar is gone, and those that go beyond the budget, each run having the same share of it."""
+        share = self._logit_bytes // max(len(self.logits), 1)
+        self.logits = [z[: min(n, share // (z.shape[1] * z.itemsize))] for z, n in zip(self.logits, exemplars, strict=False)]
+
+    def state(self) -> dict[str, np.ndarray]:
+        flat = np.concatenate([np.zeros(0, np.float16), *(z.ravel() for z in self.logits)])
+        shapes = np.array([z.shape for z in self.logits], dtype=np.int64).reshape(-1, 2)
+        return super().state() | {"logits": flat, "logit_shapes": shapes}
+
+    def restore(self, state: Mapping[str, np.ndarray], model: Network) -> None:
+        super().restore(state, model)
+        if "logits" not in state or "logit_shapes" not in state:
+            raise StateError(f"the state of {self.name} lacks its logits; it is damaged")
+        flat, shapes = state["logits"], [(int(n), int(known)) for n, known in state["logit_shapes"]]
+        if len(flat) != sum(n * known for n, known in shapes):
+            raise StateError(f"the state of {self.name} holds {len(flat)} logits, not those of its shapes; it is damaged")
+        ends = np.cumsum([n * known for n, known in shapes])[:-1]
+        parts = np.split(np.array(flat), ends) if shapes else []
+        self.logits = [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+    def memory_bytes(self) -> int:
+        return super().memory_bytes() + sum(z.nbytes for z in self.logits)
+
+
+@torch.no_grad()
+def logits_of(model: Network, residuals_NL: Tensor) -> np.ndarray:
+    """Logits of a model in evaluation: float32, (N, classes). The model is in training afterwards."""
+    model.eval()
+    logits_NC = model(residuals_NL).cpu().numpy()
+    model.train()
+    return np.asarray(logits_NC)
+
+
+def padded(logits: list[np.ndarray], classes: int) -> np.ndarray:
+    """Logits of all runs below each other: float32, (M, classes), nan for the classes that were not known."""
+    out = np.full((sum(map(len, logits)), classes), np.nan, dtype=np.float32)
+    start = 0
+    for z in logits:
+        out[start : start + len(z), : z.shape[1]] = z
+        start += len(z)
+    return out
+
+
+def difference(logits_BC: Tensor, stored_BC: Tensor) -> Tensor:
+    """Mean square of the differences where something was stored (is not nan)."""
+    known_BC = ~stored_BC.isnan()
+    return (logits_BC[known_BC] - stored_BC[known_BC]).square().mean()

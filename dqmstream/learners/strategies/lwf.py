@@ -1,0 +1,74 @@
+"""Learning without forgetting: the model as it was before a run teaches the model that learns it, on the new run's rows.
+
+    L = CE(f(x), y) + strength T² KL(softmax(f°(x)[old] / T) || softmax(f(x)[old] / T)),    x from the new run
+
+f° is the model before the run, asked for the same noisy rows. Source: Li and Hoiem 2017 (arXiv:1606.09282), with the
+distillation of Hinton et al. 2015 (arXiv:1503.02531). It keeps no data. As with every method that trains on the new run alone,
+the new row of the head is free to win everywhere; and the teacher from the third on passes on that its newest run did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from dqmstream.learners.network import Network
+from dqmstream.learners.strategies.method import Method
+from dqmstream.learners.strategies.template import RunTemplate
+
+
+class Lwf(Method):
+    """The old weights stand beside the new ones in a training, from the third run on; between trainings nothing is kept."""
+
+    name = "lwf"
+    teacher: Mapping[str, Tensor] | None = None
+    """Weights before the run, by name."""
+    _teacher_bytes = 0
+    _asked = 0
+
+    def before_training_exp(self, strategy: RunTemplate, **kwargs: object) -> None:
+        self._asked = 0
+        if strategy.model.classes > 2:
+            self.teacher = {name: weight.detach().clone() for name, weight in strategy.model.named_parameters()}
+            self._teacher_bytes = sum(weight.nbytes for weight in self.teacher.values())
+
+    @torch.no_grad()
+    def before_forward(self, strategy: RunTemplate, **kwargs: object) -> None:
+        if self.teacher is not None:
+            strategy.model.eval()
+            self._taught_BC: Tensor = functional_call(strategy.model, self.teacher, (strategy.mb_x,))
+            strategy.model.train()
+            self._asked += len(strategy.mb_x)
+
+    def before_backward(self, strategy: RunTemplate, **kwargs: object) -> None:
+        if self.teacher is not None:
+            old = strategy.model.classes - 1
+            kept = distillation(strategy.mb_output[:, :old], self._taught_BC[:, :old], self.recipe.lwf_temperature)
+            strategy.loss = strategy.loss + self.recipe.lwf_strength * kept
+
+    def after_training_exp(self, strategy: RunTemplate, **kwargs: object) -> None:
+        self.teacher = None
+
+    def lumisections_beside(self) -> int:
+        """The teacher goes forward alone, which is a third of a step."""
+        return self._asked // 3
+
+    def restore(self, state: Mapping[str, np.ndarray], model: Network) -> None:
+        super().restore(state, model)
+        self._teacher_bytes = sum(weight.nbytes for weight in model.parameters()) if model.classes > 2 else 0
+
+    def state_bytes(self) -> int:
+        """Of the teacher in the last training."""
+        return self._teacher_bytes
+
+
+def distillation(student_BC: Tensor, teacher_BC: Tensor, temperature: float) -> Tensor:
+    """T² KL(teacher || student) at a temperature, the mean over rows; both are logits."""
+    target_BC = (teacher_BC / temperature).log_softmax(dim=1)
+    given_BC = (student_BC / temperature).log_softmax(dim=1)
+    kl = torch.nn.functional.kl_div(given_BC, target_BC, reduction="batchmean", log_target=True)
+    return temperature**2 * kl

@@ -1,0 +1,192 @@
+"""What makes each gradient method that one: whom its gradients spare, what it stores, and what it holds still."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dqmstream.learners.recipe import Recipe
+from dqmstream.learners.registry import make_strategy
+from dqmstream.learners.strategies.agem import Agem, project
+from dqmstream.learners.strategies.der import SHARE_LOGITS, difference, padded
+from dqmstream.learners.strategies.er_ace import incoming_loss
+from dqmstream.learners.strategies.lwf import Lwf, distillation
+from dqmstream.learners.strategies.template import Lesson
+from dqmstream.learners.strategy import RunData, Strategy
+from dqmstream.lumisection import Geometry
+from tests.learners.streams import make_stream, reader
+
+BRIEF = Recipe(dim=16, depth=2, heads=2, experts=4, steps=3, batch=16, lr=3e-3)
+STREAM = make_stream(4, drift=0.03, seed=1, n=100)
+
+
+def make(name: str, memory_bytes: int = 400_000, recipe: Recipe = BRIEF) -> Any:
+    return make_strategy(name, geometry=Geometry(1), seed=0, recipe=recipe, memory_bytes=memory_bytes, device="cpu")
+
+
+def learn(strategy: Strategy, runs: list[RunData]) -> None:
+    for run in runs:
+        strategy.learn(strategy.classes, run, reader(STREAM))
+
+
+def test_a_lesson_of_some_classes_draws_these_alone_and_all_of_their_rows() -> None:
+    rows = {
+        i: np.full((n, 1), i, np.float32) + 0.01 * np.arange(n, dtype=np.float32)[:, None] for i, n in ((0, 5), (3, 2), (4, 7))
+    }
+    lesson = Lesson(rows, replace(BRIEF, noise=0.0), 8, torch.device("cpu"), torch.Generator().manual_seed(0))
+    for classes in ([4], [0, 4]):
+        batches = list(lesson.of(classes).batches())
+        assert len(batches) == 8
+        drawn, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+        assert labels.unique().tolist() == classes
+        assert drawn.unique().tolist() == pytest.approx(np.concatenate([rows[i].ravel() for i in classes]).tolist())
+        assert (drawn[:, 0].floor() == labels).all()
+
+
+def test_er_ace_asks_nothing_of_old_rows_when_it_sees_the_new_run_alone() -> None:
+    head = torch.nn.Linear(5, 4)
+    incoming_loss(head(torch.randn(8, 5))).backward()
+    assert head.weight.grad is not None and head.bias.grad is not None
+    assert not head.weight.grad[:3].any() and not head.bias.grad[:3].any()
+    assert head.weight.grad[3].all() and head.bias.grad[3] < 0
+    # The cross-entropy of the new class beside one unseen class whose logit is zero.
+    logits = torch.randn(8, 4)
+    beside = torch.stack([logits[:, 3], torch.zeros(8)], dim=1)
+    torch.testing.assert_close(
+        incoming_loss(logits), torch.nn.functional.cross_entropy(beside, torch.zeros(8, dtype=torch.long))
+    )
+
+
+def test_agem_takes_out_what_goes_against_the_memory_and_nothing_else() -> None:
+    gradient, memory = [torch.tensor([[1.0, 2.0]]), torch.tensor([0.5])], [torch.tensor([[-1.0, -1.0]]), torch.tensor([1.0])]
+    left = project(gradient, memory)
+    # g·m = -2.5, m·m = 3: by hand.
+    torch.testing.assert_close(left, [torch.tensor([[1 - 2.5 / 3, 2 - 2.5 / 3]]), torch.tensor([0.5 + 2.5 / 3])])
+    assert sum(float((a * b).sum()) for a, b in zip(left, memory, strict=True)) == pytest.approx(0, abs=1e-6)
+    agreeing = [-m for m in memory]
+    torch.testing.assert_close(project(gradient, agreeing), gradient)
+    torch.testing.assert_close(project(gradient, [torch.zeros_like(m) for m in memory]), gradient)
+
+
+def test_agem_never_steps_against_its_memory_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    agreements = []
+
+    def watched(gradient: Any, memory: Any) -> Any:
+        left = project(gradient, memory)
+        before, after = (sum(float((a * b).sum()) for a, b in zip(of, memory, strict=True)) for of in (gradient, left))
+        agreements.append((before, after, sum(float((m * m).sum()) for m in memory)))
+        return left
+
+    monkeypatch.setattr("dqmstream.learners.strategies.agem.project", watched)
+    learn(make("agem"), STREAM)
+    assert len(agreements) == 2 * BRIEF.steps, "the first training has no past"
+    assert min(before for before, _, _ in agreements) < 0, "here the memory had to hold it back"
+    assert all(after >= -1e-5 * length for _, after, length in agreements)
+
+
+def test_agem_trains_on_the_new_run_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = []
+    monkeypatch.setattr(Agem, "before_forward", lambda self, strategy, **kwargs: labels.append(strategy.mb_y.unique().tolist()))
+    learn(make("agem"), STREAM[:3])
+    assert labels == [[0, 1]] * BRIEF.steps + [[2]] * BRIEF.steps
+
+
+def test_der_compares_logits_on_the_classes_that_were_known() -> None:
+    stored = torch.from_numpy(padded([np.array([[1, 2]], np.float16), np.array([[0, 1, 5]], np.float16)], 4))
+    assert stored.isnan().tolist() == [[False, False, True, True], [False, False, False, True]]
+    logits = torch.tensor([[1.0, 4.0, 9.0, 9.0], [0.0, 1.0, 6.0, 9.0]], requires_grad=True)
+    loss = difference(logits, stored)
+    assert loss.item() == pytest.approx((2**2 + 1**2) / 5)
+    loss.backward()
+    assert logits.grad is not None
+    assert (logits.grad != 0).tolist() == [[False, True, False, False], [False, False, True, False]]
+
+
+def test_der_stores_what_the_network_said_when_the_run_had_been_learnt() -> None:
+    strategy = make("der")
+    learn(strategy, STREAM[:3])
+    exemplars = strategy._method._memory.of(2).copy()
+    residuals = torch.from_numpy(strategy.reference.residuals_of_live(exemplars))
+    with torch.no_grad():
+        said = strategy._model.eval()(residuals).numpy()
+    learn(strategy, STREAM[3:])
+    logits = strategy._method.logits
+    assert [z.shape[1] for z in logits] == [2, 2, 3]
+    np.testing.assert_allclose(logits[2], said[: len(logits[2])], rtol=2e-3, atol=2e-3)
+    assert len(logits[2]) == strategy._method.exemplars()[2], "no logits without their exemplar, no exemplar without its logits"
+
+
+def test_der_keeps_its_logits_within_its_share_of_the_budget() -> None:
+    budget = 40_000
+    strategy = make("der", budget)
+    for run in range(4):
+        learn(strategy, STREAM[run : run + 1])
+        method = strategy._method
+        assert strategy.memory_bytes() <= budget
+        method._logit_bytes = 40  # what hundreds of runs would leave to each
+    assert int(SHARE_LOGITS * budget) > 40 >= sum(z.nbytes for z in method.logits)
+    assert [len(z) for z in method.logits] == [3, 3, 2]
+
+
+def test_lwf_holds_its_teacher_still_and_lets_it_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]] = []
+    finish = Lwf.after_training_exp
+
+    def after(self: Lwf, strategy: Any, **kwargs: object) -> None:
+        if self.teacher is not None:
+            seen.append((dict(self.teacher), dict(strategy.model.named_parameters())))
+        finish(self, strategy)
+
+    monkeypatch.setattr(Lwf, "after_training_exp", after)
+    strategy = make("lwf")
+    learn(strategy, STREAM[:2])
+    assert not seen and strategy.state_bytes() == 0
+    before = {name[len("model.") :]: array for name, array in strategy.state().items() if name.startswith("model.")}
+    learn(strategy, STREAM[2:3])
+    ((teacher, weights),) = seen
+    for name, array in before.items():
+        np.testing.assert_array_equal(teacher[name][: len(array)], array)
+    assert any(not torch.equal(teacher[name], weight) for name, weight in weights.items())
+    assert strategy.state_bytes() == sum(weight.nbytes for weight in weights.values())
+    assert strategy._method.teacher is None
+    resumed = make("lwf")
+    resumed.restore(strategy.state())
+    assert resumed.state_bytes() == strategy.state_bytes()
+
+
+def test_distillation_is_nothing_where_both_say_the_same() -> None:
+    teacher = torch.tensor([[2.0, 0.0, -1.0]])
+    assert distillation(teacher + 3, teacher, 2.0).item() == pytest.approx(0, abs=1e-6)
+    # T² sum p (log p - log q) by hand, with T = 1 and q uniform.
+    p = teacher.softmax(1)
+    assert distillation(torch.zeros(1, 3), teacher, 1.0).item() == pytest.approx(
+        float((p * (p.log() + np.log(3))).sum()), rel=1e-5
+    )
+
+
+def test_lwf_goes_on_saying_of_the_new_run_what_was_said_before() -> None:
+    moved = []
+    for strength in (0.0, 10.0):
+        strategy = make("lwf", recipe=replace(BRIEF, steps=20, lwf_strength=strength))
+        learn(strategy, STREAM[:2])
+        said = torch.from_numpy(strategy.scores(STREAM[2].maps))
+        learn(strategy, STREAM[2:3])
+        moved.append(distillation(torch.from_numpy(strategy.scores(STREAM[2].maps))[:, :2], said, 1.0).item())
+    assert moved[1] < 0.5 * moved[0]
+
+
+def test_cumulative_goes_on_from_its_weights_and_joint_begins_again() -> None:
+    # Without a step the weights after a training are those before it.
+    idle = replace(BRIEF, lr=0.0)
+    moved = {}
+    for name in ("cumulative", "joint"):
+        strategy = make(name, recipe=idle)
+        learn(strategy, STREAM[:2])
+        before = strategy.state()["model.position_ND"]
+        learn(strategy, STREAM[2:3])
+        moved[name] = not np.array_equal(strategy.state()["model.position_ND"], before)
+    assert moved == {"cumulative": False, "joint": True}
