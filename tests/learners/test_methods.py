@@ -125,11 +125,27 @@ def test_der_keeps_its_logits_within_its_share_of_the_budget() -> None:
     strategy = make("der", budget)
     for run in range(4):
         learn(strategy, STREAM[run : run + 1])
-        method = strategy._method
         assert strategy.memory_bytes() <= budget
-        method._logit_bytes = 40  # what hundreds of runs would leave to each
-    assert int(SHARE_LOGITS * budget) > 40 >= sum(z.nbytes for z in method.logits)
-    assert [len(z) for z in method.logits] == [3, 3, 2]
+        strategy._method._logit_bytes = 60  # what hundreds of runs would leave to each
+    method = strategy._method
+    assert int(SHARE_LOGITS * budget) > 60 >= sum(kept.nbytes for kept in (*method.logits, *method.places))
+    assert [len(z) for z in method.logits] == [2, 2, 2]
+
+
+def test_der_follows_its_exemplars_when_a_reservoir_lets_some_go() -> None:
+    strategy = make("der", 30_000, replace(BRIEF, memory="reservoir"))
+    learn(strategy, STREAM[:3])
+    method = strategy._method
+    said = {
+        row.tobytes(): z for i in range(2) for row, z in zip(method._rows(i)[method.places[i]], method.logits[i], strict=True)
+    }
+    learn(strategy, STREAM[3:])
+    kept = [
+        (row.tobytes(), z) for i in range(2) for row, z in zip(method._rows(i)[method.places[i]], method.logits[i], strict=True)
+    ]
+    assert 0 < len(kept) < len(said)
+    for row, z in kept:
+        np.testing.assert_array_equal(z, said[row])
 
 
 def test_lwf_holds_its_teacher_still_and_lets_it_go(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from dqmstream.errors import StateError
 from dqmstream.learners.network import Network
 from dqmstream.learners.recipe import Recipe
+from dqmstream.learners.reference import Reference
 from dqmstream.learners.strategies.replay import Replay
 from dqmstream.learners.strategies.template import RunTemplate
 
@@ -39,7 +40,9 @@ class Der(Replay):
         self._logit_bytes = int(SHARE_LOGITS * memory_bytes)
         super().__init__(recipe, seed, memory_bytes - self._logit_bytes)
         self.logits: list[np.ndarray] = []
-        """Of each run, as far as they are asked for: float16, (exemplars, classes known then)."""
+        """Of each run, as far as they were asked for: float16, (exemplars with logits, classes known then)."""
+        self.places: list[np.ndarray] = []
+        """Which of the run's exemplars they belong to: int32."""
         self._asked = 0
 
     def before_training_exp(self, strategy: RunTemplate, **kwargs: object) -> None:
@@ -47,13 +50,17 @@ class Der(Replay):
         self._asked = 0
         if new < 2:
             return
-        exemplars = [lesson.residuals_ML[lesson.label_M == i] for i in range(new)]
+        # A lesson may go on with augmented copies of a class's rows; the exemplars themselves stand first.
+        exemplars = [lesson.residuals_ML[lesson.label_M == i][:n] for i, n in enumerate(self.exemplars())]
         for residuals_NL in exemplars[len(self.logits) :]:
             self.logits.append(logits_of(strategy.model, residuals_NL)[:, :new].astype(np.float16))
-        self._fit([len(rows) for rows in exemplars])
-        device = lesson.residuals_ML.device
-        self._exemplar_ML = torch.cat([rows[: len(z)] for rows, z in zip(exemplars, self.logits, strict=True)])
-        self._logit_MC = torch.from_numpy(padded(self.logits, new + 1)).to(device)
+            self.places.append(np.arange(len(residuals_NL), dtype=np.int32))
+        share = self._logit_bytes // new
+        for i, (z, places) in enumerate(zip(self.logits, self.places, strict=True)):
+            fit = share // (z.shape[1] * z.itemsize + places.itemsize)
+            self.logits[i], self.places[i] = z[:fit].copy(), places[:fit].copy()
+        self._exemplar_ML = torch.cat([rows[places] for rows, places in zip(exemplars, self.places, strict=True)])
+        self._logit_MC = torch.from_numpy(padded(self.logits, new + 1)).to(self._exemplar_ML.device)
 
     def before_backward(self, strategy: RunTemplate, **kwargs: object) -> None:
         if strategy.model.classes > 2 and len(self._logit_MC):
@@ -69,33 +76,44 @@ class Der(Replay):
     def lumisections_beside(self) -> int:
         return self._asked
 
-    def keep(self, experience: int, counts: np.ndarray) -> None:
-        super().keep(experience, counts)
-        self._fit(self.exemplars())
+    def keep(self, experience: int, counts: np.ndarray, reference: Reference) -> None:
+        before = [self._rows(i)[places] for i, places in enumerate(self.places)]
+        super().keep(experience, counts, reference)
+        for i, rows in enumerate(before):
+            # Whatever the memory's policy let go, logits go with their exemplar.
+            at = {row.tobytes(): place for place, row in enumerate(self._rows(i))}
+            stay = [n for n, row in enumerate(rows) if row.tobytes() in at]
+            self.places[i] = np.array([at[rows[n].tobytes()] for n in stay], dtype=np.int32)
+            self.logits[i] = self.logits[i][stay]
 
-    def _fit(self, exemplars: list[int]) -> None:
-        """Drop logits whose exemplar is gone, and those that go beyond the budget, each run having the same share of it."""
-        share = self._logit_bytes // max(len(self.logits), 1)
-        self.logits = [z[: min(n, share // (z.shape[1] * z.itemsize))] for z, n in zip(self.logits, exemplars, strict=False)]
+    def _rows(self, experience: int) -> np.ndarray:
+        return np.zeros((0, 0)) if self._memory is None else self._memory.of(experience).astype(np.float32)
 
     def state(self) -> dict[str, np.ndarray]:
-        flat = np.concatenate([np.zeros(0, np.float16), *(z.ravel() for z in self.logits)])
-        shapes = np.array([z.shape for z in self.logits], dtype=np.int64).reshape(-1, 2)
-        return super().state() | {"logits": flat, "logit_shapes": shapes}
+        return super().state() | {
+            "logits": np.concatenate([np.zeros(0, np.float16), *(z.ravel() for z in self.logits)]),
+            "logit_shapes": np.array([z.shape for z in self.logits], dtype=np.int64).reshape(-1, 2),
+            "logit_places": np.concatenate([np.zeros(0, np.int32), *self.places]),
+        }
 
     def restore(self, state: Mapping[str, np.ndarray], model: Network) -> None:
         super().restore(state, model)
-        if "logits" not in state or "logit_shapes" not in state:
-            raise StateError(f"the state of {self.name} lacks its logits; it is damaged")
-        flat, shapes = state["logits"], [(int(n), int(known)) for n, known in state["logit_shapes"]]
-        if len(flat) != sum(n * known for n, known in shapes):
-            raise StateError(f"the state of {self.name} holds {len(flat)} logits, not those of its shapes; it is damaged")
-        ends = np.cumsum([n * known for n, known in shapes])[:-1]
-        parts = np.split(np.array(flat), ends) if shapes else []
+        missing = sorted({"logits", "logit_shapes", "logit_places"} - state.keys())
+        if missing:
+            raise StateError(f"the state of {self.name} lacks {', '.join(missing)}; it is damaged")
+        shapes = np.array(state["logit_shapes"], dtype=np.int64).reshape(-1, 2)
+        ends, row_ends = np.cumsum(shapes.prod(axis=1)), np.cumsum(shapes[:, 0])
+        held, places = len(state["logits"]), len(state["logit_places"])
+        if held != shapes.prod(axis=1).sum() or places != shapes[:, 0].sum():
+            raise StateError(
+                f"the state of {self.name} holds {held} logits of {places} exemplars, not its shapes'; it is damaged"
+            )
+        parts = np.split(np.array(state["logits"]), ends)[: len(shapes)]
         self.logits = [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+        self.places = np.split(np.array(state["logit_places"]), row_ends)[: len(shapes)]
 
     def memory_bytes(self) -> int:
-        return super().memory_bytes() + sum(z.nbytes for z in self.logits)
+        return super().memory_bytes() + sum(kept.nbytes for kept in (*self.logits, *self.places))
 
 
 @torch.no_grad()
