@@ -1,81 +1,112 @@
-"""The deep learner's own network: a Mixture-of-Experts vision transformer whose head sees every token in its place.
+"""The deep learner's own network: a vision transformer, with Mixtures of Experts, whose head sees every token in its place.
 
 Its input are residuals to the reference, one number for each live channel. Measured: averaging the tokens, or reading a class
 token, loses what a single channel says, so the head reads all of them side by side. What one channel says alone takes a short
 way, a linear map from the residuals to the logits; what several say together takes the transformer.
 
-B lumisections, L live channels, N tokens, D width, C classes.
+B lumisections, L live channels, N tokens, P cells of a token's patch, D width, C classes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 import torch
-from timm.layers import PatchEmbed
+from timm.layers import Mlp
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from dqmstream.learners.moe import MoE
 from dqmstream.learners.network import GrowingLinear, Network
 from dqmstream.learners.recipe import Recipe
-from dqmstream.lumisection import N_IETA, N_IPHI
+from dqmstream.learners.routers import Router
+from dqmstream.lumisection import N_IPHI
 
 
-class MoEViT(Network):
-    """A `Network` of tokens, each a patch of cells; depths are the input's channels.
+class Tokens(nn.Module):
+    """Residuals (B, L) to tokens (B, N, D): a linear map of each patch's cells, zero where nothing is live.
 
-    Tokens in which no channel is live are left out: of HE's 64 only 32 hold one.
+    Patches begin `shift` columns before the map does, and go round in iphi: of 32 x 4 cells and shifted by 2, each is a readout
+    box. Those in which no channel is live are left out: of HE's 64 patches of 8 x 9 only 32 hold one.
     """
 
-    def __init__(self, live: np.ndarray, recipe: Recipe) -> None:
+    def __init__(self, live: np.ndarray, patch: tuple[int, int], shift: int, dim: int) -> None:
+        super().__init__()
+        depths, (high, wide) = live.shape[0], patch
+        depth, row, column = np.nonzero(live)
+        column = (column + shift) % N_IPHI
+        patch_L = row // high * (N_IPHI // wide) + column // wide
+        cell_L = (depth * high + row % high) * wide + column % wide
+        patches, token_L = np.unique(patch_L, return_inverse=True)
+        self.tokens, self.cells = len(patches), depths * high * wide
+        self.register_buffer("place_L", torch.from_numpy(token_L * self.cells + cell_L), persistent=False)
+        self.embed = nn.Linear(self.cells, dim)
+
+    def forward(self, residuals_BL: Tensor) -> Tensor:
+        flat = residuals_BL.new_zeros(len(residuals_BL), self.tokens * self.cells)
+        x_BNP = flat.index_copy(1, self.place_L, residuals_BL).view(-1, self.tokens, self.cells)
+        x_BND: Tensor = self.embed(x_BNP)
+        return x_BND
+
+
+class ViT(Network):
+    """A `Network` of tokens, each a patch of cells; depths are the input's channels.
+
+    What the head reads is the recipe's `readout`: all tokens in their places, their mean, or a token for the class.
+    """
+
+    def __init__(self, live: np.ndarray, recipe: Recipe, chosen_mlp: Callable[..., nn.Module]) -> None:
+        """chosen_mlp: made, as timm makes an Mlp, in the blocks that the recipe names in `moe_blocks`; others have an Mlp."""
         super().__init__(live)
-        depths = live.shape[0]
-        rows, columns = N_IETA // recipe.patch[0], N_IPHI // recipe.patch[1]
-        by_patch = live.reshape(depths, rows, recipe.patch[0], columns, recipe.patch[1])
-        tokens = np.flatnonzero(by_patch.any(axis=(0, 2, 4)).ravel())
-        self.register_buffer("token_N", torch.from_numpy(tokens), persistent=False)
-        self.embed = PatchEmbed((N_IETA, N_IPHI), recipe.patch, depths, recipe.dim)
-        self.position_ND = nn.Parameter(nn.init.trunc_normal_(torch.empty(len(tokens), recipe.dim), std=0.02))
-        experts = partial(
-            MoE,
-            experts=recipe.experts,
-            top_k=recipe.top_k,
-            aux_weight=recipe.aux_weight,
-            z_weight=recipe.z_weight,
-        )
-        plain = partial(Block, recipe.dim, recipe.heads, mlp_ratio=recipe.mlp_ratio, qkv_bias=True)
-        every = recipe.moe_every
+        dim = recipe.dim
+        self.tokens = Tokens(live, recipe.patch, recipe.patch_shift, dim)
+        self.position_ND = nn.Parameter(nn.init.trunc_normal_(torch.empty(self.tokens.tokens, dim), std=0.02))
+        self.class_D = nn.Parameter(nn.init.trunc_normal_(torch.empty(dim), std=0.02)) if recipe.readout == "class" else None
+        block = partial(Block, dim, recipe.heads, mlp_ratio=recipe.mlp_ratio, qkv_bias=True)
         self.blocks = nn.ModuleList(
-            plain(mlp_layer=experts) if i % every == every - 1 else plain() for i in range(recipe.depth)
+            block(mlp_layer=chosen_mlp) if i in recipe.moe_blocks else block() for i in range(recipe.depth)
         )
-        self.norm = nn.LayerNorm(recipe.dim)
-        self.head = GrowingLinear(len(tokens) * recipe.dim, bias=True)
+        self._routers = [module for module in self.modules() if isinstance(module, Router)]
+        self.norm = nn.LayerNorm(dim)
+        self._read = READOUTS[recipe.readout]
+        self.head = GrowingLinear(dim * (len(self.position_ND) if recipe.readout == "tokens" else 1), bias=True)
         self.skip = GrowingLinear(int(live.sum()), bias=False) if recipe.linear_skip else None
 
     def forward(self, residuals_BL: Tensor) -> Tensor:
-        x_BND = self.embed(self.to_map(residuals_BL)).index_select(1, self.token_N) + self.position_ND
+        x_BND = self.tokens(residuals_BL) + self.position_ND
+        if self.class_D is not None:
+            x_BND = torch.cat([self.class_D.expand(len(x_BND), 1, -1), x_BND], dim=1)
         for block in self.blocks:
             x_BND = block(x_BND)
-        logits_BC = self.head(self.norm(x_BND).flatten(1))
+        logits_BC = self.head(self._read(self.norm(x_BND)))
         return logits_BC if self.skip is None else logits_BC + self.skip(residuals_BL)
 
     def heads(self) -> list[GrowingLinear]:
         return [self.head] if self.skip is None else [self.head, self.skip]
 
-    def mixtures(self) -> list[MoE]:
-        """The Mixture-of-Experts layers, first to last."""
-        return [module for module in self.modules() if isinstance(module, MoE)]
+    def routers(self) -> list[Router]:
+        return self._routers
 
-    def auxiliary_loss(self) -> Tensor | float:
-        """Sum of what the routers add to the loss of the last forward in training."""
-        return sum(mixture.auxiliary_loss for mixture in self.mixtures() if mixture.auxiliary_loss is not None)
 
-    def notes(self) -> dict[str, float | list[float]]:
-        """Load of each expert and mean entropy of the routing in the last forward, by mixture."""
-        notes: dict[str, float | list[float]] = {}
-        for i, mixture in enumerate(self.mixtures()):
-            notes[f"expert_load.{i}"] = mixture.load_E.tolist()
-            notes[f"routing_entropy.{i}"] = float(mixture.entropy)
-        return notes
+READOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "tokens": lambda x_BND: x_BND.flatten(1),
+    "mean": lambda x_BND: x_BND.mean(dim=1),
+    "class": lambda x_BND: x_BND[:, 0],
+}
+"""What the head reads of the tokens (B, N, D), by the name that a recipe has for it."""
+
+
+def moe_vit(live: np.ndarray, recipe: Recipe) -> ViT:
+    """With a Mixture of Experts in the blocks that the recipe names."""
+    return ViT(live, recipe, partial(MoE, recipe=recipe))
+
+
+def plain_vit(live: np.ndarray, recipe: Recipe) -> ViT:
+    """With one MLP in their place, as wide as all experts together that a token goes through: the same operations."""
+
+    def wide_mlp(in_features: int, hidden_features: int, **more: object) -> nn.Module:
+        return Mlp(in_features, hidden_features * (recipe.top_k + recipe.shared_expert), **more)
+
+    return ViT(live, recipe, wide_mlp)

@@ -1,4 +1,4 @@
-"""What every network is: residuals of the live channels in, a logit for each known run out, and a head that grows.
+"""What every network is: numbers of the live channels in, a logit for each known run out, and a head that grows.
 
 B lumisections, L live channels, F features, C classes.
 """
@@ -10,6 +10,9 @@ from abc import ABC, abstractmethod
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from dqmstream.learners.reference import Reference
+from dqmstream.learners.routers import Router
 
 
 class GrowingLinear(nn.Module):
@@ -44,6 +47,7 @@ class Network(nn.Module, ABC):
         """live: bool, shape (depth, 64, 72); the L cells that have a residual."""
         super().__init__()
         self.map_shape = live.shape
+        self.cell_L: Tensor
         self.register_buffer("cell_L", torch.from_numpy(np.flatnonzero(live)), persistent=False)
 
     @abstractmethod
@@ -54,18 +58,32 @@ class Network(nn.Module, ABC):
     def heads(self) -> list[GrowingLinear]:
         """The linear maps whose sum the logits are."""
 
-    def auxiliary_loss(self) -> Tensor | float:
-        """What the network itself adds to the loss of the last forward in training."""
-        return 0.0
+    def inputs(self, reference: Reference, counts: np.ndarray) -> np.ndarray:
+        """What goes into `forward`, float32 (n, L), from counts of the live channels (n, L): their residuals."""
+        return reference.residuals_of_live(counts)
 
-    def notes(self) -> dict[str, float | list[float]]:
-        """What the history is to record of the last forward."""
-        return {}
+    def routers(self) -> list[Router]:
+        """Routers of its Mixtures of Experts, first to last."""
+        return []
+
+    def auxiliary_loss(self) -> Tensor | float:
+        """Sum of what the routers add to the loss of the last forward in training."""
+        losses = [router.auxiliary_loss for router in self.routers()]
+        return sum(loss for loss in losses if loss is not None)
+
+    def after_step(self) -> None:
+        """To be called after each training step."""
+        for router in self.routers():
+            router.after_step()
 
     @property
     def channels(self) -> int:
         """Live channels that the input has."""
         return len(self.cell_L)
+
+    @property
+    def device(self) -> torch.device:
+        return self.cell_L.device
 
     @property
     def classes(self) -> int:

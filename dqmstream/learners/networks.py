@@ -7,11 +7,19 @@ from collections.abc import Callable
 import numpy as np
 
 from dqmstream.learners.cnn import CNN
-from dqmstream.learners.model import MoEViT
+from dqmstream.learners.linear import Linear
+from dqmstream.learners.model import moe_vit, plain_vit
 from dqmstream.learners.network import Network
 from dqmstream.learners.recipe import Recipe
+from dqmstream.learners.study import StudyViT
 
-NETWORKS: dict[str, Callable[[np.ndarray, Recipe], Network]] = {"moe_vit": MoEViT, "cnn": CNN}
+NETWORKS: dict[str, Callable[[np.ndarray, Recipe], Network]] = {
+    "moe_vit": moe_vit,
+    "vit": plain_vit,
+    "cnn": CNN,
+    "linear": Linear,
+    "study_vit": StudyViT,
+}
 
 
 def build(live: np.ndarray, recipe: Recipe) -> Network:

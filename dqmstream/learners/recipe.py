@@ -16,8 +16,17 @@ from dqmstream.learners.augment import AUGMENTATIONS, REFUSED
 from dqmstream.learners.policies import POLICIES
 from dqmstream.lumisection import N_IETA, N_IPHI
 
-MODELS = ("moe_vit", "cnn")
+MODELS = ("moe_vit", "vit", "cnn", "linear", "study_vit")
 """Networks that a recipe may ask for, as `dqmstream.learners.networks` makes them."""
+
+ROUTERS = ("top_k", "balanced", "soft")
+"""Routers of a Mixture of Experts, as `dqmstream.learners.routers` makes them."""
+
+MAX_EXPERTS = 256
+"""Of one mixture, so that an expert's number is a byte."""
+
+READOUTS = ("tokens", "mean", "class")
+"""What a transformer's head reads, as `dqmstream.learners.model` has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,38 +37,52 @@ class Recipe:
     Noise of 1.5 deviations on the residuals, with a weight decay of 1, raised the accuracy from .75 to .84 on the three
     seeds it was chosen on, and from .67 to .72 on two others; a second pair of blocks took twice the time and added nothing.
 
-    model: the network, one of `MODELS`. steps, batch: training steps a run, lumisections a step. lr, weight_decay: of
-    AdamW. warmup: share of the steps in which the rate rises. noise: deviation of the noise added to residuals in training.
-    linear_skip: whether the residuals also reach the logits by a linear map. augment: redrawings of the counts beside the
-    counts themselves (`learners.augment`), augment_copies of each. memory: of a method that keeps lumisections, the policy by
-    which it chooses them (`learners.policies`).
+    model: the network, one of `MODELS`. steps, batch: training steps a run, lumisections a step; micro_batch: how many of them
+    go through the network at once, 0 for all. lr, weight_decay: of AdamW. warmup: share of the steps in which the rate rises;
+    cosine: whether it falls afterwards. noise: deviation of the noise added to residuals in training. linear_skip: whether the
+    residuals also reach the logits by a linear map. bf16: whether training computes in bfloat16 where there is a GPU.
+    augment: redrawings of the counts beside the counts themselves (`learners.augment`), augment_copies of each. memory: of a
+    method that keeps lumisections, the policy by which it chooses them (`learners.policies`).
 
-    Of a moe_vit: patch, cells (ieta, iphi) of a token; dim, depth, heads of the transformer; mlp_ratio, hidden width over dim
-    of plain blocks and of each expert; experts, top_k of the Mixture of Experts that every `moe_every`-th block holds;
-    aux_weight, z_weight of the router's two losses. Of a cnn: cnn_widths, features of each convolution. Of elastic weight
-    consolidation: ewc_strength, ewc_decay, fisher_samples. lwf_strength, lwf_temperature: of learning without forgetting's
-    distillation; der_strength: of the stored logits in der.
+    Of a transformer: patch, cells (ieta, iphi) of a token, patch_shift, by how many columns the patches begin before the map
+    does; dim, depth, heads; mlp_ratio, hidden width over dim of an MLP and of each expert; readout, one of `READOUTS`.
+    Of a moe_vit: moe_blocks, which of its blocks hold a Mixture of Experts (those beyond its depth say nothing); experts,
+    top_k; shared_expert, whether one more takes every token; router, one of `ROUTERS`; aux_weight, z_weight of the two losses
+    of top_k; bias_rate of balanced; places of each expert of soft; freeze_router, the last experience at which routers learn, 0
+    for all. A vit has an MLP of the same operations in the place of each mixture. Of a cnn: cnn_widths, features of each
+    convolution. Of elastic weight consolidation: ewc_strength, ewc_decay, fisher_samples.
+    lwf_strength, lwf_temperature: of learning without forgetting's distillation; der_strength: of the stored logits in der.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(allow_inf_nan=False)
 
     model: str = "moe_vit"
     patch: tuple[int, int] = (8, 9)
+    patch_shift: int = 0
     dim: int = 64
     depth: int = 2
     heads: int = 4
     mlp_ratio: float = 2.0
+    readout: str = "tokens"
+    moe_blocks: tuple[int, ...] = (1, 3, 5, 7, 9, 11)
     experts: int = 8
     top_k: int = 2
-    moe_every: int = 2
-    linear_skip: bool = True
+    shared_expert: bool = False
+    router: str = "top_k"
     aux_weight: float = 0.01
     z_weight: float = 1e-3
+    bias_rate: float = 1e-3
+    places: int = 8
+    freeze_router: int = 0
+    linear_skip: bool = True
     steps: int = 100
     batch: int = 64
+    micro_batch: int = 0
+    bf16: bool = False
     lr: float = 1e-3
     weight_decay: float = 1.0
     warmup: float = 0.1
+    cosine: bool = True
     noise: float = 1.5
     augment: tuple[str, ...] = ()
     augment_copies: int = 4
@@ -73,24 +96,32 @@ class Recipe:
     cnn_widths: tuple[int, ...] = (16, 32)
 
     def __post_init__(self) -> None:
-        if self.model not in MODELS:
-            raise InputError(f"there is no network {self.model!r}; choose one of {', '.join(MODELS)}")
+        for what, value, names in (
+            ("network", self.model, MODELS),
+            ("router", self.router, ROUTERS),
+            ("readout", self.readout, READOUTS),
+            ("memory", self.memory, POLICIES),
+        ):
+            if value not in names:
+                raise InputError(f"there is no {what} {value!r}; choose one of {', '.join(names)}")
         for name in self.augment:
             if name not in AUGMENTATIONS:
                 why = f": {REFUSED[name]}" if name in REFUSED else ""
                 raise InputError(f"there is no augmentation {name!r}{why}; choose among {', '.join(AUGMENTATIONS)}")
-        if self.memory not in POLICIES:
-            raise InputError(f"there is no memory {self.memory!r}; choose one of {', '.join(POLICIES)}")
         if N_IETA % self.patch[0] or N_IPHI % self.patch[1]:
             raise InputError(f"patch {self.patch} does not divide a map of {N_IETA} x {N_IPHI} cells")
         if self.dim % self.heads:
             raise InputError(f"dim {self.dim} cannot be shared among {self.heads} heads")
         if self.lwf_temperature <= 0:
             raise InputError(f"lwf_temperature {self.lwf_temperature} is not above 0")
+        if self.experts > MAX_EXPERTS:
+            raise InputError(f"a mixture of {self.experts} experts is more than the {MAX_EXPERTS} that are offered")
         if not 1 <= self.top_k <= self.experts:
             raise InputError(f"top_k {self.top_k} is not in 1..{self.experts}, the number of experts")
-        if min(self.steps, self.batch, self.depth, self.moe_every, self.fisher_samples, self.augment_copies) < 1:
-            raise InputError("steps, batch, depth, moe_every, fisher_samples and augment_copies are at least 1")
+        if min(self.steps, self.batch, self.depth, self.places, self.fisher_samples, self.augment_copies) < 1:
+            raise InputError("steps, batch, depth, places, fisher_samples and augment_copies are at least 1")
+        if min(self.micro_batch, self.freeze_router, *self.moe_blocks, 0) < 0:
+            raise InputError("micro_batch, freeze_router and moe_blocks are not negative")
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -121,3 +152,20 @@ class Recipe:
 
 CNN = Recipe(model="cnn", linear_skip=False)
 """Of the strategy `cnn`: replay's memory and training steps, on a network of convolutions."""
+
+STUDY = Recipe(
+    model="study_vit",
+    dim=768,
+    depth=12,
+    heads=12,
+    mlp_ratio=4.0,
+    linear_skip=False,
+    batch=250,
+    micro_batch=25,
+    lr=1e-4,
+    weight_decay=0.0,
+    warmup=0.0,
+    cosine=False,
+    noise=0.0,
+)
+"""Of the second study (field notes 6): ViT-B/16 on resized maps of scaled counts, 85 million weights. It needs a GPU."""

@@ -122,6 +122,10 @@ class Reference:
             out[start : start + _CHUNK] = np.clip((part - expected) / deviation, -CLIP, CLIP)
         return out
 
+    def scaled_of_live(self, counts: np.ndarray) -> np.ndarray:
+        """Counts of the live channels (n, live) over the reference run's largest mean: float32, from 0 to about 1."""
+        return np.asarray(counts / self._profile.max(), dtype=np.float32)
+
     def response_flops(self, lumisections: int) -> float:
         """Floating-point operations of `response` and of the residual, for so many lumisections.
 

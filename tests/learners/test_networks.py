@@ -10,24 +10,36 @@ import torch
 from torch import Tensor
 
 from dqmstream.errors import InputError
-from dqmstream.learners.model import MoEViT
+from dqmstream.learners.model import READOUTS as READ
+from dqmstream.learners.model import ViT
 from dqmstream.learners.network import Network
 from dqmstream.learners.networks import NETWORKS, build
-from dqmstream.learners.recipe import CNN, MODELS, Recipe
+from dqmstream.learners.recipe import CNN, MODELS, READOUTS, ROUTERS, STUDY, Recipe
+from dqmstream.learners.reference import Reference
 from dqmstream.learners.registry import make_strategy
-from dqmstream.lumisection import Geometry, he_depth1_mask
+from dqmstream.learners.strategies.flops import step_flops
+from dqmstream.lumisection import IETA, IPHI, Geometry, he_depth1_mask, readout_box
+from tests.learners.streams import make_stream
 
-SMALL = {"moe_vit": Recipe(dim=16, depth=2, heads=2, experts=4), "cnn": replace(CNN, cnn_widths=(4, 6))}
+SMALL = {
+    "moe_vit": Recipe(dim=16, depth=2, heads=2, experts=4),
+    "vit": Recipe(model="vit", dim=16, depth=2, heads=2),
+    "cnn": replace(CNN, cnn_widths=(4, 6)),
+    "linear": Recipe(model="linear"),
+    "study_vit": replace(STUDY, dim=16, depth=1, heads=2),
+}
+IN_PLACE = ("moe_vit", "vit", "cnn", "linear")
+"""Networks whose head sees every channel in its place."""
 
 
-def make(model: str, depths: int = 1, **changes: bool) -> Network:
+def make(model: str, depths: int = 1, **changes: object) -> Network:
     torch.manual_seed(0)
     return build(np.repeat(he_depth1_mask()[None], depths, axis=0), replace(SMALL[model], **changes)).eval()
 
 
 def test_networks_are_those_that_a_recipe_may_name() -> None:
     assert set(NETWORKS) == set(MODELS) == set(SMALL)
-    with pytest.raises(InputError, match="no network 'resnet'; choose one of moe_vit, cnn"):
+    with pytest.raises(InputError, match="no network 'resnet'; choose one of moe_vit, vit, cnn"):
         Recipe(model="resnet")
     assert make_strategy("cnn", geometry=Geometry(1), seed=0, recipe=Recipe(steps=3)).recipe == Recipe(model="cnn", steps=3)
     assert make_strategy("cnn", geometry=Geometry(1), seed=0).recipe == CNN
@@ -49,7 +61,7 @@ def test_a_lumisection_is_scored_the_same_alone_and_in_any_batch(name: str) -> N
 @pytest.mark.parametrize("linear_skip", [True, False])
 def test_head_grows_without_touching_old_rows(name: str, depths: int, linear_skip: bool) -> None:
     model = make(name, depths, linear_skip=linear_skip)
-    assert len(model.heads()) == 1 + linear_skip
+    assert len(model.heads()) == 1 + (linear_skip and name not in ("linear", "study_vit"))
     model.grow(2)
     x = torch.randn(4, model.channels)
     for head in model.heads():
@@ -68,7 +80,7 @@ def test_head_grows_without_touching_old_rows(name: str, depths: int, linear_ski
         model.grow(3)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", IN_PLACE)
 def test_each_channel_reaches_the_head_in_its_place(name: str) -> None:
     model = make(name, linear_skip=False)
     model.grow(1)
@@ -81,8 +93,85 @@ def test_each_channel_reaches_the_head_in_its_place(name: str) -> None:
 
 def test_only_tokens_with_live_channels_are_computed() -> None:
     model = make("moe_vit")
-    assert isinstance(model, MoEViT)
+    assert isinstance(model, ViT)
     assert len(model.position_ND) == 32
+
+
+@pytest.mark.parametrize("depths", [1, 2])
+def test_patches_are_the_readout_boxes(depths: int) -> None:
+    """Of 32 x 4 cells and shifted by 2: a channel moves the token of its box alone, round the end of iphi too."""
+    model = make("moe_vit", depths, patch=(32, 4), patch_shift=2)
+    assert isinstance(model, ViT)
+    assert len(model.position_ND) == 36
+    _, row, column = np.nonzero(np.repeat(he_depth1_mask()[None], depths, axis=0))
+    moved = (model.tokens(torch.eye(model.channels)) - model.tokens(torch.zeros(1, model.channels))).abs().sum(dim=-1) > 1e-6
+    assert (moved.sum(dim=1) == 1).all()
+    token = moved.float().argmax(dim=1).numpy()
+    box = readout_box(IETA[row], IPHI[column])
+    assert len(set(zip(token, box, strict=True))) == 36
+
+
+def test_tokens_are_a_convolution_by_patches() -> None:
+    """The linear map of each patch is what timm's patch embedding would make of the whole map."""
+    model = make("moe_vit", 2)
+    assert isinstance(model, ViT)
+    residuals = torch.randn(3, model.channels)
+    kernel = model.tokens.embed.weight.view(16, 2, 8, 9)
+    maps = torch.nn.functional.conv2d(model.to_map(residuals), kernel, model.tokens.embed.bias, stride=(8, 9)).flatten(2)
+    live = torch.from_numpy(np.flatnonzero(he_depth1_mask().reshape(8, 8, 8, 9).any(axis=(1, 3)).ravel()))
+    torch.testing.assert_close(model.tokens(residuals), maps[:, :, live].transpose(1, 2))
+
+
+@pytest.mark.parametrize("readout", READOUTS)
+@pytest.mark.parametrize("router", ROUTERS)
+def test_a_recipe_makes_any_transformer(readout: str, router: str) -> None:
+    model = make(
+        "moe_vit", readout=readout, router=router, shared_expert=True, depth=3, moe_blocks=(0, 2, 7), linear_skip=False
+    )
+    model.grow(2)
+    assert isinstance(model, ViT)
+    assert len(model.routers()) == 2
+    assert model.head.weight.shape[1] == (32 * 16 if readout == "tokens" else 16)
+    torch.nn.init.normal_(model.head.weight)
+    x = torch.randn(6, 932)
+    whole = model(x)
+    torch.testing.assert_close(model(x[4:5]), whole[4:5], rtol=1e-4, atol=1e-4)
+    assert (whole.std(dim=0) > 0).all()
+
+
+def test_readouts_are_those_that_a_recipe_may_name() -> None:
+    assert set(READ) == set(READOUTS)
+
+
+@pytest.mark.parametrize("shared_expert", [True, False])
+def test_a_plain_transformer_has_the_operations_of_the_mixture(shared_expert: bool) -> None:
+    """But for the router's own product, one in (3 k H / E) of the experts' products."""
+    recipe = replace(SMALL["moe_vit"], dim=64, shared_expert=shared_expert)
+    flops = []
+    for model in ("moe_vit", "vit"):
+        network = build(he_depth1_mask()[None], replace(recipe, model=model))
+        network.grow(2)
+        flops.append(step_flops(network, 4, 932, torch.device("cpu")))
+    router = 3 * 2 * 4 * 32 * 64 * recipe.experts
+    assert flops[0] - flops[1] == router
+
+
+def test_the_study_recipe_is_vit_base_on_scaled_counts() -> None:
+    timm = pytest.importorskip("timm")
+    with torch.device("meta"):
+        theirs = timm.create_model("vit_base_patch16_224", in_chans=1, num_classes=0)
+        ours = build(np.ones((1, 64, 72), dtype=bool), STUDY)
+    shapes = {name: weight.shape for name, weight in theirs.named_parameters()}
+    assert {name[12:]: w.shape for name, w in ours.named_parameters() if name.startswith("transformer.")} == shapes
+    assert sum(weight.numel() for weight in ours.parameters()) == sum(shape.numel() for shape in shapes.values())
+    maps = make_stream(1, drift=0.0, n=60)[0].maps
+    reference = Reference.fit(maps)
+    scaled = make("study_vit").inputs(reference, maps.counts[:, reference.live])
+    assert scaled.dtype == np.float32
+    assert scaled.min() >= 0
+    assert 0.9 < scaled.max() < 3
+    ratio = scaled / maps.counts[:, reference.live]
+    np.testing.assert_allclose(ratio, ratio[0, 0], rtol=1e-5)
 
 
 def test_convolutions_go_round_in_iphi() -> None:

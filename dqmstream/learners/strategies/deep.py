@@ -17,6 +17,7 @@ from dqmstream.learners.incremental import Incremental
 from dqmstream.learners.network import Network
 from dqmstream.learners.networks import build
 from dqmstream.learners.recipe import Recipe
+from dqmstream.learners.routing import Routing
 from dqmstream.learners.splits import Part
 from dqmstream.learners.stamp import STAMP, check_stamp, prefixed, stamp, within
 from dqmstream.learners.strategies.flops import step_flops
@@ -51,6 +52,7 @@ class DeepStrategy(Incremental):
         self.device = device
         self._seed = seed
         self._method = method(recipe, seed, memory_bytes)
+        self._routing = Routing(seed)
         self._model: Network | None = None
         self._classes = 0
 
@@ -67,9 +69,12 @@ class DeepStrategy(Incremental):
                 self._model = build(live, self.recipe).to(self.device)
             self._model.grow(experience + 1)
             self._classes = experience + 1
+            for router in self._model.routers():
+                router.frozen = 0 < self.recipe.freeze_router < experience
             if experience > 0:
                 material = self._material(experience, counts, lambda i: past(i).part(Part.TRAIN).counts[:, live])
                 log = self._train(self._model, material, generator, watch)
+                log.notes |= self._routing.look(self._model, experience)
             self._method.keep(experience, counts, self.reference)
             log.notes |= self._method.notes()
         return log
@@ -85,13 +90,12 @@ class DeepStrategy(Incremental):
         if self.recipe.augment:
             asked = sum(map(len, material.values()))
             material = self._with_copies(material, np.random.default_rng([self._seed, model.classes, _COPIES]))
-        residuals = {i: self.reference.residuals_of_live(counts) for i, counts in material.items()}
+        residuals = {i: model.inputs(self.reference, counts) for i, counts in material.items()}
         steps = self._method.steps(model.classes)
         lesson = Lesson(residuals, self.recipe, steps, self.device, generator)
         template = RunTemplate(model=model, recipe=self.recipe, device=self.device, plugin=self._method, watch=watch)
         template.teach(lesson)
         log = LearnLog(torch.stack(template.losses).flatten().tolist(), lesson.steps * self.recipe.batch)
-        log.notes |= model.notes()
         trained = lesson.steps + self._method.lumisections_beside() / self.recipe.batch
         step = step_flops(model, self.recipe.batch, model.channels, self.device)
         log.flops = self.reference.response_flops(asked + len(lesson)) + trained * step
@@ -110,10 +114,10 @@ class DeepStrategy(Incremental):
     @torch.inference_mode()
     def network_scores(self, counts: np.ndarray) -> np.ndarray:
         """Logarithms of the network's own probabilities, zero before there is one: float64 (n, classes), from (n, live)."""
-        residuals = torch.from_numpy(self.reference.residuals_of_live(counts))
         scores = np.zeros((len(counts), self._classes))
         if self._model is None:
             return scores
+        residuals = torch.from_numpy(self._model.inputs(self.reference, counts))
         self._model.eval()
         for start in range(0, len(counts), _SCORE_BATCH):
             logits = self._model(residuals[start : start + _SCORE_BATCH].to(self.device))
@@ -125,6 +129,7 @@ class DeepStrategy(Incremental):
         if self._model is not None:
             weights = {name: tensor.cpu().numpy().copy() for name, tensor in self._model.state_dict().items()}
             state |= self._reference_state() | prefixed("model", weights) | prefixed("method", self._method.state())
+            state |= prefixed("routing", self._routing.state())
         return state
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
@@ -145,13 +150,14 @@ class DeepStrategy(Incremental):
         except RuntimeError as error:
             raise StateError(f"the state's weights do not fit the model: {' '.join(str(error).split())}") from error
         self._method.restore(within(state, "method"), model.to(self.device))
+        self._routing.restore(within(state, "routing"), model)
         self._model, self._classes = model, classes
 
     def memory_bytes(self) -> int:
         return self._method.memory_bytes()
 
     def state_bytes(self) -> int:
-        return self._method.state_bytes()
+        return self._method.state_bytes() + self._routing.nbytes()
 
 
 @contextmanager

@@ -12,9 +12,9 @@ def step_flops(model: nn.Module, batch: int, features: int, device: torch.device
 
     torch.utils.flop_counter counts products of matrices, convolutions and attention, a multiplication and an addition as
     two, and nothing elementwise. A Mixture of Experts costs the same wherever its tokens are sent, so any input will do.
-    Weights, gradients and the random state stay as they are.
+    Weights, gradients and the random state stay as they are; in evaluation mode routers count no load.
     """
-    model.train()
+    model.eval()
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     inputs: Tensor = torch.linspace(-1, 1, batch * features, device=device).view(batch, features)
     with FlopCounterMode(display=False) as counter:

@@ -135,12 +135,51 @@ class RunTemplate(SupervisedTemplate):
         rising = max(int(self.recipe.warmup * total), 1)
 
         def rate(step: int) -> float:
-            if step < rising:
-                return (step + 1) / rising
+            if step < rising or not self.recipe.cosine:
+                return min(1.0, (step + 1) / rising)
             return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(total - rising, 1)))
 
         self._schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, rate)
         self.optimized_param_id: dict[str, Tensor] = {}  # Avalanche makes another optimizer while this is None
+
+    def training_epoch(self, **kwargs: Any) -> None:
+        """Avalanche's own, but that a batch may go through the network in parts, whose gradients are added.
+
+        Callbacks around forward and backward see each part; those around an iteration and an update, and `after_backward`,
+        come once a batch. What is added to the loss in `before_backward` counts once a batch too.
+        """
+        for batch in self.dataloader:
+            if self._stop_training:
+                break
+            self.mbatch = batch
+            self._unpack_minibatch()
+            self._before_training_iteration(**kwargs)
+            self.optimizer.zero_grad()
+            whole = self.mbatch
+            size = len(whole[0])
+            losses = []
+            for start in range(0, size, self.recipe.micro_batch or size):
+                self.mbatch = [rows[start : start + (self.recipe.micro_batch or size)] for rows in whole]
+                self.loss = self._make_empty_loss()
+                self._before_forward(**kwargs)
+                self.mb_output = self.forward()
+                self._after_forward(**kwargs)
+                self.loss += self.criterion()
+                self._before_backward(**kwargs)
+                self.loss = self.loss * (len(self.mbatch[0]) / size)
+                self.backward()
+                losses.append(self.loss.detach())
+            self.mbatch, self.loss = whole, torch.stack(losses).sum()
+            self._after_backward(**kwargs)
+            self._before_update(**kwargs)
+            self.optimizer_step()
+            self._after_update(**kwargs)
+            self._after_training_iteration(**kwargs)
+
+    def forward(self) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bf16 and self.device.type == "cuda"):
+            logits_BC: Tensor = self.model(self.mb_x)
+        return logits_BC.float()
 
     def criterion(self) -> Tensor:
         return super().criterion() + self.model.auxiliary_loss()
@@ -149,6 +188,7 @@ class RunTemplate(SupervisedTemplate):
         self.losses.append(self.loss.detach())
         super().optimizer_step()
         self._schedule.step()
+        self.model.after_step()
         if self._watch is not None and len(self.losses) % WATCH_STEPS == 0 and len(self.losses) < self.experience.steps:
             self._be_watched(self._watch)
 

@@ -1,0 +1,146 @@
+"""The experts of a mixture: E small networks of one shape, and three ways to compute those that the tokens have chosen.
+
+The three agree to rounding, in value and in gradient; they differ in what is fast where. `loop` computes one expert after
+another, each on its own tokens; `grouped` all of them in one grouped product of matrices, which a GPU from SM90 on does without
+a word to the host; `dense` every expert on every token, which is what the other two are checked against.
+
+Letters at the end of a name are its axes: T tokens, D width, H hidden width, E experts, K choices of a token, S = T K slots (a
+token and one of its choices), P places of an expert.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Experts(nn.Module):
+    """E experts: two layers with a bias each, and an activation between them.
+
+    computation: loop, grouped or dense; empty for the fastest of this device.
+    """
+
+    def __init__(
+        self,
+        experts: int,
+        width: int,
+        hidden: int,
+        act: type[nn.Module] = nn.GELU,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        made: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.up_EHD = nn.Parameter(nn.init.trunc_normal_(torch.empty(experts, hidden, width, **made), std=0.02))
+        self.up_bias_EH = nn.Parameter(torch.zeros(experts, hidden, **made))
+        self.down_EDH = nn.Parameter(nn.init.trunc_normal_(torch.empty(experts, width, hidden, **made), std=0.02))
+        self.down_bias_ED = nn.Parameter(torch.zeros(experts, width, **made))
+        self.act = act()
+        self.computation = ""
+
+    def __len__(self) -> int:
+        return len(self.up_EHD)
+
+    def forward(self, x_TD: Tensor, weight_TK: Tensor, expert_TK: Tensor) -> Tensor:
+        """Each token by its chosen experts, weighted and added: (T, D)."""
+        ways = {"loop": self.loop, "grouped": self.grouped, "dense": self.dense}
+        return ways[self.computation or fastest(x_TD)](x_TD, weight_TK, expert_TK)
+
+    def loop(self, x_TD: Tensor, weight_TK: Tensor, expert_TK: Tensor) -> Tensor:
+        """Each expert in turn on its own slots, which lie side by side once they are sorted by expert."""
+        slots = _Slots(expert_TK, len(self))
+        # unbind, not indexing: its backward writes the gradient of all experts once instead of E times.
+        parts = zip(
+            slots.sort(x_TD).split(slots.share_E.tolist()),
+            self.up_EHD.unbind(),
+            self.up_bias_EH.unbind(),
+            self.down_EDH.unbind(),
+            self.down_bias_ED.unbind(),
+            strict=True,
+        )
+        y_SD = torch.cat([F.linear(self.act(F.linear(x, up, b)), down, c) for x, up, b, down, c in parts])
+        return slots.combine(y_SD, weight_TK)
+
+    def grouped(self, x_TD: Tensor, weight_TK: Tensor, expert_TK: Tensor) -> Tensor:
+        """The same in two grouped products, whose groups end where `offs` says; the last one ends with the last slot.
+
+        The product's own bias has no gradient and autocast passes it by, so biases come by a second product, with a one where
+        a slot has its expert, and what autocast would do is done here.
+        """
+        slots = _Slots(expert_TK, len(self))
+        kind = x_TD.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x_TD.dtype
+        end_E = slots.share_E.cumsum(0).to(torch.int32)
+        is_SE = F.one_hot(slots.expert_S, len(self)).to(dtype)
+        up_EDH, down_EHD = self.up_EHD.to(dtype).transpose(1, 2), self.down_EDH.to(dtype).transpose(1, 2)
+        hidden_SH = F.grouped_mm(slots.sort(x_TD).to(dtype), up_EDH, offs=end_E) + is_SE @ self.up_bias_EH.to(dtype)
+        y_SD = F.grouped_mm(self.act(hidden_SH), down_EHD, offs=end_E) + is_SE @ self.down_bias_ED.to(dtype)
+        return slots.combine(y_SD, weight_TK)
+
+    def dense(self, x_TD: Tensor, weight_TK: Tensor, expert_TK: Tensor) -> Tensor:
+        """The same by computing every expert on every token and weighting most of it with zero."""
+        gate_TE = torch.zeros(len(x_TD), len(self), dtype=weight_TK.dtype, device=x_TD.device)
+        gate_TE = gate_TE.scatter(1, expert_TK, weight_TK).to(x_TD.dtype)
+        hidden_TEH = self.act(torch.einsum("td,ehd->teh", x_TD, self.up_EHD) + self.up_bias_EH)
+        y_TED = torch.einsum("teh,edh->ted", hidden_TEH, self.down_EDH) + self.down_bias_ED
+        return torch.einsum("te,ted->td", gate_TE, y_TED)
+
+    def of_places(self, x_EPD: Tensor) -> Tensor:
+        """Each expert on as many rows of its own: (E, P, D)."""
+        hidden_EPH = self.act(torch.baddbmm(self.up_bias_EH[:, None], x_EPD, self.up_EHD.transpose(1, 2)))
+        return torch.baddbmm(self.down_bias_ED[:, None], hidden_EPH, self.down_EDH.transpose(1, 2))
+
+
+def fastest(x: Tensor) -> str:
+    """Name of the computation to use for an input such as x.
+
+    grouped needs tensor cores of SM90 and bfloat16: in float32 it loops over the experts, with a word to the host for each.
+    """
+    if x.device.type != "cuda" or torch.cuda.get_device_capability(x.device) < (9, 0):
+        return "loop"
+    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
+    return "grouped" if dtype == torch.bfloat16 else "loop"
+
+
+class _Slots:
+    """Slots sorted by expert, from the tokens and back. share_E: slots of each expert; expert_S: the expert of each."""
+
+    def __init__(self, expert_TK: Tensor, experts: int) -> None:
+        expert_S = expert_TK.reshape(-1)
+        # As bytes they are sorted by counting, in a tenth of the time.
+        order_S = torch.argsort(expert_S.to(torch.uint8), stable=True)
+        self.share_E = torch.bincount(expert_S, minlength=experts)
+        self.expert_S = expert_S.index_select(0, order_S)
+        self._choices = expert_TK.shape[1]
+        self._token_S = order_S // self._choices
+        self._place_S = torch.empty_like(order_S).scatter_(0, order_S, torch.arange(len(order_S), device=order_S.device))
+
+    def sort(self, x_TD: Tensor) -> Tensor:
+        """Each slot's token: (S, D)."""
+        gathered: Tensor = _Gather.apply(x_TD, self._token_S, self._place_S, self._choices)
+        return gathered
+
+    def combine(self, y_SD: Tensor, weight_TK: Tensor) -> Tensor:
+        """Each token's slots, weighted and added side by side: without atomics, so the sum is the same in every run."""
+        y_TKD = y_SD.index_select(0, self._place_S).view(-1, self._choices, y_SD.shape[-1])
+        return (y_TKD * weight_TK[..., None].to(y_TKD.dtype)).sum(dim=1)
+
+
+class _Gather(torch.autograd.Function):
+    """Rows by their number, each as often as there are choices; the gradient is gathered too instead of scattered."""
+
+    @staticmethod
+    def forward(ctx: Any, x_TD: Tensor, token_S: Tensor, place_S: Tensor, choices: int) -> Tensor:
+        ctx.save_for_backward(place_S)
+        ctx.choices = choices
+        return x_TD.index_select(0, token_S)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor, None, None, None]:
+        (place_S,) = ctx.saved_tensors
+        grad_SD: Tensor = grad_outputs[0]
+        grad_TKD = grad_SD.index_select(0, place_S).view(-1, ctx.choices, grad_SD.shape[-1])
+        return grad_TKD.sum(dim=1), None, None, None

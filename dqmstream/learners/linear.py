@@ -1,0 +1,27 @@
+"""The simplest network: a weight for each live channel and run, which is what an open head makes of single channels.
+
+B lumisections, L live channels, C classes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor
+
+from dqmstream.learners.network import GrowingLinear, Network
+from dqmstream.learners.recipe import Recipe
+
+
+class Linear(Network):
+    """Multinomial logistic regression on the residuals, trained by the steps of any other network."""
+
+    def __init__(self, live: np.ndarray, recipe: Recipe) -> None:
+        super().__init__(live)
+        self.head = GrowingLinear(int(live.sum()), bias=True)
+
+    def forward(self, residuals_BL: Tensor) -> Tensor:
+        logits_BC: Tensor = self.head(residuals_BL)
+        return logits_BC
+
+    def heads(self) -> list[GrowingLinear]:
+        return [self.head]

@@ -1,0 +1,164 @@
+"""Who computes a token: routers by name, each of which has its own way to share tokens among the experts and to keep them busy.
+
+`TopK` and `Balanced` are token choice without dropping: every token gets its k experts however many others want them. `Soft`
+mixes the tokens of one lumisection into places. With all of them what a lumisection is given never depends on its batch-mates,
+which capacities and experts that choose their tokens would break.
+
+Letters at the end of a name are its axes: B lumisections, N tokens of one, T = B N tokens, D width, E experts, K choices of a
+token, P places of an expert.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dqmstream.learners.experts import Experts
+from dqmstream.learners.recipe import Recipe
+
+
+class Router(nn.Module, ABC):
+    """Sends tokens to experts and brings back what they say.
+
+    After a forward in training `auxiliary_loss` holds what is to be added to the loss, where there is something.
+    frozen: whether what it has learnt stays as it is.
+    """
+
+    def __init__(self, width: int, columns: int, device: torch.device | None, dtype: torch.dtype | None) -> None:
+        super().__init__()
+        made: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.weight = nn.Parameter(nn.init.trunc_normal_(torch.empty(columns, width, **made), std=0.02))
+        self.auxiliary_loss: Tensor | None = None
+        self.frozen = False
+
+    @abstractmethod
+    def forward(self, x_BND: Tensor, experts: Experts) -> Tensor:
+        """What the experts make of each token: (B, N, D)."""
+
+    @abstractmethod
+    def shares(self, x_BND: Tensor) -> Tensor:
+        """How much of a token each expert has; they add up to one: (B, N, E)."""
+
+    def after_step(self) -> None:
+        """Called when the optimizer has moved the weights."""
+        self.auxiliary_loss = None
+
+    def _logits(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        """In float32 whatever the model computes in: a choice must not hang on rounding."""
+        weight = self.weight if weight is None else weight
+        with torch.autocast(x.device.type, enabled=False):
+            return F.linear(x.float(), (weight.detach() if self.frozen else weight).float())
+
+
+class TopK(Router):
+    """The k experts of the largest probability, weighted by it; two losses keep the load even and the logits small.
+
+        L = a E sum_e f_e p_e + z mean (logsumexp logits)²
+
+    f_e: share of the slots that expert e has, p_e: its mean probability. Source: Shazeer et al. 2017 (arXiv:1701.06538) for the
+    layer, Fedus et al. 2021 (arXiv:2101.03961) for the first loss, Zoph et al. 2022 (arXiv:2202.08906) for the second.
+    """
+
+    def __init__(
+        self, recipe: Recipe, width: int, device: torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__(width, recipe.experts, device, dtype)
+        self.top_k, self.aux_weight, self.z_weight = recipe.top_k, recipe.aux_weight, recipe.z_weight
+
+    def forward(self, x_BND: Tensor, experts: Experts) -> Tensor:
+        x_TD = x_BND.reshape(-1, x_BND.shape[-1])
+        weight_TK, expert_TK = self.choose(x_TD)
+        return experts(x_TD, weight_TK, expert_TK).view_as(x_BND)
+
+    def choose(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights of each token's experts, which add up to one, and the experts, the first the most probable: both (T, K)."""
+        logits_TE = self._logits(x_TD)
+        probability_TE = logits_TE.softmax(dim=-1)
+        weight_TK, expert_TK = probability_TE.topk(self.top_k, dim=-1)
+        self.auxiliary_loss = self._losses(logits_TE, probability_TE, expert_TK) if self.training and not self.frozen else None
+        return weight_TK / weight_TK.sum(dim=-1, keepdim=True), expert_TK
+
+    def _losses(self, logits_TE: Tensor, probability_TE: Tensor, expert_TK: Tensor) -> Tensor:
+        experts = probability_TE.shape[-1]
+        load_E = torch.bincount(expert_TK.reshape(-1), minlength=experts) / expert_TK.numel()
+        balance = experts * (load_E * probability_TE.mean(dim=0)).sum()
+        return self.aux_weight * balance + self.z_weight * logits_TE.logsumexp(dim=-1).square().mean()
+
+    def shares(self, x_BND: Tensor) -> Tensor:
+        weight_TK, expert_TK = self.choose(x_BND.reshape(-1, x_BND.shape[-1]))
+        share_TE = weight_TK.new_zeros(len(weight_TK), len(self.weight)).scatter(1, expert_TK, weight_TK)
+        return share_TE.view(*x_BND.shape[:2], -1)
+
+
+class Balanced(TopK):
+    """Top-k without a balancing loss: a bias moves the choice, and only the choice, towards experts that had too little.
+
+        b_e <- b_e + u sign(mean load - load_e)    after each training step
+
+    Source: Wang et al. 2024 (arXiv:2408.15664), with the softmax's probabilities for affinities.
+    """
+
+    def __init__(
+        self, recipe: Recipe, width: int, device: torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__(recipe, width, device, dtype)
+        self.rate = recipe.bias_rate
+        self.bias_E: Tensor
+        self.load_E: Tensor
+        self.register_buffer("bias_E", torch.zeros(recipe.experts, device=device))
+        self.register_buffer("load_E", torch.zeros(recipe.experts, device=device), persistent=False)
+
+    def choose(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
+        probability_TE = self._logits(x_TD).softmax(dim=-1)
+        expert_TK = (probability_TE.detach() + self.bias_E).topk(self.top_k, dim=-1).indices
+        if self.training:
+            self.load_E += torch.bincount(expert_TK.reshape(-1), minlength=len(self.load_E))
+        weight_TK = probability_TE.gather(1, expert_TK)
+        return weight_TK / weight_TK.sum(dim=-1, keepdim=True), expert_TK
+
+    def after_step(self) -> None:
+        if not self.frozen:
+            self.bias_E += self.rate * (self.load_E.mean() - self.load_E).sign()
+        self.load_E.zero_()
+
+
+class Soft(Router):
+    """Soft MoE: each place of an expert holds a mean over the tokens of one lumisection, each token a mean over the places.
+
+        x̃_p = sum_n softmax_n(l_np) x_n,    y_n = sum_p softmax_p(l_np) expert(x̃_p),    l = s x̂ φ̂
+
+    x̂, φ̂: of length one; s: learnt. Nothing is dropped and nothing needs to be balanced. Source: Puigcerver et al. 2023
+    (arXiv:2308.00951).
+    """
+
+    def __init__(
+        self, recipe: Recipe, width: int, device: torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__(width, recipe.experts * recipe.places, device, dtype)
+        self.experts = recipe.experts
+        self.scale = nn.Parameter(torch.ones(1, device=device, dtype=dtype))
+
+    def forward(self, x_BND: Tensor, experts: Experts) -> Tensor:
+        batch, _, width = x_BND.shape
+        logits_BNQ = self._of_places(x_BND)  # Q = E P places
+        x_BQD = logits_BNQ.softmax(dim=1).transpose(1, 2).to(x_BND.dtype) @ x_BND
+        x_EPD = x_BQD.view(batch, self.experts, -1, width).transpose(0, 1).reshape(self.experts, -1, width)
+        y_EBPD = experts.of_places(x_EPD).view(self.experts, batch, -1, width)
+        y_BQD = y_EBPD.transpose(0, 1).reshape(batch, -1, width)
+        return logits_BNQ.softmax(dim=2).to(y_BQD.dtype) @ y_BQD
+
+    def _of_places(self, x_BND: Tensor) -> Tensor:
+        scale = self.scale.detach() if self.frozen else self.scale
+        return scale * self._logits(F.normalize(x_BND.float(), dim=-1), F.normalize(self.weight, dim=-1))
+
+    def shares(self, x_BND: Tensor) -> Tensor:
+        return self._of_places(x_BND).softmax(dim=2).unflatten(2, (self.experts, -1)).sum(dim=-1)
+
+
+ROUTERS: dict[str, Callable[..., Router]] = {"top_k": TopK, "balanced": Balanced, "soft": Soft}
+"""Routers by the name that a recipe has for them."""
