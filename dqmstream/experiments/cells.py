@@ -30,6 +30,7 @@ from dqmstream.learners.evaluation import Evaluator, Scores, evaluate_row
 from dqmstream.learners.history import Line
 from dqmstream.learners.judge import learn_and_judge
 from dqmstream.learners.learner import set_threads
+from dqmstream.learners.novelty import Novelty
 from dqmstream.learners.registry import GRADIENT, make_strategy, recipe_of
 from dqmstream.learners.splits import Split
 from dqmstream.learners.strategy import Maps, RunData
@@ -110,11 +111,11 @@ def learnt_lines(cell: Cell, simulated: Sequence[SimulatedRun], split: Split) ->
         memory_bytes=cell.memory_bytes,
         device="cpu",
     )
-    evaluator = Evaluator(cell.evaluation_samples)
+    evaluator, novelty = Evaluator(cell.evaluation_samples), Novelty(Geometry(1), cell.seed)
     lines, scores = [], None
     for number, run in enumerate(simulated):
         line, scores = learn_and_judge(
-            strategy, {}, evaluator, number, as_run_data(run, split), lambda past: as_run_data(simulated[past], split)
+            strategy, {}, evaluator, novelty, number, as_run_data(run, split), lambda past: as_run_data(simulated[past], split)
         )
         lines.append(line)
     return lines, scores

@@ -14,11 +14,15 @@ import numpy as np
 from scipy.special import log_softmax
 from scipy.stats import rankdata
 
+from dqmstream.learners.novelty import Novelty
 from dqmstream.learners.splits import Part
 from dqmstream.learners.strategy import Maps, RunData, Strategy
 
 VALIDATION_SHARE = 3
 """One validation lumisection is kept for so many test ones, as the split has them (`learners.splits`)."""
+
+NOTICED = 32
+"""Known runs, from the first to the newest, against which a new one is to be noticed: each is looked at by itself."""
 
 BATCH = 256
 """Lumisections that are joined at least for a call of `scores`, where there are as many."""
@@ -70,11 +74,14 @@ class Scores:
 class BeforeLearning:
     """What the learner said of a run before it learnt it.
 
-    new_run_auc: AUC of `this lumisection is of no run I know` (1 - largest probability), the new run's test lumisections
-    against those of the known runs. nearest_run: the known run that it took them for, with the mean probability.
+    new_run_auc: AUC of `this lumisection is of no run I know`, by the score beside every learner (`learners.novelty`), the new
+    run's test lumisections against those of `NOTICED` known runs at most, as many of each. probability_auc: the same against
+    all by 1 - the learner's largest probability. nearest_run: the known run that the learner took them for, with the mean
+    probability.
     """
 
     new_run_auc: float
+    probability_auc: float
     nearest_run: int
     nearest_probability: float
 
@@ -125,14 +132,22 @@ class Evaluator:
         """The same of the validation lumisections."""
         return _score(strategy, self._validations)
 
-    def before(self, strategy: Strategy, run: RunData) -> BeforeLearning:
-        """Judge a run that the strategy has not learnt, on at most `budget` of its lumisections; it must know two runs."""
+    def before(self, strategy: Strategy, novelty: Novelty, run: RunData) -> BeforeLearning:
+        """Judge a run that neither has learnt, on at most `budget` of its lumisections; they must know two runs."""
         test = _first_of(run.part(Part.TEST), self.budget, run.run)
         new = log_softmax(strategy.scores(test), axis=1)
         known = self.score(strategy).log_probability
         mean = np.exp(new).mean(axis=0)
         nearest = int(mean.argmax())
-        return BeforeLearning(auc(-new.max(axis=1), -known.max(axis=1)), self.runs[nearest], float(mean[nearest]))
+        as_many = _first_of(test, max(1, self.budget // len(self.runs)), run.run)
+        some = np.unique(np.linspace(0, len(self._tests) - 1, NOTICED).round().astype(int))
+        of_known = np.concatenate([novelty.look(self._tests[i]).score for i in some])
+        return BeforeLearning(
+            new_run_auc=auc(novelty.look(as_many).score, of_known),
+            probability_auc=auc(-new.max(axis=1), -known.max(axis=1)),
+            nearest_run=self.runs[nearest],
+            nearest_probability=float(mean[nearest]),
+        )
 
 
 def evaluate_row(scores: Scores) -> Row:

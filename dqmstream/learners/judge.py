@@ -16,6 +16,7 @@ import numpy as np
 from dqmstream.learners.calibration import calibrate
 from dqmstream.learners.evaluation import Evaluator, Scores, evaluate_row
 from dqmstream.learners.history import Line
+from dqmstream.learners.novelty import Novelty
 from dqmstream.learners.splits import Part
 from dqmstream.learners.strategy import LearnLog, Past, RunData, Strategy
 from dqmstream.learners.watch import Watched, Watcher
@@ -27,6 +28,7 @@ def learn_and_judge(
     strategy: Strategy,
     baselines: Mapping[str, Strategy],
     evaluator: Evaluator,
+    novelty: Novelty,
     number: int,
     run: RunData,
     past: Past,
@@ -34,21 +36,23 @@ def learn_and_judge(
 ) -> tuple[Line, Scores | None]:
     """Learn experience `number` (0, 1, 2, ... without a hole) and judge it.
 
-    strategy, baselines, evaluator and watcher have seen the experiences before this one, and have seen this one afterwards.
+    strategy, baselines, evaluator, novelty and watcher have seen the experiences before this one, and this one afterwards.
     watcher: looks at the strategy in the course of its training, from the third run on (the second is the first training).
 
     Returns the line of history, and what the evaluation said of each test lumisection (None at the first run: there is
     nothing to tell apart). Its seconds are those of `learn` (the strategy's own, without what was watched), `watch`,
-    `evaluate` (strategy and baselines), and `baseline.<name>` (its learning).
+    `evaluate` (strategy and baselines), `baseline.<name>` (its learning) and `novelty` (the learning of the new-run score).
     """
     clock = Clock()
-    before = asdict(evaluator.before(strategy, run)) if number >= 2 else None
+    before = asdict(evaluator.before(strategy, novelty, run)) if number >= 2 else None
     clock.lap("evaluate")
     learn_log, watched = _learn(strategy, number, run, past, watcher if number >= 2 else None, clock)
     baseline_flops = {}
     for name, baseline in baselines.items():
         baseline_flops[name] = baseline.learn(number, run, past).flops
         clock.lap(f"baseline.{name}")
+    novelty.learn(number, run, past)
+    clock.lap("novelty")
     evaluator.add(run)
     if watcher is not None:
         watcher.add(number, run)

@@ -26,6 +26,7 @@ from dqmstream.learners.evaluation import Evaluator, Scores
 from dqmstream.learners.history import History, Line, newest_average, results
 from dqmstream.learners.judge import Clock, learn_and_judge
 from dqmstream.learners.ledger import Experience, Ledger, describe, read_experience
+from dqmstream.learners.novelty import Novelty
 from dqmstream.learners.reference_file import About, load_reference
 from dqmstream.learners.registry import GRADIENT, STREAMING, make_strategy, recipe_changes, recipe_of, resolve
 from dqmstream.learners.stamp import prefixed, within
@@ -93,6 +94,7 @@ class Learner:
         self.baselines: dict[str, Strategy] = {
             name: make_strategy(name, geometry=archive.geometry, seed=settings.seed) for name in STREAMING
         }
+        self.novelty = Novelty(archive.geometry, settings.seed)
         self.reference = self._look_through(settings.reference)
         self.evaluator = Evaluator(settings.evaluation_samples)
         self.watcher = Watcher(settings.watch_samples) if settings.watch_samples else None
@@ -113,12 +115,13 @@ class Learner:
             raise
 
     def _look_through(self, path: Path | None) -> About | None:
-        """Give strategy and baselines the reference of that file, if there is one; returns what it says of itself."""
+        """Give strategy, baselines and new-run score the reference of that file, if there is one; returns what it tells."""
         if path is None:
             return None
         reference, about = load_reference(path, self.archive.geometry)
         for one in (self.strategy, *self.baselines.values()):
             one.look_through(reference)
+        self.novelty.look_through(reference)
         return about
 
     def _resume(self) -> int:
@@ -134,12 +137,16 @@ class Learner:
         self.strategy.restore(within(arrays, "strategy"))
         for name, baseline in self.baselines.items():
             baseline.restore(within(arrays, f"baseline.{name}"))
+        if known := within(arrays, "novelty"):
+            self.novelty.restore(known)
         if meta.threads != self.settings.threads:
             log.warning("other number of threads: the bits may differ", before=meta.threads, now=self.settings.threads)
         self.history.cut(learnt)
         for number, experience in enumerate(self.ledger.experiences[:learnt]):
             run = read_experience(self.archive, experience)
             self.evaluator.add(run)
+            if not known:  # a checkpoint older than the new-run score
+                self.novelty.learn(number, run, self._past)
             if self.watcher is not None:
                 self.watcher.add(number, run)
         log.info("resumed", learnt=learnt, run=meta.runs[-1])
@@ -180,7 +187,9 @@ class Learner:
         clock = Clock()
         run = read_experience(self.archive, experience)
         clock.lap("read")
-        judged, scores = learn_and_judge(self.strategy, self.baselines, self.evaluator, number, run, self._past, self.watcher)
+        judged, scores = learn_and_judge(
+            self.strategy, self.baselines, self.evaluator, self.novelty, number, run, self._past, self.watcher
+        )
         seconds = clock.seconds | judged["seconds"]
         line = judged | {"snapshot": experience.snapshot, "seed": self.settings.seed, "seconds": seconds}
         self.history.append(line)
@@ -214,6 +223,7 @@ class Learner:
         arrays = prefixed("strategy", self.strategy.state())
         for name, baseline in self.baselines.items():
             arrays |= prefixed(f"baseline.{name}", baseline.state())
+        arrays |= prefixed("novelty", self.novelty.state())
         meta = checkpoint.CheckpointMeta(
             experience=number,
             runs=self.evaluator.runs,

@@ -98,6 +98,12 @@ class Statistical(Incremental):
         """Spread of each box's common mode in each class, as a share of its rate, 0 where none was found: (classes, B)."""
         return self._rows["sigmas"][self._row_of_class].astype(np.float64)
 
+    def known(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """What runs are asked by: gains, which are far off, and their errors, (rows, live) each; variances of the boxes' modes,
+        (rows, B); and the row of each class."""
+        variances = self._rows["sigmas"].astype(np.float64) ** 2
+        return self._shrunk(), self._far(), self._row_errors(), variances, self._row_of_class
+
     def _learn(self, experience: int, train: Maps, validation: Maps, past: Past, watch: Watch | None) -> LearnLog:
         look = self.modes.look(train.counts[:, self.reference.live].astype(np.float64))
         gain, error, information = fitted_gains(look.residual, look.count_leverage)
@@ -107,7 +113,7 @@ class Statistical(Incremental):
             self._information, self._lumisections = information.astype(np.float32), len(train)
         known = self._information > 0
         scale = float(np.median(information[known] / self._information[known])) if known.any() else 0.0
-        noise = _without(look, gain, far)
+        noise = without(look, gain, far)
         sigmas = self._common_modes(noise, look.count_leverage * self.modes.sensitivity)
         row: dict[str, Any] = {
             "gains": gain.astype(np.float16),
@@ -131,7 +137,7 @@ class Statistical(Incremental):
     def _common_modes(self, noise: np.ndarray, leverage: np.ndarray) -> np.ndarray:
         """Spread of each box's common mode, (B,): the most likely of `SIGMAS`, 0 where the evidence is thin. Both (n, live)."""
         information, projection = self.modes.by_box(leverage**2), self.modes.by_box(leverage * noise)
-        gain = np.stack([_mode_log_likelihood(sigma**2, information, projection).sum(axis=0) for sigma in SIGMAS])
+        gain = np.stack([mode_log_likelihood(sigma**2, information, projection).sum(axis=0) for sigma in SIGMAS])
         return np.where(gain.max(axis=0) > EVIDENCE, SIGMAS[gain.argmax(axis=0)], 0.0)
 
     def scores(self, maps: Maps) -> np.ndarray:
@@ -155,7 +161,7 @@ class Statistical(Incremental):
         With v = 1 / (1/σ² + h'h) of each box, h its leverages, the inverse of its channels' covariance is 1 - h v h'
         (Woodbury); E and R are then integrated over, each with a flat prior.
         """
-        noise = _without(look, gain, far)
+        noise = without(look, gain, far)
         events, pileup = look.count_leverage, look.count_leverage * self.modes.sensitivity
         score = -0.5 * np.einsum("nc,nc->n", noise, noise)
         directions = (events, pileup)
@@ -165,7 +171,7 @@ class Statistical(Incremental):
             cells = self.modes.cells[box]
             mode, left = pileup[:, cells], noise[:, cells]
             information, onto = np.einsum("nc,nc->n", mode, mode), np.einsum("nc,nc->n", mode, left)
-            score += _mode_log_likelihood(variance[box], information, onto)
+            score += mode_log_likelihood(variance[box], information, onto)
             weight = variance[box] / (1 + variance[box] * information)
             along = [np.einsum("nc,nc->n", direction[:, cells], mode) for direction in directions]
             for i in range(2):
@@ -282,14 +288,14 @@ class Statistical(Incremental):
         return self._reference_bytes() + self._information.nbytes
 
 
-def _without(look: Look, gain: np.ndarray, far: np.ndarray) -> np.ndarray:
+def without(look: Look, gain: np.ndarray, far: np.ndarray) -> np.ndarray:
     """What is left of the residuals when a run's gains are taken out, cut at ±10: (n, live)."""
     left = look.residual - look.count_leverage * gain
     left[:, far] = look.residual[:, far] - look.rate_leverage[:, far] * gain[far]
     return np.clip(left, -CLIP, CLIP, out=left)
 
 
-def _mode_log_likelihood(variance: float, information: np.ndarray, projection: np.ndarray) -> np.ndarray:
+def mode_log_likelihood(variance: float | np.ndarray, information: np.ndarray, projection: np.ndarray) -> np.ndarray:
     """By how much a mode of that variance raises the log-likelihood: h'h and h'r of its leverages h and the noise r."""
     stretched = 1 + variance * information
     return 0.5 * (variance * projection**2 / stretched - np.log(stretched))

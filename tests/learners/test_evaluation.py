@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from scipy.special import log_softmax
 from sklearn import metrics
 
-from dqmstream.learners.evaluation import VALIDATION_SHARE, Evaluator, Scores, auc, evaluate_row, roc_curve
+from dqmstream.learners.evaluation import NOTICED, VALIDATION_SHARE, Evaluator, Scores, auc, evaluate_row, roc_curve
+from dqmstream.learners.novelty import Noted
 from dqmstream.learners.splits import Part, assign
 from dqmstream.learners.strategy import Maps, RunData
 
@@ -92,6 +93,17 @@ class Counting:
         return np.zeros((len(maps), self.classes))
 
 
+class Noticing:
+    """In the place of the new-run score; counts how often it is asked."""
+
+    calls = 0
+
+    def look(self, maps: Maps) -> Noted:
+        self.calls += 1
+        nothing = np.zeros(len(maps))
+        return Noted(nothing, nothing.astype(int))
+
+
 def tiny_run(run: int) -> RunData:
     """400 lumisections of a single cell: 60 for test, 20 for validation."""
     lumisection = np.arange(1, 401)
@@ -100,7 +112,7 @@ def tiny_run(run: int) -> RunData:
 
 
 def test_an_evaluation_costs_the_same_at_the_thousandth_run() -> None:
-    evaluator, strategy = Evaluator(6000), Counting()
+    evaluator, strategy, noticed = Evaluator(6000), Counting(), Noticing()
     spent, calls = {}, {}
     for number in range(1000):
         run = tiny_run(370000 + number)
@@ -110,7 +122,7 @@ def test_an_evaluation_costs_the_same_at_the_thousandth_run() -> None:
             strategy.lumisections = strategy.calls = 0
             tests = evaluator.score(strategy)
             validation = evaluator.score_validation(strategy)
-            evaluator.before(strategy, tiny_run(1))
+            evaluator.before(strategy, noticed, tiny_run(1))
             spent[number], calls[number] = strategy.lumisections, strategy.calls
             assert len(tests.labels) <= 6000
             assert len(validation.labels) <= 6000 // VALIDATION_SHARE
@@ -118,6 +130,7 @@ def test_an_evaluation_costs_the_same_at_the_thousandth_run() -> None:
     # An evaluation, the same before learning without validation, and the new run's own test part.
     assert max(spent.values()) <= 2 * 6000 + 6000 // VALIDATION_SHARE + 60
     assert max(calls.values()) < 100
+    assert noticed.calls <= 3 * (NOTICED + 1)
     assert len(evaluator.score(strategy).labels) == 6 * 1000
 
 

@@ -13,6 +13,7 @@ from dqmstream.errors import InputError
 from dqmstream.learners.evaluation import Evaluator
 from dqmstream.learners.history import Line, beside_joint, results
 from dqmstream.learners.judge import learn_and_judge
+from dqmstream.learners.novelty import Noted
 from dqmstream.learners.registry import STREAMING
 from dqmstream.learners.strategy import LearnLog, Maps, Past, RunData, Strategy, Watch
 from dqmstream.learners.watch import LUMISECTIONS, MOMENTS, Watcher
@@ -68,6 +69,20 @@ class Gap:
         return 0
 
 
+class NumbersOfRuns:
+    """In the place of the new-run score: the most that any run has counted is what is known."""
+
+    def __init__(self) -> None:
+        self._known = 0.0
+
+    def learn(self, experience: int, run: RunData, past: object) -> None:
+        self._known = max(self._known, float(run.maps.counts.mean()))
+
+    def look(self, maps: Maps) -> Noted:
+        score = maps.counts.mean(axis=(1, 2, 3)) - self._known
+        return Noted(score, np.zeros(len(maps), np.int64))
+
+
 def flat_stream(runs: int) -> list[RunData]:
     """Runs whose lumisections all have one total, another in each run."""
     stream = []
@@ -79,10 +94,10 @@ def flat_stream(runs: int) -> list[RunData]:
 
 
 def learn(strategy: Strategy, stream: list[RunData], watcher: Watcher | None = None, **baselines: Strategy) -> list[Line]:
-    evaluator = Evaluator()
+    evaluator, novelty = Evaluator(), NumbersOfRuns()
     lines = []
     for number, run in enumerate(stream):
-        line, scores = learn_and_judge(strategy, baselines, evaluator, number, run, reader(stream), watcher)
+        line, scores = learn_and_judge(strategy, baselines, evaluator, novelty, number, run, reader(stream), watcher)
         assert (scores is None) == (number == 0)
         lines.append(json.loads(json.dumps(line, allow_nan=False)))
     return lines
@@ -100,7 +115,7 @@ def test_no_archive_is_needed_and_the_line_is_json(lines: list[Line]) -> None:
     assert lines[0]["accuracy"] is None
     assert [line["before"] is None for line in lines] == [True, True, False, False, False]
     assert all(len(line[name]) == t + 1 for t, line in enumerate(lines) if t for name in ("accuracy", "auc", "auc_fixed"))
-    assert lines[-1]["seconds"].keys() == {"evaluate", "learn", "baseline.gain_map"}
+    assert lines[-1]["seconds"].keys() == {"evaluate", "learn", "baseline.gain_map", "novelty"}
 
 
 def test_results_have_every_figure_of_the_learner_and_of_what_ran_beside(lines: list[Line]) -> None:

@@ -1,0 +1,109 @@
+"""The new-run score: sees what changed from any known run, nothing where only luminosity did, and comes back from the disk."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dqmstream.errors import InputError, StateError
+from dqmstream.experiments.cells import as_run_data
+from dqmstream.experiments.simulator import stream
+from dqmstream.learners.evaluation import auc
+from dqmstream.learners.novelty import WINDOW, Novelty
+from dqmstream.learners.splits import Part, Split
+from dqmstream.learners.strategy import Maps, RunData
+from dqmstream.lumisection import IETA, IPHI, Geometry
+from tests.learners.streams import make_stream, reader
+
+
+def drawn(name: str, runs: int, seed: int = 3) -> list[RunData]:
+    return [as_run_data(run, Split()) for run in stream(name, seed=seed, runs=runs, lumisections=400)]
+
+
+def learnt(runs: list[RunData]) -> Novelty:
+    novelty = Novelty(Geometry(1), 0)
+    for number, run in enumerate(runs):
+        novelty.learn(number, run, reader(runs))
+    return novelty
+
+
+def noticed(runs: list[RunData]) -> float:
+    """AUC of the last run's test lumisections against those of the runs before it, which are known."""
+    novelty = learnt(runs[:-1])
+    known = [novelty.look(run.part(Part.TEST)).score for run in runs[:-1]]
+    return auc(novelty.look(runs[-1].part(Part.TEST)).score, np.concatenate(known))
+
+
+@pytest.fixture(scope="module")
+def small() -> list[RunData]:
+    return drawn("small", 6)
+
+
+@pytest.mark.parametrize("name", ["moderate", "structured"])
+def test_a_run_that_is_not_known_is_noticed(name: str) -> None:
+    assert noticed(drawn(name, 6)) > 0.9
+
+
+def test_small_drifts_are_noticed_too_and_known_runs_are_not(small: list[RunData]) -> None:
+    assert noticed(small) > 0.85
+    novelty = learnt(small)
+    p = np.concatenate([novelty.look(run.part(Part.TEST)).p for run in small])
+    assert np.mean(p <= 0.05) < 0.05
+
+
+def test_where_only_luminosity_differs_it_is_a_guess() -> None:
+    found = [noticed(drawn("null", 4, seed)) for seed in range(4)]
+    assert abs(np.mean(found) - 0.5) < 0.25
+    assert min(found) < 0.6
+
+
+def test_a_channel_that_dies_is_named_with_what_it_should_have_counted(small: list[RunData]) -> None:
+    novelty = learnt(small[:4])
+    maps = small[3].part(Part.TEST)
+    counts = maps.counts.copy()
+    place = np.argwhere(novelty.live)[400]
+    counts[:, *place] = 0
+    found = novelty.deviation(Maps(counts, maps.n_events, maps.pileup, maps.lumisection))
+    assert found.nearest == 3
+    worst = int(np.abs(found.pull).argmax())
+    assert (np.argwhere(novelty.live)[worst] == place).all(), (IETA[place[1]], IPHI[place[2]])
+    assert found.pull[worst] < -10
+    assert found.seen[worst] == 0
+    assert found.expected[worst] == pytest.approx(maps.counts[:, *place].mean(), rel=0.05)
+    assert np.sum(np.abs(found.pull) > 6) == 1
+
+
+def test_a_score_looks_at_a_window_that_ends_with_its_lumisection(small: list[RunData]) -> None:
+    novelty, maps = learnt(small[:3]), small[4].part(Part.TEST)
+    whole = novelty.look(maps).score
+    np.testing.assert_allclose(novelty.look(maps.take(np.arange(45))).score, whole[:45], rtol=1e-6)
+    last = novelty.look(maps.take(np.arange(60 - WINDOW, 60))).score[-1]
+    assert last == pytest.approx(whole[-1], rel=1e-6)
+    dark = maps.counts.copy()
+    dark[10] = 0
+    assert np.isfinite(novelty.look(Maps(dark, maps.n_events, maps.pileup, maps.lumisection)).score).all()
+
+
+def test_a_resumed_one_goes_on_to_the_same_bits() -> None:
+    runs = make_stream(3, drift=0.03)
+    unbroken = Novelty(Geometry(1), 0)
+    for number, run in enumerate(runs):
+        resumed = Novelty(Geometry(1), 0)
+        resumed.restore(unbroken.state())
+        for one in (unbroken, resumed):
+            one.learn(number, run, reader(runs))
+        assert unbroken.state().keys() == resumed.state().keys()
+        for name, array in unbroken.state().items():
+            np.testing.assert_array_equal(resumed.state()[name], array)
+        maps = run.part(Part.TEST)
+        np.testing.assert_array_equal(resumed.look(maps).score, unbroken.look(maps).score)
+
+
+def test_nothing_is_said_before_the_first_run_or_from_a_damaged_state() -> None:
+    runs = make_stream(1, drift=0.0)
+    with pytest.raises(InputError, match="no run is known"):
+        Novelty(Geometry(1), 0).look(runs[0].maps)
+    state = learnt(runs).state()
+    for missing in state:
+        with pytest.raises(StateError):
+            Novelty(Geometry(1), 0).restore({name: array for name, array in state.items() if name != missing})
