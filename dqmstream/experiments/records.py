@@ -52,10 +52,13 @@ class Record:
 
     lines: of its history, one at least. experiences: of its ledger, learnt or not. left_out: reason by run. late: how many
     lumisections of a learnt run came too late to be learnt. scores: of the last evaluation, None at one run.
+    reference: version of the one it was given, "" for the first run. recipe: changes to its strategy's own.
     """
 
     name: str
     strategy: str
+    reference: str
+    recipe: dict[str, Any]
     lines: list[Line]
     experiences: list[Experience]
     left_out: dict[int, str]
@@ -137,6 +140,8 @@ def _read_record(archive: Archive, folder: Path) -> Record | None:
     return Record(
         name=folder.name,
         strategy=str(identity.get("strategy", "")),
+        reference=str(identity.get("reference", "")),
+        recipe=identity.get("recipe", {}),
         lines=lines,
         experiences=experiences,
         left_out={line.run: line.left_out for line in ledger if line.left_out},

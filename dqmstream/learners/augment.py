@@ -1,7 +1,8 @@
 """Other lumisections of the same run: redrawings of its counts under which a run stays what it is.
 
 They act on counts, before residuals, so that the conditions are those of the redrawn map. What they make is laid beside the
-counts themselves before a training begins, `augment_copies` of each, so that a batch is an index into tensors as ever.
+counts themselves before a training begins, `augment_copies` of each, so that a batch is an index into tensors as ever (.15 ms a
+copy, with its residuals: four of 700 lumisections take .4 s once a training, a step takes what it took).
 
     thin       the same events, a part of them: of n events of which x fired, m are kept, x' ~ Hypergeometric(x, n - x, m);
                the part is drawn for each lumisection between `LEAST_PART` and 1

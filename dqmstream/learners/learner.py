@@ -12,7 +12,7 @@ import io
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -274,7 +274,8 @@ class Learner:
         self.folder.write_status(
             {
                 "strategy": self.name,
-                "reference": "first run" if self.reference is None else asdict(self.reference),
+                "reference": "first run" if self.reference is None else self.reference.version,
+                "reference_runs": None if self.reference is None else self.reference.runs,
                 "pid": os.getpid(),
                 "snapshot": self.archive.snapshot,
                 "experiences_learnt": self.learnt,

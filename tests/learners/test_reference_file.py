@@ -110,7 +110,7 @@ def test_a_learner_is_of_its_reference(archive: Archive, tmp_path: Path) -> None
     gains = np.abs(learner.strategy.gains).mean(axis=1)
     assert gains[0] > 2 * gains[2], "the last run is what the others are measured against"
     status = json.loads((tmp_path / "state" / "status.json").read_text())
-    assert status["reference"]["runs"] == [last]
+    assert (status["reference"], status["reference_runs"]) == (load_reference(other, ONE)[1].version, [last])
     Learner(archive, tmp_path / "state", settings).close()
     for wrong in (replace(settings, reference=path), replace(settings, reference=None)):
         with pytest.raises(StateError, match="belongs to a learner with reference"):
@@ -128,6 +128,9 @@ def test_the_command_line_makes_one_and_hands_it_on(archive: Archive, tmp_path: 
     result("replay", *common, "--strategy", "gain_map", "--reference", out)
     stored = json.loads((state / "replay-gain_map-0" / "state.json").read_text())
     assert stored["reference"] == made["version"]
+    page = tmp_path / "report"
+    result("report", "--archive", archive.path, "--state", state, "--out", page)
+    assert f"Seen relative to reference {made['version']}." in (page / "index.html").read_text()
     command = _learn_command(archive, state, load_settings(reference=out), 1.0)
     assert command[command.index("--reference") + 1] == str(out)
     for words, says in (
