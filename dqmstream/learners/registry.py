@@ -11,6 +11,8 @@ from dqmstream.errors import InputError
 from dqmstream.learners.baselines import GainMap, NaiveBayes, RingMeans
 from dqmstream.learners.logistic import Logistic
 from dqmstream.learners.recipe import CNN, Recipe
+from dqmstream.learners.ridge import Ridge
+from dqmstream.learners.slda import Slda
 from dqmstream.learners.statistical import Statistical
 from dqmstream.learners.strategy import Strategy
 from dqmstream.lumisection import Geometry
@@ -21,7 +23,12 @@ STREAMING = {strategy.name: strategy for strategy in (GainMap, NaiveBayes, RingM
 CONVEX: dict[str, type[Logistic]] = {Logistic.name: Logistic}
 """What is fitted to convergence on exemplars, without torch, by name."""
 
-BUDGETED: dict[str, type[Logistic] | type[Statistical]] = {**CONVEX, Statistical.name: Statistical}
+BUDGETED: dict[str, type[Logistic] | type[Statistical] | type[Slda] | type[Ridge]] = {
+    **CONVEX,
+    Statistical.name: Statistical,
+    Slda.name: Slda,
+    Ridge.name: Ridge,
+}
 """What is fitted without torch and keeps to a budget of bytes, by name."""
 
 

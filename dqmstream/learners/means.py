@@ -1,0 +1,75 @@
+"""A mean of each class, in a budget of bytes for the whole stream: where it is full, the two nearest become one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from dqmstream.errors import InputError, StateError
+
+_ARRAYS = ("rows", "weight", "row_of_class")
+
+
+class ClassMeans:
+    """Rows of numbers, one a class until the budget is full; then classes share rows, and score alike.
+
+    weight: classes that a row is the mean of. row_of_class: the row that each class has.
+    """
+
+    def __init__(self, budget_bytes: int, dtype: type[np.floating]) -> None:
+        """dtype: in which the rows are kept."""
+        self.budget_bytes = budget_bytes
+        self._dtype = dtype
+        self.rows = np.zeros((0, 0), dtype=dtype)
+        self.weight = np.zeros(0, dtype=np.float32)
+        self.row_of_class = np.zeros(0, dtype=np.int32)
+
+    def __len__(self) -> int:
+        """Classes."""
+        return len(self.row_of_class)
+
+    @property
+    def notes(self) -> dict[str, float | list[float]]:
+        """For the history: rows, and classes that have none of their own."""
+        return {"rows": float(len(self.rows)), "classes_merged": float(len(self) - len(self.rows))}
+
+    def add(self, mean: np.ndarray) -> None:
+        """Keep the mean of the next class, (features,). Raises InputError if not even one row fits."""
+        row = mean.astype(self._dtype)[None]
+        self.row_of_class = np.append(self.row_of_class, np.int32(len(self.rows)))
+        self.rows = np.concatenate([self.rows, row]) if len(self.rows) else row
+        self.weight = np.append(self.weight, np.float32(1))
+        while self.memory_bytes() > self.budget_bytes:
+            self._merge()
+
+    def _merge(self) -> None:
+        if len(self.rows) == 1:
+            raise InputError(f"{self.budget_bytes} bytes cannot hold the mean of one run, {self.rows.shape[1]} numbers")
+        rows = self.rows.astype(np.float64)
+        squares = np.einsum("rf,rf->r", rows, rows)
+        apart = squares[:, None] + squares - 2 * rows @ rows.T
+        apart[np.tril_indices(len(rows))] = np.inf
+        first, second = (int(i) for i in np.unravel_index(apart.argmin(), apart.shape))
+        pair = [first, second]
+        self.rows[first] = np.average(rows[pair], axis=0, weights=self.weight[pair])
+        self.weight[first] = self.weight[pair].sum()
+        self.rows, self.weight = np.delete(self.rows, second, axis=0), np.delete(self.weight, second)
+        self.row_of_class[self.row_of_class == second] = first
+        self.row_of_class[self.row_of_class > second] -= 1
+
+    def memory_bytes(self) -> int:
+        return self.rows.nbytes + self.weight.nbytes + self.row_of_class.nbytes
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What is kept, as named arrays."""
+        return {name: getattr(self, name).copy() for name in _ARRAYS}
+
+    def restore(self, state: Mapping[str, np.ndarray], features: int) -> None:
+        """Take back what `state` gave. Raises StateError if it is damaged, or of another number of features."""
+        missing = [name for name in _ARRAYS if name not in state]
+        if missing:
+            raise StateError(f"the state's class means lack {', '.join(missing)}; it is damaged")
+        if state["rows"].dtype != self._dtype or state["rows"].shape[1:] != (features,):
+            raise StateError(f"the state's class means of shape {state['rows'].shape} are not of {features} features")
+        self.rows, self.weight, self.row_of_class = (np.array(state[name]) for name in _ARRAYS)
