@@ -210,6 +210,34 @@ def describe_comparison(result: dict[str, Any]) -> list[Any]:
     return parts
 
 
+def describe_flags(result: dict[str, Any]) -> list[Any]:
+    """A line for each run, and the channels behind those that were flagged."""
+    rows = [
+        [
+            str(one["run"]), "yes" if one["learnt"] else "no", str(one["lumisections"]), str(one["flagged"]),
+            f"{one['median_score']:+.1f}", str(one["most_probable"]), f"{one['probability']:.2f}", str(len(one["channels"])),
+        ]
+        for one in result["runs"]
+    ]  # fmt: skip
+    columns = ["run", "known", "lumisections", "flagged", "median score", "most probable", "probability", "channels"]
+    parts: list[Any] = [table(f"flags, false alarms at {result['alarms']:g}", columns, rows)]
+    for one in result["runs"]:
+        if one["flagged"] and one["channels"]:
+            found = [
+                [f"{c['ieta']}, {c['iphi']}, {c['depth']}", f"{c['pull']:+.1f}", _probability(c["p"]), *_counts(c)]
+                for c in one["channels"][:SHOWN_CHANGES]
+            ]
+            title = f"run {one['run']} against {one['against']}, {len(one['channels'])} channels"
+            parts.append(table(title, ["ieta, iphi, depth", "pull", "p", "expected", "seen"], found))
+    if "file" in result:
+        parts.append(f"written: {result['file']}")
+    return parts
+
+
+def _counts(channel: dict[str, Any]) -> list[str]:
+    return [f"{channel['expected']:.1f}", f"{channel['seen']:.1f}"]
+
+
 _CHANGE = ["ratio", "error", "pull", "p", "q"]
 
 

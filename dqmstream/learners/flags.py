@@ -1,0 +1,198 @@
+"""Flags: what the newest checkpoint says of each lumisection of a run, and which channels are behind it.
+
+Archive and checkpoint are read and nothing is written, so it works beside a learner that runs.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.special import log_softmax
+from scipy.stats import false_discovery_control, norm
+
+from dqmstream.errors import InputError, StateError
+from dqmstream.learners import checkpoint
+from dqmstream.learners.novelty import Novelty
+from dqmstream.learners.reference import Reference
+from dqmstream.learners.registry import make_strategy, recipe_of
+from dqmstream.learners.stamp import within
+from dqmstream.learners.state import read_json
+from dqmstream.learners.strategy import Maps
+from dqmstream.lumisection import IETA
+from dqmstream.storage.archive import Archive
+from dqmstream.storage.locks import write_atomically
+
+TOP = 3
+"""Most probable runs that are told of a lumisection."""
+
+CHANNELS_IN_TABLE = 5
+"""Channels of its run that stand beside a lumisection in a table."""
+
+
+@dataclass(frozen=True, eq=False)
+class RunFlags:
+    """What is said of the n lumisections of a run.
+
+    learnt: whether the checkpoint knows this run. lumisection, score, p: (n,), of `learners.novelty`. top, probability: the
+    most probable known runs by their number and the learner's probabilities, (n, up to 3). flagged: p is at most the rate of
+    false alarms, bool (n,). against: the known run that channels are compared with, over the flagged lumisections if there
+    are any, else over all. channels: those whose pull is significant at the false-discovery rate (Benjamini and Hochberg),
+    largest first: ieta, iphi, depth, pull, p, expected and seen counts a lumisection.
+    """
+
+    run: int
+    learnt: bool
+    lumisection: np.ndarray
+    top: np.ndarray
+    probability: np.ndarray
+    score: np.ndarray
+    p: np.ndarray
+    flagged: np.ndarray
+    against: int
+    channels: list[dict[str, Any]]
+
+    def summary(self) -> dict[str, Any]:
+        """The run in one object, ready for JSON."""
+        names, places = np.unique(self.top[:, 0], return_inverse=True)
+        named = int(np.bincount(places).argmax())
+        return {
+            "run": self.run,
+            "learnt": self.learnt,
+            "lumisections": len(self.lumisection),
+            "flagged": int(self.flagged.sum()),
+            "most_probable": int(names[named]),
+            "named_so": int((places == named).sum()),
+            "probability": float(self.probability[places == named, 0].mean()),
+            "median_score": float(np.median(self.score)),
+            "against": self.against,
+            "channels": self.channels,
+        }
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A flat row for each lumisection."""
+        names = " ".join(
+            f"{one['ieta']}/{one['iphi']}/{one['depth']}:{one['pull']:+.1f}" for one in self.channels[:CHANNELS_IN_TABLE]
+        )
+        return [
+            {
+                "run": self.run,
+                "lumisection": int(self.lumisection[i]),
+                **{name: value for place in range(TOP) for name, value in self._named(i, place).items()},
+                "score": round(float(self.score[i]), 3),
+                "p": float(f"{self.p[i]:.3g}"),
+                "flagged": int(self.flagged[i]),
+                "against": self.against,
+                "channels": names if self.flagged[i] else "",
+            }
+            for i in range(len(self.lumisection))
+        ]
+
+    def _named(self, i: int, place: int) -> dict[str, Any]:
+        known = place < self.top.shape[1]
+        return {
+            f"run_{place + 1}": int(self.top[i, place]) if known else "",
+            f"probability_{place + 1}": round(float(self.probability[i, place]), 4) if known else "",
+        }
+
+
+class Flagger:
+    """The newest checkpoint of a learner, ready to be asked."""
+
+    def __init__(self, archive: Archive, folder: Path) -> None:
+        """folder: of the learner. Raises StateError where it holds no checkpoint, a damaged one, or another archive's."""
+        self._archive = archive
+        found = checkpoint.load_newest(folder / "checkpoints")
+        if found is None:
+            raise StateError(f"{folder} holds no checkpoint: run `dqmstream learn` first, or give --state and --name")
+        meta, arrays = found
+        if meta.archive_id != archive.archive_id:
+            raise StateError(f"{folder} belongs to archive {meta.archive_id}, not {archive.archive_id}: give its --archive")
+        told = read_json(folder / "state.json")
+        self.strategy = make_strategy(
+            meta.strategy,
+            geometry=archive.geometry,
+            seed=meta.seed,
+            recipe=recipe_of(meta.strategy, told.get("recipe", {})),
+            memory_bytes=meta.memory_bytes,
+            device="cpu",
+        )
+        self.novelty = Novelty(archive.geometry, meta.seed)
+        own, beside = within(arrays, "strategy"), within(arrays, "novelty")
+        if not beside:
+            raise StateError(f"the checkpoint in {folder} is older than the new-run score: let the learner learn one more run")
+        if told.get("reference"):
+            given = Reference.from_state(within(beside, "reference"))
+            self.strategy.look_through(given)
+            self.novelty.look_through(given)
+        self.strategy.restore(own)
+        self.novelty.restore(beside)
+        self.runs = meta.runs
+
+    def flags(self, run: int, alarms: float, rate: float) -> RunFlags:
+        """Flag a run as the archive holds it. alarms: of false alarms, by lumisection. rate: of false discoveries, by channel.
+
+        Raises ArchiveError for a run that is not there.
+        """
+        maps = _read(self._archive, run)
+        log_probability = log_softmax(self.strategy.scores(maps), axis=1)
+        order = np.argsort(-log_probability, axis=1, kind="stable")[:, :TOP]
+        noted = self.novelty.look(maps)
+        flagged = noted.p <= alarms
+        found = self.novelty.deviation(maps.take(np.flatnonzero(flagged)) if flagged.any() else maps)
+        return RunFlags(
+            run=run,
+            learnt=run in self.runs,
+            lumisection=maps.lumisection,
+            top=np.array(self.runs)[order],
+            probability=np.exp(np.take_along_axis(log_probability, order, axis=1)),
+            score=noted.score,
+            p=noted.p,
+            flagged=flagged,
+            against=self.runs[found.nearest],
+            channels=_significant(found.pull, found.expected, found.seen, self.novelty.live, rate),
+        )
+
+
+def _read(archive: Archive, run: int) -> Maps:
+    view = archive.run(run)
+    counts = view["occupancy"].values.astype(np.float32, copy=False)
+    return Maps(counts, view["n_events"].values, view["pileup"].values, view["lumisection"].values)
+
+
+def _significant(
+    pull: np.ndarray, expected: np.ndarray, seen: np.ndarray, live: np.ndarray, rate: float
+) -> list[dict[str, Any]]:
+    p = 2 * norm.sf(np.abs(pull))
+    named = np.flatnonzero(false_discovery_control(p) <= rate)
+    depth, row, column = np.nonzero(live)
+    return [
+        {
+            "ieta": int(IETA[row[c]]),
+            "iphi": int(column[c]) + 1,
+            "depth": int(depth[c]) + 1,
+            "pull": float(pull[c]),
+            "p": float(p[c]),
+            "expected": float(expected[c]),
+            "seen": float(seen[c]),
+        }
+        for c in named[np.argsort(-np.abs(pull[named]), kind="stable")]
+    ]
+
+
+def write_table(path: Path, flags: Sequence[RunFlags]) -> None:
+    """Write a CSV line for each lumisection. Raises InputError if the file cannot be written."""
+    rows = [row for one in flags for row in one.rows()]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    try:
+        write_atomically(path, text.getvalue().encode())
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}; choose another file") from error

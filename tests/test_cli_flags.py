@@ -1,0 +1,99 @@
+"""`dqmstream flags` through the real command line: beside a learner that holds its state, and where nothing can be read."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dqmstream.experiments.simulator import write
+from dqmstream.learners.flags import Flagger
+from dqmstream.learners.learner import Learner, LearnerSettings
+from dqmstream.learners.ledger import describe
+from dqmstream.learners.splits import Part, assign
+from dqmstream.storage.archive import Archive
+from dqmstream.storage.importer import import_files
+from tests.commandline import dqmstream, result, told
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Archive A of 4 runs of `moderate` and a learner of the first three; in the last run a channel is dead as well."""
+    made = tmp_path_factory.mktemp("flags")
+    write(made / "runs", "moderate", 2, 4, 200)
+    last = sorted((made / "runs").glob("*_Dataset_*"))[-1]
+    counts = np.load(last)
+    counts[:, 8, 20] = 0  # ieta -24, iphi 21
+    np.save(last, counts)
+    import_files([made / "runs"], lambda: Archive.open_or_create(made / "A"), dtype=np.dtype("float32"), depths=1)
+    archive = Archive.open(made / "A")
+    learner = Learner(archive, made / "A.state" / "live", LearnerSettings(strategy="statistical"))
+    for number, run in enumerate([one.run for one in archive.runs()][:3]):
+        learner.freeze([describe(archive, run, number)])
+        learner.learn_next()
+    learner.close()
+    return made
+
+
+def test_a_run_that_is_not_known_is_flagged_and_its_channels_named_beside_a_learner_that_runs(
+    folder: Path, tmp_path: Path
+) -> None:
+    archive = Archive.open(folder / "A")
+    before = {path: path.read_bytes() for path in (folder / "A.state").rglob("*") if path.is_file()}
+    running = Learner(archive, folder / "A.state" / "live", LearnerSettings(strategy="statistical"))
+    try:
+        done: dict[str, Any] = result("flags", "--archive", folder / "A", "--out", tmp_path / "flags.csv")
+    finally:
+        running.close()
+    after = {path: path.read_bytes() for path in (folder / "A.state").rglob("*") if path.is_file()}
+    assert after == before
+    *known, new = done["runs"]
+    assert [one["run"] for one in known] == done["learnt"] and not new["learnt"]
+    for one in known:
+        assert one["most_probable"] == one["run"] == one["against"] and one["probability"] > 0.9
+        assert one["flagged"] < 0.1 * one["lumisections"]
+    assert new["flagged"] > 0.8 * new["lumisections"]
+    dead = next(c for c in new["channels"] if (c["ieta"], c["iphi"], c["depth"]) == (-24, 21, 1))
+    assert dead["pull"] < -10 and dead["seen"] == 0 and dead["expected"] > 100
+    rows = list(csv.DictReader((tmp_path / "flags.csv").open()))
+    assert len(rows) == 800
+    assert [row["lumisection"] for row in rows[:3]] == ["1", "2", "3"]
+    assert rows[0]["run_1"] == str(known[0]["run"]) and float(rows[0]["probability_1"]) > 0.5
+    assert rows[-1]["flagged"] == "1" and "-24/21/1:" in rows[-1]["channels"]
+
+
+def test_the_table_names_runs_and_channels(folder: Path) -> None:
+    last = Archive.open(folder / "A").runs()[-1].run
+    done = dqmstream("flags", "--archive", folder / "A", "--run", last, "--alarms", 0.001)
+    assert done.returncode == 0, done.stderr
+    for words in ("false alarms at 0.001", "-24, 21, 1", f"run {last} against"):
+        assert words in done.stdout
+
+
+def test_flags_agree_with_the_learner_on_what_it_learnt(folder: Path) -> None:
+    archive = Archive.open(folder / "A")
+    found = Flagger(archive, folder / "A.state" / "live").flags(archive.runs()[0].run, 0.01, 0.05)
+    test = assign(found.lumisection) == Part.TEST
+    assert np.mean(found.top[test, 0] == archive.runs()[0].run) > 0.9
+    assert (np.diff(found.probability, axis=1) <= 0).all()
+    np.testing.assert_array_equal(found.flagged, found.p <= 0.01)
+
+
+def test_what_cannot_be_flagged_is_refused(folder: Path, tmp_path: Path) -> None:
+    archive = ["--archive", folder / "A"]
+    assert "holds no checkpoint" in told(dqmstream("flags", *archive, "--state", tmp_path / "none"), 7)
+    assert "ends with .csv" in told(dqmstream("flags", *archive, "--out", tmp_path / "flags.parquet"), 3)
+    assert "999" in told(dqmstream("flags", *archive, "--run", 999), 5)
+    state = tmp_path / "damaged"
+    shutil.copytree(folder / "A.state", state)
+    arrays = sorted((state / "live" / "checkpoints").iterdir())[-1] / "arrays.safetensors"
+    whole = bytearray(arrays.read_bytes())
+    whole[-1] ^= 1
+    arrays.write_bytes(whole)
+    assert "damaged" in told(dqmstream("flags", *archive, "--state", state), 7)
+    import_files([folder / "runs"], lambda: Archive.open_or_create(tmp_path / "B"), dtype=np.dtype("float32"), depths=1)
+    told(dqmstream("flags", "--archive", tmp_path / "B", "--state", folder / "A.state"), 7)
