@@ -26,7 +26,7 @@ import numpy as np
 from dqmstream.errors import InputError
 from dqmstream.learners.reference import Reference
 from dqmstream.learners.response import medians
-from dqmstream.learners.statistical import DEAD, MEDIAN_OF_SQUARE, Statistical, mode_log_likelihood, without
+from dqmstream.learners.statistical import MEDIAN_OF_SQUARE, Statistical, leverage_of, mode_log_likelihood, without
 from dqmstream.learners.strategy import Maps, Past, RunData
 from dqmstream.lumisection import Geometry
 
@@ -76,11 +76,10 @@ class Deviation:
 
 @dataclass(frozen=True, eq=False)
 class _Known:
-    """What is known of the runs, a row for those that share one: gains, which of them are far off, and their errors, (rows,
-    live); variances of the boxes' modes, (rows, B); of each class its row; variance of a drift, (live,)."""
+    """What is known of the runs, a row for those that share one: gains and their errors, (rows, live); variances of the
+    boxes' modes, (rows, B); of each class its row; variance of a drift, (live,)."""
 
     gains: np.ndarray
-    far: np.ndarray
     errors: np.ndarray
     variances: np.ndarray
     row: np.ndarray
@@ -158,8 +157,8 @@ class Novelty:
     @property
     def _known(self) -> _Known:
         if self._cached is None:
-            gains, far, errors, variances, row = self.statistical.known()
-            self._cached = _Known(gains, far, errors, variances, row, self._drift(gains, errors))
+            gains, errors, variances, row = self.statistical.known()
+            self._cached = _Known(gains, errors, variances, row, self._drift(gains, errors))
         return self._cached
 
     def _drift(self, gains: np.ndarray, errors: np.ndarray) -> np.ndarray:
@@ -183,12 +182,10 @@ class Novelty:
         nearest = known.row[near]
         for row in np.unique(nearest):
             gain = known.gains[row]
-            # A channel's rate has changed, unless it is dead; so by what share its count has depends on pileup.
-            rate = gain > DEAD
-            noise, leverage = without(look, gain, rate), look.count_leverage
+            noise, leverage = without(look, gain), look.count_leverage
             share = np.divide(noise, leverage, out=np.zeros_like(noise), where=leverage > 0)
             of_ring = medians(share, self.statistical.modes.ring)
-            moved = leverage * (1 + of_ring) + gain * np.where(rate, look.rate_leverage, leverage)
+            moved = leverage * (1 + of_ring) + gain * leverage_of(look, gain)
             left = _Left(int(row), noise - leverage * of_ring, leverage, look.deviation * moved)
             yield np.flatnonzero(nearest == row), left
 

@@ -169,3 +169,6 @@ STUDY = Recipe(
     noise=0.0,
 )
 """Of the second study (field notes 6): ViT-B/16 on resized maps of scaled counts, 85 million weights. It needs a GPU."""
+
+REDRAWN = Recipe(noise=0.0)
+"""Of strategies that are taught by redrawn lumisections: what is seen once is not learnt by heart, and noise only blurs it."""

@@ -10,7 +10,7 @@ from typing import Any
 from dqmstream.errors import InputError
 from dqmstream.learners.baselines import GainMap, NaiveBayes, RingMeans
 from dqmstream.learners.logistic import Logistic
-from dqmstream.learners.recipe import CNN, Recipe
+from dqmstream.learners.recipe import CNN, REDRAWN, Recipe
 from dqmstream.learners.ridge import Ridge
 from dqmstream.learners.slda import Slda
 from dqmstream.learners.statistical import Statistical
@@ -58,7 +58,8 @@ GRADIENT = {
     "cumulative": Gradient("Cumulative", "cumulative"),
     "joint": Gradient("Joint", "joint"),
     "cnn": Gradient("Replay", "replay", CNN, CNN.model),
-    "hybrid": Gradient("Replay", "replay", strategy=("Hybrid", "hybrid")),
+    "statistical_replay": Gradient("Naive", "naive", REDRAWN, strategy=("StatisticalReplay", "statistical_replay")),
+    "hybrid": Gradient("Replay", "replay", REDRAWN, strategy=("Hybrid", "hybrid")),
 }
 """Gradient strategies, by name."""
 

@@ -13,13 +13,11 @@ from dqmstream.learners.strategy import Maps, RunData, Strategy
 from dqmstream.lumisection import IETA, Geometry, he_depth1_mask
 from tests.learners.streams import FIRST_RUN, RING_LAMBDA, K, make_stream, reader
 
-RECIPE = Recipe(dim=32, depth=2, heads=2, experts=4, steps=100, batch=32, lr=3e-3)
+RECIPE = Recipe(dim=32, depth=2, heads=2, experts=4, steps=100, batch=32, lr=3e-3, noise=0.0)
 
 
 def learnt(name: str, stream: list[RunData]) -> Strategy:
-    strategy = make_strategy(
-        name, geometry=Geometry(1), seed=0, recipe=RECIPE if name == "hybrid" else None, memory_bytes=1_000_000, device="cpu"
-    )
+    strategy = make_strategy(name, geometry=Geometry(1), seed=0, recipe=RECIPE, memory_bytes=1_000_000, device="cpu")
     for experience, run in enumerate(stream):
         strategy.learn(experience, run, reader(stream))
     return strategy
@@ -53,7 +51,7 @@ def test_where_the_closed_form_is_right_the_whole_is_the_closed_form() -> None:
     stream = make_stream(4, drift=0.004, seed=5, n=400)
     hybrid, alone = learnt("hybrid", stream), learnt("statistical", stream)
     assert isinstance(hybrid, Hybrid)
-    assert hybrid.blend == 0
+    np.testing.assert_array_equal(hybrid.weights, (1, 0))
     for run in stream:
         test = run.part(Part.TEST)
         np.testing.assert_array_equal(hybrid.scores(test), log_softmax(alone.scores(test), axis=1))
@@ -63,8 +61,9 @@ def test_where_runs_differ_by_what_the_closed_form_does_not_know_the_network_cor
     stream = rings_against_each_other(4, 400)
     hybrid = learnt("hybrid", stream)
     assert isinstance(hybrid, Hybrid)
-    assert hybrid.blend > 0
+    assert hybrid.weights[1] > 0
     assert accuracy(hybrid, stream) > accuracy(learnt("statistical", stream), stream) + 0.1
+    assert accuracy(hybrid, stream) > accuracy(learnt("replay", stream), stream) - 0.05
 
 
 def test_statistics_and_exemplars_share_one_budget() -> None:

@@ -16,8 +16,8 @@ from dqmstream.learners.strategy import Maps
 from dqmstream.lumisection import Geometry
 from tests.learners.streams import FIRST_RUN, draw_run, make_stream, reader
 
-ROW_BYTES = 932 * 2 + 117 + 36 * 2 + 4 + 4 + 4
-"""Of HE depth 1: gains, which are far, spreads of 36 boxes; scale, weight and the class's row."""
+ROW_BYTES = 932 * 2 + 36 * 2 + 4 + 4 + 4
+"""Of HE depth 1: gains, spreads of 36 boxes; scale, weight and the class's row."""
 
 
 def learnt(runs: list[SimulatedRun], memory_bytes: int = 1_000_000) -> Statistical:
