@@ -21,6 +21,7 @@ from dqmstream.cli_options import (
     Idle,
     Interpolated,
     Json,
+    LabelDelay,
     LetterTopic,
     Memory,
     Name,
@@ -36,6 +37,7 @@ from dqmstream.cli_options import (
     Threads,
     Topic,
     Watch,
+    Window,
     show,
 )
 from dqmstream.config import Settings, load_settings, recipe_flags
@@ -190,6 +192,8 @@ def consume(
     idle_s: Idle = None,
     evaluation_samples: Samples = None,
     watch_samples: Watch = None,
+    window: Window = None,
+    label_delay: LabelDelay = None,
     threads: Threads = None,
     device: Device = None,
     as_json: Json = False,
@@ -202,7 +206,7 @@ def consume(
         dead_letter_topic=dead_letter_topic, accept_gap=accept_gap or None, dtype=dtype, depths=depths, source=source,
         name=name, strategy=strategy, recipe=recipe_flags(recipe, set_), reference=reference, seed=seed,
         memory_bytes=memory_bytes, idle_s=idle_s, evaluation_samples=evaluation_samples, watch_samples=watch_samples,
-        threads=threads, device=device,
+        window=window, label_delay=label_delay, threads=threads, device=device,
     )  # fmt: skip
     with console.bars() as progress:
         result = consume_topic(
@@ -231,6 +235,8 @@ def learn(
     idle_s: Idle = None,
     evaluation_samples: Samples = None,
     watch_samples: Watch = None,
+    window: Window = None,
+    label_delay: LabelDelay = None,
     threads: Threads = None,
     device: Device = None,
     parent: Annotated[int | None, typer.Option("--parent", hidden=True)] = None,
@@ -242,7 +248,8 @@ def learn(
     settings = load_settings(
         archive=archive, state=state, name=name, strategy=strategy,
         recipe=recipe_flags(recipe, set_), reference=reference, seed=seed, memory_bytes=memory_bytes, idle_s=idle_s,
-        evaluation_samples=evaluation_samples, watch_samples=watch_samples, threads=threads, device=device,
+        evaluation_samples=evaluation_samples, watch_samples=watch_samples, window=window, label_delay=label_delay,
+        threads=threads, device=device,
     )  # fmt: skip
     result = learn_archive(settings, follow=follow, parent=parent)
     show(result, as_json, console.describe_results(result))
@@ -262,6 +269,8 @@ def replay(
     memory_bytes: Memory = None,
     evaluation_samples: Samples = None,
     watch_samples: Watch = None,
+    window: Window = None,
+    label_delay: LabelDelay = None,
     threads: Threads = None,
     device: Device = None,
     as_json: Json = False,
@@ -272,7 +281,7 @@ def replay(
     settings = load_settings(
         archive=archive, state=state, strategy=strategy, recipe=recipe_flags(recipe, set_), reference=reference, seed=seed,
         memory_bytes=memory_bytes, evaluation_samples=evaluation_samples, watch_samples=watch_samples,
-        threads=threads, device=device,
+        window=window, label_delay=label_delay, threads=threads, device=device,
     )  # fmt: skip
     with console.bars() as progress:
         kept = console.bar_callback(progress, f"replay {settings.strategy}")

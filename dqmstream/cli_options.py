@@ -25,6 +25,8 @@ Seed = Annotated[int | None, typer.Option("--seed", help="seed of the learner (d
 Memory = Annotated[int | None, typer.Option("--memory-bytes", help="kept of past runs, in all (default: 1000000)")]
 Samples = Annotated[int | None, typer.Option("--evaluation-samples", help="lumisections scored at an evaluation, in all (default: 6000)")]  # fmt: skip # noqa: E501
 Watch = Annotated[int | None, typer.Option("--watch-samples", help="lumisections scored in the course of each training, for the stability gap; 400 at least (default: 0, none)")]  # fmt: skip # noqa: E501
+Window = Annotated[int | None, typer.Option("--window", help="learn from a run while it goes on, so many lumisections at a time (default: 0, when it is complete)")]  # fmt: skip # noqa: E501
+LabelDelay = Annotated[int | None, typer.Option("--label-delay", help="windows that pass until it is known of which run one was (default: 1)")]  # fmt: skip # noqa: E501
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads of the learner (default: 1)")]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu or cuda (default: auto)")]
 Name = Annotated[str | None, typer.Option("--name", help="the learner's folder in the state (default: live)")]

@@ -11,7 +11,7 @@ import numpy as np
 
 from dqmstream.config import Settings
 from dqmstream.errors import ArchiveError, InputError
-from dqmstream.learners.history import newest_average, read_history, results
+from dqmstream.learners.history import newest_average, prequential_results, read_history, results
 from dqmstream.learners.ledger import read_ledger
 from dqmstream.learners.registry import recipe_of, resolve
 from dqmstream.learners.state import check_identity, is_running, read_json, read_status
@@ -126,6 +126,12 @@ def consumed_result(archive: Archive, settings: Settings, done: Consumed, learn:
     """What `consume --json` prints."""
     history = settings.state_path / settings.name / "history.jsonl"
     lines = read_history(history) if learn and history.exists() else []
+    learner = {
+        "name": settings.name,
+        "strategy": resolve(settings.strategy),
+        **results(lines),
+        "prequential": prequential_results(history.parent / "windows.jsonl"),
+    }
     return {
         "archive": str(archive.path),
         "archive_id": archive.archive_id,
@@ -135,7 +141,7 @@ def consumed_result(archive: Archive, settings: Settings, done: Consumed, learn:
             for feed, partitions in archive.offsets().items()
         },
         **done.as_json(),
-        "learner": {"name": settings.name, "strategy": resolve(settings.strategy), **results(lines)} if lines else None,
+        "learner": learner if lines else None,
     }
 
 
@@ -172,7 +178,9 @@ def learner_settings(settings: Settings) -> LearnerSettings:
     """The settings that concern the learner."""
     from dqmstream.learners.learner import LearnerSettings
 
-    names = (
+    if settings.label_delay is not None and not settings.window:
+        raise InputError("--label-delay is for a learner that takes windows: give --window too")
+    names: tuple[str, ...] = (
         "strategy",
         "recipe",
         "reference",
@@ -181,9 +189,12 @@ def learner_settings(settings: Settings) -> LearnerSettings:
         "idle_s",
         "evaluation_samples",
         "watch_samples",
+        "window",
         "threads",
         "device",
     )
+    if settings.label_delay is not None:
+        names = (*names, "label_delay")
     return LearnerSettings(**{name: getattr(settings, name) for name in names})
 
 
@@ -254,7 +265,7 @@ def learner_status(archive: Archive, state: Path) -> dict[str, Any]:
     found = {}
     for folder in sorted(path for path in state.glob("*") if (path / "state.json").exists()):
         ledger, history = folder / "ledger.jsonl", folder / "history.jsonl"
-        frozen = read_ledger(ledger) if ledger.exists() else []
+        frozen = [line for line in read_ledger(ledger) if line.window is None] if ledger.exists() else []
         lines = read_history(history) if history.exists() else []
         found[folder.name] = {
             **(read_status(folder) or {"strategy": read_json(folder / "state.json").get("strategy")}),

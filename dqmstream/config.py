@@ -50,6 +50,8 @@ class Settings(BaseSettings):
     idle_s: float = Field(300.0, gt=0, description="a run without a stop is complete after so long without news")
     evaluation_samples: int = Field(6000, ge=1)
     watch_samples: int = Field(0, ge=0, description="lumisections scored in the course of each training, 0 for none")
+    window: int = Field(0, ge=0, description="learn from a run while it goes on, so many lumisections at a time, 0 for not")
+    label_delay: int | None = Field(None, ge=0, description="windows until it is known of which run one was, default 1")
     threads: int = Field(1, ge=1, description="CPU threads of the learner")
     device: str = "auto"
     learner_restarts: int = Field(5, ge=0, description="restarts of a learner that makes no progress")

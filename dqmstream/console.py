@@ -148,7 +148,8 @@ def describe_status(result: dict[str, Any]) -> list[Any]:
     if learners := result["learners"]:
         shown = {
             "strategy": "strategy", "running": "running", "learnt": "experiences_learnt", "behind": "experiences_behind",
-            "last run": "last_run", "accuracy": "average_accuracy", "reference": "reference", "written": "written",
+            "last run": "last_run", "accuracy": "average_accuracy", "prequential": "prequential_accuracy",
+            "reference": "reference", "written": "written",
         }  # fmt: skip
         rows = [[name, *(one.get(key) for key in shown.values())] for name, one in learners.items()]
         parts.append(table("learners", ["name", *shown], rows))

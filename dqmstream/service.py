@@ -104,6 +104,7 @@ class LearnerProcess:
             status is not None
             and status["snapshot"] == snapshot
             and status["experiences_behind"] == 0
+            and status.get("windows_behind", 0) == 0
             and status["open_runs"] == 0
         )
 
@@ -131,6 +132,8 @@ def _learn_command(archive: Archive, state: Path, settings: Settings, idle_s: fl
         "idle-s": idle_s,
         "evaluation-samples": settings.evaluation_samples,
         "watch-samples": settings.watch_samples,
+        "window": settings.window,
+        **({} if settings.label_delay is None else {"label-delay": settings.label_delay}),
         "threads": settings.threads,
         "device": settings.device,
         "parent": os.getpid(),

@@ -198,6 +198,28 @@ def test_a_learner_of_another_recipe_is_another_learner_and_consume_hands_it_on(
     assert recipe_flags(None, handed) == recipe
 
 
+def test_windows_are_named_before_they_teach_where_a_flag_asks_for_it(tmp_path: Path) -> None:
+    archive = simulated_archive(tmp_path, "moderate", seed=1, runs=2, lumisections=200)
+    flags = ("--archive", archive.path, "--strategy", "gain_map", "--window", 50)
+    learnt = commandline.result("learn", *flags, "--label-delay", 0)["prequential"]
+    assert [line["lumisections"] for line in learnt["by_window"]] == [50] * 4
+    assert learnt["known"] == 0.75
+    replayed = commandline.result("replay", *flags)["prequential"]
+    assert replayed["known"] == 0.5
+    live = commandline.result("status", "--archive", archive.path)["learners"]["live"]
+    assert live["prequential_accuracy"] == learnt["accuracy"]
+    says = told(commandline.dqmstream("learn", *flags), 7)
+    assert "label_delay 0, not 1" in says
+    says = told(commandline.dqmstream("replay", "--archive", archive.path, "--label-delay", 2), 3)
+    assert "--label-delay is for a learner that takes windows: give --window too" in says
+    says = told(commandline.dqmstream("replay", "--archive", archive.path, "--window", -1), 3)
+    assert "setting window" in says
+    given = load_settings(window=20, label_delay=0)
+    command = _learn_command(archive, tmp_path / "state", given, 1.0)
+    assert [command[command.index(flag) + 1] for flag in ("--window", "--label-delay")] == ["20", "0"]
+    assert learner_settings(given).label_delay == 0
+
+
 def test_a_command_ends_with_its_own_code_whatever_threads_of_libraries_still_do() -> None:
     """What is registered for the end runs, and the interpreter is not taken down under threads that may still need it."""
     code = (

@@ -8,7 +8,7 @@ from typing import Any
 
 from dqmstream.errors import InputError
 from dqmstream.learners.learner import Learner, LearnerSettings
-from dqmstream.learners.ledger import Experience, describe, read_ledger
+from dqmstream.learners.ledger import Experience, describe, describe_windows, read_ledger
 from dqmstream.learners.registry import resolve
 from dqmstream.storage.archive import Archive
 
@@ -26,10 +26,11 @@ def replay(
 
     Order: that of the ledger file, at its snapshots; without one, ascending run number at the archive's snapshot. Writes
     the state folder replay-<strategy>-<seed>, anew unless resume; a replay that is resumed goes on in its own order.
-    Raises InputError where fewer than two runs are long enough, or where a resumed replay had another order.
+    Windows: those of the ledger, or as they would have come had each run been filed in order. Raises InputError where fewer
+    than two runs are long enough, where a resumed replay had another order, or where the ledger has windows of another size.
     """
     name = f"replay-{resolve(settings.strategy)}-{settings.seed}"
-    wanted = read_ledger(ledger) if ledger else _ascending(archive)
+    wanted = _of_ledger(ledger, settings.window) if ledger else _ascending(archive, settings.window)
     learnable = sum(line.id is not None for line in wanted)
     if learnable < 2:
         raise InputError(f"{archive.path} has {learnable} run(s) long enough to learn, there is nothing to tell apart")
@@ -40,23 +41,37 @@ def replay(
         frozen = learner.ledger.lines
         if ledger and frozen != wanted[: len(frozen)]:
             raise InputError(f"{ledger} has another order than the replay in {state / name}: leave out --resume to begin anew")
-        known = learner.ledger.runs
-        learner.freeze([line for line in wanted if line.run not in known])
+        learner.freeze([line for line in wanted if not learner.ledger.holds(line)])
         total = len(learner.ledger.experiences)
         progress(learner.learnt, total)
-        while learner.behind:
-            learner.learn_next()
+        while learner.waiting:
+            learner.step()
             progress(learner.learnt, total)
         return learner.results()
     finally:
         learner.close()
 
 
-def _ascending(archive: Archive) -> list[Experience]:
+def _of_ledger(path: Path, window: int) -> list[Experience]:
+    """Lines of a ledger, with its windows where the learner takes any."""
+    lines = read_ledger(path)
+    if not window:
+        return [line for line in lines if line.window is None]
+    size = max((line.rows for line in lines if line.window == 0), default=0)
+    if not size:
+        raise InputError(f"{path} has no windows: leave out --window, or leave out --ledger to make windows of {window}")
+    if size > window or (size < window and any(line.window for line in lines)):
+        raise InputError(f"{path} has windows of {size} lumisections, not {window}: give --window {size}")
+    return lines
+
+
+def _ascending(archive: Archive, window: int) -> list[Experience]:
     """Ledger lines of all runs of the archive, by run number."""
     lines: list[Experience] = []
     learnable = 0
     for run in sorted(summary.run for summary in archive.runs()):
+        if window and learnable:  # until there is a run to tell others from, nothing can be named
+            lines += describe_windows(archive, run, window, None, complete=True)
         lines.append(describe(archive, run, learnable))
         learnable += lines[-1].id is not None
     return lines

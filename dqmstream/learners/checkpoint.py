@@ -28,7 +28,10 @@ KEEP = 2
 
 @dataclass(frozen=True)
 class CheckpointMeta:
-    """What a checkpoint says of itself. threads: of the CPU; the same bits come again only with as many."""
+    """What a checkpoint says of itself. threads: of the CPU; the same bits come again only with as many.
+
+    windows: how many were judged by then. experience: of a checkpoint between runs, number of the window's ledger line.
+    """
 
     experience: int
     runs: list[int]
@@ -39,6 +42,7 @@ class CheckpointMeta:
     snapshot: str
     threads: int
     dqmstream: str
+    windows: int = 0
     sha256: str = ""
     format: int = FORMAT
 

@@ -39,17 +39,27 @@ class History:
         self.lines: list[Line] = read_history(path) if path.exists() else []
 
     def append(self, line: Line) -> None:
-        with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_line(self.path, line)
         self.lines.append(line)
 
     def cut(self, count: int) -> None:
         """Keep the first `count` lines: what lies past the last checkpoint will be written again."""
         self.lines = self.lines[:count]
-        if self.path.exists():
-            write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in self.lines).encode())
+        write_lines(self.path, self.lines)
+
+
+def append_line(path: Path, line: Line) -> None:
+    """Write a line behind the others of a file, on the disk before this returns."""
+    with path.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_lines(path: Path, lines: list[Line]) -> None:
+    """Put these lines in the place of a file's own; a file that does not exist is not made."""
+    if path.exists():
+        write_atomically(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
 
 def read_history(path: Path) -> list[Line]:
@@ -59,6 +69,32 @@ def read_history(path: Path) -> list[Line]:
         return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
     except (OSError, ValueError) as error:
         raise StateError(f"{path} is no history: {error}") from error
+
+
+def prequential_results(path: Path) -> dict[str, Any] | None:
+    """What the windows of a windows.jsonl (`learners.windows`) came to; None where it does not exist, or none was judged.
+
+    accuracy: of all their lumisections, as named on arrival; accuracy_sliding: of those of the last windows. known: share of
+    those whose run the learner had begun to learn by then; accuracy_known: of these. no_change: accuracy of always naming
+    the run whose label came last, which needs no look at a map; guessing: of drawing one of the runs known.
+    """
+    lines = read_history(path) if path.exists() else []
+    if not lines:
+        return None
+    size, right, no_change = (np.array([line[name] for line in lines]) for name in ("lumisections", "right", "no_change"))
+    known = np.array([line["known"] for line in lines])
+    classes = np.array([line["classes"] for line in lines])
+    return {
+        "windows": len(lines),
+        "lumisections": int(size.sum()),
+        "accuracy": lines[-1]["cumulative"],
+        "accuracy_sliding": lines[-1]["sliding"],
+        "known": float(size[known].sum() / size.sum()),
+        "accuracy_known": float(right[known].sum() / size[known].sum()) if known.any() else None,
+        "no_change": float(no_change.sum() / size.sum()),
+        "guessing": float((size * known / classes).sum() / size.sum()),
+        "by_window": lines,
+    }
 
 
 def newest_average(lines: list[Line]) -> float | None:

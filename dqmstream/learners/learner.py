@@ -3,7 +3,8 @@
     a run is complete -> ledger line frozen, snapshot tagged -> judged before learning -> learnt -> evaluated
     -> history -> checkpoint (the commit point)
 
-It follows an archive while ingest writes to it, or replays a ledger; both are the same code on the same lines.
+Where it takes windows, those of a run come before it (`learners.windows`). It follows an archive while ingest writes to it, or
+replays a ledger; both are the same code on the same lines.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import io
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,9 @@ from dqmstream import __version__
 from dqmstream.errors import StateError
 from dqmstream.learners import checkpoint
 from dqmstream.learners.evaluation import Evaluator, Scores
-from dqmstream.learners.history import History, Line, newest_average, results
+from dqmstream.learners.history import History, newest_average, prequential_results, results
 from dqmstream.learners.judge import Clock, learn_and_judge
-from dqmstream.learners.ledger import Experience, Ledger, describe, read_experience
+from dqmstream.learners.ledger import Experience, Ledger, describe, describe_windows, read_experience
 from dqmstream.learners.novelty import Novelty
 from dqmstream.learners.reference_file import About, load_reference
 from dqmstream.learners.registry import GRADIENT, STREAMING, make_strategy, recipe_changes, recipe_of, resolve
@@ -33,6 +34,7 @@ from dqmstream.learners.stamp import prefixed, within
 from dqmstream.learners.state import Identity, StateFolder
 from dqmstream.learners.strategy import RunData, Strategy
 from dqmstream.learners.watch import Watcher
+from dqmstream.learners.windows import Windows
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.locks import write_atomically
 from dqmstream.storage.rowindex import RunSummary
@@ -49,7 +51,8 @@ class LearnerSettings:
     past runs, in all. idle_s: a run without a stop is complete when nothing of it came for so long. evaluation_samples: test
     lumisections scored at an evaluation, in all.
     watch_samples: lumisections scored in the course of each training, 0 for none (`learners.watch`); changes nothing learnt,
-    and raises InputError where it does not suffice for one run.
+    and raises InputError where it does not suffice for one run. window: a run is learnt from while it goes on, so many
+    lumisections at a time, 0 for not (`learners.windows`); label_delay: windows until it is known of which run one was.
     threads: of the CPU; one by default, since a second made a step of the small default model 1.4 times as fast on idle
     cores and 20 times as slow where other processes wanted them. device: "auto", "cpu" or "cuda".
     """
@@ -62,6 +65,8 @@ class LearnerSettings:
     idle_s: float = 300.0
     evaluation_samples: int = 6000
     watch_samples: int = 0
+    window: int = 0
+    label_delay: int = 1
     threads: int = 1
     device: str = "auto"
 
@@ -106,9 +111,12 @@ class Learner:
             self.ledger = Ledger(self.folder.ledger)
             self.history = History(self.folder.history)
             tags = archive.tags()
-            for line in self.ledger.experiences:
-                if self._tag_name(line) not in tags:
+            for line in self.ledger.lines:
+                if not line.left_out and self._tag_name(line) not in tags:
                     self._tag(line)
+            runs = self.evaluator.runs
+            self.windows = Windows(self.folder, self.strategy, runs, settings.label_delay, self._read, self._past, self._meta)
+            self._at = 0
             self.learnt = self._resume()
         except BaseException:
             self.folder.close()
@@ -129,6 +137,7 @@ class Learner:
         found = checkpoint.load_newest(self.folder.checkpoints)
         if found is None:
             self.history.cut(0)
+            self._at = self.windows.resume(self.ledger.lines, 0, 0)
             return 0
         meta, arrays = found
         learnt = meta.experience + 1
@@ -149,6 +158,8 @@ class Learner:
                 self.novelty.learn(number, run, self._past)
             if self.watcher is not None:
                 self.watcher.add(number, run)
+        position = self.ledger.lines.index(self.ledger.experiences[learnt - 1]) + 1
+        self._at = self.windows.resume(self.ledger.lines, position, meta.windows)
         log.info("resumed", learnt=learnt, run=meta.runs[-1])
         return learnt
 
@@ -156,6 +167,11 @@ class Learner:
     def behind(self) -> list[Experience]:
         """Frozen experiences that are not learnt yet."""
         return self.ledger.experiences[self.learnt :]
+
+    @property
+    def waiting(self) -> list[Experience]:
+        """Frozen lines that were not gone through yet: runs, windows, and runs that are left out."""
+        return self.ledger.lines[self._at :]
 
     def freeze(self, lines: Iterable[Experience]) -> None:
         """Put lines in the ledger, numbered on, and name their snapshots so that they outlive expiry.
@@ -166,7 +182,7 @@ class Learner:
             number = None if described.id is None else len(self.ledger.experiences)
             line = replace(described, id=number)
             self.ledger.append(line)
-            if line.id is None:
+            if line.left_out:
                 log.warning("left out", run=line.run, why=line.left_out)
             else:
                 self._tag(line)
@@ -175,17 +191,27 @@ class Learner:
         self.archive.at(line.snapshot).tag(self._tag_name(line))
 
     def _tag_name(self, line: Experience) -> str:
-        return f"{self._tag_prefix(self.folder.id)}{line.id:06d}"
+        name = f"{line.id:06d}" if line.window is None else f"run{line.run}.{line.window:06d}"
+        return f"{self._tag_prefix(self.folder.id)}{name}"
 
     def _tag_prefix(self, state_id: str) -> str:
         return f"{self.folder.path.name}.{state_id}."
 
-    def learn_next(self) -> Line:
-        """Learn the next frozen experience and everything that goes with it. Returns its line of history."""
-        experience = self.behind[0]
+    def step(self) -> None:
+        """Go through the next frozen line, and everything that goes with it."""
+        line = self.ledger.lines[self._at]
+        if line.window is not None:
+            self.windows.arrive(self._at, line)
+        else:
+            self.windows.end()
+            if line.id is not None:
+                self._learn(line)
+        self._at += 1
+
+    def _learn(self, experience: Experience) -> None:
         number = self.learnt
         clock = Clock()
-        run = read_experience(self.archive, experience)
+        run = self._read(experience)
         clock.lap("read")
         judged, scores = learn_and_judge(
             self.strategy, self.baselines, self.evaluator, self.novelty, number, run, self._past, self.watcher
@@ -197,10 +223,12 @@ class Learner:
         self._checkpoint(experience, number)
         self.learnt = number + 1
         log.info("learnt", experience=number, run=run.run, seconds=round(sum(seconds.values()), 1))
-        return line
 
     def _past(self, number: int) -> RunData:
-        return read_experience(self.archive, self.ledger.experiences[number])
+        return self._read(self.ledger.experiences[number])
+
+    def _read(self, line: Experience) -> RunData:
+        return read_experience(self.archive, line)
 
     def _write_scores(self, number: int, scores: Scores | None) -> None:
         """Keep what the last two evaluations said of each test lumisection, for ROC curves and for checking."""
@@ -224,18 +252,21 @@ class Learner:
         for name, baseline in self.baselines.items():
             arrays |= prefixed(f"baseline.{name}", baseline.state())
         arrays |= prefixed("novelty", self.novelty.state())
-        meta = checkpoint.CheckpointMeta(
+        checkpoint.save(self.folder.checkpoints, self._meta(number, experience.snapshot), arrays)
+
+    def _meta(self, number: int, snapshot: str) -> checkpoint.CheckpointMeta:
+        return checkpoint.CheckpointMeta(
             experience=number,
             runs=self.evaluator.runs,
             strategy=self.name,
             seed=self.settings.seed,
             memory_bytes=self.settings.memory_bytes,
             archive_id=self.archive.archive_id,
-            snapshot=experience.snapshot,
+            snapshot=snapshot,
             threads=self.settings.threads,
             dqmstream=__version__,
+            windows=self.windows.judged,
         )
-        checkpoint.save(self.folder.checkpoints, meta, arrays)
 
     def follow(self, stop: Callable[[], bool], *, wait: Callable[[float], object] = time.sleep, once: bool = False) -> None:
         """Learn runs as they become complete, until `stop` says so; once: until nothing complete is left to learn.
@@ -245,7 +276,8 @@ class Learner:
         seen, summaries = "", []
         while not stop():
             self.archive = self.archive.refresh()
-            if self.archive.snapshot != seen:
+            is_new = self.archive.snapshot != seen
+            if is_new:
                 seen, summaries = self.archive.snapshot, self.archive.runs()
             fresh = [summary for summary in summaries if summary.run not in self.ledger.runs]
             now_ns = time.time_ns()
@@ -254,19 +286,28 @@ class Learner:
             silent_ns = {s.run: now_ns - max(s.last_committed_ns, since_ns) for s in fresh}
             complete = [s.run for s in fresh if s.complete or silent_ns[s.run] > self.settings.idle_s * 1e9]
             for run in complete:
+                self.freeze(self._windows_of(run, complete=True))
                 self.freeze([describe(self.archive, run, len(self.ledger.experiences))])
+            for run in (s.run for s in fresh if is_new and s.run not in self.ledger.runs):
+                self.freeze(self._windows_of(run, complete=False))
             self._report(summaries, len(fresh) - len(complete))
-            if self.behind:
-                self.learn_next()
+            if self.waiting:
+                self.step()
                 self._report(summaries, len(fresh) - len(complete))
             elif once:
                 return
             elif not complete:
                 wait(0.2)
 
+    def _windows_of(self, run: int, *, complete: bool) -> Iterator[Experience]:
+        """Lines of its windows that have come and are not frozen; none while no run is known that it could be told from."""
+        if self.settings.window and self.ledger.experiences:
+            last = self.ledger.windows.get(run)
+            yield from describe_windows(self.archive, run, self.settings.window, last, complete=complete)
+
     def _report(self, summaries: list[RunSummary], open_runs: int) -> None:
         """Say in status.json what was seen of the archive and what is still to be learnt."""
-        frozen = {line.run: line for line in self.ledger.lines}
+        frozen = {line.run: line for line in self.ledger.lines if line.window is None}
         known = [(s, frozen[s.run]) for s in summaries if s.run in frozen]
         late = {str(s.run): s.lumisections - line.rows for s, line in known if s.lumisections > line.rows}
         revised = {str(s.run): s.revisions - line.revisions for s, line in known if s.revisions > line.revisions}
@@ -280,6 +321,8 @@ class Learner:
                 "snapshot": self.archive.snapshot,
                 "experiences_learnt": self.learnt,
                 "experiences_behind": len(self.behind),
+                "windows_behind": sum(line.window is not None for line in self.waiting),
+                "prequential_accuracy": self.windows.accuracy,
                 "open_runs": open_runs,
                 "last_run": learnt[-1].run if learnt else None,
                 "left_out": {str(line.run): line.left_out for line in self.ledger.lines if line.left_out},
@@ -300,6 +343,7 @@ class Learner:
             "classes": self.evaluator.runs,
             "left_out": {str(line.run): line.left_out for line in self.ledger.lines if line.left_out},
             **found,
+            "prequential": prequential_results(self.folder.windows),
         }
 
     def close(self) -> None:
@@ -314,6 +358,8 @@ def identity(archive: Archive, settings: LearnerSettings) -> Identity:
         memory_bytes=settings.memory_bytes,
         evaluation_samples=settings.evaluation_samples,
         watch_samples=settings.watch_samples,
+        window=settings.window,
+        label_delay=settings.label_delay if settings.window else 1,
         archive_id=archive.archive_id,
         recipe=recipe_changes(settings.strategy, settings.recipe),
         reference=load_reference(settings.reference, archive.geometry)[1].version if settings.reference else "",

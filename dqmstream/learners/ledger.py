@@ -1,7 +1,8 @@
 """The ledger of experiences: which run, at which snapshot, in which order; each line frozen when it is made.
 
-A run that is complete becomes one line. Late or revised lumisections are filed in the archive and never change a past
-experience, so replaying a ledger gives the bits that the live stream gave.
+A run that is complete becomes one line; where a learner takes windows, each window of it becomes one before. Late or revised
+lumisections are filed in the archive and never change a past experience, so replaying a ledger gives the bits that the live
+stream gave.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +30,8 @@ class Experience:
 
     id: 0, 1, 2, ...; None for a run that was left out, with the reason in `left_out`. rows: lumisections in the run's view
     at the snapshot. revisions: how often they had been revised by then. digest: of their numbers and contents. scale: of the
-    split, 1 or 25 (`learners.splits`).
+    split, 1 or 25 (`learners.splits`). window: None for a run, 0, 1, 2, ... for a window of one, which has no id: its
+    lumisections are those from number first to last, and rows, digest and parts are of the run as far as last.
     """
 
     id: int | None
@@ -42,36 +45,66 @@ class Experience:
     validation: int
     test: int
     left_out: str = ""
+    window: int | None = None
+    first: int = 0
+    last: int = 0
 
 
 def describe(archive: Archive, run: int, number: int) -> Experience:
     """The ledger line of a run as the archive holds it now; number is its id if it can be learnt."""
+    line = _line(archive, run, archive.run(run, maps=False))
+    empty = [part for part in ("train", "validation", "test") if getattr(line, part) == 0]
+    left_out = f"too short: no lumisection for {', '.join(empty)}" if empty else ""
+    return replace(line, id=None if empty else number, left_out=left_out)
+
+
+def describe_windows(
+    archive: Archive, run: int, size: int, after: Experience | None, *, complete: bool
+) -> Iterator[Experience]:
+    """The ledger lines of the windows of a run that follow window `after` (None: from the first), as the archive holds it now.
+
+    size: lumisections in a window, which are the next ones by number; one that comes late, numbered below the end of a window
+    that is frozen, is in no window. complete: the run has ended, and what is left is a shorter window.
+    """
     view = archive.run(run, maps=False)
+    numbers = view["lumisection"].values
+    number, start = 0, 0
+    if after is not None and after.window is not None:
+        number, start = after.window + 1, int(np.searchsorted(numbers, after.last, side="right"))
+    for k, begin in enumerate(range(start, len(numbers), size), number):
+        end = min(begin + size, len(numbers))
+        if end - begin < size and not complete:
+            return
+        line = _line(archive, run, view.isel(lumisection=slice(0, end)))
+        yield replace(line, window=k, first=int(numbers[begin]), last=int(numbers[end - 1]))
+
+
+def _line(archive: Archive, run: int, view: xr.Dataset) -> Experience:
     scale = scale_of(view)
     parts = assign(view["lumisection"].values, scale)
-    counts = {part: int(np.sum(parts == part)) for part in (Part.TRAIN, Part.VALIDATION, Part.TEST)}
-    empty = [part.name.lower() for part, n in counts.items() if n == 0]
+    train, validation, test = (int(np.sum(parts == part)) for part in (Part.TRAIN, Part.VALIDATION, Part.TEST))
     return Experience(
-        id=None if empty else number,
+        id=None,
         run=run,
         rows=view.sizes["lumisection"],
         revisions=int(view["revision"].sum()),
         snapshot=archive.snapshot,
         digest=_digest(view),
         scale=scale,
-        train=counts[Part.TRAIN],
-        validation=counts[Part.VALIDATION],
-        test=counts[Part.TEST],
-        left_out=f"too short: no lumisection for {', '.join(empty)}" if empty else "",
+        train=train,
+        validation=validation,
+        test=test,
     )
 
 
 def read_experience(archive: Archive, experience: Experience) -> RunData:
-    """The experience's lumisections from the archive, at its snapshot.
+    """The experience's lumisections from the archive, at its snapshot; of a window, the run as far as its end.
 
     Raises StateError where they are not what the ledger froze.
     """
     view = archive.at(experience.snapshot).run(experience.run)
+    if experience.window is not None:
+        view = view.isel(lumisection=view["lumisection"].values <= experience.last)
     if _digest(view) != experience.digest:
         raise StateError(
             f"run {experience.run} at snapshot {experience.snapshot} is not what the ledger froze: "
@@ -91,29 +124,44 @@ class Ledger:
     """The lines of a ledger file (JSON lines). A line is on the disk before it is used."""
 
     def __init__(self, path: Path) -> None:
+        """lines: all of them. experiences: the runs that are learnt, by id. runs: every run that ended, learnt or left out.
+
+        windows: the last window of each run that has one.
+        """
         self.path = path
-        self.lines: list[Experience] = read_ledger(path) if path.exists() else []
+        self.lines: list[Experience] = []
+        self.experiences: list[Experience] = []
+        self.runs: set[int] = set()
+        self.windows: dict[int, Experience] = {}
+        self._bytes = path.read_bytes().rfind(b"\n") + 1 if path.exists() else 0
+        for line in read_ledger(path) if path.exists() else []:
+            self._note(line)
 
-    @property
-    def experiences(self) -> list[Experience]:
-        """The lines that are learnt, by id."""
-        return [line for line in self.lines if line.id is not None]
+    def _note(self, line: Experience) -> None:
+        self.lines.append(line)
+        if line.window is not None:
+            self.windows[line.run] = line
+            return
+        self.runs.add(line.run)
+        if line.id is not None:
+            self.experiences.append(line)
 
-    @property
-    def runs(self) -> set[int]:
-        """Every run that has a line, learnt or left out."""
-        return {line.run for line in self.lines}
+    def holds(self, line: Experience) -> bool:
+        """Whether that run, or that window of it, has a line already."""
+        last = self.windows.get(line.run)
+        begun = line.window is not None and last is not None and last.window is not None and line.window <= last.window
+        return begun or line.run in self.runs
 
     def append(self, line: Experience) -> None:
         """Freeze a line. What a crash had cut off behind the last whole line is dropped first."""
-        whole = "".join(json.dumps(asdict(known)) + "\n" for known in self.lines).encode()
         with self.path.open("r+b" if self.path.exists() else "w+b") as file:
-            file.truncate(len(whole))
-            file.seek(len(whole))
+            file.truncate(self._bytes)
+            file.seek(self._bytes)
             file.write(json.dumps(asdict(line)).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
-        self.lines.append(line)
+            self._bytes = file.tell()
+        self._note(line)
 
 
 def read_ledger(path: Path) -> list[Experience]:

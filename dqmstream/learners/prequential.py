@@ -46,14 +46,14 @@ class Prequential:
     def __init__(self, delay_windows: int = 1, sliding_windows: int = 10) -> None:
         """delay_windows: how many more windows arrive before a window's labels are known; 0 is at once.
 
-        Raises InputError for a negative delay or a sliding part of no window.
+        judged: windows whose labels have come. Raises InputError for a negative delay or a sliding part of no window.
         """
         if delay_windows < 0 or sliding_windows < 1:
             raise InputError(
                 f"a label delay of {delay_windows} and a sliding part of {sliding_windows} windows: give at least 0 and 1"
             )
         self.delay_windows = delay_windows
-        self.judged: list[Judged] = []
+        self.judged = 0
         self._waiting: deque[np.ndarray] = deque()
         self._last: deque[tuple[int, int]] = deque(maxlen=sliding_windows)
         self._right = self._total = 0
@@ -66,7 +66,7 @@ class Prequential:
     def arrive(self, named: np.ndarray) -> bool:
         """Take what was named on arrival, (n,) with n > 0. True where labels are now due: call `label` before the next."""
         if self.waiting > self.delay_windows:
-            raise InputError(f"labels are due for window {len(self.judged)}: give them before the next window")
+            raise InputError(f"labels are due for window {self.judged}: give them before the next window")
         if len(named) == 0:
             raise InputError("a window without a lumisection cannot be judged: leave it out")
         self._waiting.append(np.array(named))
@@ -90,12 +90,14 @@ class Prequential:
     def _judge(self, truth: np.ndarray) -> Judged:
         named = self._waiting[0]
         if named.shape != np.shape(truth):
-            raise InputError(f"window {len(self.judged)} has {len(named)} lumisections, but {np.size(truth)} labels came")
+            raise InputError(f"window {self.judged} has {len(named)} lumisections, but {np.size(truth)} labels came")
         self._waiting.popleft()
-        right, total = int(np.sum(named == truth)), len(named)
+        return self.count(int(np.sum(named == truth)), len(named))
+
+    def count(self, right: int, total: int) -> Judged:
+        """Count a window that was judged, with so many named right of total > 0; to take up counting where it was left."""
         self._right, self._total = self._right + right, self._total + total
         self._last.append((right, total))
         sliding = sum(hits for hits, _ in self._last) / sum(count for _, count in self._last)
-        judged = Judged(len(self.judged), right, total, self._right / self._total, sliding)
-        self.judged.append(judged)
-        return judged
+        self.judged += 1
+        return Judged(self.judged - 1, right, total, self._right / self._total, sliding)

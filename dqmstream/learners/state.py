@@ -5,6 +5,8 @@
                history.jsonl    what each one did to the matrices
                checkpoints/     the last two
                scores/          log-probabilities of the last two evaluations
+               windows.jsonl    what each window was taken for, and was; where the learner takes windows
+               windows/         its checkpoints between runs, the last two
                status.json      what the learner does now
 """
 
@@ -39,6 +41,8 @@ class Identity:
     watch_samples: int = 0
     recipe: dict[str, Any] = field(default_factory=dict)
     reference: str = ""
+    window: int = 0
+    label_delay: int = 1
 
 
 class StateFolder:
@@ -100,6 +104,14 @@ class StateFolder:
     @property
     def scores(self) -> Path:
         return self.path / "scores"
+
+    @property
+    def windows(self) -> Path:
+        return self.path / "windows.jsonl"
+
+    @property
+    def window_checkpoints(self) -> Path:
+        return self.path / "windows"
 
     def write_status(self, status: dict[str, Any]) -> None:
         """Say what the learner does. Written where it says something new, and every few seconds as a sign of life."""

@@ -83,6 +83,8 @@ class Strategy(Protocol):
     Experience i is class i, the i-th column of the scores. Everything that `learn` does is a function of the state before
     it, the strategy's seed, the experience's number and its data; so a resumed stream gives the bits of an unbroken one.
     Reference maps and statistics are fitted on the train part alone; validation may choose when to stop; test is never seen.
+    An object that has learnt on takes back an earlier state of its own as well: so a run that goes on is learnt once more in
+    place of its beginning (`learners.windows`). Validation and test are empty while a run has none.
     """
 
     name: str

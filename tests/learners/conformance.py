@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -25,6 +25,7 @@ def check_strategy(make: MakeStrategy, memory_bytes: int | None) -> None:
     check_same_seed_same_bits(make, stream)
     check_resumes_to_the_same_bits(make, stream)
     check_a_watch_changes_nothing(make, stream)
+    check_a_run_is_learnt_once_more(make, stream)
 
 
 def check_growth(strategy: Strategy, stream: list[RunData], memory_bytes: int | None) -> None:
@@ -86,6 +87,25 @@ def check_resumes_to_the_same_bits(make: MakeStrategy, stream: list[RunData]) ->
         np.testing.assert_array_equal(resumed.scores(maps), unbroken.scores(maps))
 
 
+def check_a_run_is_learnt_once_more(make: MakeStrategy, stream: list[RunData]) -> None:
+    """A run of which the beginning was learnt, without validation, is taken back and learnt whole, as if for the first time."""
+    straight, again = make(6), make(6)
+    for experience, run in enumerate(stream[:2]):
+        straight.learn(experience, run, reader(stream))
+        again.learn(experience, run, reader(stream))
+    before = {name: array.copy() for name, array in again.state().items()}
+    run = stream[2]
+    beginning = np.arange(40)
+    again.learn(2, RunData(run.run, run.maps.take(beginning), run.parts[beginning]), reader(stream))
+    assert again.scores(run.part(Part.TEST)).shape == (len(run.part(Part.TEST)), 3)
+    again.restore(before)
+    assert_same_state_as(again, before)
+    for strategy in (straight, again):
+        strategy.learn(2, run, reader(stream))
+    assert_same_state(straight, again)
+    np.testing.assert_array_equal(straight.scores(run.maps), again.scores(run.maps))
+
+
 def check_a_watch_changes_nothing(make: MakeStrategy, stream: list[RunData]) -> None:
     """Whoever asks for scores in the middle of a training gets them, rows alone as ever, and no bit of the training moves."""
     watched, alone = make(5), make(5)
@@ -120,7 +140,12 @@ def draw_random_numbers() -> None:
 
 def assert_same_state(first: Strategy, second: Strategy) -> None:
     """Same names, dtypes, shapes and bits."""
-    a, b = first.state(), second.state()
+    assert_same_state_as(first, second.state())
+
+
+def assert_same_state_as(strategy: Strategy, b: Mapping[str, np.ndarray]) -> None:
+    """The same of a state that was taken before."""
+    a = strategy.state()
     assert a.keys() == b.keys()
     for name in a:
         assert a[name].dtype == b[name].dtype, name

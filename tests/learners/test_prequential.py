@@ -6,23 +6,21 @@ import numpy as np
 import pytest
 
 from dqmstream.errors import InputError
-from dqmstream.learners.prequential import Prequential
+from dqmstream.learners.prequential import Judged, Prequential
 
 
-def feed(prequential: Prequential, named: list[list[int]], truth: list[list[int]]) -> None:
+def feed(prequential: Prequential, named: list[list[int]], truth: list[list[int]]) -> list[Judged]:
     due = iter(truth)
-    for window in named:
-        if prequential.arrive(np.array(window)):
-            prequential.label(np.array(next(due)))
+    return [prequential.label(np.array(next(due))) for window in named if prequential.arrive(np.array(window))]
 
 
 def test_by_hand_with_labels_a_window_late() -> None:
     prequential = Prequential(delay_windows=1, sliding_windows=2)
-    feed(prequential, [[0, 0], [0, 1], [1, 1], [1, 1, 1]], [[0, 0], [1, 1], [1, 0]])
-    assert prequential.waiting == 1
-    assert [(judged.right, judged.total) for judged in prequential.judged] == [(2, 2), (1, 2), (1, 2)]
-    assert [judged.cumulative for judged in prequential.judged] == pytest.approx([1.0, 3 / 4, 4 / 6])
-    assert [judged.sliding for judged in prequential.judged] == pytest.approx([1.0, 3 / 4, 2 / 4])
+    found = feed(prequential, [[0, 0], [0, 1], [1, 1], [1, 1, 1]], [[0, 0], [1, 1], [1, 0]])
+    assert (prequential.waiting, prequential.judged) == (1, 3)
+    assert [(judged.right, judged.total) for judged in found] == [(2, 2), (1, 2), (1, 2)]
+    assert [judged.cumulative for judged in found] == pytest.approx([1.0, 3 / 4, 4 / 6])
+    assert [judged.sliding for judged in found] == pytest.approx([1.0, 3 / 4, 2 / 4])
     last = prequential.drain(np.array([1, 1, 1]))
     assert (last.number, last.cumulative, last.sliding) == (3, pytest.approx(7 / 9), pytest.approx(4 / 5))
     assert prequential.waiting == 0
@@ -30,9 +28,9 @@ def test_by_hand_with_labels_a_window_late() -> None:
 
 def test_windows_of_other_sizes_count_by_their_lumisections() -> None:
     prequential = Prequential(delay_windows=0, sliding_windows=1)
-    feed(prequential, [[0] * 9, [0]], [[0] * 9, [1]])
-    assert prequential.judged[-1].cumulative == pytest.approx(0.9)
-    assert prequential.judged[-1].sliding == 0.0
+    found = feed(prequential, [[0] * 9, [0]], [[0] * 9, [1]])
+    assert found[-1].cumulative == pytest.approx(0.9)
+    assert found[-1].sliding == 0.0
 
 
 def test_what_is_said_later_of_a_window_does_not_count() -> None:
@@ -43,12 +41,12 @@ def test_what_is_said_later_of_a_window_does_not_count() -> None:
         prequential, taught = Prequential(delay), -1
         for _ in truth:
             if prequential.arrive(np.array([taught])):
-                of = truth[len(prequential.judged)]
-                prequential.label(np.array([of]))
+                of = truth[prequential.judged]
+                last = prequential.label(np.array([of]))
                 taught = of
         while prequential.waiting:
-            prequential.drain(truth[len(prequential.judged)][None])
-        accuracy.append(prequential.judged[-1].cumulative)
+            last = prequential.drain(truth[prequential.judged][None])
+        accuracy.append(last.cumulative)
     assert accuracy == pytest.approx([9 / 12, 6 / 12, 3 / 12])
 
 

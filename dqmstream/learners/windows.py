@@ -1,0 +1,206 @@
+"""Windows: a run is learnt from while it goes on, so many lumisections at a time, and each window is judged before it teaches.
+
+    a window is filed -> ledger line frozen -> named by the learner as it is -> (windows pass) -> its run becomes known
+    -> judged -> the run is learnt as far as that window, in place of what had been learnt of it -> checkpoint between runs
+
+A run is one class, and a strategy learns a class in one piece. So what the strategy was before the run is kept: a later window
+takes it back and learns all of the run that is known by then, which every strategy can do, at the price of a training each
+time. When the run is complete it is taken back once more and the whole run is learnt as ever: between runs there is no bit of a
+difference to a learner without windows, and what the windows taught was for the time until then.
+
+Runs that overlap take turns: only the one whose label came last is learnt from before it is complete.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from dqmstream.errors import StateError
+from dqmstream.learners import checkpoint
+from dqmstream.learners.history import append_line, read_history, write_lines
+from dqmstream.learners.judge import Clock
+from dqmstream.learners.ledger import Experience
+from dqmstream.learners.prequential import Judged, Prequential
+from dqmstream.learners.stamp import prefixed, within
+from dqmstream.learners.state import StateFolder
+from dqmstream.learners.strategy import Past, RunData, Strategy
+
+FEWEST = 20
+"""Lumisections for training without which nothing is learnt of a run."""
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """A window that was named, run by run (n,), and whose label has not come: what the learner knew when it came."""
+
+    line: Experience
+    named: np.ndarray
+    classes: int
+    is_known: bool
+    newest: int
+    """Run whose label had come last."""
+
+
+class Windows:
+    """What a learner does between two runs. The first run has no windows: there is nothing to tell it from.
+
+    judged: windows whose label has come, one line each in windows.jsonl: window (its number), run, of_run (its number in the
+    run), first, last, lumisections, right (as many were named right), cumulative and sliding (`learners.prequential`), known
+    (whether anything of the run had been learnt when it came), classes (runs known then), no_change (right, had the run whose
+    label came last been named), named (run, how often), snapshot.
+    """
+
+    def __init__(
+        self,
+        folder: StateFolder,
+        strategy: Strategy,
+        runs: list[int],
+        delay: int,
+        read: Callable[[Experience], RunData],
+        past: Past,
+        meta: Callable[[int, str], checkpoint.CheckpointMeta],
+    ) -> None:
+        """runs: those that are learnt, kept up to date by the caller. delay: windows that pass before a label is known.
+
+        meta: what a checkpoint says of itself, from its number and snapshot.
+        """
+        self._folder, self._strategy, self._runs = folder, strategy, runs
+        self._read, self._past, self._meta = read, past, meta
+        self._delay = delay
+        self._begin()
+
+    def _begin(self) -> None:
+        self._prequential = Prequential(self._delay)
+        self._waiting: deque[_Waiting] = deque()
+        self._before: dict[str, np.ndarray] | None = None  # the strategy without the run that it learns from now
+        self._learnt: tuple[int, int] | None = None  # that run, and how many of its lumisections taught
+        self._newest: int | None = None
+        self.accuracy: float | None = None
+
+    @property
+    def judged(self) -> int:
+        return self._prequential.judged
+
+    @property
+    def _names(self) -> np.ndarray:
+        """Run of each class of the strategy as it is."""
+        return np.array([*self._runs, *([] if self._learnt is None else [self._learnt[0]])])
+
+    def arrive(self, number: int, line: Experience) -> None:
+        """Name a window, judge and learn the one whose label has come with it. number: of its line in the ledger."""
+        clock = Clock()
+        run = self._read(line)
+        own = run.maps.take(np.flatnonzero(run.maps.lumisection >= line.first))
+        names = self._names
+        named = names[self._strategy.scores(own).argmax(axis=1)]
+        newest = self._runs[-1] if self._newest is None else self._newest
+        self._waiting.append(_Waiting(line, named, len(names), line.run in names, newest))
+        clock.lap("name")
+        if self._prequential.arrive(named):
+            due = self._waiting[0].line
+            self._judge(due, self._prequential.label)
+            self._learn(due)
+        clock.lap("learn")
+        self._save(number, line)
+
+    def end(self) -> None:
+        """A run is complete: labels that were waited for have come, and the strategy is again what it was before the run."""
+        while self._waiting:
+            self._judge(self._waiting[0].line, self._prequential.drain)
+        self._newest = None
+        self._take_back()
+
+    def _judge(self, line: Experience, label: Callable[[np.ndarray], Judged]) -> None:
+        was = self._waiting.popleft()
+        judged = label(np.full(len(was.named), line.run))
+        runs, counts = np.unique(was.named, return_counts=True)
+        self._newest, self.accuracy = line.run, judged.cumulative
+        append_line(
+            self._folder.windows,
+            {
+                "window": judged.number,
+                "run": line.run,
+                "of_run": line.window,
+                "first": line.first,
+                "last": line.last,
+                "lumisections": judged.total,
+                "right": judged.right,
+                "cumulative": judged.cumulative,
+                "sliding": judged.sliding,
+                "known": was.is_known,
+                "classes": was.classes,
+                "no_change": judged.total if was.newest == line.run else 0,
+                "named": [[int(run), int(count)] for run, count in zip(runs, counts, strict=True)],
+                "snapshot": line.snapshot,
+            },
+        )
+
+    def _learn(self, line: Experience) -> None:
+        """Learn the run as far as the window, unless it holds nothing more to train on than was learnt already."""
+        if line.train < FEWEST or self._learnt == (line.run, line.train):
+            return
+        self._take_back()
+        self._before = _copy(self._strategy.state())
+        self._strategy.learn(len(self._runs), self._read(line), self._past)
+        self._learnt = line.run, line.train
+
+    def _take_back(self) -> None:
+        if self._before is not None:
+            self._strategy.restore(self._before)
+        self._before = self._learnt = None
+
+    def _save(self, number: int, line: Experience) -> None:
+        waiting = [(was.classes, was.is_known, was.newest) for was in self._waiting]
+        arrays = {
+            "learnt": np.array(self._learnt or (), dtype=np.int64),
+            "newest": np.array([] if self._newest is None else [self._newest], dtype=np.int64),
+            "waiting": np.array(waiting, dtype=np.int64).reshape(-1, 3),
+            **{f"named.{i}": was.named for i, was in enumerate(self._waiting)},
+        }
+        if self._learnt is not None:
+            arrays |= prefixed("strategy", self._strategy.state())
+        checkpoint.save(self._folder.window_checkpoints, self._meta(number, line.snapshot), arrays)
+
+    def resume(self, lines: list[Experience], position: int, judged: int) -> int:
+        """Take up where the newest checkpoint stands; the strategy is as it was at the end of the last run.
+
+        lines: of the ledger. position: how many of them had been gone through then; judged: windows. Returns the position
+        now. Raises StateError where the ledger or windows.jsonl lacks what a checkpoint has seen.
+        """
+        self._begin()
+        found = checkpoint.load_newest(self._folder.window_checkpoints)
+        if found is not None and found[0].experience >= position:
+            meta, arrays = found
+            position, judged = meta.experience + 1, meta.windows
+            self._take_up(lines[:position], position, arrays)
+        path = self._folder.windows
+        known = read_history(path) if path.exists() else []
+        if len(known) < judged:
+            raise StateError(f"{path} has {len(known)} windows, but a checkpoint has judged {judged}: it is damaged")
+        write_lines(path, known[:judged])
+        counted = [self._prequential.count(line["right"], line["lumisections"]) for line in known[:judged]]
+        self.accuracy = counted[-1].cumulative if counted else None
+        return position
+
+    def _take_up(self, lines: list[Experience], position: int, arrays: dict[str, np.ndarray]) -> None:
+        if len(lines) < position or not {"learnt", "newest", "waiting"} <= arrays.keys():
+            raise StateError(
+                f"{self._folder.window_checkpoints} holds a checkpoint that the ledger does not reach: it is damaged"
+            )
+        waiting = arrays["waiting"].tolist()
+        for i, (line, (classes, is_known, newest)) in enumerate(zip(lines[position - len(waiting) :], waiting, strict=True)):
+            self._waiting.append(_Waiting(line, arrays[f"named.{i}"], classes, bool(is_known), newest))
+            self._prequential.arrive(arrays[f"named.{i}"])
+        self._newest = int(arrays["newest"][0]) if arrays["newest"].size else None
+        if arrays["learnt"].size:
+            run, train = arrays["learnt"].tolist()
+            self._before, self._learnt = _copy(self._strategy.state()), (run, train)
+            self._strategy.restore(within(arrays, "strategy"))
+
+
+def _copy(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: array.copy() for name, array in state.items()}
