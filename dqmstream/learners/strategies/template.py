@@ -130,16 +130,9 @@ class RunTemplate(SupervisedTemplate):
         return self.model if model is None else model
 
     def make_optimizer(self, **kwargs: Any) -> None:
-        self.optimizer = torch.optim.AdamW(_decay_groups(self.model, self.recipe.weight_decay), lr=self.recipe.lr)
+        self.optimizer = torch.optim.AdamW(decay_groups(self.model, self.recipe.weight_decay), lr=self.recipe.lr)
         total = self.experience.steps
-        rising = max(int(self.recipe.warmup * total), 1)
-
-        def rate(step: int) -> float:
-            if step < rising or not self.recipe.cosine:
-                return min(1.0, (step + 1) / rising)
-            return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(total - rising, 1)))
-
-        self._schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, rate)
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: rate_at(step, total, self.recipe))
         self.optimized_param_id: dict[str, Tensor] = {}  # Avalanche makes another optimizer while this is None
 
     def training_epoch(self, **kwargs: Any) -> None:
@@ -200,7 +193,15 @@ class RunTemplate(SupervisedTemplate):
         self.model.train()
 
 
-def _decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def rate_at(step: int, total: int, recipe: Recipe) -> float:
+    """Learning rate of a step over the recipe's: it rises in the warm-up, and falls as a cosine where the recipe says so."""
+    rising = max(int(recipe.warmup * total), 1)
+    if step < rising or not recipe.cosine:
+        return min(1.0, (step + 1) / rising)
+    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(total - rising, 1)))
+
+
+def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Matrices decay; biases, norms and positions do not. An expert's bias is a row of a matrix, so the name decides."""
     decayed: list[nn.Parameter] = []
     free: list[nn.Parameter] = []

@@ -1,0 +1,91 @@
+"""What a Mixture of Experts costs over one MLP of the same active operations, forward and backward, on this device.
+
+    python -m benchmarks.moe
+
+Prints one JSON array, the last line of stdout. Ratios are medians over rounds in which all are timed in turn, on one thread,
+each router with its balancing included; all else depends on the machine. Takes a minute.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from timm.layers import Mlp
+from torch import Tensor, nn
+
+from dqmstream.learners.moe import MoE
+from dqmstream.learners.recipe import Recipe
+
+SIZES = ({"tokens": 4096, "dim": 64, "hidden": 128}, {"tokens": 4096, "dim": 192, "hidden": 768})
+"""That of the default recipe at a batch of 128, and one of a larger model."""
+
+TOKENS_OF_ONE = 32
+"""A lumisection's tokens."""
+
+
+def measure(tokens: int, dim: int, hidden: int, rounds: int, device: torch.device) -> dict[str, object]:
+    """Milliseconds of the MLP, and of each layer over it: the median of the rounds' ratios, and half of them lie between."""
+    recipe = Recipe()
+    torch.manual_seed(0)
+    mlp = Mlp(dim, recipe.top_k * hidden).to(device)
+    steps: dict[str, Callable[[], float]] = {"mlp": _step(mlp, tokens, dim, device)}
+    for router, computation in (("top_k", "loop"), ("top_k", "grouped"), ("balanced", "loop"), ("soft", "")):
+        moe = MoE(dim, hidden, recipe=Recipe(router=router)).to(device)
+        moe.experts.computation = computation
+        steps[f"{router} {computation}".strip()] = _step(moe, tokens, dim, device)
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for round_ in range(rounds + 2):
+        for name, step in steps.items():
+            took = step()
+            if round_ >= 2:
+                seconds[name].append(took)
+    over = {name: sorted(s / mlp_s for s, mlp_s in zip(seconds[name], seconds["mlp"], strict=True)) for name in steps}
+    return {
+        "tokens": tokens, "dim": dim, "hidden": hidden, "experts": recipe.experts, "top_k": recipe.top_k,
+        "mlp_ms": round(1000 * statistics.median(seconds["mlp"]), 2),
+        "over_mlp": {
+            name: [round(statistics.median(ratios), 3), [round(q, 3) for q in statistics.quantiles(ratios, n=4)[::2]]]
+            for name, ratios in over.items()
+            if name != "mlp"
+        },
+    }  # fmt: skip
+
+
+def _step(layer: nn.Module, tokens: int, dim: int, device: torch.device) -> Callable[[], float]:
+    """Seconds of a forward and a backward, gradients of input and weights."""
+    x_BND = torch.randn(tokens // TOKENS_OF_ONE, TOKENS_OF_ONE, dim, device=device, requires_grad=True)
+    gradient_BND = torch.randn_like(x_BND)
+
+    def step() -> float:
+        layer.zero_grad()
+        began = time.perf_counter()
+        y_BND: Tensor = layer(x_BND)
+        auxiliary = layer.router.auxiliary_loss if isinstance(layer, MoE) else None
+        loss = (y_BND * gradient_BND).sum()
+        (loss if auxiliary is None else loss + auxiliary).backward()
+        if isinstance(layer, MoE):
+            layer.router.after_step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - began
+
+    return step
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--device", default="cpu", help="cpu, cuda")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    device = torch.device(options.device)
+    print(json.dumps([measure(**size, rounds=options.rounds, device=device) for size in SIZES]))
+
+
+if __name__ == "__main__":
+    main()
