@@ -77,17 +77,20 @@ class TopK(Router):
 
     def choose(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
         """Weights of each token's experts, which add up to one, and the experts, the first the most probable: both (T, K)."""
-        logits_TE = self._logits(x_TD)
-        probability_TE = logits_TE.softmax(dim=-1)
-        weight_TK, expert_TK = probability_TE.topk(self.top_k, dim=-1)
-        self.auxiliary_loss = self._losses(logits_TE, probability_TE, expert_TK) if self.training and not self.frozen else None
+        # Experts first: sums over a last axis of eight take three times as long as sums over the first.
+        logits_ET = self._logits(x_TD).t().contiguous()
+        probability_ET = logits_ET.softmax(dim=0)
+        expert_TK = probability_ET.detach().t().contiguous().topk(self.top_k, dim=-1).indices
+        weight_TK = probability_ET.t().gather(1, expert_TK)
+        balanced = self.training and not self.frozen
+        self.auxiliary_loss = self._losses(logits_ET, probability_ET, expert_TK) if balanced else None
         return weight_TK / weight_TK.sum(dim=-1, keepdim=True), expert_TK
 
-    def _losses(self, logits_TE: Tensor, probability_TE: Tensor, expert_TK: Tensor) -> Tensor:
-        experts = probability_TE.shape[-1]
+    def _losses(self, logits_ET: Tensor, probability_ET: Tensor, expert_TK: Tensor) -> Tensor:
+        experts = len(probability_ET)
         load_E = torch.bincount(expert_TK.reshape(-1), minlength=experts) / expert_TK.numel()
-        balance = experts * (load_E * probability_TE.mean(dim=0)).sum()
-        return self.aux_weight * balance + self.z_weight * logits_TE.logsumexp(dim=-1).square().mean()
+        balance = experts * (load_E * probability_ET.mean(dim=1)).sum()
+        return self.aux_weight * balance + self.z_weight * logits_ET.logsumexp(dim=0).square().mean()
 
     def shares(self, x_BND: Tensor) -> Tensor:
         weight_TK, expert_TK = self.choose(x_BND.reshape(-1, x_BND.shape[-1]))
@@ -114,8 +117,8 @@ class Balanced(TopK):
         self.register_buffer("load_E", torch.zeros(recipe.experts, device=device), persistent=False)
 
     def choose(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
-        probability_TE = self._logits(x_TD).softmax(dim=-1)
-        expert_TK = (probability_TE.detach() + self.bias_E).topk(self.top_k, dim=-1).indices
+        probability_TE = self._logits(x_TD).t().contiguous().softmax(dim=0).t()
+        expert_TK = (probability_TE.detach() + self.bias_E).contiguous().topk(self.top_k, dim=-1).indices
         if self.training:
             self.load_E += torch.bincount(expert_TK.reshape(-1), minlength=len(self.load_E))
         weight_TK = probability_TE.gather(1, expert_TK)
