@@ -51,6 +51,8 @@ class Recipe:
     of top_k; bias_rate of balanced; places of each expert of soft; freeze_router, the last experience at which routers learn, 0
     for all. A vit has an MLP of the same operations in the place of each mixture. Of a cnn: cnn_widths, features of each
     convolution. Of elastic weight consolidation: ewc_strength, ewc_decay, fisher_samples.
+    Of what a training settles on (`learners.strategies.settling`): ema, decay of averaged weights a step; patience, looks of
+    ten steps without a better held-out loss after which it stops; temperature, whether scores have one. 0 is off.
     lwf_strength, lwf_temperature: of learning without forgetting's distillation; der_strength: of the stored logits in der.
     """
 
@@ -90,6 +92,9 @@ class Recipe:
     ewc_strength: float = 1000.0
     ewc_decay: float = 0.9
     fisher_samples: int = 64
+    ema: float = 0.0
+    patience: int = 0
+    temperature: bool = False
     lwf_strength: float = 1.0
     lwf_temperature: float = 2.0
     der_strength: float = 0.5
@@ -112,6 +117,8 @@ class Recipe:
             raise InputError(f"patch {self.patch} does not divide a map of {N_IETA} x {N_IPHI} cells")
         if self.dim % self.heads:
             raise InputError(f"dim {self.dim} cannot be shared among {self.heads} heads")
+        if not 0 <= self.ema < 1 or self.patience < 0:
+            raise InputError("ema is in 0..1 and below 1, and patience is not negative")
         if self.lwf_temperature <= 0:
             raise InputError(f"lwf_temperature {self.lwf_temperature} is not above 0")
         if self.experts > MAX_EXPERTS:

@@ -22,6 +22,7 @@ from dqmstream.learners.splits import Part
 from dqmstream.learners.stamp import STAMP, check_stamp, prefixed, stamp, within
 from dqmstream.learners.strategies.flops import step_flops
 from dqmstream.learners.strategies.method import Method, PastCounts
+from dqmstream.learners.strategies.settling import Settler, Settling, held_out_bytes
 from dqmstream.learners.strategies.template import Lesson, RunTemplate
 from dqmstream.learners.strategy import LearnLog, Maps, Past, Watch
 from dqmstream.lumisection import Geometry
@@ -51,7 +52,9 @@ class DeepStrategy(Incremental):
         self.recipe = recipe
         self.device = device
         self._seed = seed
-        self._method = method(recipe, seed, memory_bytes)
+        held_bytes = held_out_bytes(recipe, memory_bytes)
+        self._method = method(recipe, seed, memory_bytes - held_bytes)
+        self._settling = Settling(recipe, seed, held_bytes)
         self._routing = Routing(seed)
         self._model: Network | None = None
         self._classes = 0
@@ -73,8 +76,10 @@ class DeepStrategy(Incremental):
                 router.frozen = 0 < self.recipe.freeze_router < experience
             if experience > 0:
                 material = self._material(experience, counts, lambda i: past(i).part(Part.TRAIN).counts[:, live])
-                log = self._train(self._model, material, generator, watch)
+                held = self._settling.held_out(experience, validation.counts[:, live])
+                log = self._train(self._model, material, held, generator, watch)
                 log.notes |= self._routing.look(self._model, experience)
+            self._settling.keep(validation.counts[:, live])
             self._method.keep(experience, counts, self.reference)
             log.notes |= self._method.notes()
         return log
@@ -84,7 +89,12 @@ class DeepStrategy(Incremental):
         return self._method.material(experience, counts, past)
 
     def _train(
-        self, model: Network, material: Mapping[int, np.ndarray], generator: torch.Generator, watch: Watch | None
+        self,
+        model: Network,
+        material: Mapping[int, np.ndarray],
+        held: Mapping[int, np.ndarray],
+        generator: torch.Generator,
+        watch: Watch | None,
     ) -> LearnLog:
         asked = 0
         if self.recipe.augment:
@@ -93,10 +103,17 @@ class DeepStrategy(Incremental):
         residuals = {i: model.inputs(self.reference, counts) for i, counts in material.items()}
         steps = self._method.steps(model.classes)
         lesson = Lesson(residuals, self.recipe, steps, self.device, generator)
-        template = RunTemplate(model=model, recipe=self.recipe, device=self.device, plugin=self._method, watch=watch)
+        settler = self._settler(model, held)
+        template = RunTemplate(
+            model=model, recipe=self.recipe, device=self.device, plugin=self._method, watch=watch, settle=settler
+        )
         template.teach(lesson)
-        log = LearnLog(torch.stack(template.losses).flatten().tolist(), lesson.steps * self.recipe.batch)
-        trained = lesson.steps + self._method.lumisections_beside() / self.recipe.batch
+        settler.end()
+        log = LearnLog(torch.stack(template.losses).flatten().tolist(), len(template.losses) * self.recipe.batch)
+        if self.recipe.temperature:
+            self._settling.fit_temperature(held, self._log_probability)
+            log.notes["temperature"] = self._settling.temperature
+        trained = len(template.losses) + self._method.lumisections_beside() / self.recipe.batch
         step = step_flops(model, self.recipe.batch, model.channels, self.device)
         log.flops = self.reference.response_flops(asked + len(lesson)) + trained * step
         return log
@@ -108,19 +125,41 @@ class DeepStrategy(Incremental):
             i: with_copies(counts, self.reference.response(counts).events, names, copies, rng) for i, counts in material.items()
         }
 
+    def _settler(self, model: Network, held: Mapping[int, np.ndarray]) -> Settler:
+        copy = self._network(model.classes, model.state_dict()) if self.recipe.ema else None
+        looked_at = held if self.recipe.patience else {}
+        inputs = {i: torch.from_numpy(model.inputs(self.reference, rows)).to(self.device) for i, rows in looked_at.items()}
+        return Settler(self._settling, model, copy, inputs)
+
+    def _network(self, classes: int, weights: Mapping[str, torch.Tensor]) -> Network:
+        """A network of so many classes and these weights. Raises StateError if they do not fit."""
+        with _seeded(self._seed, classes):
+            network = build(self.reference.live, self.recipe)
+        network.grow(classes)
+        try:
+            network.load_state_dict(weights)
+        except RuntimeError as error:
+            raise StateError(f"the state's weights do not fit the model: {' '.join(str(error).split())}") from error
+        return network.to(self.device)
+
     def scores(self, maps: Maps) -> np.ndarray:
         return self.network_scores(maps.counts[:, self.reference.live])
 
-    @torch.inference_mode()
     def network_scores(self, counts: np.ndarray) -> np.ndarray:
-        """Logarithms of the network's own probabilities, zero before there is one: float64 (n, classes), from (n, live)."""
+        """The network's own scores, zero before there is one: float64 (n, classes), from (n, live)."""
+        return self._log_probability(counts) / self._settling.temperature
+
+    @torch.inference_mode()
+    def _log_probability(self, counts: np.ndarray) -> np.ndarray:
+        """Logarithms of its probabilities at a temperature of one, with averaged weights where there are any."""
         scores = np.zeros((len(counts), self._classes))
         if self._model is None:
             return scores
-        residuals = torch.from_numpy(self._model.inputs(self.reference, counts))
-        self._model.eval()
+        network = self._settling.average or self._model
+        residuals = torch.from_numpy(network.inputs(self.reference, counts))
+        network.eval()
         for start in range(0, len(counts), _SCORE_BATCH):
-            logits = self._model(residuals[start : start + _SCORE_BATCH].to(self.device))
+            logits = network(residuals[start : start + _SCORE_BATCH].to(self.device))
             scores[start : start + _SCORE_BATCH] = logits.double().log_softmax(dim=-1).cpu().numpy()
         return scores
 
@@ -129,7 +168,7 @@ class DeepStrategy(Incremental):
         if self._model is not None:
             weights = {name: tensor.cpu().numpy().copy() for name, tensor in self._model.state_dict().items()}
             state |= self._reference_state() | prefixed("model", weights) | prefixed("method", self._method.state())
-            state |= prefixed("routing", self._routing.state())
+            state |= prefixed("routing", self._routing.state()) | prefixed("settling", self._settling.state())
         return state
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
@@ -141,23 +180,20 @@ class DeepStrategy(Incremental):
         if classes == 0:
             self._model, self._classes = None, 0
             return
-        with _seeded(self._seed, classes):
-            model = build(self.reference.live, self.recipe)
-        model.grow(classes)
-        weights = {name: torch.tensor(array) for name, array in within(state, "model").items()}
-        try:
-            model.load_state_dict(weights)
-        except RuntimeError as error:
-            raise StateError(f"the state's weights do not fit the model: {' '.join(str(error).split())}") from error
-        self._method.restore(within(state, "method"), model.to(self.device))
+        model = self._restored(classes, within(state, "model"))
+        self._settling.restore(within(state, "settling"), model, lambda weights: self._restored(classes, weights))
+        self._method.restore(within(state, "method"), model)
         self._routing.restore(within(state, "routing"), model)
         self._model, self._classes = model, classes
 
+    def _restored(self, classes: int, weights: Mapping[str, np.ndarray]) -> Network:
+        return self._network(classes, {name: torch.tensor(array) for name, array in weights.items()})
+
     def memory_bytes(self) -> int:
-        return self._method.memory_bytes()
+        return self._method.memory_bytes() + self._settling.memory_bytes()
 
     def state_bytes(self) -> int:
-        return self._method.state_bytes() + self._routing.nbytes()
+        return self._method.state_bytes() + self._routing.nbytes() + self._settling.state_bytes()
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -100,7 +100,9 @@ class RunTemplate(SupervisedTemplate):
         device: torch.device,
         plugin: SupervisedPlugin,
         watch: Watch | None = None,
+        settle: Callable[[int], bool] | None = None,
     ) -> None:
+        """settle: called with the number of steps after each; where it says so the training ends."""
         super().__init__(
             model=model,
             optimizer=torch.optim.AdamW(model.parameters()),
@@ -113,7 +115,7 @@ class RunTemplate(SupervisedTemplate):
         )
         self.recipe = recipe
         self.losses: list[Tensor] = []
-        self._watch = watch
+        self._watch, self._settle = watch, settle
 
     def teach(self, lesson: Lesson) -> None:
         """Train on a lesson for all its steps."""
@@ -182,6 +184,9 @@ class RunTemplate(SupervisedTemplate):
         super().optimizer_step()
         self._schedule.step()
         self.model.after_step()
+        if self._settle is not None and self._settle(len(self.losses)):
+            self.stop_training()
+            return
         if self._watch is not None and len(self.losses) % WATCH_STEPS == 0 and len(self.losses) < self.experience.steps:
             self._be_watched(self._watch)
 
