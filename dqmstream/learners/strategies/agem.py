@@ -5,7 +5,7 @@
 Source: Chaudhry et al. 2019 (arXiv:1812.00420), eq. 11. One constraint for all past runs together: nothing to solve.
 The first training has two runs and no past. AdamW takes the step, so the constraint holds for the gradient that it is given.
 It does not hold the past here: the new run's batches have one label, whose free row of the head wins wherever it pleases, and a
-step that is merely not against the memory's gradient lets it (measured: as naive).
+step that is merely not against the memory's gradient lets it (8 runs of `small`, seeds 0 and 1: .16 and .27, chance .125).
 """
 
 from __future__ import annotations
