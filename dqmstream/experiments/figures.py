@@ -6,10 +6,11 @@ Figures are made without pyplot: nothing is registered, so nothing has to be clo
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import mplhep
@@ -183,6 +184,30 @@ def draw_losses(path: Path, runs: Sequence[int], losses: Sequence[Sequence[float
         axes.set_ylim(bottom=0)
         axes.set_xlabel("training step of the stream (each run's steps under its number)")
         axes.set_ylabel("training loss (cross-entropy and penalties)")
+
+
+def draw_windows(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Prequential accuracy over the windows of a windows.jsonl, with each window's own and that of naming the newest run."""
+    number = np.arange(1, len(lines) + 1)
+    size, right, same = (np.array([line[name] for line in lines]) for name in ("lumisections", "right", "no_change"))
+    known = np.array([line["known"] for line in lines])
+    with canvas(path, 4.6) as figure:
+        axes = figure.subplots()
+        for which, colour, label in ((known, _COLOURS[7], "a window"), (~known, "#b5b9c0", "of a run not known yet")):
+            share = (right / size)[which]
+            axes.plot(number[which], share, "o", markersize=3, color=colour, label=label, zorder=1)
+        axes.plot(number, np.cumsum(same) / np.cumsum(size), ":", color="black", label="newest known run", zorder=4)
+        axes.plot(number, [line["cumulative"] for line in lines], color=_COLOURS[0], linewidth=1.8, label="all windows so far")
+        axes.plot(number, [line["sliding"] for line in lines], color=_COLOURS[1], linewidth=1.3, label="last windows")
+        for begin in [i for i in range(len(lines)) if lines[i]["of_run"] == 0][:: -(-len(lines) // 200)]:
+            axes.axvline(begin + 0.5, color="#717581", linewidth=0.6, linestyle=":")
+        axes.set_xlim(0.5, len(lines) + 0.5)
+        axes.set_ylim(-0.03, 1.05)
+        axes.set_xlabel("window of the stream (runs begin at the dotted lines)")
+        axes.set_ylabel("accuracy on arrival")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12))
+        axes.xaxis.minorticks_off()
+        figure.legend(loc="outside upper center", ncols=5)
 
 
 def draw_rocs(path: Path, curves: Sequence[Roc]) -> None:

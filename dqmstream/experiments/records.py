@@ -18,7 +18,7 @@ from dqmstream.errors import StateError
 from dqmstream.experiments.figures import Course, Roc
 from dqmstream.learners.baselines import RingMeans
 from dqmstream.learners.evaluation import auc, roc_curve
-from dqmstream.learners.history import Line, baseline_lines, read_history, results
+from dqmstream.learners.history import Line, baseline_lines, prequential_results, read_history, results
 from dqmstream.learners.ledger import Experience, read_ledger
 from dqmstream.learners.state import LIVE, read_json, read_status
 from dqmstream.storage.archive import Archive
@@ -52,6 +52,7 @@ class Record:
 
     lines: of its history, one at least. experiences: of its ledger, learnt or not. left_out: reason by run. late: how many
     lumisections of a learnt run came too late to be learnt. scores: of the last evaluation, None at one run.
+    prequential: what its windows came to (`learners.history`), None where it takes none.
     reference: version of the one it was given, "" for the first run. recipe: changes to its strategy's own.
     """
 
@@ -64,6 +65,7 @@ class Record:
     left_out: dict[int, str]
     late: dict[str, int]
     scores: Scores | None
+    prequential: dict[str, Any] | None
 
     @property
     def runs(self) -> list[int]:
@@ -147,6 +149,7 @@ def _read_record(archive: Archive, folder: Path) -> Record | None:
         left_out={line.run: line.left_out for line in ledger if line.left_out},
         late=(read_status(folder) or {}).get("late_lumisections", {}),
         scores=scores,
+        prequential=prequential_results(folder / "windows.jsonl"),
     )
 
 

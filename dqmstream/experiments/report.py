@@ -101,7 +101,7 @@ class _Report:
             "about": about,
             "summary": [asdict(row) for row in rows],
             "measures": [asdict(one) for one in measures],
-            "learners": {record.name: results(record.lines) for record in self.learners},
+            "learners": {record.name: results(record.lines) | {"prequential": record.prequential} for record in self.learners},
             "per_run": {record.name: learner["per_run"] for record, learner in zip(self.learners, learners, strict=True)},
             "pulls": [run["change"] | {"run": run["run"]} for run in runs if run["change"]],
         }
@@ -185,6 +185,11 @@ class _Report:
             low, high = min(c.auc for c in curves[-SHOWN_RUNS:]), max(c.auc for c in curves[-SHOWN_RUNS:])
             alt = f"ROC curves of {record.name}, each run against the others: AUC from {low:.3f} to {high:.3f}."
             pictures.append(_picture(file, alt))
+        if record.prequential:
+            file = self.folder.add(f"{prefix}-windows.png")
+            figures.draw_windows(file, record.prequential["by_window"])
+            words = f"{record.prequential['windows']} windows, accuracy {_number(record.prequential['accuracy'])} on arrival"
+            pictures.append(_picture(file, f"Prequential accuracy of {record.name}: {words}."))
         losses = [line["loss"] for line in record.lines]
         if any(losses):
             file = self.folder.add(f"{prefix}-loss.png")

@@ -12,6 +12,7 @@ import pytest
 
 from dqmstream.errors import InputError, StateError
 from dqmstream.experiments.replay import replay
+from dqmstream.experiments.report import write_report
 from dqmstream.learners import checkpoint
 from dqmstream.learners.learner import Learner, LearnerSettings
 from dqmstream.learners.ledger import read_ledger
@@ -166,3 +167,13 @@ def test_a_file_that_lacks_windows_is_refused(archive: Archive, tmp_path: Path) 
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:4]))
     with pytest.raises(StateError, match="has 4 windows, but a checkpoint has judged 10"):
         replay(archive, tmp_path, SETTINGS, resume=True)
+
+
+def test_the_report_draws_them_and_holds_their_numbers(archive: Archive, unbroken: Path, tmp_path: Path) -> None:
+    page = write_report(archive, unbroken.parent, tmp_path / "report")
+    picture = "learner-01-replay-gain_map-3-windows.png"
+    assert picture in page.read_text()
+    assert (page.parent / picture).read_bytes().startswith(b"\x89PNG")
+    found = json.loads((page.parent / "results.json").read_text())["learners"]["replay-gain_map-3"]["prequential"]
+    assert found["by_window"] == windows(unbroken)
+    assert found["accuracy"] == windows(unbroken)[-1]["cumulative"]
