@@ -3,7 +3,8 @@
     python -m benchmarks.training
 
 Prints one JSON array, the last line of stdout. The figure is the bare loop's time over the template's, so 1 is no cost: the
-median over rounds in which both are timed in turn, on one thread; all else depends on the machine. Takes two minutes.
+median over rounds in which both are timed in turn, by the time of their one thread; all else depends on the machine. It
+takes two minutes.
 """
 
 from __future__ import annotations
@@ -50,15 +51,15 @@ def by_template(method: type[Method], recipe: Recipe, lesson: Lesson) -> tuple[f
     """Seconds, and the trained model."""
     model = model_of(recipe)
     template = RunTemplate(model=model, recipe=recipe, device=CPU, plugin=method(recipe, 0, 10**6))
-    began = time.perf_counter()
+    began = time.process_time()
     template.teach(lesson)
-    return time.perf_counter() - began, model
+    return time.process_time() - began, model
 
 
 def by_hand(recipe: Recipe, lesson: Lesson) -> tuple[float, Network]:
     """The same in a loop of eight lines."""
     model = model_of(recipe)
-    began = time.perf_counter()
+    began = time.process_time()
     optimizer = torch.optim.AdamW(decay_groups(model, recipe.weight_decay), lr=recipe.lr)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(step, lesson.steps, recipe))
     model.train()
@@ -71,7 +72,7 @@ def by_hand(recipe: Recipe, lesson: Lesson) -> tuple[float, Network]:
         optimizer.step()
         schedule.step()
         model.after_step()
-    return time.perf_counter() - began, model
+    return time.process_time() - began, model
 
 
 def measure(method: type[Method], batch: int, steps: int, rounds: int) -> dict[str, Any]:
