@@ -28,7 +28,7 @@ from dqmstream.streaming.filer import IngestCounts
 from dqmstream.streaming.publisher import messages
 
 MARKER = ".dqmstream-demo"
-COMPARED = ("naive", "ewc", "joint")
+COMPARED = ("naive", "ewc", "replay", "joint")
 """Strategies that are replayed beside the live learner."""
 
 LONGEST = "joint"

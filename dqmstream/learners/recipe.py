@@ -178,5 +178,7 @@ STUDY = Recipe(
 )
 """Of the second study (field notes 6): ViT-B/16 on resized maps of scaled counts, 85 million weights. It needs a GPU."""
 
-REDRAWN = Recipe(noise=0.0)
-"""Of strategies that are taught by redrawn lumisections: what is seen once is not learnt by heart, and noise only blurs it."""
+REDRAWN = Recipe(noise=0.0, patch=(32, 4), patch_shift=2)
+"""Of strategies that are taught by redrawn lumisections, which are seen once: noise only blurs them, and there are enough to
+learn by what goes on in a readout box, which a patch holds whole. On 12 runs of `structured` (seed 0, steps=32) patches of
+8 x 9 cells gave an accuracy of .35, these .57; with noise=1 .08."""

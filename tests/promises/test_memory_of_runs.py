@@ -32,7 +32,7 @@ def test_a_learner_that_is_killed_resumes_to_the_same_bits_and_a_replay_gives_th
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert len((broken / "live" / "history.jsonl").read_text().splitlines()) == 2
-    assert result("learn", *flags, "--state", broken)["strategy"] == "replay"
+    assert result("learn", *flags, "--state", broken)["strategy"] == "hybrid"
 
     settings = LearnerSettings(strategy="default", seed=7, threads=1)
     unbroken = Learner(archive, tmp_path / "unbroken" / "live", settings)
@@ -40,7 +40,7 @@ def test_a_learner_that_is_killed_resumes_to_the_same_bits_and_a_replay_gives_th
     unbroken.close()
     assert_same_bits(broken / "live", tmp_path / "unbroken" / "live")
     replay(archive, tmp_path, settings, ledger=broken / "live" / "ledger.jsonl")
-    assert_same_bits(broken / "live", tmp_path / "replay-replay-7")
+    assert_same_bits(broken / "live", tmp_path / "replay-hybrid-7")
 
 
 @pytest.fixture(scope="module")
