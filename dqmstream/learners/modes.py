@@ -6,7 +6,7 @@ the shape of a readout box's common mode, and of what pileup does; events move a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -29,6 +29,10 @@ class Look:
     fired: np.ndarray
     count_leverage: np.ndarray
     rate_leverage: np.ndarray
+
+    def of(self, channels: np.ndarray) -> Look:
+        """The same of some channels."""
+        return Look(*(getattr(self, field.name)[:, channels] for field in fields(self)))
 
 
 class Modes:

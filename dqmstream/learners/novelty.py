@@ -24,9 +24,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from dqmstream.errors import InputError
+from dqmstream.learners.density import leverage_of, mode_log_likelihood, without
 from dqmstream.learners.reference import Reference
 from dqmstream.learners.response import medians
-from dqmstream.learners.statistical import MEDIAN_OF_SQUARE, Statistical, leverage_of, mode_log_likelihood, without
+from dqmstream.learners.statistical import MEDIAN_OF_SQUARE, Statistical
 from dqmstream.learners.strategy import Maps, Past, RunData
 from dqmstream.lumisection import Geometry
 

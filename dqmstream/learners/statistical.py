@@ -26,16 +26,14 @@ from typing import Any
 import numpy as np
 
 from dqmstream.errors import InputError, StateError
+from dqmstream.learners.density import DEAD, leverage_of, log_densities, mode_log_likelihood, without
 from dqmstream.learners.incremental import Incremental
-from dqmstream.learners.modes import Look, Modes
+from dqmstream.learners.modes import Modes
 from dqmstream.learners.reference import CLIP, fitted_gains
 from dqmstream.learners.response import medians
 from dqmstream.learners.stamp import STAMP, check_stamp, stamp
 from dqmstream.learners.strategy import LearnLog, Maps, Past, Watch
 from dqmstream.lumisection import Geometry
-
-DEAD = -0.5
-"""A gain below this is no smaller rate: the channel counts nothing, whatever the pileup."""
 
 OUTLYING = 4.0
 """Deviations of the gains of a ring beyond which one of them is a fault, and is not drawn to the others'."""
@@ -141,39 +139,12 @@ class Statistical(Incremental):
 
     def scores_of_live(self, counts: np.ndarray) -> np.ndarray:
         """The same from the counts of the live channels, (n, live)."""
-        modes = self.modes
-        scores = np.empty((len(counts), len(self._rows["scale"])))
         gains, variances = self._shrunk(), self._rows["sigmas"].astype(np.float64) ** 2
+        scores = np.empty((len(counts), len(gains)))
         for start in range(0, len(counts), _CHUNK):
-            look = modes.look(counts[start : start + _CHUNK].astype(np.float64))
-            for row in range(scores.shape[1]):
-                scores[start : start + _CHUNK, row] = self._log_density(look, gains[row], variances[row])
+            look = self.modes.look(counts[start : start + _CHUNK].astype(np.float64))
+            scores[start : start + _CHUNK] = log_densities(look, self.modes, gains, variances)
         return scores[:, self._row_of_class]
-
-    def _log_density(self, look: Look, gain: np.ndarray, variance: np.ndarray) -> np.ndarray:
-        """Log-density (n,) of lumisections in a run, but for what all runs have in common.
-
-        With v = 1 / (1/σ² + h'h) of each box, h its leverages, the inverse of its channels' covariance is 1 - h v h'
-        (Woodbury); E and R are then integrated over, each with a flat prior.
-        """
-        noise = without(look, gain)
-        events, pileup = look.count_leverage, look.count_leverage * self.modes.sensitivity
-        score = -0.5 * np.einsum("nc,nc->n", noise, noise)
-        directions = (events, pileup)
-        projection = [np.einsum("nc,nc->n", direction, noise) for direction in directions]
-        product = {(i, j): np.einsum("nc,nc->n", directions[i], directions[j]) for i, j in ((0, 0), (0, 1), (1, 1))}
-        for box in np.flatnonzero(variance):
-            cells = self.modes.cells[box]
-            mode, left = pileup[:, cells], noise[:, cells]
-            information, onto = np.einsum("nc,nc->n", mode, mode), np.einsum("nc,nc->n", mode, left)
-            score += mode_log_likelihood(variance[box], information, onto)
-            weight = variance[box] / (1 + variance[box] * information)
-            along = [np.einsum("nc,nc->n", direction[:, cells], mode) for direction in directions]
-            for i in range(2):
-                projection[i] = projection[i] - weight * along[i] * onto
-            for i, j in product:
-                product[i, j] = product[i, j] - weight * along[i] * along[j]
-        return score + _free(projection, product)
 
     def draw(self, experiences: np.ndarray, counts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """What runs that were learnt would have counted under the conditions of other lumisections.
@@ -275,30 +246,3 @@ class Statistical(Incremental):
 
     def state_bytes(self) -> int:
         return self._reference_bytes() + self._information.nbytes
-
-
-def leverage_of(look: Look, gain: np.ndarray) -> np.ndarray:
-    """By how many deviations the counts move where gains (live,) or (n, live) are 1: (n, live)."""
-    return np.where(gain <= DEAD, look.count_leverage, look.rate_leverage)
-
-
-def without(look: Look, gain: np.ndarray) -> np.ndarray:
-    """What is left of the residuals when a run's gains are taken out, cut at ±10: (n, live)."""
-    left = look.residual - leverage_of(look, gain) * gain
-    return np.clip(left, -CLIP, CLIP, out=left)
-
-
-def mode_log_likelihood(variance: float | np.ndarray, information: np.ndarray, projection: np.ndarray) -> np.ndarray:
-    """By how much a mode of that variance raises the log-likelihood: h'h and h'r of its leverages h and the noise r."""
-    stretched = 1 + variance * information
-    return 0.5 * (variance * projection**2 / stretched - np.log(stretched))
-
-
-def _free(projection: list[np.ndarray], product: dict[tuple[int, int], np.ndarray]) -> np.ndarray:
-    """The same for two directions of any size: p' A⁻¹ p / 2 - log det A / 2; nothing where A is singular (no light)."""
-    a, b, c = product[0, 0], product[0, 1], product[1, 1]
-    determinant = a * c - b * b
-    lit = determinant > 1e-9 * a * c
-    inside = c * projection[0] ** 2 - 2 * b * projection[0] * projection[1] + a * projection[1] ** 2
-    safe = np.where(lit, determinant, 1.0)
-    return np.where(lit, 0.5 * inside / safe - 0.5 * np.log(safe), 0.0)
