@@ -44,8 +44,10 @@ def log_densities(look: Look, modes: Modes, gains: np.ndarray, variances: np.nda
     square, onto = _squares(look, gains, directions)
     score = -0.5 * square
     product = {(i, j): np.einsum("nc,nc->n", directions[i], directions[j]) for i, j in ((0, 0), (0, 1), (1, 1))}
-    for run, variance in enumerate(variances):
-        projection, with_modes = [along[:, run] for along in onto], dict(product)
+    quiet = ~variances.any(axis=1)
+    score[:, quiet] += _free([along[:, quiet] for along in onto], {ij: inner[:, None] for ij, inner in product.items()})
+    for run in np.flatnonzero(~quiet):
+        variance, projection, with_modes = variances[run], [along[:, run] for along in onto], dict(product)
         for box in np.flatnonzero(variance):
             cells = modes.cells[box]
             mode = directions[1][:, cells]

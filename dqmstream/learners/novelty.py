@@ -43,6 +43,9 @@ FAULT, FAULT_VARIANCE = 2e-3, 30.0
 MODE, MODE_SPREADS = 0.02, (0.0, 0.01, 0.02, 0.03, 0.05, 0.1)
 """Share of readout boxes that may have another spread in a new run, and the spreads that are tried."""
 
+DRIFTING = 20
+"""Known runs, the last ones, that say how far a run drifts from the one most like it."""
+
 UNSURE = 7e-4
 """Error of what a channel should count, as a share, however many lumisections are added up. Where channels fire in nearly every
 event counting alone is surer than the response is: on `null` pulls of known runs' last lumisections spread by 1.4 there."""
@@ -163,13 +166,13 @@ class Novelty:
         return self._cached
 
     def _drift(self, gains: np.ndarray, errors: np.ndarray) -> np.ndarray:
-        """Variance of a gain between a known run and the one most like it, the same in each ring: (live,)."""
+        """Variance of a gain between one of the last known runs and the one most like it, the same in each ring: (live,)."""
         if len(gains) < 2:
             return np.zeros(gains.shape[1])
         found = []
-        for row, (gain, error) in enumerate(zip(gains, errors, strict=True)):
-            variance = errors**2 + error**2
-            apart = (gains - gain) ** 2 / variance
+        for row in range(max(0, len(gains) - DRIFTING), len(gains)):
+            variance = errors**2 + errors[row] ** 2
+            apart = (gains - gains[row]) ** 2 / variance
             middle = np.median(apart, axis=1)
             middle[row] = np.inf
             least = int(middle.argmin())

@@ -63,6 +63,7 @@ class Statistical(Incremental):
         super().__init__(geometry, seed, memory_bytes=memory_bytes)
         self._budget_bytes = memory_bytes
         self._modes: Modes | None = None
+        self._drawn_to_mean: np.ndarray | None = None
         self._rows: dict[str, np.ndarray] = {}
         self._row_of_class = np.zeros(0, dtype=np.int32)
         self._information = np.zeros(0, dtype=np.float32)
@@ -119,6 +120,7 @@ class Statistical(Incremental):
         for name, value in row.items():
             before = self._rows.get(name)
             self._rows[name] = np.stack([value]) if before is None else np.concatenate([before, [value]])
+        self._drawn_to_mean = None
         self._row_of_class = np.append(self._row_of_class, np.int32(len(self._rows["scale"]) - 1))
         while self.memory_bytes() > self._budget_bytes:
             self._merge()
@@ -171,8 +173,12 @@ class Statistical(Incremental):
         return drawn
 
     def _shrunk(self) -> np.ndarray:
-        """Gains of the rows drawn towards their mean: float64, (rows, live)."""
-        gains = self._rows["gains"].astype(np.float64)
+        """Gains of the rows drawn towards their mean: float64, (rows, live); worked out once between two runs."""
+        if self._drawn_to_mean is None:
+            self._drawn_to_mean = self._shrink(self._rows["gains"].astype(np.float64))
+        return self._drawn_to_mean
+
+    def _shrink(self, gains: np.ndarray) -> np.ndarray:
         rows = len(gains)
         if rows == 1:
             return gains
@@ -235,7 +241,7 @@ class Statistical(Incremental):
         if missing and len(missing) < len(_ARRAYS):
             raise StateError(f"the state of {self.name} lacks {', '.join(missing)}; it is damaged")
         self._restore_reference(state, known=not missing)
-        self._modes = None
+        self._modes = self._drawn_to_mean = None
         self._rows = {} if missing else {name: np.array(state[name]) for name in _ROWS}
         self._row_of_class = np.zeros(0, dtype=np.int32) if missing else np.array(state["row_of_class"])
         self._information = np.zeros(0, dtype=np.float32) if missing else np.array(state["information"])
