@@ -44,6 +44,12 @@ class Experts(nn.Module):
     def __len__(self) -> int:
         return len(self.up_EHD)
 
+    @torch.no_grad()
+    def clone(self, expert: int) -> None:
+        """Have one more, the last, that is as this one is now."""
+        for name, weight in list(self.named_parameters(recurse=False)):
+            setattr(self, name, nn.Parameter(with_copy(weight, expert)))
+
     def forward(self, x_TD: Tensor, weight_TK: Tensor, expert_TK: Tensor) -> Tensor:
         """Each token by its chosen experts, weighted and added: (T, D)."""
         ways = {"loop": self.loop, "grouped": self.grouped, "dense": self.dense}
@@ -92,6 +98,11 @@ class Experts(nn.Module):
         """Each expert on as many rows of its own: (E, P, D)."""
         hidden_EPH = self.act(torch.baddbmm(self.up_bias_EH[:, None], x_EPD, self.up_EHD.transpose(1, 2)))
         return torch.baddbmm(self.down_bias_ED[:, None], hidden_EPH, self.down_EDH.transpose(1, 2))
+
+
+def with_copy(rows: Tensor, row: int) -> Tensor:
+    """The rows, and below them this one once more."""
+    return torch.cat([rows, rows[row : row + 1]])
 
 
 def fastest(x: Tensor) -> str:

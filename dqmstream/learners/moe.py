@@ -49,3 +49,8 @@ class MoE(nn.Module):
     def forward(self, x_BND: Tensor) -> Tensor:
         y_BND: Tensor = self.router(x_BND, self.experts)
         return y_BND if self.shared is None else y_BND + self.shared(x_BND)
+
+    def split(self, expert: int, towards_D: Tensor) -> None:
+        """Split an expert in two of one family; the new one, the last, has its tokens on that side of it."""
+        self.router.split(expert, towards_D)
+        self.experts.clone(expert)

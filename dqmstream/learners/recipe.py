@@ -49,8 +49,9 @@ class Recipe:
     Of a moe_vit: moe_blocks, which of its blocks hold a Mixture of Experts (those beyond its depth say nothing); experts,
     top_k; shared_expert, whether one more takes every token; router, one of `ROUTERS`; aux_weight, z_weight of the two losses
     of top_k; bias_rate of balanced; places of each expert of soft; freeze_router, the last experience at which routers learn, 0
-    for all. A vit has an MLP of the same operations in the place of each mixture. Of a cnn: cnn_widths, features of each
-    convolution. Of elastic weight consolidation: ewc_strength, ewc_decay, fisher_samples.
+    for all; grow_experts, trainings after which each mixture has one expert more, 0 for never, up to most_experts
+    (`learners.growth`). A vit has an MLP of the same operations in the place of each mixture. Of a cnn: cnn_widths, features of
+    each convolution. Of elastic weight consolidation: ewc_strength, ewc_decay, fisher_samples.
     Of what a training settles on (`learners.strategies.settling`): ema, decay of averaged weights a step; patience, looks of
     ten steps without a better held-out loss after which it stops; temperature, whether scores have one. All are off: on
     `small` (6 runs, seed 0, replay) none helped, and the memory they hold out costs what exemplars would have brought.
@@ -77,6 +78,8 @@ class Recipe:
     bias_rate: float = 1e-3
     places: int = 8
     freeze_router: int = 0
+    grow_experts: int = 0
+    most_experts: int = 16
     linear_skip: bool = True
     steps: int = 100
     batch: int = 64
@@ -128,8 +131,21 @@ class Recipe:
             raise InputError(f"top_k {self.top_k} is not in 1..{self.experts}, the number of experts")
         if min(self.steps, self.batch, self.depth, self.places, self.fisher_samples, self.augment_copies) < 1:
             raise InputError("steps, batch, depth, places, fisher_samples and augment_copies are at least 1")
-        if min(self.micro_batch, self.freeze_router, *self.moe_blocks, 0) < 0:
-            raise InputError("micro_batch, freeze_router and moe_blocks are not negative")
+        if min(self.micro_batch, self.freeze_router, self.grow_experts, *self.moe_blocks, 0) < 0:
+            raise InputError("micro_batch, freeze_router, grow_experts and moe_blocks are not negative")
+        if self.grow_experts and not self.experts <= self.most_experts <= MAX_EXPERTS:
+            raise InputError(f"most_experts {self.most_experts} is not in {self.experts}..{MAX_EXPERTS}: set it, or experts")
+        if self.grow_experts and self.router == "soft":
+            raise InputError(
+                "router soft computes the places of every expert for every lumisection, so each expert more would make all "
+                "steps dearer: with it experts do not grow; choose router top_k or balanced, or leave grow_experts at 0"
+            )
+
+    def experts_at(self, classes: int) -> int:
+        """Experts of a mixture when so many runs are learnt; the first training has two."""
+        if not self.grow_experts:
+            return self.experts
+        return min(self.experts + max(classes - 2, 0) // self.grow_experts, self.most_experts)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for JSON."""

@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dqmstream.learners.experts import Experts
+from dqmstream.errors import StateError
+from dqmstream.learners.experts import Experts, with_copy
 from dqmstream.learners.recipe import Recipe
 
 
@@ -26,13 +27,19 @@ class Router(nn.Module, ABC):
     """Sends tokens to experts and brings back what they say.
 
     After a forward in training `auxiliary_loss` holds what is to be added to the loss, where there is something.
-    frozen: whether what it has learnt stays as it is.
+    frozen: whether what it has learnt stays as it is. family_E: of each expert the one that it was split from, itself where it
+    was there from the start.
     """
 
-    def __init__(self, width: int, columns: int, device: torch.device | None, dtype: torch.dtype | None) -> None:
+    def __init__(
+        self, recipe: Recipe, width: int, columns: int, device: torch.device | None, dtype: torch.dtype | None
+    ) -> None:
         super().__init__()
         made: dict[str, Any] = {"device": device, "dtype": dtype}
         self.weight = nn.Parameter(nn.init.trunc_normal_(torch.empty(columns, width, **made), std=0.02))
+        self.family_E: Tensor
+        self._grows = recipe.grow_experts > 0
+        self.register_buffer("family_E", torch.arange(recipe.experts, device=device), persistent=self._grows)
         self.auxiliary_loss: Tensor | None = None
         self.frozen = False
 
@@ -43,6 +50,17 @@ class Router(nn.Module, ABC):
     @abstractmethod
     def shares(self, x_BND: Tensor) -> Tensor:
         """How much of a token each expert has; they add up to one: (B, N, E)."""
+
+    @abstractmethod
+    def split(self, expert: int, towards_D: Tensor) -> None:
+        """Know one more expert, of this one's family; its logit is the other's and the token's component along `towards_D`."""
+
+    def check_families(self, founders: int) -> None:
+        """Raise StateError if no such router can have these families: each expert is its own, or of one of so many founders."""
+        family = self.family_E.tolist()
+        fits = all(0 <= first < founders or first == expert for expert, first in enumerate(family))
+        if family[:founders] != list(range(founders)) or not fits:
+            raise StateError(f"the state's experts descend from {family}, of {founders} that there were; it is damaged")
 
     def after_step(self) -> None:
         """Called when the optimizer has moved the weights."""
@@ -60,14 +78,16 @@ class TopK(Router):
 
         L = a E sum_e f_e p_e + z mean (logsumexp logits)²
 
-    f_e: share of the slots that expert e has, p_e: its mean probability. Source: Shazeer et al. 2017 (arXiv:1701.06538) for the
-    layer, Fedus et al. 2021 (arXiv:2101.03961) for the first loss, Zoph et al. 2022 (arXiv:2202.08906) for the second.
+    f_e: share of the slots that expert e has, p_e: its mean probability. Of a family of experts, which one was split into, a
+    token sees only the one with the largest logit: with its choices it would otherwise take both halves of what it had one of,
+    and lose another expert for it. Source: Shazeer et al. 2017 (arXiv:1701.06538) for the layer, Fedus et al. 2021
+    (arXiv:2101.03961) for the first loss, Zoph et al. 2022 (arXiv:2202.08906) for the second; families are ours.
     """
 
     def __init__(
         self, recipe: Recipe, width: int, device: torch.device | None = None, dtype: torch.dtype | None = None
     ) -> None:
-        super().__init__(width, recipe.experts, device, dtype)
+        super().__init__(recipe, width, recipe.experts, device, dtype)
         self.top_k, self.aux_weight, self.z_weight = recipe.top_k, recipe.aux_weight, recipe.z_weight
 
     def forward(self, x_BND: Tensor, experts: Experts) -> Tensor:
@@ -78,13 +98,33 @@ class TopK(Router):
     def choose(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
         """Weights of each token's experts, which add up to one, and the experts, the first the most probable: both (T, K)."""
         # Experts first: sums over a last axis of eight take three times as long as sums over the first.
-        logits_ET = self._logits(x_TD).t().contiguous()
+        logits_ET = self._one_of_a_family(self._logits(x_TD).t().contiguous())
         probability_ET = logits_ET.softmax(dim=0)
         expert_TK = probability_ET.detach().t().contiguous().topk(self.top_k, dim=-1).indices
         weight_TK = probability_ET.t().gather(1, expert_TK)
         balanced = self.training and not self.frozen
         self.auxiliary_loss = self._losses(logits_ET, probability_ET, expert_TK) if balanced else None
         return weight_TK / weight_TK.sum(dim=-1, keepdim=True), expert_TK
+
+    def _one_of_a_family(self, logits_ET: Tensor, bias_E: Tensor | None = None) -> Tensor:
+        """The logits, and -inf for all of a family but the one with the largest, with its bias; the first if they are equal."""
+        if not self._grows:
+            return logits_ET
+        score_ET = logits_ET.detach() if bias_E is None else logits_ET.detach() + bias_E[:, None]
+        family_ET = self.family_E[:, None].expand_as(score_ET)
+        best_ET = torch.zeros_like(score_ET).scatter_reduce(0, family_ET, score_ET, "amax", include_self=False)
+        number_E1 = torch.arange(len(score_ET), device=score_ET.device)[:, None]
+        last = len(score_ET)
+        best_number_ET = torch.where(score_ET < best_ET.gather(0, family_ET), last, number_E1)
+        first_ET = torch.full_like(family_ET, last).scatter_reduce(0, family_ET, best_number_ET, "amin")
+        return logits_ET.masked_fill(first_ET.gather(0, family_ET) != number_E1, -torch.inf)
+
+    @torch.no_grad()
+    def split(self, expert: int, towards_D: Tensor) -> None:
+        weight = with_copy(self.weight, expert)
+        weight[-1] += towards_D
+        self.weight = nn.Parameter(weight)
+        self.family_E = with_copy(self.family_E, expert)
 
     def _losses(self, logits_ET: Tensor, probability_ET: Tensor, expert_TK: Tensor) -> Tensor:
         experts = len(probability_ET)
@@ -117,12 +157,21 @@ class Balanced(TopK):
         self.register_buffer("load_E", torch.zeros(recipe.experts, device=device), persistent=False)
 
     def choose(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
-        probability_TE = self._logits(x_TD).t().contiguous().softmax(dim=0).t()
-        expert_TK = (probability_TE.detach() + self.bias_E).contiguous().topk(self.top_k, dim=-1).indices
+        logits_ET = self._one_of_a_family(self._logits(x_TD).t().contiguous(), self.bias_E)
+        probability_TE = logits_ET.softmax(dim=0).t()
+        score_TE = probability_TE.detach() + self.bias_E
+        if self._grows:
+            score_TE = score_TE.masked_fill(logits_ET.t() == -torch.inf, -torch.inf)
+        expert_TK = score_TE.contiguous().topk(self.top_k, dim=-1).indices
         if self.training:
             self.load_E += torch.bincount(expert_TK.reshape(-1), minlength=len(self.load_E))
         weight_TK = probability_TE.gather(1, expert_TK)
         return weight_TK / weight_TK.sum(dim=-1, keepdim=True), expert_TK
+
+    def split(self, expert: int, towards_D: Tensor) -> None:
+        super().split(expert, towards_D)
+        self.bias_E = with_copy(self.bias_E, expert)
+        self.load_E = torch.zeros_like(self.bias_E)
 
     def after_step(self) -> None:
         if not self.frozen:
@@ -142,7 +191,7 @@ class Soft(Router):
     def __init__(
         self, recipe: Recipe, width: int, device: torch.device | None = None, dtype: torch.dtype | None = None
     ) -> None:
-        super().__init__(width, recipe.experts * recipe.places, device, dtype)
+        super().__init__(recipe, width, recipe.experts * recipe.places, device, dtype)
         self.experts = recipe.experts
         self.scale = nn.Parameter(torch.ones(1, device=device, dtype=dtype))
 
@@ -154,6 +203,9 @@ class Soft(Router):
         y_EBPD = experts.of_places(x_EPD).view(self.experts, batch, -1, width)
         y_BQD = y_EBPD.transpose(0, 1).reshape(batch, -1, width)
         return logits_BNQ.softmax(dim=2).to(y_BQD.dtype) @ y_BQD
+
+    def split(self, expert: int, towards_D: Tensor) -> None:
+        raise NotImplementedError("every expert more would make all steps of Soft MoE dearer: recipes refuse to grow it")
 
     def _of_places(self, x_BND: Tensor) -> Tensor:
         scale = self.scale.detach() if self.frozen else self.scale

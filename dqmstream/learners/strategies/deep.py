@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from dqmstream.errors import StateError
 from dqmstream.learners.augment import with_copies
+from dqmstream.learners.growth import split_busiest
 from dqmstream.learners.incremental import Incremental
 from dqmstream.learners.network import Network
 from dqmstream.learners.networks import build
@@ -68,8 +70,11 @@ class DeepStrategy(Incremental):
         counts = train.counts[:, live]
         log = LearnLog(samples=len(train))
         with _seeded(self._seed, experience) as generator:
+            split: dict[str, float] = {}
             if self._model is None or self._method.starts_afresh:
-                self._model = build(live, self.recipe).to(self.device)
+                self._model = self._new_network(experience + 1).to(self.device)
+            elif self.recipe.experts_at(experience + 1) > self.recipe.experts_at(experience):
+                split = split_busiest(self._model, self._seed, generator)
             self._model.grow(experience + 1)
             self._classes = experience + 1
             for router in self._model.routers():
@@ -78,7 +83,7 @@ class DeepStrategy(Incremental):
                 material = self._material(experience, counts, lambda i: past(i).part(Part.TRAIN).counts[:, live])
                 held = self._settling.held_out(experience, validation.counts[:, live])
                 log = self._train(self._model, material, held, generator, watch)
-                log.notes |= self._routing.look(self._model, experience)
+                log.notes |= self._routing.look(self._model, experience) | split
             self._settling.keep(validation.counts[:, live])
             self._method.keep(experience, counts, self.reference)
             log.notes |= self._method.notes()
@@ -134,13 +139,19 @@ class DeepStrategy(Incremental):
     def _network(self, classes: int, weights: Mapping[str, torch.Tensor]) -> Network:
         """A network of so many classes and these weights. Raises StateError if they do not fit."""
         with _seeded(self._seed, classes):
-            network = build(self.reference.live, self.recipe)
+            network = self._new_network(classes)
         network.grow(classes)
         try:
             network.load_state_dict(weights)
         except RuntimeError as error:
             raise StateError(f"the state's weights do not fit the model: {' '.join(str(error).split())}") from error
+        for router in network.routers():
+            router.check_families(self.recipe.experts)
         return network.to(self.device)
+
+    def _new_network(self, classes: int) -> Network:
+        """Without a head, and with as many experts as there are when so many runs are learnt."""
+        return build(self.reference.live, replace(self.recipe, experts=self.recipe.experts_at(classes)))
 
     def scores(self, maps: Maps) -> np.ndarray:
         return self.network_scores(maps.counts[:, self.reference.live])
