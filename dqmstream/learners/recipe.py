@@ -55,6 +55,8 @@ class Recipe:
     Of what a training settles on (`learners.strategies.settling`): ema, decay of averaged weights a step; patience, looks of
     ten steps without a better held-out loss after which it stops; temperature, whether scores have one. All are off: on
     `small` (6 runs, seed 0, replay) none helped, and the memory they hold out costs what exemplars would have brought.
+    So is growth, which takes as long and brought nothing: replay, 6 runs of 400, steps=40, grow_experts=2 against 0 had an
+    accuracy of .68 against .72 on `small` and .22 against .23 on `structured` (seed 0), 1.00 for both and .17 for .16 (seed 1).
     lwf_strength, lwf_temperature: of learning without forgetting's distillation; der_strength: of the stored logits in der.
     """
 
