@@ -20,8 +20,9 @@ from dqmstream.learners.network import Network
 from dqmstream.learners.routing import Routed, look_at_routers
 
 SHARE = 0.1
-"""Length of what a clone's row has of its own, over the length of the row it was copied from. With .05 to .2 a split moved the
-logits of a trained network by less than a hundredth of their spread; with .01 some halves were left with next to no tokens."""
+"""Length of what a clone's row has of its own, over the length of the row it was copied from. Five trainings of 40 steps with a
+split between any two, on a short stream of the tests, seed 0, both routers: with .01, .05 and .2 a split moved the logits by
+.0004, .0015 and .003 of their spread at most, and the least load that a clone had after a training was .003, .008 and .054."""
 
 
 @torch.no_grad()
