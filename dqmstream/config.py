@@ -97,7 +97,9 @@ def _read_table(path: Path) -> dict[str, Any]:
     kind, parse = ("JSON", json.loads) if path.suffix == ".json" else ("TOML", tomllib.loads)
     try:
         found = parse(path.read_text())
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
         raise InputError(f"{path} cannot be read as {kind}: {error}") from error
     if not isinstance(found, dict):
         raise InputError(f"{path} holds no table of names and values")

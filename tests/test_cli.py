@@ -170,7 +170,7 @@ def test_a_recipe_comes_from_a_file_and_from_what_is_set_beside_it(tmp_path: Pat
         (["--set", "noise=NaN"], "recipe, noise"),
         (["--set", "steps"], "give name=value"),
         (["--set", "top_k=9"], "top_k 9"),
-        (["--recipe", "nowhere.toml"], "nowhere.toml cannot be read as TOML"),
+        (["--recipe", "nowhere.toml"], "nowhere.toml cannot be read: No such file"),
     ],
 )
 def test_a_recipe_of_no_use_is_refused_before_anything_is_written(words: list[str], says: str, tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_a_recipe_of_no_use_is_refused_before_anything_is_written(words: list[st
 def test_a_learner_of_another_recipe_is_another_learner_and_consume_hands_it_on(tmp_path: Path) -> None:
     archive = simulated_archive(tmp_path, "small", seed=1, runs=2, lumisections=200)
     tiny = ["--set", "dim=16", "--set", "heads=2", "--set", "steps=2", "--set", "depth=1", "--set", "patch=[32, 36]"]
-    replayed = result("replay", "--archive", archive.path, *tiny)
+    replayed = result("replay", "--strategy", "replay", "--archive", archive.path, *tiny)
     assert len(replayed["accuracy_matrix"]) == 2  # type: ignore[arg-type]
     recipe = recipe_flags(None, tiny[1::2])
     assert recipe is not None

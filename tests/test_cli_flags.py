@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     learner = Learner(archive, made / "A.state" / "live", LearnerSettings(strategy="statistical"))
     for number, run in enumerate([one.run for one in archive.runs()][:3]):
         learner.freeze([describe(archive, run, number)])
-        learner.learn_next()
+        learner.step()
     learner.close()
     return made
 

@@ -114,8 +114,10 @@ def read_channels(path: Path) -> list[Channel]:
     """Channels of a text file: depth (from 1), ieta and iphi in each line, # begins a comment. Raises InputError."""
     try:
         lines = path.read_text().splitlines()
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"{path} is no text: {error}") from error
     found = []
     for number, line in enumerate(lines, 1):
         words = line.partition("#")[0].replace(",", " ").split()
