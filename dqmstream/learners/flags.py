@@ -18,12 +18,12 @@ from scipy.stats import false_discovery_control, norm
 
 from dqmstream.errors import InputError, StateError
 from dqmstream.learners import checkpoint
+from dqmstream.learners.ledger import maps_of
 from dqmstream.learners.novelty import Novelty
 from dqmstream.learners.reference import Reference
 from dqmstream.learners.registry import make_strategy, recipe_of
 from dqmstream.learners.stamp import within
 from dqmstream.learners.state import read_json
-from dqmstream.learners.strategy import Maps
 from dqmstream.lumisection import IETA
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.locks import write_atomically
@@ -139,7 +139,7 @@ class Flagger:
 
         Raises ArchiveError for a run that is not there.
         """
-        maps = _read(self._archive, run)
+        maps = maps_of(self._archive.run(run))
         log_probability = log_softmax(self.strategy.scores(maps), axis=1)
         order = np.argsort(-log_probability, axis=1, kind="stable")[:, :TOP]
         noted = self.novelty.look(maps)
@@ -157,12 +157,6 @@ class Flagger:
             against=self.runs[found.nearest],
             channels=_significant(found.pull, found.expected, found.seen, self.novelty.live, rate),
         )
-
-
-def _read(archive: Archive, run: int) -> Maps:
-    view = archive.run(run)
-    counts = view["occupancy"].values.astype(np.float32, copy=False)
-    return Maps(counts, view["n_events"].values, view["pileup"].values, view["lumisection"].values)
 
 
 def _significant(

@@ -110,14 +110,14 @@ def read_experience(archive: Archive, experience: Experience) -> RunData:
             f"run {experience.run} at snapshot {experience.snapshot} is not what the ledger froze: "
             f"run `dqmstream status` and compare the archive's id"
         )
-    lumisections = view["lumisection"].values
-    maps = Maps(
-        counts=view["occupancy"].values.astype(np.float32, copy=False),
-        n_events=view["n_events"].values,
-        pileup=view["pileup"].values,
-        lumisection=lumisections,
-    )
-    return RunData(experience.run, maps, assign(lumisections, experience.scale))
+    maps = maps_of(view)
+    return RunData(experience.run, maps, assign(maps.lumisection, experience.scale))
+
+
+def maps_of(view: xr.Dataset) -> Maps:
+    """The lumisections of a run's view, with their maps in memory."""
+    counts = view["occupancy"].values.astype(np.float32, copy=False)
+    return Maps(counts, view["n_events"].values, view["pileup"].values, view["lumisection"].values)
 
 
 class Ledger:

@@ -94,7 +94,7 @@ class ExemplarMemory:
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """Take back what `state` gave. Raises StateError if it does not fit in this memory."""
         if not {"counts", "sizes", "seen"} <= state.keys() or state["counts"].dtype not in (np.uint16, np.float32):
-            raise StateError("the state's memory is damaged: it lacks its counts or sizes, or they are not numbers of ours")
+            raise StateError("the state's memory is damaged: it lacks counts, sizes or seen, or they are not numbers of ours")
         counts, sizes = state["counts"], [int(size) for size in state["sizes"]]
         store = self._allocate(self._store.shape[1], counts.dtype)
         if counts.shape != (sum(sizes), store.shape[1]) or len(counts) > len(store):

@@ -94,8 +94,9 @@ class Quadratic(Response):
     """e = b (w0 + w1 z + w2 z²), z the ratio a/b standardised on the reference run.
 
     All terms grow with the number of events, as counts do, so that a lumisection cut short to a tenth needs no extrapolation;
-    the deviation grows with sqrt(b). ratio: mean, deviation, lowest and highest a/b of the reference run, (4,). weights:
-    (3, live). spread: deviation of a count at b = 1, (live,). full: probability to fire in the reference run, (live,).
+    the deviation grows with sqrt(b). profile: mean counts of the reference run, (live,). ratio: mean, deviation, lowest and
+    highest a/b of the reference run, (4,). weights: (3, live). spread: deviation of a count at b = 1, (live,). full:
+    probability to fire in the reference run, (live,).
     """
 
     kind = "quadratic"
