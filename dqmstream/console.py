@@ -225,18 +225,17 @@ def describe_flags(result: dict[str, Any]) -> list[Any]:
     for one in result["runs"]:
         if one["flagged"] and one["channels"]:
             found = [
-                [f"{c['ieta']}, {c['iphi']}, {c['depth']}", f"{c['pull']:+.1f}", _probability(c["p"]), *_counts(c)]
+                [
+                    f"{c['ieta']}, {c['iphi']}, {c['depth']}", f"{c['pull']:+.1f}", _probability(c["p"]),
+                    f"{c['expected']:.1f}", f"{c['seen']:.1f}",
+                ]
                 for c in one["channels"][:SHOWN_CHANGES]
-            ]
+            ]  # fmt: skip
             title = f"run {one['run']} against {one['against']}, {len(one['channels'])} channels"
             parts.append(table(title, ["ieta, iphi, depth", "pull", "p", "expected", "seen"], found))
     if "file" in result:
         parts.append(f"written: {result['file']}")
     return parts
-
-
-def _counts(channel: dict[str, Any]) -> list[str]:
-    return [f"{channel['expected']:.1f}", f"{channel['seen']:.1f}"]
 
 
 _CHANGE = ["ratio", "error", "pull", "p", "q"]
