@@ -67,7 +67,7 @@ BASELINES = (RingMeans.name, Logistic.name, NaiveBayes.name, GainMap.name, "cnn"
 """In every table of a benchmark, those that look least at the map first."""
 
 DEFAULT = "hybrid"
-"""What `default` stands for: never measured below another by more than chance (README, the table of learners)."""
+"""What `default` stands for: no other was measured above it by more than chance (README, the table of learners)."""
 
 NAMES = (*GRADIENT, *STREAMING, *BUDGETED)
 MEMORY_BYTES = 1_000_000

@@ -35,7 +35,10 @@ _RELATIVE_FLOOR = 1e-3
 """A response is never known better than to a per mille: a smaller spread is rounding, or too few lumisections."""
 
 _SILENCE = (1e-3, 1 - 1e-6)
-"""The least and the largest share of events without a signal: a channel that is fuller cannot be told from a full one."""
+"""The least and the largest share of events without a signal that a scatter can tell: a fuller channel looks full."""
+
+_FULL = 1 - 1e-6
+"""Share of events in which a channel fires that the law says at most: beyond it nothing is left to scatter."""
 
 _PILEUPS = np.geomspace(0.02, 50, 600)
 """Pileups, relative to the reference run, among which that of a lumisection is read off."""
@@ -186,7 +189,7 @@ class Saturating(Response):
 
     def expected(self, conditions: np.ndarray) -> Expected:
         light, pileup = self._light(conditions)
-        fired = np.clip(probability(pileup * self.rate), 1 - _SILENCE[1], 1 - 1e-6)
+        fired = np.clip(probability(pileup * self.rate), 1 - _SILENCE[1], _FULL)
         counts = light * self.size * fired
         of_one = np.maximum(self.spread * np.sqrt(self.size * fired * (1 - fired)), _RELATIVE_FLOOR * self.size)
         return Expected(counts, np.sqrt(np.maximum(light, _RELATIVE_FLOOR)) * of_one, fired)

@@ -26,14 +26,14 @@ class Lwf(Method):
 
     name = "lwf"
     teacher: Mapping[str, Tensor] | None = None
-    """Weights before the run, by name."""
+    """Weights and buffers before the run, by name."""
     _teacher_bytes = 0
     _asked = 0
 
     def before_training_exp(self, strategy: RunTemplate, **kwargs: object) -> None:
         self._asked = 0
         if strategy.model.classes > 2:
-            self.teacher = {name: weight.detach().clone() for name, weight in strategy.model.named_parameters()}
+            self.teacher = {name: tensor.detach().clone() for name, tensor in strategy.model.state_dict().items()}
             self._teacher_bytes = sum(weight.nbytes for weight in self.teacher.values())
 
     @torch.no_grad()
@@ -59,7 +59,7 @@ class Lwf(Method):
 
     def restore(self, state: Mapping[str, np.ndarray], model: Network) -> None:
         super().restore(state, model)
-        self._teacher_bytes = sum(weight.nbytes for weight in model.parameters()) if model.classes > 2 else 0
+        self._teacher_bytes = sum(tensor.nbytes for tensor in model.state_dict().values()) if model.classes > 2 else 0
 
     def state_bytes(self) -> int:
         """Of the teacher in the last training."""
