@@ -136,7 +136,7 @@ def test_the_command_line_makes_one_and_hands_it_on(archive: Archive, tmp_path: 
     for words, says in (
         (["--run", 9], "9"),
         ([], "needs a run"),
-        (["--run", run, "--mask", out], "cannot be read"),
+        (["--run", run, "--mask", out], "is no text"),
     ):
         done = dqmstream("reference", "--archive", archive.path, "--out", tmp_path / "no", *words)
         assert says in told(done, done.returncode)
