@@ -148,20 +148,20 @@ class Saturating(Response):
 
     @classmethod
     def fit(
-        cls, counts: np.ndarray, conditions: Conditions, spread: np.ndarray, profile: np.ndarray, ring: np.ndarray
+        cls, counts: np.ndarray, at: np.ndarray, conditions: Conditions, quadratic: Quadratic, ring: np.ndarray
     ) -> tuple[Saturating, np.ndarray]:
-        """On the reference run's counts (n, live); and the variance that is left over, at b = 1, (live,).
+        """On the reference run's counts (n, live) and conditions (n, 2); and the variance left over at b = 1, (live,).
 
-        Rates begin from how much less than a Poisson count the channels of a ring scatter (spread: of a count at b = 1), and
+        Rates begin from how much less than a Poisson count the channels of a ring scatter, as the quadratic found it, and
         are then moved, each ring by one factor, to where the means follow pileup as they do. Single channels are not moved
         by their own slopes: over 200 lumisections these are noise.
         """
-        full = 1 - _silence(spread, profile, ring)
+        profile, full = quadratic.profile, quadratic.full
         rate = rate_of(np.minimum(profile / (medians(profile, ring) / full), 1 - _SILENCE[0]))
         size = profile / probability(rate)
         for _ in range(4):
             law = cls(size, rate, np.ones_like(rate), _table(size, rate, conditions))
-            expected, deviation, fired = law.expected(conditions(counts))
+            expected, deviation, fired = law.expected(at)
             level = expected / deviation
             slope = level * (sensitivity(1 - fired) - sensitivity(1 - probability(rate)))
             noise = (counts - expected) / deviation
@@ -173,7 +173,6 @@ class Saturating(Response):
             size = size * (1 + (along - b * change) / a) * probability(rate) / probability(moved)
             rate = moved
         law = cls(size, rate, np.ones_like(rate), _table(size, rate, conditions))
-        at = conditions(counts)
         expected, deviation, _ = law.expected(at)
         left = (counts - expected) ** 2
         freedom = len(counts) / max(len(counts) - 2, 1)
@@ -207,7 +206,7 @@ def fit(counts: np.ndarray, conditions: Conditions, profile: np.ndarray, ring: n
     quadratic, left_over = Quadratic.fit(counts, at, profile, ring)
     if len(counts) < _FEWEST or not np.isfinite(quadratic.ratio[1]):
         return quadratic
-    law, left_by_law = Saturating.fit(counts, conditions, quadratic.spread, profile, ring)
+    law, left_by_law = Saturating.fit(counts, at, conditions, quadratic, ring)
     ratio = law.at[:, 0] / law.at[:, 1]
     near = np.searchsorted(_PILEUPS, (0.5, 2.0))
     told_apart = (np.diff(ratio[slice(*near)]) > 0).all()

@@ -47,15 +47,20 @@ class DeepStrategy(Incremental):
         recipe: Recipe,
         memory_bytes: int,
         device: torch.device,
+        beside_bytes: int = 0,
     ) -> None:
-        """name: the strategy's own. method: what it does about past runs; recipe: its network and training."""
+        """name: the strategy's own. method: what it does about past runs; recipe: its network and training.
+
+        beside_bytes: of memory_bytes, what a strategy around this one keeps.
+        """
         self.name = name
         super().__init__(geometry, seed, memory_bytes=memory_bytes, recipe=recipe.to_json())
         self.recipe = recipe
         self.device = device
         self._seed = seed
-        held_bytes = held_out_bytes(recipe, memory_bytes)
-        self._method = method(recipe, seed, memory_bytes - held_bytes)
+        own_bytes = memory_bytes - beside_bytes
+        held_bytes = held_out_bytes(recipe, own_bytes)
+        self._method = method(recipe, seed, own_bytes - held_bytes)
         self._settling = Settling(recipe, seed, held_bytes)
         self._routing = Routing(seed)
         self._model: Network | None = None

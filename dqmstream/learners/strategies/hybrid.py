@@ -17,7 +17,6 @@ Measured (seed 0, steps 32 and 60): on 12 runs of `small` the network has .77 ta
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from scipy.special import log_softmax
@@ -25,13 +24,9 @@ from scipy.special import log_softmax
 from dqmstream.errors import StateError
 from dqmstream.learners.memory import ExemplarMemory
 from dqmstream.learners.stamp import prefixed, within
-from dqmstream.learners.strategies.method import Method, PastCounts
+from dqmstream.learners.strategies.method import PastCounts
 from dqmstream.learners.strategies.statistical_replay import StatisticalReplay
 from dqmstream.learners.strategy import LearnLog, Maps, Past, Watch
-from dqmstream.lumisection import Geometry
-
-SHARE_STATISTICS, SHARE_HELD_OUT = 0.25, 0.125
-"""Of the budget; exemplars to train on have the rest. At 1 MB: 120 runs of statistics, 64 lumisections held out, 330 kept."""
 
 _CHOICE = 2
 """Sets the choice of real lumisections apart from other uses of the strategy's seed."""
@@ -47,26 +42,13 @@ WEIGHTS = np.array([(1.0, 0.0), *((a, b) for a in _STEPS for b in _STEPS if a + 
 class Hybrid(StatisticalReplay):
     """A gradient strategy around which the statistical memory stands."""
 
-    def __init__(
-        self,
-        name: str,
-        method: type[Method],
-        *,
-        geometry: Geometry,
-        seed: int,
-        memory_bytes: int,
-        **network: Any,
-    ) -> None:
-        """memory_bytes: of statistics and exemplars together. network: recipe and device; all else as in `DeepStrategy`."""
-        self._held_bytes = int(SHARE_HELD_OUT * memory_bytes)
-        exemplars = memory_bytes - self._held_bytes - int(SHARE_STATISTICS * memory_bytes)
-        super().__init__(
-            name, method, geometry=geometry, seed=seed,
-            memory_bytes=memory_bytes - self._held_bytes, exemplar_bytes=exemplars, **network,
-        )  # fmt: skip
-        self._belongs_to["memory_bytes"] = memory_bytes
-        self.weights = WEIGHTS[0]
-        self._held: ExemplarMemory | None = None
+    share_statistics = 0.25
+    share_held_out = 0.125
+    """At 1 MB: 120 runs of statistics, 64 lumisections held out, 330 kept to train on."""
+
+    weights = WEIGHTS[0]
+    """α, β."""
+    _held: ExemplarMemory | None = None
 
     def _learn(self, experience: int, train: Maps, validation: Maps, past: Past, watch: Watch | None) -> LearnLog:
         self.weights = np.ones(2)  # in training, for who watches it

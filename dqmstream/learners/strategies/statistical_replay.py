@@ -11,7 +11,7 @@ form in place of the generator, which therefore forgets nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -29,21 +29,21 @@ _DRAWS = 1
 class StatisticalReplay(DeepStrategy):
     """A gradient strategy that is taught by the statistical memory it carries."""
 
+    share_statistics: ClassVar[float] = 1.0
+    share_held_out: ClassVar[float] = 0.0
+    """Of the budget; what the method keeps has the rest."""
+
     def __init__(
-        self,
-        name: str,
-        method: type[Method],
-        *,
-        geometry: Geometry,
-        seed: int,
-        memory_bytes: int,
-        exemplar_bytes: int = 0,
-        **network: Any,
+        self, name: str, method: type[Method], *, geometry: Geometry, seed: int, memory_bytes: int, **network: Any
     ) -> None:
-        """memory_bytes: of all that is kept, of which exemplar_bytes are the method's. network: as in `DeepStrategy`."""
-        super().__init__(name, method, geometry=geometry, seed=seed, memory_bytes=exemplar_bytes, **network)
-        self._belongs_to["memory_bytes"] = memory_bytes
-        self.statistical = Statistical(geometry, seed, memory_bytes - exemplar_bytes)
+        """memory_bytes: of all that is kept. network: recipe and device; all else as in `DeepStrategy`."""
+        statistics_bytes = int(self.share_statistics * memory_bytes)
+        self._held_bytes = int(self.share_held_out * memory_bytes)
+        super().__init__(
+            name, method, geometry=geometry, seed=seed,
+            memory_bytes=memory_bytes, beside_bytes=statistics_bytes + self._held_bytes, **network,
+        )  # fmt: skip
+        self.statistical = Statistical(geometry, seed, statistics_bytes)
 
     def _learn(self, experience: int, train: Maps, validation: Maps, past: Past, watch: Watch | None) -> LearnLog:
         closed = self.statistical.learn_inside(self.reference, experience, train, validation, past)
