@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -120,21 +120,13 @@ def import_(
     as_json: Json = False,
 ) -> None:
     """Import runs from files. All are checked before anything is written; importing twice changes nothing."""
-    from dqmstream.commands import import_runs
+    from dqmstream.commands import import_data
 
     settings = load_settings(archive=archive, dtype=dtype, depths=depths, source=source)
     with console.bars() as progress:
         kept = {stage: console.bar_callback(progress, stage) for stage in ("check", "import")}
-        done = import_runs(settings, files, run, interpolated, lambda stage, n, total: kept[stage](n, total))
-    rows = [[f["name"], f["run"], f["lumisections"], f["rows"], f["duplicates"], f["revisions"], _rounding(f)] for f in done]
-    columns = ["file", "run", "lumisections", "filed", "duplicates", "revisions", "note"]
-    show({"archive": str(settings.archive), "files": done}, as_json, console.table("imported", columns, rows))
-
-
-def _rounding(file: dict[str, Any]) -> str:
-    if file["known"]:
-        return "known, nothing changed"
-    return f"rounded by up to {file['rounding']:.2g} counts" if file["rounding"] else ""
+        done = import_data(settings, files, run, interpolated, lambda stage, n, total: kept[stage](n, total))
+    show(done, as_json, *console.describe_imported(done))
 
 
 @app.command()

@@ -58,6 +58,30 @@ def import_runs(
     return [asdict(file) for file in done]
 
 
+def import_data(
+    settings: Settings,
+    files: list[Path],
+    run: int | None,
+    interpolated: bool,
+    progress: Callable[[str, int, int], None],
+) -> dict[str, Any]:
+    """Import files of lumisections or of images, by what is in them."""
+    from dqmstream.storage.image_archive import import_images
+    from dqmstream.storage.images import images_among
+
+    path: Path = settings.need("archive")
+    if images := images_among(files):
+        if named := [name for name in ("dtype", "depths", "source") if getattr(settings, name)] + ["run"] * (run is not None):
+            raise InputError(f"--{named[0]} is for files of lumisections, and {images[0]} holds images: leave it out")
+        done = [asdict(file) for file in import_images(images, path, progress)]
+        return {"archive": str(path), "kind": "images", "files": done}
+    return {
+        "archive": str(path),
+        "kind": "lumisections",
+        "files": import_runs(settings, files, run, interpolated, progress),
+    }
+
+
 def publish_runs(
     settings: Settings,
     runs: list[int] | None,

@@ -110,6 +110,22 @@ def consume_line(counts: Any, learner: dict[str, Any]) -> str:
     return f"consume: {learnt} runs learnt, {behind} behind{known}{dead}; lumisections filed"
 
 
+def describe_imported(result: dict[str, Any]) -> list[Any]:
+    """A line a file: what was taken of it."""
+    known = "known, nothing changed"
+    if result["kind"] == "images":
+        rows = [
+            [f["name"], f["rows"], "x".join(map(str, f["shape"])), ", ".join(f["classes"]), known if f["known"] else ""]
+            for f in result["files"]
+        ]
+        return [table("imported", ["file", "images", "shape", "classes", "note"], rows)]
+    rows = []
+    for f in result["files"]:
+        note = known if f["known"] else f"rounded by up to {f['rounding']:.2g} counts" if f["rounding"] else ""
+        rows.append([f["name"], f["run"], f["lumisections"], f["rows"], f["duplicates"], f["revisions"], note])
+    return [table("imported", ["file", "run", "lumisections", "filed", "duplicates", "revisions", "note"], rows)]
+
+
 def describe_consumed(result: dict[str, Any]) -> str:
     learner = result["learner"]
     learnt = f"; {len(learner['runs'])} runs learnt, accuracy {number(learner['average_accuracy'])}" if learner else ""

@@ -6,7 +6,6 @@ the newest snapshot, `archive.at(snapshot)` one of an older. Writing is `storage
 
 from __future__ import annotations
 
-import shutil
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,16 +21,11 @@ from dqmstream.errors import ArchiveError
 from dqmstream.lumisection import IETA, IPHI, Geometry
 from dqmstream.storage import layout
 from dqmstream.storage.layout import NAT
-from dqmstream.storage.locks import empty_folder, exclusive, filesystem_kind, sync_filesystem
+from dqmstream.storage.locks import exclusive, sync_filesystem
+from dqmstream.storage.repository import first_line, is_repository, make_repository, open_repository
 from dqmstream.storage.rowindex import RowIndex, RunSummary
 
 DTYPES = ("float32", "uint16")
-
-UNTRUSTED_FILESYSTEMS = frozenset({"nfs", "nfs4", "afs", "cifs", "smb3", "fuse.eosxd", "fuse.eos", "fuse.sshfs", "fuse.cvmfs2"})
-"""Network filesystems on which flock is local to a machine, or not there: NFS, AFS, EOS, SMB."""
-
-# Icechunk warns on stdout that local commits need a lock; ours is in storage.log, and stdout belongs to results.
-icechunk.set_logs_filter("error")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +56,7 @@ class Archive:
             self.store = repository.readonly_session(snapshot_id=snapshot).store
             self.root = zarr.open_group(self.store, mode="r", use_consolidated=False)
         except icechunk.IcechunkError as error:
-            raise ArchiveError(f"{path} has no snapshot {snapshot}: {_first_line(error)}") from error
+            raise ArchiveError(f"{path} has no snapshot {snapshot}: {first_line(error)}") from error
         self.layout_version = layout.check_version(self.root, path)
         attributes = self.root.attrs
         self.archive_id = str(attributes["archive_id"])
@@ -76,37 +70,16 @@ class Archive:
 
         Raises ArchiveError where something else is there.
         """
-        _check_local(path)
         if dtype not in DTYPES:
             raise ArchiveError(f"an archive holds float32 or uint16, not {dtype}")
-        try:
-            cls._make(path, geometry or Geometry(), dtype, source)
-        except OSError as error:
-            raise ArchiveError(f"{path} cannot be made: {error.strerror or error}") from error
+        identity = uuid.uuid4().hex[:12]
+        make_repository(
+            path,
+            lambda store: layout.write_root(
+                store, archive_id=identity, geometry=geometry or Geometry(), dtype=dtype, source=source
+            ),
+        )
         return cls.open(path)
-
-    @classmethod
-    def _make(cls, path: Path, geometry: Geometry, dtype: str, source: str) -> None:
-        partial = path.with_name(f".{path.name}.partial")
-        partial.mkdir(parents=True, exist_ok=True)
-        with exclusive(partial):
-            if path.exists() and any(path.iterdir()):
-                shutil.rmtree(partial, ignore_errors=True)
-                raise ArchiveError(f"{path} is not empty: give the path of a new archive")
-            empty_folder(partial)  # of what a process that was killed here had left
-            repository = icechunk.Repository.create(_storage(partial), config=layout.repository_config())
-            session = repository.writable_session("main")
-            layout.write_root(
-                session.store,
-                archive_id=uuid.uuid4().hex[:12],
-                geometry=geometry,
-                dtype=dtype,
-                source=source,
-            )
-            session.commit("make the archive")
-            # Icechunk makes a repository before its first commit; a kill between the two would leave half an archive.
-            partial.rename(path)
-            sync_filesystem(path)
 
     @classmethod
     def open(cls, path: Path, snapshot: str | None = None) -> Archive:
@@ -114,15 +87,7 @@ class Archive:
 
         Raises ArchiveError if there is none, if it cannot be read, or if a newer dqmstream made it.
         """
-        _check_local(path)
-        if not cls.exists(path):
-            raise ArchiveError(f"{path} is no archive: make one with `dqmstream import` or `dqmstream consume`")
-        try:
-            repository = icechunk.Repository.open(_storage(path), config=layout.repository_config())
-            head = repository.lookup_branch("main")
-            zarr.open_group(repository.readonly_session(snapshot_id=head).store, mode="r", use_consolidated=False)
-        except (icechunk.IcechunkError, OSError, KeyError) as error:
-            raise ArchiveError(f"{path} cannot be read as an archive: {_first_line(error)}") from error
+        repository, head = open_repository(path)
         archive = cls(path, repository, head)
         return archive if snapshot is None else archive.at(snapshot)
 
@@ -150,7 +115,7 @@ class Archive:
     @staticmethod
     def exists(path: Path) -> bool:
         """Whether there is an archive at path; it may still be unreadable."""
-        return (path / "refs").is_dir()
+        return is_repository(path)
 
     def refresh(self) -> Archive:
         """A reader of the newest snapshot; itself where nothing was added. It takes over the index, which only grows."""
@@ -211,7 +176,7 @@ class Archive:
             try:
                 self._repository.rewrite_manifests("compact", branch="main")
             except icechunk.IcechunkError as error:
-                raise ArchiveError(f"{self.path} cannot be compacted, nothing was changed: {_first_line(error)}") from error
+                raise ArchiveError(f"{self.path} cannot be compacted, nothing was changed: {first_line(error)}") from error
             sync_filesystem(self.path)
             snapshots = self._collect(keep_s)
             after = _files(self.path)
@@ -317,27 +282,6 @@ def _merge(size: int, parts: list[tuple[np.ndarray, dict[str, np.ndarray]]]) -> 
 def _files(path: Path) -> list[int]:
     """Sizes in bytes of the files under path."""
     return [file.stat().st_size for file in path.rglob("*") if file.is_file()]
-
-
-def _storage(path: Path) -> icechunk.Storage:
-    return icechunk.local_filesystem_storage(str(path))
-
-
-def _check_local(path: Path) -> None:
-    if "://" in str(path) or ":/" in str(path):
-        raise ArchiveError(f"{path} is an address: this version keeps archives on local disks only")
-    if path.exists() and not path.is_dir():
-        raise ArchiveError(f"{path} is a file, an archive is a folder")
-    if (kind := filesystem_kind(path)) in UNTRUSTED_FILESYSTEMS:
-        raise ArchiveError(
-            f"{path} lies on a network filesystem ({kind}), whose locks cannot be trusted to keep two writers apart: "
-            "put the archive on a local disk"
-        )
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].strip(" x") if lines else type(error).__name__
 
 
 assert np.datetime64("NaT", "ns").view("int64") == NAT

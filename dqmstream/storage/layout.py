@@ -121,6 +121,8 @@ def repository_config() -> icechunk.RepositoryConfig:
 
 def check_version(root: zarr.Group, place: Any) -> int:
     """Layout version of the archive at place. Raises ArchiveError for one that this dqmstream does not know."""
+    if root.attrs.get("kind") == "images":
+        raise ArchiveError(f"{place} is an archive of images, which holds no lumisections: give another --archive")
     version = root.attrs.get("layout_version")
     if not isinstance(version, int) or version < 1:
         raise ArchiveError(f"{place} cannot be read as an archive: its layout version is {version!r}")
@@ -232,6 +234,12 @@ def append_columns(group: zarr.Group, columns: Mapping[str, Column]) -> None:
 
     if len(set(sync(append_all()))) > 1:
         raise ArchiveError(f"{group.path} has columns of different lengths: see `dqmstream archive verify`")
+
+
+def append_line(group: zarr.Group, columns: Mapping[str, tuple[str, Mapping[str, Any]]], line: Mapping[str, str | int]) -> None:
+    """Append one line to a table of these columns."""
+    values = {name: np.array([line[name]], dtype=object if dtype == "str" else dtype) for name, (dtype, _) in columns.items()}
+    append_columns(group, values)
 
 
 def _in_one(values: Column) -> np.ndarray:

@@ -181,11 +181,7 @@ class ArchiveWriter:
                 layout.append_columns(log["control"], control_columns)
             log.attrs["next_offset"] = next_offset
             if ledger is not None:
-                columns = {
-                    name: np.array([ledger[name]], dtype=object if dtype == "str" else dtype)
-                    for name, (dtype, _) in layout.IMPORT_COLUMNS.items()
-                }
-                layout.append_columns(root["imports"], columns)
+                layout.append_line(root["imports"], layout.IMPORT_COLUMNS, ledger)
             snapshot = self._commit(session, feed, partition, expected_offset, next_offset)
             self._index.add((feed, partition), row_columns, control_columns)
             self._own_snapshot = snapshot

@@ -12,9 +12,10 @@ import zarr
 
 from dqmstream.errors import ArchiveError
 from dqmstream.lumisection import Geometry
-from dqmstream.storage.archive import UNTRUSTED_FILESYSTEMS, Archive
+from dqmstream.storage.archive import Archive
 from dqmstream.storage.locks import filesystem_kind
 from dqmstream.storage.log import ArchiveWriter
+from dqmstream.storage.repository import UNTRUSTED_FILESYSTEMS
 from dqmstream.storage.verify import verify
 from tests.maps import check_tiling, row, rows
 
@@ -131,7 +132,7 @@ def test_an_archive_on_a_network_filesystem_is_refused(tmp_path: Path, monkeypat
     assert filesystem_kind(Path("/home/my disk/A"), table) == "xfs"
     assert filesystem_kind(Path("/eos/cms/A"), table) == "fuse.eosxd"
     assert filesystem_kind(tmp_path) not in UNTRUSTED_FILESYSTEMS
-    monkeypatch.setattr("dqmstream.storage.archive.filesystem_kind", lambda path: "nfs4")
+    monkeypatch.setattr("dqmstream.storage.repository.filesystem_kind", lambda path: "nfs4")
     with pytest.raises(ArchiveError, match=r"network filesystem \(nfs4\), whose locks cannot be trusted"):
         Archive.create(tmp_path / "A")
     assert not list(tmp_path.iterdir())

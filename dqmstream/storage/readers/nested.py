@@ -1,0 +1,82 @@
+"""Nested lists of Parquet as arrays: every list of a level as long as the others, or refused with the row and the level."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from dqmstream.errors import InputError
+
+BUFFER_BYTES = 1 << 20
+
+
+class Ragged(ValueError):
+    """Lists that do not nest to one shape. row: the first, in the column that was given."""
+
+    def __init__(self, row: int, what: str) -> None:
+        super().__init__(what)
+        self.row = row
+
+
+def dense(column: Any, levels: int, shape: Sequence[int] | None = None) -> np.ndarray:
+    """A column of lists nested `levels` deep as an array (rows, *shape), in the dtype of its numbers.
+
+    column: a pyarrow Array. shape: asked for; None: that of the first row. Raises Ragged for a row that does not nest to it,
+    for nulls, and for what are no numbers.
+    """
+    sizes: list[int] = []
+    values = column
+    for level in range(levels):
+        here = int(np.prod(sizes, dtype=np.int64))
+        lengths = _lengths(values, here, level)
+        size = int(shape[level]) if shape is not None else int(lengths[0]) if len(lengths) else 0
+        if (other := lengths != size).any():
+            place = int(np.argmax(other))
+            wanted = "x".join(map(str, shape)) if shape is not None else f"{size} as the first row has"
+            raise Ragged(place // here, f"a list of level {level + 1} holds {int(lengths[place])} entries, not {wanted}")
+        sizes.append(size)
+        values = values.flatten()
+    if not (pa.types.is_floating(values.type) or pa.types.is_integer(values.type)):
+        raise Ragged(0, f"it holds {values.type}, no numbers")
+    if values.null_count:
+        place = int(np.argmax(values.is_null().to_numpy(zero_copy_only=False)))
+        raise Ragged(place // max(int(np.prod(sizes)), 1), "it holds a null among its numbers")
+    return np.asarray(values.to_numpy(zero_copy_only=False)).reshape(len(column), *sizes)
+
+
+def _lengths(values: Any, per_row: int, level: int) -> np.ndarray:
+    if values.null_count:
+        place = int(np.argmax(values.is_null().to_numpy(zero_copy_only=False)))
+        raise Ragged(place // per_row, f"a list of level {level + 1} is null")
+    kind = values.type
+    if pa.types.is_fixed_size_list(kind):
+        return np.full(len(values), kind.list_size)
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+        raise Ragged(0, f"level {level + 1} is {kind}, no list")
+    return np.asarray(pc.list_value_length(values))
+
+
+def open_parquet(path: Path, metadata: Any = None) -> Any:
+    """A pyarrow ParquetFile that reads as it goes, not whole row groups ahead. Raises InputError for what is none."""
+    try:
+        return pq.ParquetFile(path, metadata=metadata, pre_buffer=False, buffer_size=BUFFER_BYTES)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as Parquet: {_line(error)}") from error
+
+
+def batches(path: Path, file: Any, columns: Sequence[str], size: int, row_groups: Sequence[int] | None = None) -> Iterator[Any]:
+    """Record batches of at most `size` rows, one after another. Raises InputError where the file is damaged."""
+    try:
+        yield from file.iter_batches(size, row_groups=row_groups, columns=list(columns), use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path} is damaged: {_line(error)}") from error
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

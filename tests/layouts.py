@@ -1,0 +1,51 @@
+"""Small files in every layout that users have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+
+def images(n: int, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
+    """Sparse images: float32, (n, *shape)."""
+    rng = np.random.default_rng(seed)
+    return (rng.exponential(size=(n, *shape)) * (rng.random((n, *shape)) < 0.1)).astype(np.float32)
+
+
+def write_hdf5(path: Path, n: int = 20, *, y: object = 1.0, x: np.ndarray | None = None, seed: int = 0) -> np.ndarray:
+    """An electron/photon file, (n, 32, 32, 2) and y; returns X."""
+    x = images(n, (32, 32, 2), seed) if x is None else x
+    with h5py.File(path, "w") as file:
+        file.create_dataset("X", data=x, chunks=(min(8, len(x)), *x.shape[1:]) if len(x) else None, compression="gzip")
+        file["y"] = np.broadcast_to(np.asarray(y, np.float32), (len(x),))
+    return x
+
+
+def nested(x: np.ndarray) -> pa.Array:
+    """An array (rows, ...) as lists in lists."""
+    values = pa.array(x.reshape(-1))
+    for axis in range(x.ndim - 1, 0, -1):
+        size = x.shape[axis]
+        values = pa.ListArray.from_arrays(np.arange(0, len(values) + 1, size, dtype=np.int32), values)
+    return values
+
+
+def write_jets(path: Path, n: int = 6, *, x: object = None, y: object = None, row_group: int = 1, seed: int = 0) -> np.ndarray:
+    """A quark/gluon file, lists of 3 x 125 x 125 in row groups of so many rows; returns X_jets as float64."""
+    x = images(n, (3, 125, 125), seed).astype(np.float64) if x is None else x
+    if isinstance(x, np.ndarray):
+        lists = nested(x)
+    else:
+        lists = pa.array([row.tolist() if isinstance(row, np.ndarray) else row for row in x])  # type: ignore[attr-defined]
+    columns = {
+        "X_jets": lists,
+        "pt": np.linspace(90, 150, len(lists)),
+        "m0": np.linspace(5, 30, len(lists)),
+        "y": np.arange(len(lists)) % 2.0 if y is None else y,
+    }
+    pq.write_table(pa.table(columns), path, row_group_size=row_group, compression="snappy")
+    return np.asarray(x) if isinstance(x, np.ndarray) else np.empty(0)
