@@ -56,7 +56,7 @@ class Network(nn.Module, ABC):
 
     @abstractmethod
     def heads(self) -> list[GrowingLinear]:
-        """The linear maps whose sum the logits are."""
+        """The linear maps whose sum the logits are, or of an ensemble's members, of which the logits are the mean."""
 
     def inputs(self, reference: Reference, counts: np.ndarray) -> np.ndarray:
         """What goes into `forward`, float32 (n, L), from counts of the live channels (n, L): their residuals."""

@@ -16,8 +16,14 @@ from dqmstream.learners.augment import AUGMENTATIONS, REFUSED
 from dqmstream.learners.policies import POLICIES
 from dqmstream.lumisection import N_IETA, N_IPHI
 
-MODELS = ("moe_vit", "vit", "cnn", "linear", "study_vit")
-"""Networks that a recipe may ask for, as `dqmstream.learners.networks` makes them."""
+BACKBONES = ("deit", "swin", "pvt_v2", "cswin", "resnet", "efficientnet", "convnext", "hybrid")
+"""Published families that a recipe may ask for, those of `dqmstream.learners.backbones` that no network of ours is named as."""
+
+SIZES = ("tiny", "small", "study")
+"""Sizes of a backbone, as `dqmstream.learners.backbones` has them."""
+
+MODELS = ("moe_vit", "vit", "cnn", "linear", "study_vit", *BACKBONES)
+"""Networks that a recipe may ask for, as `dqmstream.learners.networks` makes them, and of which an ensemble may be."""
 
 ROUTERS = ("top_k", "balanced", "soft")
 """Routers of a Mixture of Experts, as `dqmstream.learners.routers` makes them."""
@@ -28,6 +34,22 @@ MAX_EXPERTS = 256
 READOUTS = ("tokens", "mean", "class")
 """What a transformer's head reads, as `dqmstream.learners.model` has it."""
 
+BACKBONE_READOUTS = ("tokens", "native")
+"""What the head reads of a backbone: its last map, all places side by side, or what it is published to classify by."""
+
+
+ENSEMBLE = "ensemble:"
+
+
+def ensemble_members(model: str) -> tuple[str, ...]:
+    """Names of the members of `ensemble:vit+cnn`; none if it is no ensemble. InputError for a member without a name."""
+    if not model.startswith(ENSEMBLE):
+        return ()
+    members = tuple(model.removeprefix(ENSEMBLE).split("+"))
+    if not all(members):
+        raise InputError(f"{model!r} has a member without a name; write it as ensemble:vit+cnn+resnet")
+    return members
+
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
@@ -37,21 +59,24 @@ class Recipe:
     Noise of 1.5 deviations on the residuals, with a weight decay of 1, raised the accuracy from .75 to .84 on the three
     seeds it was chosen on, and from .67 to .72 on two others; a second pair of blocks took twice the time and added nothing.
 
-    model: the network, one of `MODELS`. steps, batch: training steps a run, lumisections a step; micro_batch: how many of them
-    go through the network at once, 0 for all. lr, weight_decay: of AdamW. warmup: share of the steps in which the rate rises;
-    cosine: whether it falls afterwards. noise: deviation of the noise added to residuals in training. linear_skip: whether the
-    residuals also reach the logits by a linear map. bf16: whether training computes in bfloat16 where there is a GPU.
+    model: the network, one of `MODELS`, or an ensemble of some, `ensemble:vit+cnn+resnet`. steps, batch: training steps a run,
+    lumisections a step; micro_batch: how many of them go through the network at once, 0 for all. lr, weight_decay: of AdamW.
+    warmup: share of the steps in which the rate rises; cosine: whether it falls afterwards. noise: deviation of the noise added
+    to residuals in training. linear_skip: whether the residuals also reach the logits by a linear map. bf16: whether training
+    computes in bfloat16 where there is a GPU.
     augment: redrawings of the counts beside the counts themselves (`learners.augment`), augment_copies of each. memory: of a
     method that keeps lumisections, the policy by which it chooses them (`learners.policies`).
 
-    Of a transformer: patch, cells (ieta, iphi) of a token, patch_shift, by how many columns the patches begin before the map
+    Of our transformers: patch, cells (ieta, iphi) of a token, patch_shift, by how many columns the patches begin before the map
     does; dim, depth, heads; mlp_ratio, hidden width over dim of an MLP and of each expert; readout, one of `READOUTS`.
     Of a moe_vit: moe_blocks, which of its blocks hold a Mixture of Experts (those beyond its depth say nothing); experts,
     top_k; shared_expert, whether one more takes every token; router, one of `ROUTERS`; aux_weight, z_weight of the two losses
     of top_k; bias_rate of balanced; places of each expert of soft; freeze_router, the last experience at which routers learn, 0
     for all; grow_experts, trainings after which each mixture has one expert more, 0 for never, up to most_experts
     (`learners.growth`). A vit has an MLP of the same operations in the place of each mixture. Of a cnn: cnn_widths, features of
-    each convolution. Of elastic weight consolidation: ewc_strength, ewc_decay, fisher_samples.
+    each convolution. Of `BACKBONES`: size, of `SIZES`; readout, of `BACKBONE_READOUTS`; dropout, of what the head reads;
+    weights, a safetensors file with which a new network begins. Of elastic weight consolidation: ewc_strength, ewc_decay,
+    fisher_samples.
     Of what a training settles on (`learners.strategies.settling`): ema, decay of averaged weights a step; patience, looks of
     ten steps without a better held-out loss after which it stops; temperature, whether scores have one. All are off: on
     `small` (6 runs, seed 0, replay) none helped, and the memory they hold out costs what exemplars would have brought.
@@ -105,16 +130,26 @@ class Recipe:
     lwf_temperature: float = 2.0
     der_strength: float = 0.5
     cnn_widths: tuple[int, ...] = (16, 32)
+    size: str = "tiny"
+    dropout: float = 0.0
+    weights: str = ""
 
     def __post_init__(self) -> None:
         for what, value, names in (
-            ("network", self.model, MODELS),
+            *(("network", model, MODELS) for model in self.networks),
             ("router", self.router, ROUTERS),
-            ("readout", self.readout, READOUTS),
+            *(("readout", self.readout, BACKBONE_READOUTS if model in BACKBONES else READOUTS) for model in self.networks),
+            ("size", self.size, SIZES),
             ("memory", self.memory, POLICIES),
         ):
             if value not in names:
                 raise InputError(f"there is no {what} {value!r}; choose one of {', '.join(names)}")
+        if "study_vit" in ensemble_members(self.model):
+            raise InputError("study_vit learns from scaled counts and the others from residuals: it cannot be in an ensemble")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"dropout {self.dropout} is not in 0..1 and below 1")
+        if self.weights and (len(self.networks) > 1 or self.model not in BACKBONES):
+            raise InputError(f"weights are of one of {', '.join(BACKBONES)}, and {self.model} is none: leave them out")
         for name in self.augment:
             if name not in AUGMENTATIONS:
                 why = f": {REFUSED[name]}" if name in REFUSED else ""
@@ -142,6 +177,11 @@ class Recipe:
                 "router soft computes the places of every expert for every lumisection, so each expert more would make all "
                 "steps dearer: with it experts do not grow; choose router top_k or balanced, or leave grow_experts at 0"
             )
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """Names of the networks: the model's, or those of its members."""
+        return ensemble_members(self.model) or (self.model,)
 
     def experts_at(self, classes: int) -> int:
         """Experts of a mixture when so many runs are learnt; the first training has two."""

@@ -14,7 +14,7 @@ from dqmstream.learners.model import READOUTS as READ
 from dqmstream.learners.model import ViT
 from dqmstream.learners.network import Network
 from dqmstream.learners.networks import NETWORKS, build
-from dqmstream.learners.recipe import CNN, MODELS, READOUTS, ROUTERS, STUDY, Recipe
+from dqmstream.learners.recipe import BACKBONES, CNN, MODELS, READOUTS, ROUTERS, STUDY, Recipe
 from dqmstream.learners.reference import Reference
 from dqmstream.learners.registry import make_strategy
 from dqmstream.learners.strategies.flops import step_flops
@@ -27,8 +27,10 @@ SMALL = {
     "cnn": replace(CNN, cnn_widths=(4, 6)),
     "linear": Recipe(model="linear"),
     "study_vit": replace(STUDY, dim=16, depth=1, heads=2),
+    **{name: Recipe(model=name) for name in BACKBONES},
 }
-IN_PLACE = ("moe_vit", "vit", "cnn", "linear")
+ENSEMBLE = "ensemble:cnn+resnet+moe_vit"
+IN_PLACE = ("moe_vit", "vit", "cnn", "linear", *BACKBONES)
 """Networks whose head sees every channel in its place."""
 
 
@@ -39,8 +41,8 @@ def make(model: str, depths: int = 1, **changes: object) -> Network:
 
 def test_networks_are_those_that_a_recipe_may_name() -> None:
     assert set(NETWORKS) == set(MODELS) == set(SMALL)
-    with pytest.raises(InputError, match="no network 'resnet'; choose one of moe_vit, vit, cnn"):
-        Recipe(model="resnet")
+    with pytest.raises(InputError, match="no network 'alexnet'; choose one of moe_vit, vit, cnn"):
+        Recipe(model="alexnet")
     assert make_strategy("cnn", geometry=Geometry(1), seed=0, recipe=Recipe(steps=3)).recipe == Recipe(model="cnn", steps=3)
     assert make_strategy("cnn", geometry=Geometry(1), seed=0).recipe == CNN
 

@@ -77,7 +77,7 @@ class DeepStrategy(Incremental):
         with _seeded(self._seed, experience) as generator:
             split: dict[str, float] = {}
             if self._model is None or self._method.starts_afresh:
-                self._model = self._new_network(experience + 1).to(self.device)
+                self._model = self._new_network(experience + 1, self.recipe).to(self.device)
             elif self.recipe.experts_at(experience + 1) > self.recipe.experts_at(experience):
                 split = split_busiest(self._model, self._seed, generator)
             self._model.grow(experience + 1)
@@ -144,7 +144,7 @@ class DeepStrategy(Incremental):
     def _network(self, classes: int, weights: Mapping[str, torch.Tensor]) -> Network:
         """A network of so many classes and these weights. Raises StateError if they do not fit."""
         with _seeded(self._seed, classes):
-            network = self._new_network(classes)
+            network = self._new_network(classes, replace(self.recipe, weights=""))
         network.grow(classes)
         try:
             network.load_state_dict(weights)
@@ -154,9 +154,9 @@ class DeepStrategy(Incremental):
             router.check_families(self.recipe.experts)
         return network.to(self.device)
 
-    def _new_network(self, classes: int) -> Network:
+    def _new_network(self, classes: int, recipe: Recipe) -> Network:
         """Without a head, and with as many experts as there are when so many runs are learnt."""
-        return build(self.reference.live, replace(self.recipe, experts=self.recipe.experts_at(classes)))
+        return build(self.reference.live, replace(recipe, experts=recipe.experts_at(classes)))
 
     def scores(self, maps: Maps) -> np.ndarray:
         return self.network_scores(maps.counts[:, self.reference.live])

@@ -31,6 +31,9 @@ with warnings.catch_warnings():
 WATCH_STEPS = 10
 """Training steps between two calls of a watch."""
 
+UNDECAYED = ("position_ND", "pos_embed", "cls_token", "dist_token")
+"""Names of positions and tokens, ours and timm's."""
+
 
 class Lesson:
     """What one training sees: the residuals of some classes, drawn in batches in which every class has the same share.
@@ -207,10 +210,10 @@ def rate_at(step: int, total: int, recipe: Recipe) -> float:
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay; biases, norms and positions do not. An expert's bias is a row of a matrix, so the name decides."""
+    """Matrices decay; biases, norms, positions and tokens do not. Where those have several axes, their name decides."""
     decayed: list[nn.Parameter] = []
     free: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        is_free = parameter.ndim == 1 or "bias" in name or name == "position_ND"
+        is_free = parameter.ndim == 1 or "bias" in name or name.rpartition(".")[2] in UNDECAYED
         (free if is_free else decayed).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
