@@ -2,8 +2,8 @@
 
 The law is that of `learners.statistical`. Almost all of its squares come of products of matrices, one for all runs at once: a
 channel's noise in run k is r - h d_k wherever it cannot reach the cut at ±10, whatever run is asked. Channels that can, and
-boxes with a common mode, are gone through run by run. Of 60 runs of `small` this takes a third of the time that all of it takes
-run by run, of `moderate` a quarter.
+boxes with a common mode, are gone through apart, for all runs at once as well, so that a run more costs its arithmetic only:
+of one lumisection 200 runs take .9 ms, 100 runs .5 ms.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from dqmstream.learners.reference import CLIP
 
 DEAD = -0.5
 """A gain below this is no smaller rate: the channel counts nothing, whatever the pileup."""
+
+_ELEMENTS = 1 << 18
+"""Numbers of a block of noise, 2 MB: lumisections times runs times channels."""
 
 
 def leverage_of(look: Look, gain: np.ndarray) -> np.ndarray:
@@ -34,56 +37,94 @@ def mode_log_likelihood(variance: float | np.ndarray, information: np.ndarray, p
     return 0.5 * (variance * projection**2 / stretched - np.log(stretched))
 
 
-def log_densities(look: Look, modes: Modes, gains: np.ndarray, variances: np.ndarray) -> np.ndarray:
+class Runs:
+    """What is asked of lumisections, worked out once for all of them.
+
+    gains: (runs, live). variances: of the boxes' common modes, (runs, B).
+    """
+
+    def __init__(self, gains: np.ndarray, variances: np.ndarray) -> None:
+        self.gains, self.variances = gains, variances
+        self.squares = gains**2
+        self.largest = np.abs(gains).max(axis=0)
+        self.dead = (gains <= DEAD).any(axis=0)
+        self.with_mode = [np.flatnonzero(of_box) for of_box in variances.T]
+        """Runs in which a box has a common mode, of each box."""
+
+    def __len__(self) -> int:
+        return len(self.gains)
+
+
+def log_densities(look: Look, modes: Modes, runs: Runs) -> np.ndarray:
     """Log-densities of lumisections in each run, but for what all runs have in common: (n, runs).
 
-    gains: (runs, live). variances: of the common modes, (runs, B). With v = 1 / (1/σ² + h'h) of each box, h its leverages, the
-    inverse of its channels' covariance is 1 - h v h' (Woodbury); E and R are then integrated over, each with a flat prior.
+    With v = 1 / (1/σ² + h'h) of each box, h its leverages, the inverse of its channels' covariance is 1 - h v h' (Woodbury);
+    E and R are then integrated over, each with a flat prior.
     """
     directions = (look.count_leverage, look.count_leverage * modes.sensitivity)
-    square, onto = _squares(look, gains, directions)
+    square, projection = _squares(look, runs, directions)
     score = -0.5 * square
-    product = {(i, j): np.einsum("nc,nc->n", directions[i], directions[j]) for i, j in ((0, 0), (0, 1), (1, 1))}
-    quiet = ~variances.any(axis=1)
-    score[:, quiet] += _free([along[:, quiet] for along in onto], {ij: inner[:, None] for ij, inner in product.items()})
-    for run in np.flatnonzero(~quiet):
-        variance, projection, with_modes = variances[run], [along[:, run] for along in onto], dict(product)
-        for box in np.flatnonzero(variance):
-            cells = modes.cells[box]
-            mode = directions[1][:, cells]
-            information = np.einsum("nc,nc->n", mode, mode)
-            along_mode = np.einsum("nc,nc->n", mode, without(look.of(cells), gains[run, cells]))
-            score[:, run] += mode_log_likelihood(variance[box], information, along_mode)
-            weight = variance[box] / (1 + variance[box] * information)
-            along = [np.einsum("nc,nc->n", direction[:, cells], mode) for direction in directions]
-            for i in range(2):
-                projection[i] = projection[i] - weight * along[i] * along_mode
-            for i, j in product:
-                with_modes[i, j] = with_modes[i, j] - weight * along[i] * along[j]
-        score[:, run] += _free(projection, with_modes)
+    inner = {(i, j): np.einsum("nc,nc->n", directions[i], directions[j])[:, None] for i, j in ((0, 0), (0, 1), (1, 1))}
+    quiet = ~runs.variances.any(axis=1)
+    score[:, quiet] += _free([along[:, quiet] for along in projection], inner)
+    if quiet.all():
+        return score
+    product = {ij: np.tile(of_all, len(runs)) for ij, of_all in inner.items()}
+    for box, has in enumerate(runs.with_mode):
+        if not has.size:
+            continue
+        cells, variance = modes.cells[box], runs.variances[has, box]
+        mode = directions[1][:, cells]
+        information = np.einsum("nc,nc->n", mode, mode)[:, None]
+        along_mode = _noise_along(look.of(cells), runs.gains[np.ix_(has, cells)], [mode])[0]
+        score[:, has] += mode_log_likelihood(variance, information, along_mode)
+        weight = variance / (1 + variance * information)
+        along = [np.einsum("nc,nc->n", direction[:, cells], mode)[:, None] for direction in directions]
+        for i in range(2):
+            projection[i][:, has] -= weight * along[i] * along_mode
+        for i, j in product:
+            product[i, j][:, has] -= weight * along[i] * along[j]
+    loud = ~quiet
+    score[:, loud] += _free([along[:, loud] for along in projection], {ij: of[:, loud] for ij, of in product.items()})
     return score
 
 
 def _squares(
-    look: Look, gains: np.ndarray, directions: tuple[np.ndarray, np.ndarray]
+    look: Look, runs: Runs, directions: tuple[np.ndarray, np.ndarray]
 ) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
     """The sum of squares of the noise in each run, (n, runs), and its products with both directions, (n, runs) each."""
-    farthest = np.abs(look.residual).max(axis=0) + np.abs(look.rate_leverage).max(axis=0) * np.abs(gains).max(axis=0)
-    apart = (farthest > CLIP) | (gains <= DEAD).any(axis=0)
-    plain, single = np.flatnonzero(~apart), np.flatnonzero(apart)
-    residual, leverage, gain = look.residual[:, plain], look.rate_leverage[:, plain], gains[:, plain]
-    square = (residual**2).sum(axis=1)[:, None] - 2 * (residual * leverage) @ gain.T + leverage**2 @ (gain**2).T
-    onto = tuple(
-        (along[:, plain] * residual).sum(axis=1)[:, None] - (along[:, plain] * leverage) @ gain.T for along in directions
-    )
-    if single.size:
-        few, along_few = look.of(single), [np.ascontiguousarray(along[:, single]) for along in directions]
-        for run in range(len(gains)):
-            noise = without(few, gains[run, single])
-            square[:, run] += np.einsum("nc,nc->n", noise, noise)
-            for along, of_few in zip(onto, along_few, strict=True):
-                along[:, run] += np.einsum("nc,nc->n", of_few, noise)
+    farthest = np.abs(look.residual).max(axis=0) + np.abs(look.rate_leverage).max(axis=0) * runs.largest
+    apart = (farthest > CLIP) | runs.dead
+    # Channels that are gone through apart count nothing here; to leave them out of the gains would copy those of all runs.
+    residual, leverage = np.where(apart, 0.0, look.residual), np.where(apart, 0.0, look.rate_leverage)
+    square = (residual**2).sum(axis=1)[:, None] - 2 * (residual * leverage) @ runs.gains.T + leverage**2 @ runs.squares.T
+    onto = tuple((along * residual).sum(axis=1)[:, None] - (along * leverage) @ runs.gains.T for along in directions)
+    if apart.any():
+        single = np.flatnonzero(apart)
+        few = look.of(single)
+        of_few = _noise_along(few, runs.gains[:, single], [along[:, single] for along in directions], square)
+        for along, of_single in zip(onto, of_few, strict=True):
+            along += of_single
     return square, (onto[0], onto[1])
+
+
+def _noise_along(
+    look: Look, gains: np.ndarray, directions: list[np.ndarray], square: np.ndarray | None = None
+) -> list[np.ndarray]:
+    """Products of the noise in each run with each direction (n, cells): (n, runs) each; gains: (runs, cells).
+
+    square: (n, runs), to which the sum of squares of the noise is added.
+    """
+    onto = [np.empty((len(look.residual), len(gains))) for _ in directions]
+    at_once = max(1, _ELEMENTS // look.residual.size)
+    for start in range(0, len(gains), at_once):
+        part = slice(start, start + at_once)
+        noise = without(look.beside_runs(), gains[part])
+        if square is not None:
+            square[:, part] += np.einsum("nrc,nrc->nr", noise, noise)
+        for along, direction in zip(onto, directions, strict=True):
+            along[:, part] = np.einsum("nrc,nc->nr", noise, direction)
+    return onto
 
 
 def _free(projection: list[np.ndarray], product: dict[tuple[int, int], np.ndarray]) -> np.ndarray:

@@ -7,7 +7,7 @@ two runs before there is anything to tell apart: row 0 is empty. What the matric
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -16,7 +16,7 @@ from scipy.stats import rankdata
 
 from dqmstream.learners.novelty import Novelty
 from dqmstream.learners.splits import Part
-from dqmstream.learners.strategy import Maps, RunData, Strategy
+from dqmstream.learners.strategy import Maps, RunData, Strategy, joined
 
 VALIDATION_SHARE = 3
 """One validation lumisection is kept for so many test ones, as the split has them (`learners.splits`)."""
@@ -141,9 +141,9 @@ class Evaluator:
         nearest = int(mean.argmax())
         as_many = _first_of(test, max(1, self.budget // len(self.runs)), run.run)
         some = np.unique(np.linspace(0, len(self._tests) - 1, NOTICED).round().astype(int))
-        of_known = np.concatenate([novelty.look(self._tests[i]).score for i in some])
+        of_new, *of_known = (noted.score for noted in novelty.look_at_each([as_many, *(self._tests[i] for i in some)]))
         return BeforeLearning(
-            new_run_auc=auc(novelty.look(as_many).score, of_known),
+            new_run_auc=auc(of_new, np.concatenate(of_known)),
             probability_auc=auc(-new.max(axis=1), -known.max(axis=1)),
             nearest_run=self.runs[nearest],
             nearest_probability=float(mean[nearest]),
@@ -160,18 +160,28 @@ def evaluate_row(scores: Scores) -> Row:
     was to tell apart when it was learnt, so that it falls by forgetting only. For strategies whose scores of a run never
     change (the closed forms) it never moves, but for what the budget leaves out.
     """
-    log_probability, labels = scores.log_probability, scores.labels
-    named = log_probability.argmax(axis=1)
-    # Column k: log of the probability that runs 0..k share, which makes the probability among them.
-    among_first = np.logaddexp.accumulate(log_probability, axis=1)
+    order = np.argsort(scores.labels, kind="stable")
+    labels, by_run = scores.labels[order], np.ascontiguousarray(scores.log_probability[order].T)
+    named = scores.log_probability.argmax(axis=1)[order]
+    # Row k: log of the probability that runs 0..k share, which makes the probability among them.
+    among_first = np.logaddexp.accumulate(by_run, axis=0)
+    end = np.searchsorted(labels, np.arange(len(by_run)), side="right")
     row = Row([], [], [])
-    for i in range(log_probability.shape[1]):
-        mine, last = labels == i, max(i, 1)
+    for i, of_run in enumerate(by_run):
+        mine, last = slice(end[i - 1] if i else 0, end[i]), max(i, 1)
         row.accuracy.append(float(np.mean(named[mine] == i)))
-        row.auc.append(auc(log_probability[mine, i], log_probability[~mine, i]))
-        fixed = log_probability[:, i] - among_first[:, last]
-        row.auc_fixed.append(auc(fixed[mine], fixed[~mine & (labels <= last)]))
+        row.auc.append(_auc_within(of_run, mine))
+        row.auc_fixed.append(_auc_within((of_run - among_first[last])[: end[last]], mine))
     return row
+
+
+def _auc_within(scores: np.ndarray, positive: slice) -> float:
+    """`auc` of some scores against all others: counted in one sort, where ranks take ten passes."""
+    ascending, mine = np.sort(scores), scores[positive]
+    n, m = len(mine), len(scores) - len(mine)
+    # Each pair is counted twice, half for a tie; the pairs of two positives come to n² in all.
+    twice = np.searchsorted(ascending, mine, side="left").sum() + np.searchsorted(ascending, mine, side="right").sum()
+    return float((twice - n * n) / 2 / (n * m))
 
 
 def _score(strategy: Scorer, parts: list[Maps]) -> Scores:
@@ -185,17 +195,13 @@ def _score(strategy: Scorer, parts: list[Maps]) -> Scores:
 def _in_batches(parts: list[Maps]) -> Iterator[Maps]:
     """The same lumisections in the same order, small parts joined: 1000 runs of 6 are not 1000 calls."""
     batch: list[Maps] = []
+    size = 0
     for i, maps in enumerate(parts):
         batch.append(maps)
-        if i == len(parts) - 1 or sum(len(known) for known in batch) >= BATCH:
-            yield _join(batch)
-            batch = []
-
-
-def _join(parts: list[Maps]) -> Maps:
-    return Maps(
-        *(np.concatenate([getattr(maps, field.name) for maps in parts]) for field in fields(Maps)),
-    )
+        size += len(maps)
+        if i == len(parts) - 1 or size >= BATCH:
+            yield joined(batch)
+            batch, size = [], 0
 
 
 def _first_of(maps: Maps, share: int, run: int) -> Maps:

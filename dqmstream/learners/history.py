@@ -32,20 +32,38 @@ Line = dict[str, Any]
 
 
 class History:
-    """Lines of history.jsonl. A line: experience, run, rows of the matrices, loss curve, baselines, cost (`learners.judge`)."""
+    """Lines of history.jsonl. A line: experience, run, rows of the matrices, loss curve, baselines, cost (`learners.judge`).
+
+    Rows grow with the runs, 1000 runs' to 200 MB of numbers, so of the lines only the newest is kept in memory.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.lines: list[Line] = read_history(path) if path.exists() else []
+        self._take(self.lines)
+
+    def _take(self, lines: list[Line]) -> None:
+        self._count = len(lines)
+        self.newest = lines[-1:]
+        """The last line, in a list; empty before there is one."""
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def lines(self) -> list[Line]:
+        """All of them, from the file."""
+        return read_history(self.path) if self.path.exists() else []
 
     def append(self, line: Line) -> None:
         append_line(self.path, line)
-        self.lines.append(line)
+        self._count += 1
+        self.newest = [line]
 
     def cut(self, count: int) -> None:
         """Keep the first `count` lines: what lies past the last checkpoint will be written again."""
-        self.lines = self.lines[:count]
-        write_lines(self.path, self.lines)
+        kept = self.lines[:count]
+        write_lines(self.path, kept)
+        self._take(kept)
 
 
 def append_line(path: Path, line: Line) -> None:

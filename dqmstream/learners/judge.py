@@ -15,6 +15,7 @@ import numpy as np
 
 from dqmstream.learners.calibration import calibrate
 from dqmstream.learners.evaluation import Evaluator, Scores, evaluate_row
+from dqmstream.learners.heap import give_back
 from dqmstream.learners.history import Line
 from dqmstream.learners.novelty import Novelty
 from dqmstream.learners.splits import Part
@@ -77,6 +78,7 @@ def learn_and_judge(
         "state_bytes": strategy.state_bytes(),
         "seconds": clock.seconds,
     }
+    give_back()
     return line, scores
 
 

@@ -141,7 +141,7 @@ class Learner:
             return 0
         meta, arrays = found
         learnt = meta.experience + 1
-        if len(self.history.lines) < learnt or len(self.ledger.experiences) < learnt:
+        if len(self.history) < learnt or len(self.ledger.experiences) < learnt:
             raise StateError(f"{self.folder.path}: the checkpoint has learnt {learnt} experiences, ledger or history has fewer")
         self.strategy.restore(within(arrays, "strategy"))
         for name, baseline in self.baselines.items():
@@ -328,7 +328,7 @@ class Learner:
                 "left_out": {str(line.run): line.left_out for line in self.ledger.lines if line.left_out},
                 "late_lumisections": late,
                 "revised_lumisections": revised,
-                "average_accuracy": newest_average(self.history.lines),
+                "average_accuracy": newest_average(self.history.newest),
             }
         )
 

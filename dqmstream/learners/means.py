@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from dqmstream.errors import InputError, StateError
+from dqmstream.learners.merging import Nearest, in_one_row
 
 _ARRAYS = ("rows", "weight", "row_of_class")
 
@@ -24,6 +25,7 @@ class ClassMeans:
         self.rows = np.zeros((0, 0), dtype=dtype)
         self.weight = np.zeros(0, dtype=np.float32)
         self.row_of_class = np.zeros(0, dtype=np.int32)
+        self._nearest: Nearest | None = None
 
     def __len__(self) -> int:
         """Classes."""
@@ -40,23 +42,28 @@ class ClassMeans:
         self.row_of_class = np.append(self.row_of_class, np.int32(len(self.rows)))
         self.rows = np.concatenate([self.rows, row]) if len(self.rows) else row
         self.weight = np.append(self.weight, np.float32(1))
+        if self._nearest is not None:
+            self._nearest.add()
         while self.memory_bytes() > self.budget_bytes:
             self._merge()
 
     def _merge(self) -> None:
         if len(self.rows) == 1:
             raise InputError(f"{self.budget_bytes} bytes cannot hold the mean of one run, {self.rows.shape[1]} numbers")
-        rows = self.rows.astype(np.float64)
-        squares = np.einsum("rf,rf->r", rows, rows)
-        apart = squares[:, None] + squares - 2 * rows @ rows.T
-        apart[np.tril_indices(len(rows))] = np.inf
-        first, second = (int(i) for i in np.unravel_index(apart.argmin(), apart.shape))
+        if self._nearest is None:
+            self._nearest = Nearest(self._apart, len(self.rows))
+        first, second = self._nearest.pair
         pair = [first, second]
-        self.rows[first] = np.average(rows[pair], axis=0, weights=self.weight[pair])
+        self.rows[first] = np.average(self.rows[pair].astype(np.float64), axis=0, weights=self.weight[pair])
         self.weight[first] = self.weight[pair].sum()
         self.rows, self.weight = np.delete(self.rows, second, axis=0), np.delete(self.weight, second)
-        self.row_of_class[self.row_of_class == second] = first
-        self.row_of_class[self.row_of_class > second] -= 1
+        self.row_of_class = in_one_row(self.row_of_class, first, second)
+        self._nearest.merged(first, second)
+
+    def _apart(self, row: int) -> np.ndarray:
+        """Square of the distance of a row from each of the rows, (rows,)."""
+        rows = self.rows.astype(np.float64)
+        return np.asarray(((rows - rows[row]) ** 2).sum(axis=1))
 
     def memory_bytes(self) -> int:
         return self.rows.nbytes + self.weight.nbytes + self.row_of_class.nbytes
@@ -73,3 +80,4 @@ class ClassMeans:
         if state["rows"].dtype != self._dtype or state["rows"].shape[1:] != (features,):
             raise StateError(f"the state's class means of shape {state['rows'].shape} are not of {features} features")
         self.rows, self.weight, self.row_of_class = (np.array(state[name]) for name in _ARRAYS)
+        self._nearest = None

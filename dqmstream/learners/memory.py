@@ -8,6 +8,7 @@ do not.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import accumulate
 
 import numpy as np
 
@@ -30,8 +31,12 @@ class ExemplarMemory:
         self.policy = policy
         self._seed = seed
         self._seen = 0
-        self._sizes: list[int] = []
+        self._hold([])
         self._store = self._allocate(channels, np.dtype(np.uint16))
+
+    def _hold(self, sizes: list[int]) -> None:
+        """Say how many lumisections of each class lie in the store, one class after another."""
+        self._sizes, self._starts = sizes, [0, *accumulate(sizes)]
 
     def _allocate(self, channels: int, dtype: np.dtype) -> np.ndarray:
         places = self.budget_bytes // (channels * dtype.itemsize)
@@ -54,8 +59,7 @@ class ExemplarMemory:
 
     def of(self, experience: int) -> np.ndarray:
         """Counts that are kept of an experience: shape (kept, live), a view."""
-        start = sum(self._sizes[:experience])
-        return self._store[start : start + self._sizes[experience]]
+        return self._store[self._starts[experience] : self._starts[experience + 1]]
 
     def add(self, counts: np.ndarray, residuals: Callable[[np.ndarray], np.ndarray] | None = None) -> None:
         """Make room for the next experience, and keep some of its lumisections: counts (n, live).
@@ -81,12 +85,13 @@ class ExemplarMemory:
             store[start : start + len(chosen)] = rows[chosen]
             start += len(chosen)
         store[start:] = 0
-        self._store, self._sizes, self._seen = store, [len(chosen) for _, chosen in kept], self._seen + len(counts)
+        self._store, self._seen = store, self._seen + len(counts)
+        self._hold([len(chosen) for _, chosen in kept])
 
     def state(self) -> dict[str, np.ndarray]:
         """What is kept, as named arrays."""
         return {
-            "counts": self._store[: sum(self._sizes)].copy(),
+            "counts": self._store[: self._starts[-1]].copy(),
             "sizes": np.array(self._sizes, dtype=np.int64),
             "seen": np.array(self._seen),
         }
@@ -100,7 +105,8 @@ class ExemplarMemory:
         if counts.shape != (sum(sizes), store.shape[1]) or len(counts) > len(store):
             raise StateError(f"the state's memory of shape {counts.shape} does not fit one of shape {store.shape}")
         store[: len(counts)] = counts
-        self._store, self._sizes, self._seen = store, sizes, int(state["seen"])
+        self._store, self._seen = store, int(state["seen"])
+        self._hold(sizes)
 
 
 def _whole(counts: np.ndarray) -> bool:

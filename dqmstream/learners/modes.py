@@ -34,6 +34,14 @@ class Look:
         """The same of some channels."""
         return Look(*(getattr(self, field.name)[:, channels] for field in fields(self)))
 
+    def rows(self, index: np.ndarray) -> Look:
+        """The same of some lumisections."""
+        return Look(*(getattr(self, field.name)[index] for field in fields(self)))
+
+    def beside_runs(self) -> Look:
+        """The same with an axis for runs, (n, 1, live)."""
+        return Look(*(getattr(self, field.name)[:, None] for field in fields(self)))
+
 
 class Modes:
     """The common modes of the live channels of a reference.

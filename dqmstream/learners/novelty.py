@@ -18,13 +18,14 @@ error of the known run's gain.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from dqmstream.errors import InputError
 from dqmstream.learners.density import leverage_of, mode_log_likelihood, without
+from dqmstream.learners.modes import Look
 from dqmstream.learners.reference import Reference
 from dqmstream.learners.response import medians
 from dqmstream.learners.statistical import MEDIAN_OF_SQUARE, Statistical
@@ -51,6 +52,8 @@ UNSURE = 7e-4
 event counting alone is surer than the response is: on `null` pulls of known runs' last lumisections spread by 1.4 there."""
 
 _CHUNK = 256
+_SOME = 16
+"""One channel of so many gives a first guess at the known run that is most like another."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,12 +95,26 @@ class _Known:
 
 @dataclass(frozen=True, eq=False)
 class _Left:
-    """What lumisections leave over under the runs of a row, their leverages, and what they should count, (n, live) all."""
+    """What lumisections leave over under a row each, (n,), their leverages, and what they should count, (n, live) all three."""
 
-    row: int
+    row: np.ndarray
     noise: np.ndarray
     leverage: np.ndarray
     expected: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class _Stretch:
+    """Lumisections of one run that follow each other. run: its number among those asked about. start, stop: those that are
+    to be scored; begin: the first of those before them that are looked at too."""
+
+    run: int
+    begin: int
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.begin
 
 
 class Novelty:
@@ -131,18 +148,41 @@ class Novelty:
 
         A score depends on its own lumisection and on up to 29 of those before it, never on one that follows.
         """
+        return self.look_at_each([maps])[0]
+
+    def look_at_each(self, several: Sequence[Maps]) -> list[Noted]:
+        """The same of several runs, each by itself; at once, since many runs of few lumisections are mostly calls."""
         if not self.classes:
             raise InputError("no run is known yet: learn one before asking whether another is new")
-        score, nearest = np.empty(len(maps)), np.empty(len(maps), dtype=np.int64)
-        for start in range(0, len(maps), _CHUNK):
-            before = max(0, start - WINDOW + 1)
-            counts = maps.counts[before : start + _CHUNK][:, self.live].astype(np.float64)
-            near = _trailing(self.statistical.scores_of_live(counts)).argmax(axis=1)
-            chunk = np.empty(len(counts))
-            for place, left in self._by_row(counts, near):
-                chunk[place] = (self._channels(left) + self._boxes(left))[place]
-            score[start : start + _CHUNK], nearest[start : start + _CHUNK] = chunk[start - before :], near[start - before :]
-        return Noted(score, nearest)
+        noted = [Noted(np.empty(len(maps)), np.empty(len(maps), dtype=np.int64)) for maps in several]
+        for stretches in _in_batches([len(maps) for maps in several]):
+            counts = [several[one.run].counts[one.begin : one.stop][:, self.live] for one in stretches]
+            scored = self._scored(np.concatenate(counts).astype(np.float64), [len(one) for one in stretches])
+            for one, (score, nearest) in zip(stretches, scored, strict=True):
+                wanted = slice(one.start - one.begin, None)
+                noted[one.run].score[one.start : one.stop] = score[wanted]
+                noted[one.run].nearest[one.start : one.stop] = nearest[wanted]
+        return noted
+
+    def _scored(self, counts: np.ndarray, sizes: list[int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Score and nearest class of each lumisection, run by run. counts: (n, live), of runs of these sizes in order."""
+        look = self.statistical.modes.look(counts)
+        of_class, ends = self.statistical.scores_of_look(look), np.cumsum(sizes)
+        near = _trailing(of_class, ends).argmax(axis=1)
+        rows = self._known.row[near]
+        # A block: all of a run's lumisections under one of the rows that are nearest to some of them.
+        runs = [(np.arange(end - size, end), np.unique(rows[end - size : end])) for size, end in zip(sizes, ends, strict=True)]
+        blocks = [(places, row) for places, nearest in runs for row in nearest]
+        place = np.concatenate([places for places, _ in blocks])
+        under = np.repeat([row for _, row in blocks], [len(places) for places, _ in blocks])
+        left = self._left_under(under, look.rows(place))
+        block_ends = np.cumsum([len(places) for places, _ in blocks])
+        found = self._channels(left, block_ends) + self._boxes(left, block_ends)
+        score = np.empty(len(counts))
+        own = under == rows[place]
+        score[place[own]] = found[own]
+        for size, end in zip(sizes, ends, strict=True):
+            yield score[end - size : end], near[end - size : end]
 
     def deviation(self, maps: Maps) -> Deviation:
         """All lumisections of a run together against the known run that they are nearest to.
@@ -151,10 +191,11 @@ class Novelty:
         99 (2004) 96): what moves all channels alike is no find of one channel.
         """
         counts = maps.counts[:, self.live].astype(np.float64)
-        near = int(self.statistical.scores_of_live(counts).sum(axis=0).argmax())
-        _, left = next(self._by_row(counts, np.full(len(counts), near)))
+        look = self.statistical.modes.look(counts)
+        near = int(self.statistical.scores_of_look(look).sum(axis=0).argmax())
+        left = self._left_under(np.full(len(counts), self._known.row[near]), look)
         squares, onto = (left.leverage**2).sum(axis=0), (left.leverage * left.noise).sum(axis=0)
-        pull = self._pull(left.row, squares, onto)
+        pull = self._pull(left.row[0], squares, onto)
         pull = pull / max(1.0, float(np.sqrt(np.median(pull**2) / MEDIAN_OF_SQUARE)))
         return Deviation(near, pull, left.expected.mean(axis=0), counts.mean(axis=0))
 
@@ -171,47 +212,42 @@ class Novelty:
             return np.zeros(gains.shape[1])
         found = []
         for row in range(max(0, len(gains) - DRIFTING), len(gains)):
-            variance = errors**2 + errors[row] ** 2
-            apart = (gains - gains[row]) ** 2 / variance
-            middle = np.median(apart, axis=1)
-            middle[row] = np.inf
-            least = int(middle.argmin())
-            excess = np.maximum(medians(apart[least], self.statistical.modes.ring) / MEDIAN_OF_SQUARE - 1, 0)
-            found.append(excess * variance[least])
+            least = most_alike(row, gains, errors)
+            variance = errors[least] ** 2 + errors[row] ** 2
+            apart = (gains[least] - gains[row]) ** 2 / variance
+            excess = np.maximum(medians(apart, self.statistical.modes.ring) / MEDIAN_OF_SQUARE - 1, 0)
+            found.append(excess * variance)
         return np.asarray(np.mean(found, axis=0))
 
-    def _by_row(self, counts: np.ndarray, near: np.ndarray) -> Iterator[tuple[np.ndarray, _Left]]:
-        """For each row that is nearest somewhere: where, and what all of the counts (n, live) leave over under it."""
-        known, look = self._known, self.statistical.modes.look(counts)
-        nearest = known.row[near]
-        for row in np.unique(nearest):
-            gain = known.gains[row]
-            noise, leverage = without(look, gain), look.count_leverage
-            share = np.divide(noise, leverage, out=np.zeros_like(noise), where=leverage > 0)
-            of_ring = medians(share, self.statistical.modes.ring)
-            moved = leverage * (1 + of_ring) + gain * leverage_of(look, gain)
-            left = _Left(int(row), noise - leverage * of_ring, leverage, look.deviation * moved)
-            yield np.flatnonzero(nearest == row), left
+    def _left_under(self, row: np.ndarray, look: Look) -> _Left:
+        """What lumisections leave over, each under a row of its own, (n,)."""
+        gain = self._known.gains[row]
+        noise, leverage = without(look, gain), look.count_leverage
+        share = np.divide(noise, leverage, out=np.zeros_like(noise), where=leverage > 0)
+        of_ring = medians(share, self.statistical.modes.ring)
+        moved = leverage * (1 + of_ring) + gain * leverage_of(look, gain)
+        return _Left(row, noise - leverage * of_ring, leverage, look.deviation * moved)
 
-    def _pull(self, row: int, squares: np.ndarray, onto: np.ndarray) -> np.ndarray:
-        """Standardised change of each channel's gain over windows (n, live), with the errors of both runs."""
+    def _pull(self, row: np.ndarray, squares: np.ndarray, onto: np.ndarray) -> np.ndarray:
+        """Standardised change of each channel's gain over windows (n, live), with the errors of both runs. row: (n,)."""
         error = np.sqrt(squares + squares**2 * (self._known.errors[row] ** 2 + UNSURE**2))
         return np.divide(onto, error, out=np.zeros_like(onto), where=squares > 0)
 
-    def _channels(self, left: _Left) -> np.ndarray:
-        squares, onto = _trailing(left.leverage**2), _trailing(left.leverage * left.noise)
+    def _channels(self, left: _Left, ends: np.ndarray) -> np.ndarray:
+        squares, onto = _trailing(left.leverage**2, ends), _trailing(left.leverage * left.noise, ends)
         square = self._pull(left.row, squares, onto) ** 2
         fault = np.log(FAULT) + _stretched(square, np.full(1, FAULT_VARIANCE))
         faults = np.logaddexp(np.log1p(-FAULT), fault).sum(axis=1)
         drifted = np.logaddexp(np.log1p(-FAULT) + _stretched(square, squares * self._known.drift), fault).sum(axis=1)
         return np.asarray(np.logaddexp(faults, drifted) - np.log(2))
 
-    def _boxes(self, left: _Left) -> np.ndarray:
+    def _boxes(self, left: _Left, ends: np.ndarray) -> np.ndarray:
         modes = self.statistical.modes
         mode = left.leverage * modes.sensitivity
         information, projection = modes.by_box(mode**2), modes.by_box(mode * left.noise)
-        own = _trailing(mode_log_likelihood(self._known.variances[left.row], information, projection))
-        others = [_trailing(mode_log_likelihood(spread**2, information, projection)) - own for spread in MODE_SPREADS]
+        own = _trailing(mode_log_likelihood(self._known.variances[left.row], information, projection), ends)
+        spreads = [mode_log_likelihood(spread**2, information, projection) for spread in MODE_SPREADS]
+        others = [_trailing(of_spread, ends) - own for of_spread in spreads]
         another = np.logaddexp.reduce(others, axis=0) - np.log(len(others))
         return np.asarray(np.logaddexp(np.log1p(-MODE), np.log(MODE) + another).sum(axis=1))
 
@@ -225,11 +261,43 @@ class Novelty:
         self._cached = None
 
 
-def _trailing(values: np.ndarray) -> np.ndarray:
-    """Sum of each row and up to `WINDOW` - 1 before it."""
-    total = np.cumsum(values, axis=0)
-    total[WINDOW:] -= total[:-WINDOW].copy()
-    return total
+def _in_batches(sizes: list[int]) -> Iterator[list[_Stretch]]:
+    """Runs of so many lumisections in stretches of `_CHUNK` at most, and as many of these at once as make one of it."""
+    batch: list[_Stretch] = []
+    for run, size in enumerate(sizes):
+        for start in range(0, size, _CHUNK):
+            batch.append(_Stretch(run, max(0, start - WINDOW + 1), start, min(start + _CHUNK, size)))
+            if sum(map(len, batch)) >= _CHUNK:
+                yield batch
+                batch = []
+    if batch:
+        yield batch
+
+
+def most_alike(row: int, gains: np.ndarray, errors: np.ndarray) -> int:
+    """The other row whose gains have the least median of squared pulls to those of this one; both (rows, live)."""
+
+    def median_of(others: np.ndarray) -> np.ndarray:
+        return np.asarray(np.median((gains[others] - gains[row]) ** 2 / (errors[others] ** 2 + errors[row] ** 2), axis=1))
+
+    square, variance = (gains - gains[row]) ** 2, errors**2 + errors[row] ** 2
+    likely = np.median(square[:, ::_SOME] / variance[:, ::_SOME], axis=1)
+    likely[row] = np.inf
+    bound = median_of(np.array([likely.argmin()]))[0]
+    # A median is above the bound where most values are, which is counted in a fraction of the time that a median takes.
+    below = np.count_nonzero(square <= bound * (1 + 1e-9) * variance, axis=1)
+    below[row] = 0
+    others = np.flatnonzero(2 * below >= gains.shape[1] - 1)
+    return int(others[median_of(others).argmin()])
+
+
+def _trailing(values: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Sum of each row and up to `WINDOW` - 1 before it, in pieces that end there: nothing is taken from the piece before."""
+    out = np.empty_like(values)
+    for begin, end in zip(np.concatenate([[0], ends[:-1]]), ends, strict=True):
+        total = np.cumsum(values[begin:end], axis=0, out=out[begin:end])
+        total[WINDOW:] -= total[:-WINDOW].copy()
+    return out
 
 
 def _stretched(square: np.ndarray, variance: np.ndarray) -> np.ndarray:

@@ -26,9 +26,10 @@ from typing import Any
 import numpy as np
 
 from dqmstream.errors import InputError, StateError
-from dqmstream.learners.density import DEAD, leverage_of, log_densities, mode_log_likelihood, without
+from dqmstream.learners.density import DEAD, Runs, leverage_of, log_densities, mode_log_likelihood, without
 from dqmstream.learners.incremental import Incremental
-from dqmstream.learners.modes import Modes
+from dqmstream.learners.merging import Nearest, in_one_row
+from dqmstream.learners.modes import Look, Modes
 from dqmstream.learners.reference import CLIP, fitted_gains
 from dqmstream.learners.response import medians
 from dqmstream.learners.stamp import STAMP, check_stamp, stamp
@@ -63,7 +64,8 @@ class Statistical(Incremental):
         super().__init__(geometry, seed, memory_bytes=memory_bytes)
         self._budget_bytes = memory_bytes
         self._modes: Modes | None = None
-        self._drawn_to_mean: np.ndarray | None = None
+        self._asked: Runs | None = None
+        self._nearest: Nearest | None = None
         self._rows: dict[str, np.ndarray] = {}
         self._row_of_class = np.zeros(0, dtype=np.int32)
         self._information = np.zeros(0, dtype=np.float32)
@@ -97,8 +99,7 @@ class Statistical(Incremental):
 
     def known(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """What is asked: gains and their errors, (rows, live); variances of the boxes' modes, (rows, B); row of a class."""
-        variances = self._rows["sigmas"].astype(np.float64) ** 2
-        return self._shrunk(), self._row_errors(), variances, self._row_of_class
+        return self._runs.gains, self._row_errors(), self._runs.variances, self._row_of_class
 
     def _learn(self, experience: int, train: Maps, validation: Maps, past: Past, watch: Watch | None) -> LearnLog:
         look = self.modes.look(train.counts[:, self.reference.live].astype(np.float64))
@@ -120,10 +121,12 @@ class Statistical(Incremental):
         for name, value in row.items():
             before = self._rows.get(name)
             self._rows[name] = np.stack([value]) if before is None else np.concatenate([before, [value]])
-        self._drawn_to_mean = None
         self._row_of_class = np.append(self._row_of_class, np.int32(len(self._rows["scale"]) - 1))
+        if self._nearest is not None:
+            self._nearest.add()
         while self.memory_bytes() > self._budget_bytes:
             self._merge()
+        self._asked = None
         log = LearnLog(samples=len(train), flops=self.reference.response_flops(len(train)))
         # 20 a channel and lumisection: sensitivity, two gains, what is left, and its products with the modes.
         log.flops += len(train) * (20.0 * gain.size + 5.0 * len(SIGMAS) * len(self.modes.boxes))
@@ -141,12 +144,15 @@ class Statistical(Incremental):
 
     def scores_of_live(self, counts: np.ndarray) -> np.ndarray:
         """The same from the counts of the live channels, (n, live)."""
-        gains, variances = self._shrunk(), self._rows["sigmas"].astype(np.float64) ** 2
-        scores = np.empty((len(counts), len(gains)))
+        scores = np.empty((len(counts), self.classes))
         for start in range(0, len(counts), _CHUNK):
             look = self.modes.look(counts[start : start + _CHUNK].astype(np.float64))
-            scores[start : start + _CHUNK] = log_densities(look, self.modes, gains, variances)
-        return scores[:, self._row_of_class]
+            scores[start : start + _CHUNK] = self.scores_of_look(look)
+        return scores
+
+    def scores_of_look(self, look: Look) -> np.ndarray:
+        """The same of lumisections that were looked at already (`modes`)."""
+        return log_densities(look, self.modes, self._runs)[:, self._row_of_class]
 
     def draw(self, experiences: np.ndarray, counts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """What runs that were learnt would have counted under the conditions of other lumisections.
@@ -155,7 +161,7 @@ class Statistical(Incremental):
         used. Returns whole counts float32, (n, live): gains drawn to their mean, a common mode of each box, and the noise of a
         count of events, which is all that a row knows of its run.
         """
-        gains, drawn = self._shrunk(), np.empty(counts.shape, dtype=np.float32)
+        gains, drawn = self._runs.gains, np.empty(counts.shape, dtype=np.float32)
         for start in range(0, len(counts), _CHUNK):
             chunk = slice(start, start + _CHUNK)
             row = self._row_of_class[experiences[chunk]]
@@ -172,11 +178,13 @@ class Statistical(Incremental):
             drawn[chunk] = np.maximum(np.rint(look.deviation * (look.count_leverage * factor + noise)), 0)
         return drawn
 
-    def _shrunk(self) -> np.ndarray:
-        """Gains of the rows drawn towards their mean: float64, (rows, live); worked out once between two runs."""
-        if self._drawn_to_mean is None:
-            self._drawn_to_mean = self._shrink(self._rows["gains"].astype(np.float64))
-        return self._drawn_to_mean
+    @property
+    def _runs(self) -> Runs:
+        """What the rows say, with gains drawn towards their mean; worked out once between two runs."""
+        if self._asked is None:
+            gains = self._shrink(self._rows["gains"].astype(np.float64))
+            self._asked = Runs(gains, self._rows["sigmas"].astype(np.float64) ** 2)
+        return self._asked
 
     def _shrink(self, gains: np.ndarray) -> np.ndarray:
         rows = len(gains)
@@ -196,33 +204,34 @@ class Statistical(Incremental):
 
     def _merge(self) -> None:
         """Have the two rows that one lumisection tells apart worst become one, their mean; both classes score the same then."""
-        rows = len(self._rows["scale"])
-        if rows == 1:
+        if len(self._rows["scale"]) == 1:
             raise InputError(f"a memory of {self._budget_bytes} bytes cannot hold what is kept of one run")
-        gains, variance = self._rows["gains"].astype(np.float64), self._rows["sigmas"].astype(np.float64) ** 2
-        in_one = self._information.astype(np.float64) / self._lumisections
-        width = 1 + variance * self.modes.by_box(in_one * self.modes.sensitivity**2)
-        best = (np.inf, 0, 0)
-        for first in range(rows - 1):
-            apart = np.minimum((gains[first + 1 :] - gains[first]) ** 2 * in_one, CLIP**2).sum(axis=1)
-            ratio = width[first + 1 :] / width[first]
-            apart += 0.5 * (ratio + 1 / ratio - 2).sum(axis=1)
-            nearest = int(apart.argmin())
-            best = min(best, (float(apart[nearest]), first, first + 1 + nearest))
-        _, first, second = best
-        weight = self._rows["weight"][[first, second]].astype(np.float64)
+        if self._nearest is None:
+            self._nearest = Nearest(self._apart, len(self._rows["scale"]))
+        first, second = self._nearest.pair
+        pair = [first, second]
+        weight = self._rows["weight"][pair].astype(np.float64)
         share = weight / weight.sum()
         merged = {
-            "gains": (share @ gains[[first, second]]).astype(np.float16),
-            "sigmas": np.sqrt(share @ variance[[first, second]]).astype(np.float16),
-            "scale": np.float32(self._rows["scale"][[first, second]].sum()),
+            "gains": (share @ self._rows["gains"][pair].astype(np.float64)).astype(np.float16),
+            "sigmas": np.sqrt(share @ self._rows["sigmas"][pair].astype(np.float64) ** 2).astype(np.float16),
+            "scale": np.float32(self._rows["scale"][pair].sum()),
             "weight": np.float32(weight.sum()),
         }
         for name, value in merged.items():
             self._rows[name][first] = value
             self._rows[name] = np.delete(self._rows[name], second, axis=0)
-        self._row_of_class[self._row_of_class == second] = first
-        self._row_of_class[self._row_of_class > second] -= 1
+        self._row_of_class = in_one_row(self._row_of_class, first, second)
+        self._nearest.merged(first, second)
+
+    def _apart(self, row: int) -> np.ndarray:
+        """How well one lumisection tells a row from each of the rows, (rows,)."""
+        gains, variance = self._rows["gains"].astype(np.float64), self._rows["sigmas"].astype(np.float64) ** 2
+        in_one = self._information.astype(np.float64) / self._lumisections
+        width = 1 + variance * self.modes.by_box(in_one * self.modes.sensitivity**2)
+        ratio = width / width[row]
+        apart = np.minimum((gains - gains[row]) ** 2 * in_one, CLIP**2).sum(axis=1)
+        return np.asarray(apart + 0.5 * (ratio + 1 / ratio - 2).sum(axis=1))
 
     def state(self) -> dict[str, np.ndarray]:
         state = {STAMP: stamp(self._belongs_to)} | self._reference_state()
@@ -241,7 +250,7 @@ class Statistical(Incremental):
         if missing and len(missing) < len(_ARRAYS):
             raise StateError(f"the state of {self.name} lacks {', '.join(missing)}; it is damaged")
         self._restore_reference(state, known=not missing)
-        self._modes = self._drawn_to_mean = None
+        self._modes = self._asked = self._nearest = None
         self._rows = {} if missing else {name: np.array(state[name]) for name in _ROWS}
         self._row_of_class = np.zeros(0, dtype=np.int32) if missing else np.array(state["row_of_class"])
         self._information = np.zeros(0, dtype=np.float32) if missing else np.array(state["information"])

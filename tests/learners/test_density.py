@@ -8,7 +8,7 @@ import numpy as np
 
 from dqmstream.experiments.cells import as_run_data
 from dqmstream.experiments.simulator import stream
-from dqmstream.learners.density import log_densities, without
+from dqmstream.learners.density import Runs, log_densities, without
 from dqmstream.learners.modes import Look, Modes
 from dqmstream.learners.reference import Reference
 from dqmstream.learners.splits import Part, Split
@@ -29,7 +29,7 @@ def test_densities_are_those_of_the_normal_law_written_out() -> None:
     gains[1, 5:9], gains[2, 40] = -1.0, 0.6
     variances = np.zeros((3, len(modes.boxes)))
     variances[1, 3], variances[2, [7, 20]] = 0.02**2, (0.01**2, 0.05**2)
-    found = log_densities(look, modes, gains, variances)
+    found = log_densities(look, modes, Runs(gains, variances))
     for i in range(len(counts)):
         one = replace(look, **{name: getattr(look, name)[i : i + 1] for name in vars(look)})
         expected = [_written_out(one, modes, gains[k], variances[k]) for k in range(3)]
@@ -55,6 +55,8 @@ def test_what_is_taken_out_of_one_run_or_of_many_at_once_is_the_same() -> None:
     look = modes.look(runs[1].part(Part.TEST).counts[:, reference.live].astype(np.float64))
     gains = 0.05 * np.random.default_rng(1).standard_normal((40, look.residual.shape[1]))
     variances = np.where(np.random.default_rng(2).random((40, len(modes.boxes))) < 0.05, 0.03**2, 0.0)
-    together = log_densities(look, modes, gains, variances)
-    alone = np.concatenate([log_densities(look, modes, gains[k : k + 1], variances[k : k + 1]) for k in range(40)], axis=1)
+    together = log_densities(look, modes, Runs(gains, variances))
+    alone = np.concatenate(
+        [log_densities(look, modes, Runs(gains[k : k + 1], variances[k : k + 1])) for k in range(40)], axis=1
+    )
     np.testing.assert_allclose(together, alone, rtol=1e-9, atol=1e-7)

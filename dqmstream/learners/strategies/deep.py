@@ -22,7 +22,7 @@ from dqmstream.learners.recipe import Recipe
 from dqmstream.learners.routing import Routing
 from dqmstream.learners.splits import Part
 from dqmstream.learners.stamp import STAMP, check_stamp, prefixed, stamp, within
-from dqmstream.learners.strategies.flops import step_flops
+from dqmstream.learners.strategies.flops import StepFlops
 from dqmstream.learners.strategies.method import Method, PastCounts
 from dqmstream.learners.strategies.settling import Settler, Settling, held_out_bytes
 from dqmstream.learners.strategies.template import Lesson, RunTemplate
@@ -63,6 +63,7 @@ class DeepStrategy(Incremental):
         self._method = method(recipe, seed, own_bytes - held_bytes)
         self._settling = Settling(recipe, seed, held_bytes)
         self._routing = Routing(seed)
+        self._flops = StepFlops()
         self._model: Network | None = None
         self._classes = 0
 
@@ -110,7 +111,7 @@ class DeepStrategy(Incremental):
         if self.recipe.augment:
             asked = sum(map(len, material.values()))
             material = self._with_copies(material, np.random.default_rng([self._seed, model.classes, _COPIES]))
-        residuals = {i: model.inputs(self.reference, counts) for i, counts in material.items()}
+        residuals = self._inputs(model, material)
         steps = self._method.steps(model.classes)
         lesson = Lesson(residuals, self.recipe, steps, self.device, generator)
         settler = self._settler(model, held)
@@ -124,9 +125,17 @@ class DeepStrategy(Incremental):
             self._settling.fit_temperature(held, self._log_probability)
             log.notes["temperature"] = self._settling.temperature
         trained = len(template.losses) + self._method.lumisections_beside() / self.recipe.batch
-        step = step_flops(model, self.recipe.batch, model.channels, self.device)
+        step = self._flops.of_step(model, self.recipe.batch)
         log.flops = self.reference.response_flops(asked + len(lesson)) + trained * step
         return log
+
+    def _inputs(self, model: Network, material: Mapping[int, np.ndarray]) -> dict[int, np.ndarray]:
+        """What goes into the network, of counts (n, live) by class: of all at once, as many classes are mostly calls."""
+        if not material:
+            return {}
+        inputs = model.inputs(self.reference, np.concatenate(list(material.values())))
+        ends = np.cumsum([len(counts) for counts in material.values()])
+        return dict(zip(material, np.split(inputs, ends[:-1]), strict=True))
 
     def _with_copies(self, material: Mapping[int, np.ndarray], rng: np.random.Generator) -> Mapping[int, np.ndarray]:
         """The counts (n, live) of each class, and below them what the recipe's augmentations make of them."""
@@ -138,7 +147,7 @@ class DeepStrategy(Incremental):
     def _settler(self, model: Network, held: Mapping[int, np.ndarray]) -> Settler:
         copy = self._network(model.classes, model.state_dict()) if self.recipe.ema else None
         looked_at = held if self.recipe.patience else {}
-        inputs = {i: torch.from_numpy(model.inputs(self.reference, rows)).to(self.device) for i, rows in looked_at.items()}
+        inputs = {i: torch.from_numpy(rows).to(self.device) for i, rows in self._inputs(model, looked_at).items()}
         return Settler(self._settling, model, copy, inputs)
 
     def _network(self, classes: int, weights: Mapping[str, torch.Tensor]) -> Network:

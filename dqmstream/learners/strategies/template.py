@@ -124,6 +124,9 @@ class RunTemplate(SupervisedTemplate):
         """Train on a lesson for all its steps."""
         self.losses = []
         self.train(lesson, eval_streams=[])
+        # An optimizer that has a schedule refers to itself, so what it holds would stay until Python looks for such cycles.
+        self.optimizer.state.clear()
+        self.optimizer.param_groups.clear()
 
     def train_dataset_adaptation(self, **kwargs: Any) -> None:
         self.adapted_dataset = None
@@ -136,8 +139,8 @@ class RunTemplate(SupervisedTemplate):
 
     def make_optimizer(self, **kwargs: Any) -> None:
         self.optimizer = torch.optim.AdamW(decay_groups(self.model, self.recipe.weight_decay), lr=self.recipe.lr)
-        total = self.experience.steps
-        self._schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: rate_at(step, total, self.recipe))
+        total, recipe = self.experience.steps, self.recipe
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: rate_at(step, total, recipe))
         self.optimized_param_id: dict[str, Tensor] = {}  # Avalanche makes another optimizer while this is None
 
     def training_epoch(self, **kwargs: Any) -> None:
