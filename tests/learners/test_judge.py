@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -78,9 +78,9 @@ class NumbersOfRuns:
     def learn(self, experience: int, run: RunData, past: object) -> None:
         self._known = max(self._known, float(run.maps.counts.mean()))
 
-    def look(self, maps: Maps) -> Noted:
-        score = maps.counts.mean(axis=(1, 2, 3)) - self._known
-        return Noted(score, np.zeros(len(maps), np.int64))
+    def look_at_each(self, several: Sequence[Maps]) -> list[Noted]:
+        scores = [maps.counts.mean(axis=(1, 2, 3)) - self._known for maps in several]
+        return [Noted(score, np.zeros(len(score), np.int64)) for score in scores]
 
 
 def flat_stream(runs: int) -> list[RunData]:
