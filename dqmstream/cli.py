@@ -11,7 +11,17 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from dqmstream import __version__, cli_archive, cli_benchmark, cli_compare, cli_deadletters, cli_flags, cli_reference, console
+from dqmstream import (
+    __version__,
+    cli_archive,
+    cli_benchmark,
+    cli_compare,
+    cli_deadletters,
+    cli_faults,
+    cli_flags,
+    cli_reference,
+    console,
+)
 from dqmstream.cli_options import (
     Archive,
     Bootstrap,
@@ -56,6 +66,7 @@ app = typer.Typer(
 app.add_typer(cli_archive.app)
 app.add_typer(cli_deadletters.app)
 app.command()(cli_compare.compare)
+app.command()(cli_faults.faults)
 app.command()(cli_flags.flags)
 app.command()(cli_reference.reference)
 app.add_typer(cli_benchmark.app)

@@ -8,7 +8,7 @@ the order matters, not what another stream would give.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,6 +98,44 @@ def clustered_mean(cells: Cells, seed: int = 0) -> ClusteredInterval:
     units = len(tables) if len(tables) > 1 else int(sizes[0])
     low, high = np.quantile(means, _expanded_tails(units)) if units > 1 else (estimate, estimate)
     return ClusteredInterval(estimate, float(low), float(high), *about)
+
+
+Figures = Callable[[np.ndarray], np.ndarray]
+"""How often each run of a stream counts, (draws, runs), to k figures of the stream, (draws, k)."""
+
+
+def clustered_figures(streams: Sequence[Figures], sizes: Sequence[int], seed: int = 0) -> list[ClusteredInterval]:
+    """Mean over streams of figures that are no means over runs, with the intervals of `clustered_mean`.
+
+    streams: for each its figures; sizes: its number of runs. A figure that is nan in a stream (nothing there to be measured) is
+    left out of the mean, and resamples without any are left out of the interval. All nan for a figure that no stream has.
+    """
+    rng = np.random.default_rng(seed)
+    whole = np.stack([figures(np.ones((1, size)))[0] for figures, size in zip(streams, sizes, strict=True)])
+    drawn = np.stack([
+        figures(rng.multinomial(size, np.full(size, 1 / size), size=DRAWS).astype(np.float64))
+        for figures, size in zip(streams, sizes, strict=True)
+    ])  # fmt: skip
+    place = np.arange(DRAWS)
+    # The same stream drawn twice is resampled twice: another of its resamples stands in the second place.
+    means = _nanmean(np.stack([
+        drawn[rng.integers(len(streams), size=DRAWS), (place + slot) % DRAWS] for slot in range(len(streams))
+    ]))  # fmt: skip
+    about = (len(streams), 1, int(sum(sizes)), "streams and runs" if len(streams) > 1 else "runs")
+    units = len(streams) if len(streams) > 1 else sizes[0]
+    found = []
+    for estimate, draws in zip(_nanmean(whole), means.T, strict=True):
+        known = draws[np.isfinite(draws)]
+        ends = np.quantile(known, _expanded_tails(units)) if units > 1 and len(known) else (estimate, estimate)
+        found.append(ClusteredInterval(float(estimate), float(ends[0]), float(ends[1]), *about))
+    return found
+
+
+def _nanmean(values: np.ndarray) -> np.ndarray:
+    """Over the first axis; nan where all is nan."""
+    known = np.isfinite(values)
+    count = known.sum(axis=0)
+    return np.divide(np.where(known, values, 0.0).sum(axis=0), count, out=np.full(values.shape[1:], np.nan), where=count > 0)
 
 
 def paired_difference(ours: Cells, theirs: Cells, seed: int = 0) -> PairedDifference:

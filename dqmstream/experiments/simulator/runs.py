@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -88,6 +88,16 @@ class SimulatedRun:
         for fault in self.faults:
             channels |= fault.active[:, None, None] & fault.channels
         return channels
+
+    def again(self, rate: np.ndarray, rng: np.random.Generator) -> SimulatedRun:
+        """The run's conditions and faults once more, on a detector of another rate (64, 72): counts are drawn anew.
+
+        Raises InputError where faults are in the rate itself.
+        """
+        if not self.faults_within:
+            raise InputError(f"the faults of run {self.run} are part of its rate: only a run of `tracks` can be had again")
+        counts = fire(_faulty_probability(rate, self.pileup, self.faults), self.events, rng)
+        return replace(self, counts=counts, rate=rate)
 
 
 def stream(

@@ -1,0 +1,83 @@
+"""AutoDQM's beta-binomial pulls of a map against reference runs, with its cuts at a chi² of 10 and a pull of 10.
+
+Of D counts in all, a channel with r of the reference's R counts has x with the likelihood of a beta-binomial of D trials, α
+= r + 1, β = R - r + 1, r and R scaled down by (1 + (r t²)²)^-½ so that a reference is never surer than a share t = .01. L is
+the likelihood over that of the most probable count, averaged over the references; the pull is the number of deviations with
+that tail, χ²_1(pull²) = L; χ² the mean of squared pulls; the largest pull is corrected for having been looked for in all
+channels. A histogram is an outlier where χ² > 10 or the largest |pull| > 10.
+
+(github.com/AutoDQM/AutoDQM, plugins/beta_binomial.py; Brinkerhoff et al., arXiv:2501.13789.) It is made for the histogram of a
+run; here it is asked of single lumisections, and luminosity is left to it as it is: only totals are scaled.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.special import gammaln
+from scipy.stats import norm
+
+from dqmstream.errors import InputError
+from dqmstream.learners.fault_filter import Suspicion
+from dqmstream.learners.strategy import Maps
+
+CHI2_CUT = PULL_CUT = 10.0
+TOLERANCE = 0.01
+REFERENCES = 4
+"""Reference runs, the last ones; AutoDQM takes from one to eight."""
+
+_SMALLEST = 1e-300
+
+
+class BetaBinomial:
+    """The good lumisections of the last runs are the references. A score is 1 where AutoDQM's cuts are."""
+
+    def __init__(self) -> None:
+        self._live: np.ndarray | None = None
+        self._references: list[np.ndarray] = []
+
+    @property
+    def live(self) -> np.ndarray:
+        if self._live is None:
+            raise InputError("no run is known yet: learn one before asking for faults")
+        return self._live
+
+    def learn(self, good: Maps) -> None:
+        if self._live is None:
+            self._live = np.asarray((good.counts > 0).any(axis=0))
+        self._references = [*self._references, good.counts[:, self._live].sum(axis=0, dtype=np.float64)][-REFERENCES:]
+
+    def look(self, maps: Maps) -> Suspicion:
+        pull = pulls(np.rint(maps.counts[:, self.live].astype(np.float64)), np.stack(self._references))
+        square = (pull**2).mean(axis=1)
+        score = np.maximum(square / CHI2_CUT, _corrected(pull.max(axis=1), pull.shape[1]) / PULL_CUT)
+        return Suspicion(score, pull)
+
+
+def pulls(counts: np.ndarray, references: np.ndarray) -> np.ndarray:
+    """|pull| of each count, (n, channels), against references (runs, channels)."""
+    total = counts.sum(axis=1, keepdims=True)
+    likelihood = np.zeros(counts.shape)
+    for reference in references:
+        scale = 1 / np.sqrt(1 + (reference * TOLERANCE**2) ** 2)
+        alpha, beta = np.round(reference * scale) + 1, np.round(reference.sum() * scale) - np.round(reference * scale) + 1
+        mean = total * (reference / reference.sum())
+        likely = np.maximum(
+            _log_weight(np.minimum(np.ceil(mean), total), total, alpha, beta), _log_weight(np.floor(mean), total, alpha, beta)
+        )
+        likelihood += np.exp(np.minimum(_log_weight(counts, total, alpha, beta) - likely, 0.0))
+    return _deviations(likelihood / len(references))
+
+
+def _log_weight(k: np.ndarray, n: np.ndarray, alpha: np.ndarray, beta: np.ndarray) -> np.ndarray:
+    """What of a beta-binomial's log-likelihood depends on k."""
+    return np.asarray(gammaln(k + alpha) + gammaln(n - k + beta) - gammaln(k + 1) - gammaln(n - k + 1))
+
+
+def _deviations(tail: np.ndarray) -> np.ndarray:
+    return np.asarray(norm.isf(np.clip(tail, _SMALLEST, 1.0) / 2))  # the root of χ²_1's
+
+
+def _corrected(largest: np.ndarray, channels: int) -> np.ndarray:
+    """The largest of so many pulls as the deviations of its chance to come up in any of them."""
+    one = 2 * norm.sf(np.minimum(largest, 37.0))
+    return _deviations(-np.expm1(channels * np.log1p(-np.minimum(one, 1 - 1e-12))))

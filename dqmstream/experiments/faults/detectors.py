@@ -1,0 +1,64 @@
+"""What a detector of faults is, and those that stand in the benchmark by their names.
+
+A detector is fitted prequentially: it is asked of a run before it learns it, and learns of it the lumisections that were
+good, as they are known when a run has been certified. Its scores are of any scale: thresholds come from its own scores of
+past good data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+
+from dqmstream.errors import InputError
+from dqmstream.experiments.faults.autodqm import BetaBinomial
+from dqmstream.experiments.faults.learned import FaultFlags, NewRun, Reconstruction
+from dqmstream.experiments.faults.oracle import Oracle
+from dqmstream.experiments.faults.residuals import ZScore
+from dqmstream.learners.fault_filter import Suspicion
+from dqmstream.learners.strategy import Maps
+
+
+class Detector(Protocol):
+    """Learns good lumisections of runs one after another, and says of others how surely they are faulty."""
+
+    @property
+    def live(self) -> np.ndarray:
+        """bool, (depth, 64, 72): the channels of `Suspicion.channels`. Raises InputError before the first run."""
+        ...
+
+    def learn(self, good: Maps) -> None:
+        """Learn the good lumisections of the next run."""
+        ...
+
+    def look(self, maps: Maps) -> Suspicion:
+        """Scores of a run's lumisections in their order, the larger the more surely faulty; of channels likewise.
+
+        A figure depends on its own lumisection and those before it. Nothing is learnt.
+        """
+        ...
+
+
+DETECTORS: dict[str, Callable[[int], Detector]] = {
+    "z-score": lambda seed: ZScore(follows=False),
+    "z-score, followed": lambda seed: ZScore(follows=True),
+    "AutoDQM": lambda seed: BetaBinomial(),
+    "autoencoder": lambda seed: Reconstruction(seed, replay=False),
+    "autoencoder, replay": lambda seed: Reconstruction(seed, replay=True),
+    "new-run score": lambda seed: NewRun(seed),
+    "fault score": lambda seed: FaultFlags(),
+}
+"""Name -> a new detector, by its seed. The last is the learner's own, which `dqmstream flags` gives."""
+
+NAMES = (*DETECTORS, Oracle.name)
+
+
+def make_detector(name: str, seed: int) -> Detector | Oracle:
+    """A new detector. Raises InputError for a name that does not exist."""
+    if name == Oracle.name:
+        return Oracle()
+    if name not in DETECTORS:
+        raise InputError(f"there is no detector {name!r}: choose one of {', '.join(NAMES)}")
+    return DETECTORS[name](seed)

@@ -1,0 +1,66 @@
+"""The oracle: knows true gains, events and pileup, and each way in which something fails; where and when it does not know."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dqmstream.experiments.simulator import LIVE, SimulatedRun
+from dqmstream.experiments.simulator.detector import probability
+from dqmstream.experiments.simulator.faults import ANOMALY_LONGEST, ANOMALY_MULTIPLIERS
+from dqmstream.learners.fault_filter import FaultFilter, Groups, Likelihoods, Rates, Suspicion
+
+LOST = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+BOX = (0.0, 0.8, 0.84, 0.88, 0.92, 0.95)
+"""Factors on a rate; a box that is off stands for one of the two of HEM15 and HEM16."""
+
+LASTING, FLICKERS, BEGINS = 0.01, 0.3, 1e-6
+
+_CHUNK = 50
+
+
+class Oracle:
+    """A bound for any detector that looks back alone: exact likelihoods, and the same chains as the learner's fault score."""
+
+    name = "oracle"
+
+    def __init__(self) -> None:
+        self._groups = Groups.of(LIVE[None])
+        ends = (FLICKERS, LASTING, *(LASTING for _ in LOST), *(1 / ANOMALY_LONGEST for _ in ANOMALY_MULTIPLIERS))
+        self._rates = (
+            Rates((BEGINS,) * 2 + (BEGINS / 3,) * len(LOST) + (10 * BEGINS,) * len(ANOMALY_MULTIPLIERS), ends),
+            Rates((BEGINS,), (LASTING,)),
+            Rates((BEGINS,) * len(BOX), (LASTING,) * len(BOX)),
+        )
+
+    @property
+    def live(self) -> np.ndarray:
+        """bool, (1, 64, 72)."""
+        return LIVE[None]
+
+    def of(self, run: SimulatedRun) -> Suspicion:
+        """As a detector's `look`, from all that is true of a run but its faults."""
+        chains = FaultFilter(self._groups, *self._rates)
+        found = [
+            chains.step(self._likelihoods(run, slice(start, start + _CHUNK))) for start in range(0, len(run.counts), _CHUNK)
+        ]
+        return Suspicion(*(np.concatenate([getattr(one, name) for one in found]) for name in ("score", "channels")))
+
+    def _likelihoods(self, run: SimulatedRun, chunk: slice) -> Likelihoods:
+        counts, events = run.counts[chunk][:, LIVE], run.events[chunk, None]
+        rate, pileup = run.rate[LIVE], run.pileup[chunk, None]
+
+        def of(fired: np.ndarray) -> np.ndarray:
+            p = np.clip(fired, 1e-12, 1 - 1e-12)
+            return np.asarray(counts * np.log(p) + (events - counts) * np.log1p(-p))
+
+        def at(factor: float) -> np.ndarray:
+            return of(probability(factor * rate, pileup))
+
+        good, off = probability(rate, pileup), at(0.0)
+        short = [of(good * multiplier) for multiplier in ANOMALY_MULTIPLIERS]
+        return Likelihoods(
+            of(good),
+            np.stack([off, at(2.0), *(at(factor) for factor in LOST), *short], axis=2),
+            off[..., None],
+            np.stack([at(factor) for factor in BOX], axis=2),
+        )

@@ -1,0 +1,151 @@
+"""A detector over a stream whose faults are known: each run is judged before it is learnt, by thresholds of the past.
+
+A run's counts are shown without its labels. When it has been judged its good lumisections are learnt, as certification gives
+them, and the scores that they had join the held-out ones from which thresholds come. The first run is the reference and not
+judged; the next `WARM` ones give the first thresholds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+import numpy as np
+
+from dqmstream.experiments.faults.detectors import Detector
+from dqmstream.experiments.faults.measures import Delays, HeldOut, Tally, agreement
+from dqmstream.experiments.faults.oracle import Oracle
+from dqmstream.experiments.simulator import LIVE, SimulatedRun
+from dqmstream.experiments.streams import Kind
+from dqmstream.learners.fault_filter import Suspicion
+from dqmstream.learners.strategy import Maps
+
+ALL = "all"
+KINDS: tuple[str, ...] = (*get_args(Kind), ALL)
+WARM = 5
+"""Judged runs that give the first thresholds before any is measured."""
+
+
+@dataclass
+class _Measured:
+    """What is kept of the measured runs, a list entry each."""
+
+    runs: list[int] = field(default_factory=list)
+    good: list[np.ndarray] = field(default_factory=list)
+    good_channels: list[np.ndarray] = field(default_factory=list)
+    faulty: dict[str, list[np.ndarray]] = field(default_factory=lambda: {kind: [] for kind in KINDS})
+    faulty_channels: dict[str, list[np.ndarray]] = field(default_factory=lambda: {kind: [] for kind in KINDS})
+    named: dict[str, list[list[float]]] = field(default_factory=lambda: {kind: [] for kind in KINDS})
+    alarms: list[list[float]] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=lambda: {"look": 0.0, "learn": 0.0})
+
+
+class Track:
+    """A detector on its way through a stream."""
+
+    def __init__(self, detector: Detector | Oracle, alarms_per_run: float = 1.0) -> None:
+        """alarms_per_run: good lumisections, and good channels of lumisections, that a run may have flagged by chance."""
+        self.detector = detector
+        self.lumisections = HeldOut(alarms_per_run)
+        self.channels = HeldOut(alarms_per_run)
+        self._kept, self._delays = _Measured(), Delays()
+        self._runs = self._first = 0
+
+    def go_on(self, run: SimulatedRun) -> None:
+        """Judge the next run and learn it."""
+        if self._runs:
+            began = time.perf_counter()
+            seen = self.look(run)
+            self._kept.seconds["look"] += time.perf_counter() - began
+            if self._runs > WARM:
+                self._measure(run, seen)
+            good = ~run.faulty
+            share = float(good.mean())
+            self.lumisections.add(seen.score[good], share)
+            self.channels.add(seen.channels[good].ravel(), share)
+        if not isinstance(self.detector, Oracle):
+            began = time.perf_counter()
+            self.detector.learn(as_maps(run).take(np.flatnonzero(~run.faulty)))
+            self._kept.seconds["learn"] += time.perf_counter() - began
+        self._runs += 1
+        self._first += len(run.counts)
+
+    def look(self, run: SimulatedRun) -> Suspicion:
+        """What the detector says of a run, for the 932 channels of HE depth 1; nothing is kept of it."""
+        seen = self.detector.of(run) if isinstance(self.detector, Oracle) else self.detector.look(as_maps(run))
+        on_map = np.full((len(seen.score), *LIVE.shape), -np.inf, dtype=np.float32)
+        on_map[:, self.detector.live[0]] = seen.channels
+        return Suspicion(seen.score.astype(np.float32), on_map[:, LIVE])
+
+    def _measure(self, run: SimulatedRun, seen: Suspicion) -> None:
+        kept, acts = self._kept, _acting(run)
+        flagged, named = seen.score > self.lumisections.threshold, seen.channels > self.channels.threshold
+        beside = np.sum([fault.active for fault in run.faults], axis=0) if run.faults else np.zeros(len(run.counts))
+        true = run.faulty_channels()[:, LIVE]
+        on_channel = np.sum(list(acts.values()), axis=0) if acts else np.zeros(true.shape)
+        good = ~run.faulty
+        place = len(kept.runs)
+        kept.runs.append(run.run)
+        kept.good.append(seen.score[good])
+        kept.good_channels.append(seen.channels[~true])
+        kept.alarms.append([float(good.mean()), int(flagged[good].sum()), int(named[good].sum())])
+        for kind in KINDS:
+            if kind == ALL:
+                alone, alone_channels = run.faulty, true
+            else:
+                mine = [fault.active for fault in run.faults if fault.kind == kind]
+                alone = (np.any(mine, axis=0) & (beside == 1)) if mine else np.zeros(len(good), dtype=bool)
+                alone_channels = (acts[kind] == 1) & (on_channel == 1) if kind in acts else np.zeros(true.shape, dtype=bool)
+            kept.faulty[kind].append(seen.score[alone])
+            kept.faulty_channels[kind].append(seen.channels[alone_channels])
+            found = agreement(named[alone], true[alone])
+            kept.named[kind].append([int(alone.sum()), *found.sum(axis=0).tolist()])
+        for fault in run.faults:
+            key = fault.since_run, fault.kind, fault.place.name, fault.active.argmax() if fault.kind == "anomaly" else 0
+            if fault.since_run == run.run or key in self._delays.onset:
+                self._delays.add(key, place, fault.kind, self._first, fault.active, fault.active & (beside == 1), flagged)
+
+    def results(self) -> dict[str, Any]:
+        """Ready for JSON. lumisections, channels: kind -> counts of a `Tally`, for lumisections, and channels of them, in which
+        a fault of this kind acts and no other does ("all": any faults). named: kind -> for each run how many such lumisections,
+        and sums of `agreement`. alarms: for each run its share of good lumisections, how many of them were flagged, and how
+        many channels of them. faults: of `Delays.rows`."""
+        kept = self._kept
+        return {
+            "runs": kept.runs,
+            "lumisections": {kind: _tallied(kept.faulty[kind], kept.good) for kind in KINDS},
+            "channels": {kind: _tallied(kept.faulty_channels[kind], kept.good_channels) for kind in KINDS},
+            "named": kept.named,
+            "alarms": kept.alarms,
+            "faults": [list(row) for row in self._delays.rows()],
+            "seconds": kept.seconds,
+        }
+
+
+def follow(runs: Iterable[SimulatedRun], detector: Detector | Oracle, alarms_per_run: float = 1.0) -> Track:
+    """A detector's way through all runs."""
+    track = Track(detector, alarms_per_run)
+    for run in runs:
+        track.go_on(run)
+    return track
+
+
+def as_maps(run: SimulatedRun) -> Maps:
+    """A simulated run as a float32 archive gives it."""
+    return Maps(run.counts.astype(np.float32)[:, None], run.events, run.pileup, np.arange(1, len(run.counts) + 1))
+
+
+def _acting(run: SimulatedRun) -> dict[str, np.ndarray]:
+    """How many faults of each kind act on each channel: kind -> int (n, 932)."""
+    acts: dict[str, np.ndarray] = {}
+    for fault in run.faults:
+        mine = acts.setdefault(fault.kind, np.zeros((len(run.counts), int(LIVE.sum())), dtype=np.int16))
+        mine += fault.active[:, None] & fault.channels[LIVE]
+    return acts
+
+
+def _tallied(faulty: Sequence[np.ndarray], good: Sequence[np.ndarray]) -> dict[str, list[list[int]]]:
+    tally = Tally.of(faulty, good)
+    return {"faulty": tally.faulty.tolist(), "good": tally.good.tolist()}
