@@ -18,7 +18,7 @@ help:
 	@echo "make demo-kafka  the same as demo through a real Apache Kafka broker (needs JDK 17+ and Maven)"
 	@echo "make test        all tests, linter and type checker (needs JDK 17+ and Maven)"
 	@echo "make soak        the long forms of the promises: 500 kills, 100 000 fuzzed messages; prints the figures"
-	@echo "make bench       what ingest, archive, experts, a training step and a run cost, as ratios within one run"
+	@echo "make bench       what ingest, archive, experts, backbones, a training step and a run cost, as ratios within one run"
 	@echo "make year        1000 runs through two learners: what they still know, and what a run costs by then (half an hour)"
 	@echo "make setup       only make .venv and install"
 
@@ -40,6 +40,7 @@ soak: check-java setup
 bench: check-java setup
 	$(BIN)/python -m benchmarks.archive
 	$(BIN)/python -m benchmarks.moe
+	$(BIN)/python -m benchmarks.backbones
 	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.learner
 	$(BIN)/python -m tools.broker run -- $(BIN)/python -m benchmarks.ingest

@@ -44,6 +44,17 @@ def test_convolutions() -> None:
     assert step_flops(model, 5, 932, CPU) == 5 * (2 * first + 3 * second + 3 * head)
 
 
+@pytest.mark.parametrize("groups", [1, 2, 8])
+def test_convolutions_in_groups(groups: int) -> None:
+    """The first has no gradient of its input; a transposed one counts by the places that it reads."""
+    flat = nn.Unflatten(1, (8, 4, 4))
+    one = 2 * 8 * 8 * 9 * 16 / groups
+    first, second = (nn.Conv2d(8, 8, 3, padding=1, groups=groups) for _ in range(2))
+    assert step_flops(nn.Sequential(flat, first, second), 3, 128, CPU) == 3 * 5 * one
+    wider = nn.ConvTranspose2d(8, 8, 3, stride=2, groups=groups)
+    assert step_flops(nn.Sequential(flat, first, wider), 3, 128, CPU) == 3 * 5 * one
+
+
 def test_counting_leaves_weights_gradients_and_random_state_alone() -> None:
     model = build(he_depth1_mask()[None], Recipe(dim=16, depth=2, heads=2, experts=4))
     model.grow(2)

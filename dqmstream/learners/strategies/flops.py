@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -12,16 +16,16 @@ from dqmstream.learners.network import Network
 def step_flops(model: nn.Module, batch: int, features: int, device: torch.device) -> float:
     """Floating-point operations of a forward and a backward pass of `batch` lumisections of `features` channels.
 
-    torch.utils.flop_counter counts products of matrices, convolutions and attention, a multiplication and an addition as
-    two, and nothing elementwise. A Mixture of Experts costs the same wherever its tokens are sent, so any input will do.
+    `counter` counts products of matrices, convolutions and attention, a multiplication and an addition as two, and nothing
+    elementwise. A Mixture of Experts costs the same wherever its tokens are sent, so any input will do.
     Weights, gradients and the random state stay as they are; in evaluation mode routers count no load.
     """
     model.eval()
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     inputs: Tensor = torch.linspace(-1, 1, batch * features, device=device).view(batch, features)
-    with FlopCounterMode(display=False) as counter:
+    with counter() as counted:
         torch.autograd.grad(model(inputs).sum(), weights, allow_unused=True)
-    return float(counter.get_total_flops())
+    return float(counted.get_total_flops())
 
 
 class StepFlops:
@@ -45,3 +49,20 @@ class StepFlops:
             return flops
         ((second, more),) = other
         return flops + (model.classes - first) * (more - flops) / (second - first)
+
+
+def counter() -> FlopCounterMode:
+    """torch.utils.flop_counter, but for convolutions in groups: it takes each weight's gradient there for that of a whole one.
+
+    Of a convolution of each channel alone, as in ConvNeXt, that would be as many times too much as there are channels.
+    """
+    return FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: _convolution_backward})
+
+
+def _convolution_backward(
+    grad_out_shape: Sequence[int], x_shape: Sequence[int], w_shape: Sequence[int], *arguments: Any, **more: Any
+) -> int:
+    """Either gradient, of the input and of the weights, takes as many operations as the forward pass."""
+    _bias, _stride, _padding, _dilation, transposed, _output_padding, _groups, wanted = arguments
+    places = (x_shape if transposed else grad_out_shape)[2:]
+    return sum(map(bool, wanted[:2])) * 2 * x_shape[0] * prod(places) * prod(w_shape)
