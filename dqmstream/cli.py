@@ -120,9 +120,27 @@ def simulate(
 @app.command(name="import")
 def import_(
     files: Annotated[
-        list[Path], typer.Argument(help=".npy files of shape (n, 64, 72), or folders of them", show_default=False)
-    ],
+        list[Path] | None,
+        typer.Argument(
+            help="maps as .npy (n, 64, 72) or wider, DIALS Parquet, Run<number>/output__depth.npy; images as .hdf5 or Parquet; "
+            "or folders of them",
+            show_default=False,
+        ),
+    ] = None,
     archive: Archive = None,
+    golden: Annotated[
+        Path | None, typer.Option("--golden", help="golden JSON, kept in the archive as a new version of its labels")
+    ] = None,
+    golden_only: Annotated[bool, typer.Option("--golden-only", help="file no lumisection that --golden does not name")] = False,
+    luminosity: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--lumi", help="OMS table of pileup, luminosity, events by lumisection: .csv, .json, .parquet; more than once"
+        ),
+    ] = None,
+    crop: Annotated[
+        bool, typer.Option("--crop", help="of wider maps, leave out what lies beyond |ieta| 32, which else is refused")
+    ] = False,
     run: Annotated[int | None, typer.Option(help="run number of the only file, where its name has none")] = None,
     interpolated: Interpolated = False,
     dtype: Dtype = None,
@@ -130,13 +148,17 @@ def import_(
     source: Source = None,
     as_json: Json = False,
 ) -> None:
-    """Import runs from files. All are checked before anything is written; importing twice changes nothing."""
-    from dqmstream.commands import import_data
+    """Import runs, or images, from files. All are checked before anything is written; importing twice changes nothing.
+
+    It says what was taken, what was dropped and why. Images go to an archive of their own.
+    """
+    from dqmstream.commands import ImportFlags, import_data
 
     settings = load_settings(archive=archive, dtype=dtype, depths=depths, source=source)
     with console.bars() as progress:
-        kept = {stage: console.bar_callback(progress, stage) for stage in ("check", "import")}
-        done = import_data(settings, files, run, interpolated, lambda stage, n, total: kept[stage](n, total))
+        kept = {stage: console.bar_callback(progress, stage) for stage in ("read", "check", "import")}
+        flags = ImportFlags(run, interpolated, crop, golden, golden_only, luminosity or ())
+        done = import_data(settings, files or [], flags, lambda stage, n, total: kept[stage](n, total))
     show(done, as_json, *console.describe_imported(done))
 
 

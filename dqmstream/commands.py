@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +18,13 @@ from dqmstream.learners.state import check_identity, is_running, read_json, read
 from dqmstream.lumisection import LUMISECTION_S, Geometry
 from dqmstream.service import Consumed, consume, die_with_parent, stop_on_signals
 from dqmstream.storage.archive import Archive
-from dqmstream.storage.importer import import_files
+from dqmstream.storage.image_archive import import_images
+from dqmstream.storage.images import images_among
+from dqmstream.storage.importer import Imported, Taking, import_runs
+from dqmstream.storage.labels import file_golden, file_luminosity, label_versions
 from dqmstream.storage.layout import Kind
+from dqmstream.storage.readers.golden import read_golden
+from dqmstream.storage.readers.luminosity import read_luminosity
 from dqmstream.streaming.filer import IngestCounts
 
 if TYPE_CHECKING:
@@ -36,50 +41,71 @@ def open_or_create(settings: Settings) -> Archive:
     )
 
 
-def import_runs(
-    settings: Settings,
-    files: list[Path],
-    run: int | None,
-    interpolated: bool,
-    progress: Callable[[str, int, int], None],
-) -> list[dict[str, Any]]:
-    """Import files; one object a file."""
-    path: Path = settings.need("archive")
-    standing = Archive.open(path) if Archive.exists(path) else None
-    done = import_files(
-        files,
-        lambda: open_or_create(settings),
-        dtype=standing.dtype if standing else np.dtype(settings.dtype or "float32"),
-        depths=standing.geometry.depths if standing else settings.depths or 1,
-        run=run,
-        interpolated=interpolated,
-        progress=progress,
-    )
-    return [asdict(file) for file in done]
+@dataclass(frozen=True)
+class ImportFlags:
+    """What `import` is asked beside the files. golden_only: file no lumisection that the golden JSON does not name."""
+
+    run: int | None = None
+    interpolated: bool = False
+    crop: bool = False
+    golden: Path | None = None
+    golden_only: bool = False
+    luminosity: Sequence[Path] = ()
 
 
 def import_data(
-    settings: Settings,
-    files: list[Path],
-    run: int | None,
-    interpolated: bool,
-    progress: Callable[[str, int, int], None],
+    settings: Settings, files: list[Path], flags: ImportFlags, progress: Callable[[str, int, int], None]
 ) -> dict[str, Any]:
-    """Import files of lumisections or of images, by what is in them."""
-    from dqmstream.storage.image_archive import import_images
-    from dqmstream.storage.images import images_among
-
-    path: Path = settings.need("archive")
+    """Import files of lumisections or of images, by what is in them, and labels."""
+    if flags.golden_only and not flags.golden:
+        raise InputError("--golden-only needs the golden JSON: give --golden FILE too")
     if images := images_among(files):
-        if named := [name for name in ("dtype", "depths", "source") if getattr(settings, name)] + ["run"] * (run is not None):
-            raise InputError(f"--{named[0]} is for files of lumisections, and {images[0]} holds images: leave it out")
-        done = [asdict(file) for file in import_images(images, path, progress)]
-        return {"archive": str(path), "kind": "images", "files": done}
+        _refuse_flags(settings, flags, images[0])
+        done = [asdict(file) for file in import_images(images, settings.need("archive"), progress)]
+        return {"archive": str(settings.archive), "kind": "images", "files": done}
+    if not (files or flags.golden or flags.luminosity):
+        raise InputError("nothing is given to import: name files, or --golden FILE or --lumi FILE for an archive that stands")
     return {
-        "archive": str(path),
+        "archive": str(settings.need("archive")),
         "kind": "lumisections",
-        "files": import_runs(settings, files, run, interpolated, progress),
+        **_import_lumisections(settings, files, flags, progress),
     }
+
+
+def _import_lumisections(
+    settings: Settings, files: list[Path], flags: ImportFlags, progress: Callable[[str, int, int], None]
+) -> dict[str, Any]:
+    path: Path = settings.need("archive")
+    golden = read_golden(flags.golden) if flags.golden else None
+    tables = [read_luminosity(table) for table in flags.luminosity]
+    standing = Archive.open(path) if Archive.exists(path) or not files else None
+    done: list[Imported] = []
+    if files:
+        taking = Taking(
+            dtype=standing.dtype if standing else np.dtype(settings.dtype or "float32"),
+            depths=standing.geometry.depths if standing else settings.depths,
+            run=flags.run,
+            interpolated=flags.interpolated,
+            crop=flags.crop,
+            golden=golden if flags.golden_only else None,
+            luminosity=tables,
+            source=settings.source,
+            stored_source=standing.source if standing else "",
+            scratch=path.parent if path.parent.is_dir() else None,
+        )
+        done, beside = import_runs(files, lambda: open_or_create(settings), taking, progress)
+        tables = [table.for_run(done[0].run) for table in tables] + beside
+    archive = Archive.open(path)
+    labels = [file_golden(archive, golden)] if golden else []
+    labels += [file_luminosity(archive, table) for table in tables]
+    return {"files": [asdict(file) for file in done], "labels": [asdict(label) for label in labels]}
+
+
+def _refuse_flags(settings: Settings, flags: ImportFlags, image: Path) -> None:
+    given = {name: getattr(settings, name) for name in ("dtype", "depths", "source")}
+    given |= {name.replace("_", "-"): value for name, value in vars(flags).items()}
+    if named := [name.replace("luminosity", "lumi") for name, value in given.items() if value]:
+        raise InputError(f"--{named[0]} is for files of lumisections, and {image} holds images: leave it out")
 
 
 def publish_runs(
@@ -274,6 +300,7 @@ def archive_status(archive: Archive) -> dict[str, Any]:
         "dtype": archive.dtype.name,
         "depths": archive.geometry.depths,
         "source": archive.source,
+        "labels": [asdict(version) for version in label_versions(archive.root)],
         "lumisections": sum(run["lumisections"] for run in runs),
         "runs": runs,
         "feeds": feeds,

@@ -111,7 +111,7 @@ def consume_line(counts: Any, learner: dict[str, Any]) -> str:
 
 
 def describe_imported(result: dict[str, Any]) -> list[Any]:
-    """A line a file: what was taken of it."""
+    """A line a file: what was taken of it; then what was dropped and why, and what else is to be known."""
     known = "known, nothing changed"
     if result["kind"] == "images":
         rows = [
@@ -123,7 +123,17 @@ def describe_imported(result: dict[str, Any]) -> list[Any]:
     for f in result["files"]:
         note = known if f["known"] else f"rounded by up to {f['rounding']:.2g} counts" if f["rounding"] else ""
         rows.append([f["name"], f["run"], f["lumisections"], f["rows"], f["duplicates"], f["revisions"], note])
-    return [table("imported", ["file", "run", "lumisections", "filed", "duplicates", "revisions", "note"], rows)]
+    columns = ["file", "run", "lumisections", "filed", "duplicates", "revisions", "note"]
+    parts: list[Any] = [table("imported", columns, rows)] if rows else []
+    dropped = [[f["name"], f["run"], d["count"], d["what"], d["reason"]] for f in result["files"] for d in f["dropped"]]
+    if dropped:
+        parts.append(table("not taken", ["file", "run", "count", "of", "because"], dropped))
+    parts += [f"run {f['run']}: {note}" for f in result["files"] for note in f["notes"]]
+    parts += [
+        f"{label['kind']}: {label['name']} is version {label['version']}" + ("" if label["new"] else ", and was before")
+        for label in result["labels"]
+    ]
+    return parts
 
 
 def describe_consumed(result: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from rich.progress import Progress
 
 from dqmstream import console
-from dqmstream.commands import consume_topic, consumed_result, import_runs, learner_settings, publish_runs
+from dqmstream.commands import ImportFlags, consume_topic, consumed_result, import_data, learner_settings, publish_runs
 from dqmstream.config import Settings, load_settings
 from dqmstream.errors import InputError
 from dqmstream.experiments.simulator import write
@@ -52,7 +52,7 @@ def run_demo(out: Path, stream: str, seed: int, runs: int, lumisections: int, bo
         write(out / "simulated", stream, seed, runs, lumisections, progress=console.bar_callback(progress, "simulate"))
         imported = console.bar_callback(progress, "import")
         published = load_settings(archive=out / "published", bootstrap=bootstrap, topic=_topic(out), seed=seed)
-        import_runs(published, [out / "simulated"], None, False, lambda stage, n, total: imported(n, total))
+        import_data(published, [out / "simulated"], ImportFlags(), lambda stage, n, total: imported(n, total))
         shown = console.consume_bar(progress, runs * lumisections)
 
         def show(counts: IngestCounts, learner: dict[str, Any]) -> None:

@@ -49,3 +49,57 @@ def write_jets(path: Path, n: int = 6, *, x: object = None, y: object = None, ro
     }
     pq.write_table(pa.table(columns), path, row_group_size=row_group, compression="snappy")
     return np.asarray(x) if isinstance(x, np.ndarray) else np.empty(0)
+
+
+ELEMENT = "Hcal/DigiTask/Occupancy/depth/depth{}"
+DATASET = "/ZeroBias/Run2024C-PromptReco-v1/DQMIO"
+
+
+def dials_rows(run: int, maps: np.ndarray, *, dataset: str = DATASET, first: int = 1) -> list[dict[str, object]]:
+    """Rows of a run's maps, (n, depths, 64, 72), as DIALS has them: data is (72 iphi, 84 ieta), ten rows wider on each side."""
+    wide = np.pad(maps, ((0, 0), (0, 0), (10, 10), (0, 0)))
+    return [
+        {
+            "dataset": dataset,
+            "me": ELEMENT.format(depth + 1),
+            "run_number": run,
+            "ls_number": first + k,
+            "x_bin": 84,
+            "y_bin": 72,
+            "entries": float(maps[k, depth].sum()),
+            "data": one.T,
+        }
+        for k, depths in enumerate(wide)
+        for depth, one in enumerate(depths)
+    ]
+
+
+def write_dials(path: Path, rows: list[dict[str, object]], row_group: int = 100) -> Path:
+    """Those rows as Parquet; `data` may be anything that nests."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    columns: dict[str, object] = {name: [row[name] for row in rows] for name in rows[0] if name != "data"}
+    data = [row["data"] for row in rows]
+    if all(isinstance(one, np.ndarray) for one in data):
+        columns["data"] = nested(np.stack(data))  # type: ignore[arg-type]
+    else:
+        columns["data"] = [one.tolist() if isinstance(one, np.ndarray) else one for one in data]
+    pq.write_table(pa.table(columns), path, row_group_size=row_group)
+    return path
+
+
+def write_group(folder: Path, run: int, maps: np.ndarray, table: np.ndarray | None = None, meta: str | None = None) -> Path:
+    """A group's folder of a run, from maps (n, depths, 64, 72)."""
+    folder = folder / f"Run{run}"
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(folder / "output__depth.npy", np.moveaxis(maps, 1, 3)[..., None])
+    if table is not None:
+        np.save(folder / "run_ls_lumi_df.npy", table, allow_pickle=True)
+    if meta is not None:
+        (folder / "meta_data.json").write_text(meta)
+    return folder / "output__depth.npy"
+
+
+def depth_maps(run: int, n: int, depths: int) -> np.ndarray:
+    """Sparse counts that depend on (run, n, depths): float32, (n, depths, 64, 72)."""
+    rng = np.random.default_rng((run, n, depths))
+    return (rng.poisson(300, (n, depths, 64, 72)) * (rng.random((64, 72)) < 0.2)).astype(np.float32)

@@ -139,9 +139,9 @@ def _read(name: str, archive: Archive | None, interpolated: bool) -> RunCounts:
         path = Path(name)
         if path.is_dir():
             raise InputError(f"{path} is a folder: give the .npy file of one run")
-        file = read_run_file(path, interpolated=interpolated)
+        data = read_run_file(path, interpolated=interpolated).data
         scale = INTERPOLATED_SCALE if interpolated else 1
-        return RunCounts(file.run, path.name, file.counts, file.events, np.arange(1, len(file.counts) + 1), scale)
+        return RunCounts(data.run, path.name, data.counts, data.events, data.lumisection, scale)
     if archive is None:
         raise InputError(f"there is no file {name}; to compare run {name} of an archive give --archive")
     view = archive.run(int(name))

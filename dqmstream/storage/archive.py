@@ -20,6 +20,7 @@ import zarr
 from dqmstream.errors import ArchiveError
 from dqmstream.lumisection import IETA, IPHI, Geometry
 from dqmstream.storage import layout
+from dqmstream.storage.labels import Labels
 from dqmstream.storage.layout import NAT
 from dqmstream.storage.locks import exclusive, sync_filesystem
 from dqmstream.storage.repository import first_line, is_repository, make_repository, open_repository
@@ -44,7 +45,7 @@ class Archive:
 
     archive_id: 12 hexadecimal digits, given when it was made. geometry, dtype: of every stored map. source: dataset and
     monitoring element, empty until the first row that has one. layout_version: of this snapshot, which stays as it was written.
-    root: its root group, read-only.
+    root: its root group, read-only. labels: golden lumisections and luminosity, as of this snapshot.
     """
 
     def __init__(self, path: Path, repository: icechunk.Repository, snapshot: str, index: RowIndex | None = None) -> None:
@@ -63,6 +64,7 @@ class Archive:
         self.geometry = Geometry(int(attributes["depths"]))
         self.dtype = np.dtype(str(attributes["dtype"]))
         self.source = str(attributes["source"])
+        self.labels = Labels(self.root)
 
     @classmethod
     def create(cls, path: Path, *, geometry: Geometry | None = None, dtype: str = "float32", source: str = "") -> Archive:
@@ -237,7 +239,8 @@ class Archive:
         """The run's lumisections in order, the newest revision of each; without maps, all but `occupancy`.
 
         Variables: occupancy (lumisection, depth, ieta, iphi), time, produced (when the broker took it), committed (when it was
-        filed), n_events, pileup, content, quality, revision (lumisection); coordinates lumisection, depth (from 1), ieta, iphi.
+        filed), n_events, pileup, content, quality, revision (lumisection); where such labels were imported also golden (1 good,
+        0 bad, -1 unknown), delivered_lumi and recorded_lumi (lumisection). Coordinates lumisection, depth (from 1), ieta, iphi.
         Raises ArchiveError if no row has the run.
         """
         logs, table = self.index.newest(run)
@@ -259,6 +262,7 @@ class Archive:
                 **({} if occupancy is None else {"occupancy": (axes, occupancy, {"units": "count"})}),
                 **{name: ("lumisection", values) for name, values in (times | columns).items()},
                 "revision": ("lumisection", table[:, 1]),
+                **{name: ("lumisection", values) for name, values in self._labels_of(run, table[:, 0]).items()},
             },
             coords={
                 "lumisection": table[:, 0],
@@ -268,6 +272,16 @@ class Archive:
             },
             attrs={"run": run, "source": self.source, "snapshot": self.snapshot, "archive_id": self.archive_id},
         )
+
+    def _labels_of(self, run: int, lumisection: np.ndarray) -> dict[str, np.ndarray]:
+        """Labels of these lumisections, of the kinds that were imported."""
+        found: dict[str, np.ndarray] = {}
+        if self.labels.golden is not None:
+            found["golden"] = self.labels.golden_of(run, lumisection)
+        if self.labels.luminosity is not None:
+            said = self.labels.luminosity_of(run, lumisection)
+            found |= {name: said[name] for name in ("delivered_lumi", "recorded_lumi")}
+        return found
 
 
 def _merge(size: int, parts: list[tuple[np.ndarray, dict[str, np.ndarray]]]) -> dict[str, np.ndarray]:

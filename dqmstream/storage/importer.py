@@ -1,47 +1,47 @@
-"""Importing files in the original layout: a run a file, whole or not at all, and twice is once.
+"""Importing lumisections in every layout that users have: a run whole or not at all, and twice is once.
 
-`Run355456_Dataset_x.npy` of shape (n, 64, 72) holds a run; row k is lumisection k + 1. Beside it, or among the files given,
-`Run355456_events.npy` and `Run355456_pileup.npy` of shape (n,) say what is known of each lumisection.
+`storage.readers` says what files hold. All are checked before the archive is made or anything is written; then each run is
+filed in one commit, a few hundred maps in memory at a time.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from dqmstream.errors import InputError
-from dqmstream.lumisection import RUN_FILE, SIDECAR_FILE, Lumisection, check_counts, check_numbers
+from dqmstream.lumisection import RUN_FILE, Lumisection, check_counts
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.layout import IMPORT_FEED, Kind, Quality
-from dqmstream.storage.log import ArchiveWriter, Control, Entry, OffsetConflict, make_row
+from dqmstream.storage.log import ArchiveWriter, Control, Entry, OffsetConflict, SourceConflict, make_row
+from dqmstream.storage.readers.arrays import read_array
+from dqmstream.storage.readers.find import find_files
+from dqmstream.storage.readers.golden import Golden
+from dqmstream.storage.readers.luminosity import LuminosityTable
+from dqmstream.storage.readers.runs import Dropped, RunData
 
-ROWS_AT_ONCE = 512
-NOT_DATA = ("truth.json",)
-"""What `simulate` leaves beside the files, so that `simulated/*` can be given as it is."""
+Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, eq=False)
-class RunFile:
-    """A file that was found good. counts: a memory map, shape (n, 64, 72) or (n, depth, 64, 72)."""
+class CheckedRun:
+    """A run that was found good. rounding: the largest difference, in counts, that the archive's dtype makes."""
 
-    path: Path
-    run: int
-    counts: np.ndarray
-    events: np.ndarray
-    pileup: np.ndarray
+    data: RunData
     sha256: str
     rounding: float
 
 
 @dataclass(frozen=True)
 class Imported:
-    """What came of a file. known: it had been imported before, and nothing changed.
+    """What came of a run of one or several files. known: it had been imported before, and nothing changed.
 
-    rounding: the largest difference, in counts, between the file's values and the stored ones.
+    lumisections: taken. rounding: the largest difference, in counts, between the file's values and the stored ones.
+    dropped: what was not taken, and why. notes: what else is to be known.
     """
 
     name: str
@@ -52,6 +52,30 @@ class Imported:
     revisions: int
     rounding: float
     known: bool
+    dropped: tuple[Dropped, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Taking:
+    """What is asked of an import.
+
+    dtype: of the archive. depths: of the archive, None where nobody said. run: number of the only file, where its name has
+    none. interpolated: mark every row as interpolated, as in the two published files. crop: leave out what lies beyond
+    |ieta| 32. golden: only lumisections that it names. luminosity: tables that give events and pileup. source: dataset and
+    monitoring element to file all under; stored_source: the archive's own. scratch: folder for maps that must be sorted.
+    """
+
+    dtype: np.dtype
+    depths: int | None = None
+    run: int | None = None
+    interpolated: bool = False
+    crop: bool = False
+    golden: Golden | None = None
+    luminosity: Sequence[LuminosityTable] = ()
+    source: str | None = None
+    stored_source: str = ""
+    scratch: Path | None = None
 
 
 def import_files(
@@ -59,183 +83,202 @@ def import_files(
     archive: Callable[[], Archive],
     *,
     dtype: np.dtype,
-    depths: int,
+    depths: int | None,
     run: int | None = None,
     interpolated: bool = False,
-    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    progress: Progress = lambda stage, done, total: None,
 ) -> list[Imported]:
-    """Import files, or folders of them. All are checked before the archive is made or anything is written.
+    """Import files, or folders of them, of which nothing more is asked: see `import_runs`."""
+    return import_runs(paths, archive, Taking(dtype, depths, run, interpolated), progress)[0]
 
-    archive: opens or makes the archive, once every file was found good. run: number of the only file, where its name has
-    none. interpolated: mark every row as interpolated, as in the two published files. progress: called with "check" or
-    "import", files done and files in all. Raises InputError for the first file that cannot be used.
+
+def import_runs(
+    paths: Sequence[Path],
+    archive: Callable[[], Archive],
+    taking: Taking,
+    progress: Progress = lambda stage, done, total: None,
+) -> tuple[list[Imported], list[LuminosityTable]]:
+    """Import the runs of files, or of folders of them; returns what came of each, and the luminosity tables beside them.
+
+    archive: opens or makes the archive, once every file was found good. progress: called with "read", "check" or "import",
+    what is done and what there is in all. Raises InputError for the first file that cannot be used.
     """
-    data, sidecars = _sort_files(paths)
-    if run is not None and len(data) != 1:
-        raise InputError(f"--run names the run of one file, and {len(data)} are given")
-    files = []
-    for i, path in enumerate(data):
-        progress("check", i, len(data))
-        files.append(_check_file(path, _run_number(path, run), sidecars, interpolated, dtype, depths))
-    progress("check", len(data), len(data))
+    runs, tables = _read(paths, taking, progress)
+    _check_sources(runs, taking)
+    checked = []
+    for i, data in enumerate(runs):
+        progress("check", i, len(runs))
+        checked.append(_check(data, taking.interpolated, taking.dtype, taking.depths or 1))
+    progress("check", len(runs), len(runs))
     writer = ArchiveWriter(archive())
     known = writer.archive.imported()
     done = []
-    for i, file in enumerate(files):
-        progress("import", i, len(files))
-        done.append(_import_file(writer, file, interpolated, known))
-        known[file.sha256] = file.run
-    progress("import", len(files), len(files))
-    return done
+    for i, one in enumerate(checked):
+        progress("import", i, len(checked))
+        done.append(_import_run(writer, one, taking.interpolated, known))
+        known[one.sha256] = one.data.run
+    progress("import", len(checked), len(checked))
+    return done, tables
 
 
-def read_run_file(path: Path, *, interpolated: bool = False) -> RunFile:
+def read_run_file(path: Path, *, interpolated: bool = False) -> CheckedRun:
     """One file in the original layout, with the sidecars beside it, checked as an import checks it; any number of depths.
 
     Raises InputError if it cannot be used, or its name does not tell the run.
     """
     if not path.exists():
         raise InputError(f"{path} does not exist")
-    match = RUN_FILE.match(path.name)
-    if match is None:
+    if RUN_FILE.match(path.name) is None:
         raise InputError(f"{path}: the name does not tell the run; name it Run<number>_Dataset_<name>.npy")
-    return _check_file(path, _run_number(path, int(match["run"])), {}, interpolated, np.dtype("float32"), None)
+    return _check(read_array(path, None, {}, False), interpolated, np.dtype("float32"), None)
 
 
-def _sort_files(paths: Sequence[Path]) -> tuple[list[Path], dict[tuple[int, str], Path]]:
-    """Data files in the order given, and the sidecars among them by (run, "events" | "pileup")."""
-    found: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            inside = sorted(p for p in path.glob("*.npy"))
-            if not inside:
-                raise InputError(f"{path} holds no .npy file")
-            found += inside
-        elif path.exists():
-            found.append(path)
-        else:
-            raise InputError(f"{path} does not exist")
-    data: list[Path] = []
-    sidecars: dict[tuple[int, str], Path] = {}
-    for path in found:
-        if match := SIDECAR_FILE.match(path.name):
-            sidecars[(int(match["run"]), match["what"])] = path
-        elif path.suffix == ".npy":
-            data.append(path)
-        elif path.name not in NOT_DATA:
-            raise InputError(f"{path} is no .npy file: `import` takes NumPy files of shape (lumisections, 64, 72)")
-    if not data:
-        raise InputError("no file with occupancy maps among those given, only sidecars")
-    return data, sidecars
+def _read(paths: Sequence[Path], taking: Taking, progress: Progress) -> tuple[list[RunData], list[LuminosityTable]]:
+    """Every run of the files, with the conditions that tables give and without what is not golden."""
+    found = find_files(paths)
+    if taking.run is not None and (len(found.arrays) != 1 or found.groups or found.parquet):
+        raise InputError(f"--run names the run of one file, a .npy, and {found.count} are given")
+    runs = [read_array(path, taking.run, found.sidecars, taking.crop) for path in found.arrays]
+    tables = []
+    if found.groups:
+        from dqmstream.storage.readers.groups import read_group
 
+        for path in found.groups:
+            data, table = read_group(path, taking.crop)
+            runs.append(data)
+            tables += [table] if table else []
+    if found.parquet:
+        from dqmstream.storage.readers.dials import read_dials
 
-def _run_number(path: Path, run: int | None) -> int:
-    match = RUN_FILE.match(path.name)
-    number = run if run is not None else int(match["run"]) if match else None
-    if number is None:
-        raise InputError(f"{path}: the name does not tell the run; name it Run<number>_Dataset_<name>.npy or give --run")
-    try:
-        check_numbers(number)
-    except ValueError as error:
-        raise InputError(f"{path}: {error}") from error
-    return number
-
-
-def _load(path: Path) -> np.ndarray:
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise InputError(f"{path} cannot be read as a NumPy array: {error}") from error
-    if not isinstance(array, np.ndarray):
-        raise InputError(f"{path} is an archive of arrays (.npz), and only single arrays (.npy) are taken")
-    return array
-
-
-def _check_file(
-    path: Path, run: int, sidecars: dict[tuple[int, str], Path], interpolated: bool, dtype: np.dtype, depths: int | None
-) -> RunFile:
-    """depths: of the archive; None where any number will do."""
-    counts = _load(path)
-    if counts.ndim not in (3, 4) or counts.shape[-2:] != (64, 72) or len(counts) == 0:
-        raise InputError(
-            f"{path} has shape {counts.shape}, and must have (lumisections, 64, 72) or (lumisections, depths, 64, 72)"
+        runs += read_dials(
+            found.parquet,
+            taking.depths,
+            crop=taking.crop,
+            scratch=taking.scratch,
+            progress=lambda done, total: progress("read", done, total),
         )
-    file_depths = 1 if counts.ndim == 3 else counts.shape[1]
-    if depths is not None and file_depths != depths:
-        raise InputError(f"{path} holds {file_depths} depth(s), the archive {depths}")
-    digest = hashlib.sha256(f"run {run} interpolated {interpolated} {counts.dtype.str} {counts.shape}".encode())
+    only_run = len({data.run for data in runs}) == 1
+    for table in taking.luminosity:
+        if not (table.has_runs or only_run):
+            raise InputError(f"{table.name} names no run (run_number), and several runs are imported: add that column")
+        runs = [_with_luminosity(data, table) for data in runs]
+    if taking.source:
+        runs = [replace(data, source=taking.source if data.source else "") for data in runs]
+    if taking.golden:
+        golden = taking.golden
+        runs = [
+            data.only(golden.is_good(data.run, data.lumisection), f"not good in {golden.name}") if data.size else data
+            for data in runs
+        ]
+    return runs, tables
+
+
+def _with_luminosity(data: RunData, table: LuminosityTable) -> RunData:
+    """The run with events and pileup as the table has them, and as before where it has none."""
+    found = table.of(data.run, data.lumisection)
+    events, pileup = (
+        np.where(np.isnan(found[name]), before, found[name])
+        for name, before in (("n_events", data.events), ("pileup", data.pileup))
+    )
+    given = ~np.logical_and.reduce([np.isnan(values) for values in found.values()])
+    note = f"{table.name}: conditions of {int(given.sum())} of {data.size} lumisections"
+    return replace(data, events=events, pileup=pileup, notes=(*data.notes, note))
+
+
+def _check_sources(runs: Sequence[RunData], taking: Taking) -> None:
+    """Raise InputError where runs are of another source than the archive, or than each other, and nobody gave one for all."""
+    if taking.source:
+        return
+    stored, holder = taking.stored_source, "the archive"
+    for data in runs:
+        if data.source and stored and data.source != stored:
+            raise InputError(
+                f"run {data.run} of {data.name} is of {data.source}, {holder} of {stored}: "
+                "give --source NAME to file both under one name"
+            )
+        if data.source and not stored:
+            stored, holder = data.source, f"run {data.run} of {data.name}"
+
+
+def _check(data: RunData, interpolated: bool, dtype: np.dtype, depths: int | None) -> CheckedRun:
+    """depths: of the archive; None where any number will do."""
+    if depths is not None and data.depths != depths:
+        raise InputError(
+            f"{data.name} holds {data.depths} depth(s), the archive {depths}: a new one is made with --depths {data.depths}"
+        )
+    counts = data.counts
+    shape = (data.size, *counts.shape[1:])
+    digest = hashlib.sha256(f"run {data.run} interpolated {interpolated} {counts.dtype.str} {shape}".encode())
     rounding = 0.0
-    for start in range(0, len(counts), ROWS_AT_ONCE):
-        block = np.ascontiguousarray(counts[start : start + ROWS_AT_ONCE])
+    for start, block in data.pieces():
         try:
             check_counts(block, dtype)
         except ValueError:
-            _name_bad_row(path, block, start, dtype)
+            _name_bad_row(data, block, start, dtype)
         if block.dtype == np.float64:
             rounding = max(rounding, float(np.abs(block - block.astype(dtype)).max()))
         digest.update(block.tobytes())
-    scalars = {}
-    for what in ("events", "pileup"):
-        beside = path.with_name(f"Run{run}_{what}.npy")
-        sidecar = sidecars.get((run, what)) or (beside if beside.exists() else None)
-        scalars[what] = _check_sidecar(sidecar, len(counts)) if sidecar else np.full(len(counts), np.nan)
-        digest.update(scalars[what].tobytes())
-    return RunFile(path, run, counts, scalars["events"], scalars["pileup"], digest.hexdigest(), rounding)
+    for values in (data.events, data.pileup):
+        digest.update(np.asarray(values, np.float64).tobytes())
+    if not np.array_equal(data.lumisection, np.arange(1, data.size + 1)):
+        digest.update(data.lumisection.astype("<i8").tobytes())
+    return CheckedRun(data, digest.hexdigest(), rounding)
 
 
-def _name_bad_row(path: Path, block: np.ndarray, start: int, dtype: np.dtype) -> None:
+def _name_bad_row(data: RunData, block: np.ndarray, start: int, dtype: np.dtype) -> None:
     """Raise InputError for the first row of a block that holds a bad one."""
     for k, row in enumerate(block):
         try:
             check_counts(row, dtype)
         except ValueError as error:
-            raise InputError(f"{path}, lumisection {start + k + 1}: {error}") from error
+            raise InputError(f"{data.name}, run {data.run}, lumisection {data.lumisection[start + k]}: {error}") from error
 
 
-def _check_sidecar(path: Path, rows: int) -> np.ndarray:
-    values = _load(path)
-    if values.shape != (rows,) or values.dtype.kind not in "iuf":
-        raise InputError(f"{path} has shape {values.shape} and dtype {values.dtype}, its run has {rows} lumisections")
-    values = values.astype(np.float64)
-    if not np.all(np.isnan(values) | ((values >= 0) & np.isfinite(values))):
-        raise InputError(f"{path} holds a negative or infinite value")
-    return values
-
-
-def _import_file(writer: ArchiveWriter, file: RunFile, interpolated: bool, known: dict[str, int]) -> Imported:
-    lumisections = len(file.counts)
-    if file.sha256 in known:
-        return Imported(file.path.name, file.run, lumisections, 0, 0, 0, file.rounding, known=True)
-    archive = writer.archive
-    quality = Quality.INTERPOLATED if interpolated else Quality.GOOD
-    next_offset = archive.refresh().next_offset(IMPORT_FEED, 0) or 0
+def _import_run(writer: ArchiveWriter, run: CheckedRun, interpolated: bool, known: dict[str, int]) -> Imported:
+    data, size = run.data, run.data.size
+    taken = Imported(data.name, data.run, size, 0, 0, 0, run.rounding, True, data.dropped, data.notes)
+    if run.sha256 in known:
+        return taken
+    if not size:
+        return replace(taken, known=False)
+    next_offset = writer.archive.refresh().next_offset(IMPORT_FEED, 0) or 0
     while True:
-        entries: list[Entry] = [Control(next_offset, next_offset + 1, Kind.START, file.run)]
-        for k in range(lumisections):
-            record = Lumisection(
-                run=file.run,
-                lumisection=k + 1,
-                occupancy=np.asarray(file.counts[k]),
-                n_events=float(file.events[k]),
-                pileup=float(file.pileup[k]),
-            )
-            entries.append(make_row(record, next_offset + 1 + k, archive.geometry, archive.dtype, quality))
-        stop = next_offset + 1 + lumisections
-        entries.append(Control(stop, stop + 1, Kind.STOP, file.run))
         ledger: dict[str, str | int] = {
-            "sha256": file.sha256,
-            "run": file.run,
-            "name": file.path.name,
-            "rows": lumisections,
+            "sha256": run.sha256,
+            "run": data.run,
+            "name": data.name,
+            "rows": size,
             "offset": next_offset,
         }
+        parts = _parts(writer.archive, data, interpolated, next_offset)
         try:
-            filed = writer.append(IMPORT_FEED, 0, entries, next_offset, stop + 1, ledger)
+            filed = writer.append_parts(IMPORT_FEED, 0, parts, next_offset, next_offset + size + 2, ledger)
         except OffsetConflict as conflict:  # another import came first: its offsets are taken, ours come after
-            if file.sha256 in archive.refresh().imported():
-                return Imported(file.path.name, file.run, lumisections, 0, 0, 0, file.rounding, known=True)
+            if run.sha256 in writer.archive.refresh().imported():
+                return taken
             next_offset = conflict.stored or 0
             continue
-        return Imported(
-            file.path.name, file.run, lumisections, filed.rows, filed.duplicates, filed.revisions, file.rounding, False
-        )
+        except SourceConflict as conflict:
+            raise InputError(f"run {data.run} of {data.name} is of {data.source}, and {conflict}: give --source") from conflict
+        return replace(taken, rows=filed.rows, duplicates=filed.duplicates, revisions=filed.revisions, known=False)
+
+
+def _parts(archive: Archive, data: RunData, interpolated: bool, offset: int) -> Iterator[list[Entry]]:
+    """The run's start, its lumisections and its stop, a block at a time."""
+    quality = Quality.INTERPOLATED if interpolated else Quality.GOOD
+    yield [Control(offset, offset + 1, Kind.START, data.run)]
+    for start, block in data.pieces():
+        entries: list[Entry] = []
+        for k, counts in enumerate(block, start=start):
+            record = Lumisection(
+                run=data.run,
+                lumisection=int(data.lumisection[k]),
+                occupancy=counts,
+                n_events=float(data.events[k]),
+                pileup=float(data.pileup[k]),
+                source=data.source,
+            )
+            entries.append(make_row(record, offset + 1 + k, archive.geometry, archive.dtype, quality))
+        yield entries
+    stop = offset + 1 + data.size
+    yield [Control(stop, stop + 1, Kind.STOP, data.run)]

@@ -7,6 +7,7 @@
         control/            offset until kind run lumisection reason               (entry,)
         attributes          first_offset, next_offset
     imports/                sha256 run name rows offset                            (file,)
+    labels/                 golden lumisections and luminosity, see storage.labels
 
 Rows and control entries together tile [first_offset, next_offset) of their partition: each offset is a row, or lies in
 exactly one control entry [offset, until).

@@ -8,7 +8,7 @@ is refused too, since what it expects is no longer what is stored.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import nan
 
@@ -23,7 +23,7 @@ from dqmstream.storage.archive import Archive
 from dqmstream.storage.layout import NAT, Column, Kind, Quality
 from dqmstream.storage.locks import exclusive, sync_filesystem
 from dqmstream.storage.migrate import migrate
-from dqmstream.storage.rowindex import RowIndex
+from dqmstream.storage.rowindex import ROW_FIELDS, RowIndex
 
 LATEST_NS = int(np.iinfo(np.int64).max)
 
@@ -78,6 +78,9 @@ class Control:
 
 
 Entry = Row | Control
+
+Contents = dict[tuple[int, int], set[int]]
+"""Content hashes by (run, lumisection)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +158,21 @@ class ArchiveWriter:
         Raises, with nothing written, OffsetConflict unless the stored next_offset is expected_offset, and SourceConflict
         where a row comes from another source than the archive's.
         """
-        _check_tiling(entries, expected_offset, next_offset)
+        return self.append_parts(feed, partition, [entries], expected_offset, next_offset, ledger)
+
+    def append_parts(
+        self,
+        feed: str,
+        partition: int,
+        parts: Iterable[Sequence[Entry]],
+        expected_offset: int,
+        next_offset: int,
+        ledger: Mapping[str, str | int] | None = None,
+    ) -> Appended:
+        """As `append`, of entries that come part by part: one commit, and no more than a part is held in memory.
+
+        parts: asked only once the offset was found to be the expected one. The archive stays locked until the last.
+        """
         with exclusive(self.archive.path):
             session = self.archive.writable_session()
             root = zarr.open_group(session.store, mode="r+", use_consolidated=False)
@@ -164,28 +181,40 @@ class ArchiveWriter:
             stored = stored_next_offset(root, feed, partition)
             if stored is not None and stored != expected_offset:
                 raise OffsetConflict(expected_offset, stored)
-            _take_source(root, entries)
             if session.snapshot_id != self._own_snapshot:
                 self._index.update(root)
-            rows, control, revisions = self._sort_out(entries)
             # Order among partitions is told by this time, so a clock that was set back must not turn it round.
             committed_ns = max(time.time_ns(), self._index.last_committed_ns + 1)
-            row_columns = _row_columns(rows, self.archive.dtype, committed_ns) if rows else None
-            control_columns = _control_columns(control) if control else None
             if stored is None:
                 layout.make_log(root, feed, partition, expected_offset, self.archive.geometry, self.archive.dtype.name)
             log = root[layout.feed_path(feed, partition)]
-            if row_columns:
-                layout.append_columns(log, row_columns)
-            if control_columns:
-                layout.append_columns(log["control"], control_columns)
+            at, filed, duplicates, revisions = expected_offset, 0, 0, 0
+            fresh: Contents = {}
+            for_index: list[tuple[dict[str, Column] | None, dict[str, np.ndarray] | None]] = []
+            for entries in parts:
+                at = _check_tiling(entries, at)
+                _take_source(root, entries)
+                rows, control, revised = self._sort_out(entries, fresh)
+                row_columns = _row_columns(rows, self.archive.dtype, committed_ns) if rows else None
+                control_columns = _control_columns(control) if control else None
+                if row_columns:
+                    layout.append_columns(log, row_columns)
+                if control_columns:
+                    layout.append_columns(log["control"], control_columns)
+                kept = row_columns and {name: row_columns[name] for name in ROW_FIELDS}
+                for_index.append((kept, control_columns))
+                filed, revisions = filed + len(rows), revisions + revised
+                duplicates += sum(entry.kind is Kind.DUPLICATE for entry in control)
+            if at != next_offset or next_offset <= expected_offset:
+                raise ValueError(f"the entries end at {at}, the batch at {next_offset}")
             log.attrs["next_offset"] = next_offset
             if ledger is not None:
                 layout.append_line(root["imports"], layout.IMPORT_COLUMNS, ledger)
             snapshot = self._commit(session, feed, partition, expected_offset, next_offset)
-            self._index.add((feed, partition), row_columns, control_columns)
+            for columns in for_index:
+                self._index.add((feed, partition), *columns)
             self._own_snapshot = snapshot
-        return Appended(snapshot, len(rows), sum(entry.kind is Kind.DUPLICATE for entry in control), revisions)
+        return Appended(snapshot, filed, duplicates, revisions)
 
     def _migrate(self, session: icechunk.Session, root: zarr.Group) -> tuple[icechunk.Session, zarr.Group]:
         """Bring the archive to the present layout, in a commit of its own; returns a session after it, and its root."""
@@ -202,11 +231,13 @@ class ArchiveWriter:
         sync_filesystem(self.archive.path)
         return session, root
 
-    def _sort_out(self, entries: Sequence[Entry]) -> tuple[list[tuple[Row, Quality]], list[Control], int]:
-        """Rows to store with their quality, control entries (duplicates among them), number of revisions."""
+    def _sort_out(self, entries: Sequence[Entry], fresh: Contents) -> tuple[list[tuple[Row, Quality]], list[Control], int]:
+        """Rows to store with their quality, control entries (duplicates among them), number of revisions.
+
+        fresh: what the parts before, which are not in the index yet, brought; added to.
+        """
         rows: list[tuple[Row, Quality]] = []
         control: list[Control] = []
-        fresh: dict[tuple[int, int], set[int]] = {}
         revisions = 0
         for entry in entries:
             if isinstance(entry, Control):
@@ -259,15 +290,13 @@ def stored_next_offset(root: zarr.Group, feed: str, partition: int) -> int | Non
         return None
 
 
-def _check_tiling(entries: Sequence[Entry], expected_offset: int, next_offset: int) -> None:
-    """Raise ValueError unless each offset of [expected_offset, next_offset) lies in exactly one entry, in order."""
-    at = expected_offset
+def _check_tiling(entries: Sequence[Entry], at: int) -> int:
+    """Raise ValueError unless each offset from `at` on lies in exactly one entry, in order; returns the first past them."""
     for entry in entries:
         if entry.offset != at:
             raise ValueError(f"offset {at} lies in no entry, the next one starts at {entry.offset}")
         at = entry.offset + 1 if isinstance(entry, Row) else entry.until
-    if at != next_offset or next_offset <= expected_offset:
-        raise ValueError(f"the entries end at {at}, the batch at {next_offset}")
+    return at
 
 
 def _row_columns(rows: list[tuple[Row, Quality]], dtype: np.dtype, committed_ns: int) -> dict[str, Column]:

@@ -11,37 +11,23 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import icechunk
 import numpy as np
 import zarr
 
-from dqmstream.errors import ArchiveError
 from dqmstream.lumisection import IETA, IPHI, MAX_NUMBER, check_counts, content_hash
 from dqmstream.storage import layout
 from dqmstream.storage.archive import Archive
-from dqmstream.storage.layout import IMPORT_FEED, ROWS_PER_CHUNK, SCALARS_PER_CHUNK, Kind, Quality
+from dqmstream.storage.labels import LABEL_COLUMNS, VERSION_COLUMNS
+from dqmstream.storage.layout import IMPORT_FEED, ROWS_PER_CHUNK, Kind, Quality
+from dqmstream.storage.verify_tables import UNREADABLE, Finding, Table, length_of, line_of, numbered, read_table
 
 CHUNKS_AT_ONCE = 4
-UNREADABLE = (icechunk.IcechunkError, ArchiveError, RuntimeError, ValueError, TypeError, LookupError, OSError, EOFError)
-"""What storage and codecs raise for a chunk that is gone or damaged."""
-
-KEPT = ("run", "lumisection", "n_events", "pileup", "offset", "content", "quality", "committed")
-"""Columns that are compared; of the others it is only asked whether they can be read."""
-
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """Something that is not as it should be. where: feed/partition and rows, entries or files."""
-
-    where: str
-    what: str
 
 
 def rows_of(archive: Archive) -> int:
     """Rows of all logs, every revision: what `verify` reads."""
-    return sum(_length(log, "run") for _, _, log in archive.logs())
+    return sum(length_of(log, "run") for _, _, log in archive.logs())
 
 
 def verify(archive: Archive, progress: Progress = lambda done, total: None) -> list[Finding]:
@@ -66,20 +52,8 @@ def verify(archive: Archive, progress: Progress = lambda done, total: None) -> l
     _check_duplicates(logs, findings)
     imported = [log for log in logs if log.name == f"{IMPORT_FEED}/0"]
     _check_imports(archive.root["imports"], imported[0] if imported else None, findings)
+    _check_labels(archive.root, findings)
     return findings
-
-
-@dataclass
-class _Table:
-    """Equally long columns and, for each, which of its entries could be read."""
-
-    columns: dict[str, np.ndarray] = field(default_factory=dict)
-    known: dict[str, np.ndarray] = field(default_factory=dict)
-    size: int = 0
-
-    def both(self, *names: str) -> np.ndarray:
-        """Entries of which all these columns could be read: bool, shape (size,)."""
-        return np.logical_and.reduce([self.known[name] for name in names])
 
 
 @dataclass
@@ -89,14 +63,14 @@ class _Log:
     name: str
     group: zarr.Group
     findings: list[Finding]
-    rows: _Table = field(default_factory=_Table)
-    control: _Table = field(default_factory=_Table)
+    rows: Table = field(default_factory=Table)
+    control: Table = field(default_factory=Table)
 
     def read(self, archive: Archive) -> None:
         """Read all columns but the maps."""
         wanted = {name: value for name, value in layout.ROW_COLUMNS.items() if _expected(name, archive)}
-        self.rows = _read_table(self.group, wanted, self.name, "row", self.findings, ("occupancy",))
-        self.control = _read_table(self.group, layout.CONTROL_COLUMNS, self.name, "entry", self.findings, (), "control/")
+        self.rows = read_table(self.group, wanted, self.name, "row", self.findings, ("occupancy",))
+        self.control = read_table(self.group, layout.CONTROL_COLUMNS, self.name, "entry", self.findings, (), "control/")
 
     def find(self, what: str, place: str = "") -> None:
         self.findings.append(Finding(self.name + place, what))
@@ -105,7 +79,7 @@ class _Log:
         """How rows first..last are called; the lumisection is that of the first."""
         columns, known = self.rows.columns, self.rows.both("run", "lumisection")
         named = f" (run {columns['run'][first]}, lumisection {columns['lumisection'][first]})" if known[first] else ""
-        return f"{self.name} {_numbers('row', first, last)}{named}"
+        return f"{self.name} {numbered('row', first, last)}{named}"
 
     def tell(self, wrong: np.ndarray, what: str) -> None:
         """A finding for each stretch of rows that the mask names."""
@@ -144,7 +118,7 @@ class _Log:
                 try:
                     blocks.append((first, array[first:last]))
                 except UNREADABLE as error:
-                    self.findings.append(Finding(self.rows_at(first, last - 1), f"occupancy cannot be read: {_line(error)}"))
+                    self.findings.append(Finding(self.rows_at(first, last - 1), f"occupancy cannot be read: {line_of(error)}"))
         yield from blocks
 
     def _check_values(self, block: np.ndarray, first: int, dtype: np.dtype) -> None:
@@ -195,11 +169,11 @@ class _Log:
             if begins > at:
                 if not any(low <= at and begins <= high for low, high in excused):
                     self.findings.append(
-                        Finding(self.name, f"{_numbers('offset', at, begins - 1)} in no row and no control entry")
+                        Finding(self.name, f"{numbered('offset', at, begins - 1)} in no row and no control entry")
                     )
             elif place == len(starts) - 1:
                 self.findings.append(
-                    Finding(self.name, f"{_numbers('offset', begins, at - 1)} at or past next_offset {following}")
+                    Finding(self.name, f"{numbered('offset', begins, at - 1)} at or past next_offset {following}")
                 )
             elif begins < first:
                 self.find(f"offset {begins} lies before first_offset {first}")
@@ -268,14 +242,14 @@ def _check_duplicates(logs: list[_Log], findings: list[Finding]) -> None:
             findings.append(Finding(f"{log.name} control entry {entry}", what))
 
 
-def _pairs(table: _Table, entries: np.ndarray) -> np.ndarray:
+def _pairs(table: Table, entries: np.ndarray) -> np.ndarray:
     """(run, lumisection) as one number each."""
     return (table.columns["run"][entries] << 32) + table.columns["lumisection"][entries]
 
 
 def _check_imports(group: zarr.Group, log: _Log | None, findings: list[Finding]) -> None:
     """The ledger's files, one behind the other, are what the import feed holds: start, rows or duplicates, stop."""
-    table = _read_table(group, layout.IMPORT_COLUMNS, "imports", "file", findings)
+    table = read_table(group, layout.IMPORT_COLUMNS, "imports", "file", findings)
     if not table.both(*layout.IMPORT_COLUMNS).all():
         return
     digests = table.columns["sha256"]
@@ -312,6 +286,22 @@ def _check_imports(group: zarr.Group, log: _Log | None, findings: list[Finding])
         findings.append(Finding(log.name, f"the imports end at offset {at}, the feed at {log.group.attrs.get('next_offset')}"))
 
 
+def _check_labels(root: zarr.Group, findings: list[Finding]) -> None:
+    """Each line of labels is of a version that there is, versions follow each other, and ranges are not reversed."""
+    for kind, columns in LABEL_COLUMNS.items():
+        if (group := root.get(where := f"labels/{kind}")) is None:
+            continue
+        lines = read_table(group, columns, where, "line", findings)
+        versions = read_table(group, VERSION_COLUMNS, where, "version", findings, (), "versions/")
+        if not lines.both(*columns).all():
+            continue
+        version = lines.columns["version"]
+        if (np.diff(version, prepend=1) < 0).any() or (version > versions.size).any():
+            findings.append(Finding(where, f"its lines are not of the versions 1 to {versions.size}, in order"))
+        if kind == "golden" and (lines.columns["first"] > lines.columns["last"]).any():
+            findings.append(Finding(where, "it holds a reversed range"))
+
+
 def _root_findings(archive: Archive) -> list[Finding]:
     """What is wrong with the coordinates."""
     findings = []
@@ -319,57 +309,11 @@ def _root_findings(archive: Archive) -> list[Finding]:
         try:
             fine = np.array_equal(archive.root[name][:], values)
         except UNREADABLE as error:
-            findings.append(Finding(name, f"cannot be read: {_line(error)}"))
+            findings.append(Finding(name, f"cannot be read: {line_of(error)}"))
             continue
         if not fine:
             findings.append(Finding(name, "is not the geometry's"))
     return findings
-
-
-def _read_table(
-    group: zarr.Group,
-    columns: Any,
-    where: str,
-    dimension: str,
-    findings: list[Finding],
-    others: tuple[str, ...] = (),
-    prefix: str = "",
-) -> _Table:
-    """Columns of a table, and what is wrong with them. others: arrays to be as long. Of a missing column nothing is known."""
-    lengths = {name: _length(group, prefix + name) for name in (*columns, *others)}
-    size = max(min(lengths.values()), 0) if len(set(lengths.values())) == 1 else _common(lengths)
-    for name, length in lengths.items():
-        if length < 0:
-            findings.append(Finding(where, f"there is no {prefix}{name}"))
-        elif length != size:
-            findings.append(Finding(where, f"{prefix}{name} has {length} entries, not {size}"))
-    table = _Table(size=size)
-    for name, (dtype, _) in columns.items():
-        values = np.zeros(size, object if dtype == "str" else dtype)
-        known = np.zeros(size, bool)
-        for start in range(0, min(size, lengths[name]), SCALARS_PER_CHUNK):
-            stop = min(start + SCALARS_PER_CHUNK, size, lengths[name])
-            try:
-                values[start:stop] = group[prefix + name][start:stop]
-                known[start:stop] = True
-            except UNREADABLE as error:
-                place = f"{where} {prefix.replace('/', ' ')}{_numbers(dimension, start, stop - 1)}"
-                findings.append(Finding(place, f"{name} cannot be read: {_line(error)}"))
-        if dimension != "row" or name in KEPT:
-            table.columns[name], table.known[name] = values, known
-    return table
-
-
-def _common(lengths: dict[str, int]) -> int:
-    """The length that most columns have."""
-    there = [length for length in lengths.values() if length >= 0]
-    return max(set(there), key=there.count) if there else 0
-
-
-def _length(group: zarr.Group, name: str) -> int:
-    """Length of an array; -1 where there is none."""
-    array = group.get(name)
-    return -1 if array is None else int(array.shape[0])
 
 
 def _expected(column: str, archive: Archive) -> bool:
@@ -381,13 +325,3 @@ def _spans(places: np.ndarray) -> Iterator[tuple[int, int]]:
     for stretch in np.split(places, np.flatnonzero(np.diff(places) != 1) + 1):
         if len(stretch):
             yield int(stretch[0]), int(stretch[-1])
-
-
-def _numbers(what: str, first: int, last: int) -> str:
-    return f"{what} {first}" if first == last else f"{what}s {first}-{last}".replace("entrys", "entries")
-
-
-def _line(error: Exception) -> str:
-    """What an error says, without the frame that icechunk draws around it."""
-    lines = [line.strip(" x│├╰─▶>|`-\t") for line in str(error).splitlines()]
-    return next((line for line in lines if line), type(error).__name__)

@@ -117,14 +117,14 @@ def test_a_bad_file_is_refused_before_anything_is_written(tmp_path: Path, array:
 def test_two_imports_at_once_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The other import files the same run between this one's look and its commit."""
     path = write_run(tmp_path, 1, counts(1, 5))
-    real = ArchiveWriter.append
+    real = ArchiveWriter.append_parts
 
     def overtaken(self: ArchiveWriter, *arguments: object) -> object:
         monkeypatch.undo()
         run_import(tmp_path, [path])
         return real(self, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(ArchiveWriter, "append", overtaken)
+    monkeypatch.setattr(ArchiveWriter, "append_parts", overtaken)
     (done,) = run_import(tmp_path, [path])
     assert done.known
     archive = Archive.open(tmp_path / "A")

@@ -224,12 +224,10 @@ class RunImages:
 
 def open_run(path: Path) -> RunImages:
     """A run in the original layout, checked as an import checks it."""
-    file = read_run_file(path)
-    n = len(file.counts)
-    depths = 1 if file.counts.ndim == 3 else file.counts.shape[1]
-    labels = np.full(n, file.run, np.int64)
-    size = (n, depths, *file.counts.shape[-2:])
-    return RunImages(path, size, labels, {file.run: str(file.run)}, np.arange(1, n + 1), file.counts)
+    data = read_run_file(path).data
+    size = (data.size, data.depths, *data.counts.shape[-2:])
+    labels = np.full(data.size, data.run, np.int64)
+    return RunImages(path, size, labels, {data.run: str(data.run)}, data.lumisection, data.counts)
 
 
 def check_finite(path: Path, rows: np.ndarray, images: np.ndarray) -> np.ndarray:

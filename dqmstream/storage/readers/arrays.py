@@ -1,0 +1,92 @@
+"""The original layout: `Run355456_Dataset_x.npy` holds a run, and row k of it is lumisection k + 1.
+
+Shape (n, 64, 72) or (n, depth, 64, 72); wider ones, as (n, 84, 72), have their 64 rows of ieta in the middle. Beside it, or
+among the files given, `Run355456_events.npy` and `Run355456_pileup.npy` of shape (n,) say what is known of each lumisection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from dqmstream.errors import InputError
+from dqmstream.lumisection import N_IPHI, RUN_FILE, check_numbers
+from dqmstream.storage.readers.runs import Middle, RunData, is_width, unknown
+
+Sidecars = Mapping[tuple[int, str], Path]
+"""Files by (run, "events" | "pileup")."""
+
+
+def read_array(path: Path, run: int | None, sidecars: Sidecars, crop: bool) -> RunData:
+    """A run of a .npy file. run: its number, where the name does not tell it. Raises InputError for what cannot be used."""
+    number = run_number(path, run)
+    counts = load_array(path)
+    if counts.ndim not in (3, 4) or not is_width(counts.shape[-2]) or counts.shape[-1] != N_IPHI or len(counts) == 0:
+        raise InputError(
+            f"{path} has shape {counts.shape}, and must have (lumisections, 64, 72) or (lumisections, depths, 64, 72), "
+            "or more than 64 with those in the middle"
+        )
+    if counts.dtype.kind not in "iuf":
+        raise InputError(f"{path}: occupancy of dtype {counts.dtype} is not a real number")
+    middle = Middle(crop)
+    counts = middle.check(counts, path)
+    scalars = {}
+    for what in ("events", "pileup"):
+        beside = path.with_name(f"Run{number}_{what}.npy")
+        sidecar = sidecars.get((number, what)) or (beside if beside.exists() else None)
+        scalars[what] = _check_sidecar(sidecar, len(counts)) if sidecar else unknown(len(counts))
+    return RunData(
+        path.name,
+        number,
+        counts,
+        np.arange(1, len(counts) + 1),
+        scalars["events"],
+        scalars["pileup"],
+        notes=middle.notes,
+    )
+
+
+def run_number(path: Path, run: int | None) -> int:
+    """The run that is given, or else that of the file's name."""
+    match = RUN_FILE.match(path.name)
+    number = run if run is not None else int(match["run"]) if match else None
+    if number is None:
+        raise InputError(f"{path}: the name does not tell the run; name it Run<number>_Dataset_<name>.npy or give --run")
+    return checked_number(path, number)
+
+
+def checked_number(path: Path, number: int) -> int:
+    """The number, or InputError where CMS can have given no run such a one."""
+    try:
+        check_numbers(number)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from error
+    return number
+
+
+def load_array(path: Path) -> np.ndarray:
+    """A memory map of a .npy file. Raises InputError for what is none, and for objects, which only a pickle could hold."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        hint = (
+            ": it holds Python objects, which are never unpickled; save it as numbers (a structured array, or a .csv)"
+            if "Python objects" in str(error) or "allow_pickle" in str(error)
+            else f": {error}"
+        )
+        raise InputError(f"{path} cannot be read as a NumPy array{hint}") from error
+    if not isinstance(array, np.ndarray):
+        raise InputError(f"{path} is an archive of arrays (.npz), and only single arrays (.npy) are taken")
+    return array
+
+
+def _check_sidecar(path: Path, rows: int) -> np.ndarray:
+    values = load_array(path)
+    if values.shape != (rows,) or values.dtype.kind not in "iuf":
+        raise InputError(f"{path} has shape {values.shape} and dtype {values.dtype}, its run has {rows} lumisections")
+    values = values.astype(np.float64)
+    if not np.all(np.isnan(values) | ((values >= 0) & np.isfinite(values))):
+        raise InputError(f"{path} holds a negative or infinite value")
+    return values

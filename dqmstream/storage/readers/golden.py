@@ -1,0 +1,83 @@
+"""Golden JSON: the lumisections of each run that are good for physics, as ranges with both ends in them.
+
+`{"355456": [[1, 501]], ...}`
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dqmstream.errors import InputError
+from dqmstream.lumisection import MAX_NUMBER
+
+
+@dataclass(frozen=True, eq=False)
+class Golden:
+    """ranges: int64, (n, 3): run, first and last good lumisection; sorted, apart from each other."""
+
+    name: str
+    ranges: np.ndarray
+    sha256: str
+
+    def is_good(self, run: int, lumisection: np.ndarray) -> np.ndarray:
+        """Whether these lumisections of the run are good: bool, (n,). Of a run that is not named none is."""
+        good = np.zeros(len(lumisection), bool)
+        for _, first, last in self.ranges[self.ranges[:, 0] == run].tolist():
+            good |= (lumisection >= first) & (lumisection <= last)
+        return good
+
+
+def read_golden(path: Path) -> Golden:
+    """The file at path. Raises InputError, with file, run and reason, for what is no golden JSON."""
+    if not path.exists():
+        raise InputError(f"{path} does not exist")
+    try:
+        given = json.loads(path.read_bytes(), object_pairs_hook=lambda pairs: _once(path, pairs))
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(given, dict) or not given:
+        raise InputError(f'{path} is no golden JSON: it must be as {{"355456": [[1, 501]]}} and name a run')
+    found: list[tuple[int, int, int]] = []
+    for run, ranges in given.items():
+        if not run.isdecimal() or not 1 <= int(run) <= MAX_NUMBER:
+            raise InputError(f"{path}: {run!r} is no run number")
+        if not isinstance(ranges, list):
+            raise InputError(f"{path}, run {run}: {ranges!r} is no list of ranges [first, last]")
+        merged: list[list[int]] = []
+        for first, last in sorted(_range(path, run, pair) for pair in ranges):
+            if merged and first <= merged[-1][1] + 1:
+                merged[-1][1] = max(merged[-1][1], last)
+            else:
+                merged.append([first, last])
+        found += [(int(run), first, last) for first, last in merged]
+    if not found:
+        raise InputError(f"{path} names no good lumisection")
+    table = np.array(sorted(found), np.int64)
+    return Golden(path.name, table, hashlib.sha256(b"golden" + table.astype("<i8").tobytes()).hexdigest())
+
+
+def _range(path: Path, run: str, pair: Any) -> tuple[int, int]:
+    if not isinstance(pair, list) or len(pair) != 2 or not all(type(number) is int for number in pair):
+        raise InputError(f"{path}, run {run}: {pair!r} is no range [first, last]")
+    first, last = pair
+    if first > last:
+        raise InputError(f"{path}, run {run}: the range [{first}, {last}] is reversed")
+    if first < 1 or last > MAX_NUMBER:
+        raise InputError(f"{path}, run {run}: the range [{first}, {last}] is not in 1..{MAX_NUMBER}")
+    return first, last
+
+
+def _once(path: Path, pairs: list[tuple[str, Any]]) -> Mapping[str, Any]:
+    """An object of JSON, or InputError where a name is there twice: which one is meant, nobody can tell."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise InputError(f"{path} names {next(name for name in names if names.count(name) > 1)} twice")
+    return found
