@@ -42,13 +42,20 @@ def _open(archive: Path | None) -> Reader:
 @app.command()
 def verify(archive: Archive = None, as_json: Json = False) -> None:
     """Read every row again and check that nothing is lost, repeated or damaged; exit code 5 with the findings if not."""
+    from dqmstream.storage.image_archive import ImageArchive, is_image_archive
     from dqmstream.storage.verify import rows_of
     from dqmstream.storage.verify import verify as find
 
-    reader = _open(archive)
+    path = load_settings(archive=archive).need("archive")
     with console.bars() as progress:
-        findings = find(reader, console.bar_callback(progress, "verify"))
-    rows = rows_of(reader)
+        kept = console.bar_callback(progress, "verify")
+        reader: Reader | ImageArchive
+        if is_image_archive(path):
+            reader = ImageArchive.open(path)
+            findings, rows = reader.verify(kept), reader.size[0]
+        else:
+            reader = _open(archive)
+            findings, rows = find(reader, kept), rows_of(reader)
     if as_json:
         told = {"archive": str(reader.path), "archive_id": reader.archive_id, "snapshot": reader.snapshot, "rows": rows}
         listed = [asdict(finding) for finding in findings]

@@ -18,8 +18,6 @@ from dqmstream.learners.state import check_identity, is_running, read_json, read
 from dqmstream.lumisection import LUMISECTION_S, Geometry
 from dqmstream.service import Consumed, consume, die_with_parent, stop_on_signals
 from dqmstream.storage.archive import Archive
-from dqmstream.storage.image_archive import import_images
-from dqmstream.storage.images import images_among
 from dqmstream.storage.importer import Imported, Taking, import_runs
 from dqmstream.storage.labels import file_golden, file_luminosity, label_versions
 from dqmstream.storage.layout import Kind
@@ -57,6 +55,9 @@ def import_data(
     settings: Settings, files: list[Path], flags: ImportFlags, progress: Callable[[str, int, int], None]
 ) -> dict[str, Any]:
     """Import files of lumisections or of images, by what is in them, and labels."""
+    from dqmstream.storage.image_archive import import_images
+    from dqmstream.storage.images import images_among
+
     if flags.golden_only and not flags.golden:
         raise InputError("--golden-only needs the golden JSON: give --golden FILE too")
     if images := images_among(files):

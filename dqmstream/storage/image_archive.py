@@ -25,8 +25,9 @@ from zarr.codecs import BloscCodec
 from dqmstream.errors import ArchiveError, InputError
 from dqmstream.storage import layout
 from dqmstream.storage.locks import exclusive, sync_filesystem
-from dqmstream.storage.readers.images import Contents, ImageFile, blocks, check_finite, open_image_file
+from dqmstream.storage.readers.images import Contents, ImageFile, blocks, check_finite, cut, open_image_file
 from dqmstream.storage.repository import is_repository, make_repository, open_repository
+from dqmstream.storage.verify_tables import UNREADABLE, Finding, line_of
 
 IMAGE_LAYOUT_VERSION = 1
 CHUNK_BYTES = 1 << 20
@@ -66,9 +67,10 @@ class ImageArchive:
         attributes = dict(self.root.attrs)
         if attributes.get("kind") != "images":
             raise ArchiveError(f"{path} is an archive of lumisections, which holds no images: give another --archive")
-        if (version := attributes["image_layout_version"]) > IMAGE_LAYOUT_VERSION:
+        self.layout_version = int(attributes["image_layout_version"])
+        if self.layout_version > IMAGE_LAYOUT_VERSION:
             raise ArchiveError(
-                f"{path} has image layout {version}, this dqmstream reads {IMAGE_LAYOUT_VERSION}: upgrade dqmstream"
+                f"{path} has image layout {self.layout_version}, this dqmstream reads {IMAGE_LAYOUT_VERSION}: upgrade dqmstream"
             )
         self.archive_id = str(attributes["archive_id"])
         self.what = "y"
@@ -83,7 +85,12 @@ class ImageArchive:
     def open(cls, path: Path, snapshot: str | None = None) -> ImageArchive:
         """Open the archive at a snapshot, by default the newest. Raises ArchiveError if there is none, or of another kind."""
         repository, head = open_repository(path)
-        return cls(path, repository, snapshot or head)
+        try:
+            return cls(path, repository, snapshot or head)
+        except UNREADABLE as error:
+            if isinstance(error, ArchiveError):
+                raise
+            raise ArchiveError(f"{path} cannot be read as an archive of images: {line_of(error)}") from error
 
     @classmethod
     def open_or_create(cls, path: Path, like: ImageFile) -> ImageArchive:
@@ -130,6 +137,29 @@ class ImageArchive:
             self._commit(session, file.path.name, sha256)
         return True
 
+    def verify(self, progress: Callable[[int, int], None] = lambda done, total: None) -> list[Finding]:
+        """Files whose contents are not what was imported, or cannot be read. progress: rows done, and in all."""
+        table = {name: self.root[f"imports/{name}"][:].tolist() for name in FILE_COLUMNS}
+        findings, at = [], 0
+        for sha256, name, rows, first in zip(*table.values(), strict=True):
+            here = slice(first, first + rows)
+            contents = Contents((rows, *self.size[1:]))
+            try:
+                for start, stop in cut(self, rows, first, int(self.root["images"].chunks[0])):
+                    contents.add(self.read(np.arange(first + start, first + stop)))
+                    progress(first + stop, self.size[0])
+                columns = {name: values[here] for name, values in self.columns.items()}
+                if contents.hexdigest(self.labels[here], columns) != sha256:
+                    findings.append(Finding(name, "images, labels or columns are not what was imported"))
+            except (*UNREADABLE, InputError) as error:
+                findings.append(Finding(name, f"cannot be read: {line_of(error)}"))
+            if first != at:
+                findings.append(Finding(name, f"it begins at row {first}, the file before ended at {at}"))
+            at = first + rows
+        if not at == self.size[0] == len(self.labels):
+            findings.append(Finding("images", f"{self.size[0]} images and {len(self.labels)} labels of {at} rows imported"))
+        return findings
+
     def _commit(self, session: icechunk.Session, name: str, sha256: str) -> None:
         try:
             session.commit(f"import {name}")
@@ -138,6 +168,15 @@ class ImageArchive:
             if sha256 not in ImageArchive.open(self.path).digests:
                 raise ArchiveError(f"{self.path}: the commit failed, nothing was filed: {error}") from error
         sync_filesystem(self.path)
+
+
+def is_image_archive(path: Path) -> bool:
+    """Whether an archive of images stands at path. Raises ArchiveError where what stands there cannot be read."""
+    if not is_repository(path):
+        return False
+    repository, head = open_repository(path)
+    root = zarr.open_group(repository.readonly_session(snapshot_id=head).store, mode="r", use_consolidated=False)
+    return root.attrs.get("kind") == "images"
 
 
 def import_images(

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import zarr
 
 from dqmstream.errors import ArchiveError, DqmstreamError, InputError
 from dqmstream.storage import image_archive
@@ -18,6 +19,7 @@ from dqmstream.storage.archive import Archive
 from dqmstream.storage.image_archive import ImageArchive, import_images
 from dqmstream.storage.images import open_images
 from dqmstream.storage.readers import images as reader
+from dqmstream.storage.repository import open_repository
 from tests.commandline import dqmstream, result, told
 from tests.layouts import images, nested, write_hdf5, write_jets
 from tests.maps import counts, write_run
@@ -84,6 +86,23 @@ def test_an_archive_holds_what_the_files_held_and_twice_is_once(tmp_path: Path, 
     assert source.digest == files.digest
     assert source.digest != open_images(paths[::-1]).digest
     assert ImageArchive.open(tmp_path / "eg").root["images"].chunks == (7, 2, 32, 32)
+
+
+def test_what_was_damaged_behind_the_api_is_found(tmp_path: Path) -> None:
+    for seed, name in enumerate(("a.h5", "b.h5")):
+        write_hdf5(tmp_path / name, 9, seed=seed)
+    import_images([tmp_path / "a.h5", tmp_path / "b.h5"], tmp_path / "eg")
+    assert "is whole: 18 rows read" in dqmstream("archive", "verify", "--archive", tmp_path / "eg").stdout
+    repository, _ = open_repository(tmp_path / "eg")
+    session = repository.writable_session("main")
+    zarr.open_group(session.store, mode="r+")["label"][12] = 3
+    session.commit("a hand behind the API")
+    found = dqmstream("archive", "verify", "--archive", tmp_path / "eg")
+    assert found.returncode == 5 and "b.h5" in found.stdout and "a.h5" not in found.stdout
+    for manifest in (tmp_path / "eg" / "manifests").iterdir():  # small columns lie in them
+        manifest.write_bytes(manifest.read_bytes()[:-3])
+    with pytest.raises(ArchiveError, match="cannot be read as an archive of images"):
+        open_images([tmp_path / "eg"])
 
 
 def test_jets_keep_their_columns(tmp_path: Path) -> None:

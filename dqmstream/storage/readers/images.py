@@ -82,12 +82,18 @@ def blocks(file: ImageFile, first: int = 0, chunk: int = 1) -> Iterator[tuple[in
 
     first, chunk: where the file's first row will lie, and in chunks of how many rows: pieces then end where chunks do.
     """
+    for start, stop in cut(file, file.size[0], first, chunk):
+        yield start, file.read(np.arange(start, stop))
+
+
+def cut(file: ImageFile, size: int, first: int = 0, chunk: int = 1) -> Iterator[tuple[int, int]]:
+    """[start, stop) of pieces of `size` of the file's images, of which the first lies at row `first` of chunks."""
     rows = max(1, BLOCK_BYTES // (4 * int(np.prod(file.size[1:]))))
     rows = max(rows // chunk, 1) * chunk
     start = 0
-    while start < file.size[0]:
-        stop = min(start + rows - (first + start) % chunk, file.size[0])
-        yield start, file.read(np.arange(start, stop))
+    while start < size:
+        stop = min(start + rows - (first + start) % chunk, size)
+        yield start, stop
         start = stop
 
 
