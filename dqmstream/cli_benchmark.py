@@ -1,27 +1,35 @@
-"""`dqmstream benchmark`: strategies over simulated streams, with both bounds and intervals."""
+"""`dqmstream benchmark`: strategies and models over simulated streams, with both bounds and intervals."""
 
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dqmstream import cli_options as options
 from dqmstream import console
-from dqmstream.config import recipe_flags
+from dqmstream.config import read_table, recipe_flags
 from dqmstream.errors import InputError, StateError
+
+if TYPE_CHECKING:
+    from dqmstream.experiments.benchmark import Progress
 
 app = typer.Typer()
 
 
 @app.command()
 def benchmark(
+    spec: Annotated[Path | None, typer.Argument(help="TOML file of tables, in place of the flags", show_default=False)] = None,
     out: Annotated[
-        Path, typer.Option("--out", help="folder for cells, table and figure; what is there is gone on with")
+        Path, typer.Option("--out", help="folder for cells, tables and figures; what is there is gone on with")
     ] = Path("benchmark-out"),
+    tables: Annotated[list[str] | None, typer.Option("--table", help="of SPEC, this table only; more than once")] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="the baselines and both bounds on the four streams, 20 runs each")
     ] = False,
@@ -32,48 +40,125 @@ def benchmark(
     seeds: Annotated[
         list[int] | None, typer.Option("--seed", help="0-9 for tuning, 100 and up for what is reported; more than once")
     ] = None,
-    orders: Annotated[int, typer.Option(help="orders of the runs, the first as drawn")] = 1,
-    runs: Annotated[int, typer.Option(help="runs of each stream")] = 20,
-    lumisections: Annotated[int, typer.Option(help="lumisections in each run")] = 400,
+    orders: Annotated[int | None, typer.Option(help="orders of the runs, the first as drawn (default: 1)")] = None,
+    runs: Annotated[int | None, typer.Option(help="runs of each stream (default: 20)")] = None,
+    lumisections: Annotated[int | None, typer.Option(help="lumisections in each run (default: 400)")] = None,
     split: Annotated[
-        str, typer.Option(help="blocks, or for comparison random or folds: see the warning that it prints")
-    ] = "blocks",
+        str | None, typer.Option(help="blocks (default), or for comparison random or folds: see the warning that it prints")
+    ] = None,
     recipe: options.Recipe = None,
     set_: options.Set = None,
-    memory_bytes: options.Memory = None,
+    memory_bytes: Annotated[
+        list[int] | None, typer.Option("--memory-bytes", help="kept of past runs, in all (default: 1000000); more than once")
+    ] = None,
     evaluation_samples: options.Samples = None,
+    reuse: Annotated[
+        list[Path] | None,
+        typer.Option("--reuse", help="folder of a benchmark whose finished cells are taken, of whatever code; more than once"),
+    ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="processes of one thread each (default: the processors)")] = None,
+    dask: Annotated[
+        str | None, typer.Option("--dask", help="host:port of a Dask scheduler, whose workers compute", show_default=False)
+    ] = None,
+    dashboard: Annotated[bool, typer.Option("--dashboard", help="serve Dask's page on the loopback interface")] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Learn simulated streams offline and print accuracy, AUC and forgetting with 95 % intervals, beside both bounds."""
-    from dqmstream.experiments.benchmark import Spec, run_benchmark
-    from dqmstream.experiments.table import COLUMNS, NOTE, printed, summarise, title, write
+    """Learn simulated streams offline and print accuracy, AUC and forgetting with 95 % intervals, beside both bounds.
 
-    spec = Spec(orders=orders, runs=runs, lumisections=lumisections, split=split)
-    if quick and (streams or strategies):
-        raise InputError("--quick chooses streams and strategies itself: leave out --stream and --strategy, or --quick")
-    if not quick and not strategies:
-        raise InputError("name what to compare by --strategy (more than once), or take --quick")
+    Stopped by Ctrl-C or SIGTERM it keeps what is finished, and goes on with the rest when it is called again.
+    """
+    from dqmstream.experiments.benchmark import run_benchmark
+    from dqmstream.experiments.results import write
+    from dqmstream.experiments.spec import Benchmark, Spec, benchmark_of
+    from dqmstream.experiments.table import summarise
+    from dqmstream.experiments.table_text import NOTE, origin, overview, printed, stream_columns, title
+
     given: dict[str, Any] = {
         "streams": tuple(streams or ()),
         "strategies": tuple(strategies or ()),
         "seeds": tuple(seeds or ()),
+        "orders": orders,
+        "runs": runs,
+        "lumisections": lumisections,
+        "split": split,
         "recipe": recipe_flags(recipe, set_),
-        "memory_bytes": memory_bytes,
+        "memory_bytes": tuple(memory_bytes or ()),
         "evaluation_samples": evaluation_samples,
     }
-    spec = replace(spec, **{name: value for name, value in given.items() if value}).checked()
-    with console.bars() as progress:
-        cells = run_benchmark(
-            spec, out, workers=workers or os.cpu_count() or 1, progress=console.bar_callback(progress, "benchmark")
+    given = {name: value for name, value in given.items() if value not in (None, ())}
+    if spec and (given or quick):
+        raise InputError(f"{spec} says what is computed: leave out --{'quick' if quick else next(iter(given))}, or the file")
+    if tables and not spec:
+        raise InputError("--table chooses among the tables of a file: name the file too")
+    if quick and (streams or strategies):
+        raise InputError("--quick chooses streams and strategies itself: leave out --stream and --strategy, or --quick")
+    if not spec and not quick and not strategies:
+        raise InputError("name a file of tables, or what to compare by --strategy (more than once), or take --quick")
+    chosen = benchmark_of(read_table(spec), spec.name) if spec else Benchmark((replace(Spec(), **given),)).checked()
+    if tables:
+        chosen = chosen.only(tables)
+    with _ended_by_sigterm(), console.bars() as bars:
+        records = run_benchmark(
+            chosen,
+            out,
+            workers=workers or os.cpu_count() or 1,
+            address=dask,
+            reuse=reuse or (),
+            dashboard=dashboard,
+            progress=_told(bars),
         )
-    result = summarise(spec, cells)
-    write(result, out)
-    tables = [
-        console.table(title(one, result), list(COLUMNS), [printed(row) for row in one["rows"]]) for one in result["tables"]
-    ]
-    said = [NOTE, *([result["warning"]] if result["warning"] else []), f"table and figure: {out}"]
+    result = summarise(chosen, records)
+    write(chosen, records, result, out)
+    shown: list[Any] = []
+    for table in result["tables"]:
+        if spec:
+            columns, rows = overview(table)
+            shown.append(console.table(title(table), columns, rows))
+        else:
+            for one in table["streams"]:
+                named = title(table, one["stream"])
+                shown.append(console.table(named, stream_columns(table), [printed(row) for row in one["rows"]]))
+        shown += [origin(table), *([table["warning"]] if table["warning"] else [])]
     failed = [f"failed: {one['stream']} {one['strategy']}, seed {one['seed']}: {one['error']}" for one in result["failed"]]
-    options.show(result, as_json, *tables, *said, *failed)
+    options.show({"out": str(out), **result}, as_json, *shown, NOTE, f"tables, figures and results.parquet: {out}", *failed)
     if result["failed"]:
         raise typer.Exit(StateError.exit_code)
+
+
+def _told(bars: Any) -> Callable[[Progress], None]:
+    """A bar on a terminal; elsewhere a line on stderr for each cell that is finished, which a log keeps."""
+    update = console.bar_callback(bars, "benchmark")
+
+    def tell(progress: Progress) -> None:
+        left = "" if progress.left_s is None else f", {_time(progress.left_s)} left"
+        failed = f", {progress.failed} failed" if progress.failed else ""
+        crew = f"{progress.workers} workers" if progress.workers else "waiting for workers"
+        said = f"benchmark, {crew}{failed}{left}"
+        update(progress.finished, progress.total, said)
+        if progress.newest and not console.err.is_terminal:
+            cell = progress.newest["cell"]
+            came = progress.newest.get("error") or f"{progress.newest['seconds']:.0f} s"
+            what = f"{cell['stream']} {cell['seed']} {cell['strategy']}"
+            console.err.print(
+                f"{progress.finished}/{progress.total}{failed}{left}: {what}, {came}", soft_wrap=True, markup=False
+            )
+
+    return tell
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends what is inside as Ctrl-C does, by way of its clean-up, with the shell's exit code for it."""
+
+    def end(number: int, frame: Any) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

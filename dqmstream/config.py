@@ -89,10 +89,10 @@ class _TomlSource(PydanticBaseSettingsSource):
 
     def __call__(self) -> dict[str, Any]:
         path = os.environ.get("DQMSTREAM_CONFIG")
-        return _read_table(Path(path)) if path else {}
+        return read_table(Path(path)) if path else {}
 
 
-def _read_table(path: Path) -> dict[str, Any]:
+def read_table(path: Path) -> dict[str, Any]:
     """A TOML file, or a JSON one where its name ends so. Raises InputError where it cannot be read as that."""
     kind, parse = ("JSON", json.loads) if path.suffix == ".json" else ("TOML", tomllib.loads)
     try:
@@ -111,7 +111,7 @@ def recipe_flags(path: Path | None, assignments: Sequence[str] | None) -> dict[s
 
     A value is read as JSON (`32`, `0.5`, `true`, `[8, 9]`), and is text where it is none.
     """
-    changes = _read_table(path) if path else {}
+    changes = read_table(path) if path else {}
     for assignment in assignments or ():
         name, equals, value = assignment.partition("=")
         if not equals or not name.strip():

@@ -59,14 +59,14 @@ def bars() -> Iterator[Progress]:
         yield progress
 
 
-def bar_callback(progress: Progress, description: str) -> Callable[[int, int | None], None]:
-    """A function (done, total) that keeps one bar, shown from its first call on."""
+def bar_callback(progress: Progress, description: str) -> Callable[..., None]:
+    """A function (done, total, description as it is by now) that keeps one bar, shown from its first call on."""
     tasks: list[TaskID] = []
 
-    def update(done: int, total: int | None) -> None:
+    def update(done: int, total: int | None, now: str = description) -> None:
         if not tasks:
-            tasks.append(progress.add_task(description, total=total))
-        progress.update(tasks[0], completed=done, total=total)
+            tasks.append(progress.add_task(now, total=total))
+        progress.update(tasks[0], completed=done, total=total, description=now)
 
     return update
 

@@ -6,24 +6,20 @@ the simulator as they would come from it. A bound's cell holds the same kind of 
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
-import os
-import subprocess
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.special import log_softmax
 from threadpoolctl import threadpool_limits
 
-from dqmstream import __version__
-from dqmstream.errors import DqmstreamError, StateError
 from dqmstream.experiments.bounds import BOUNDS, IDEAL, RunTruth, ideal, ideal_profiled
+from dqmstream.experiments.provenance import code_digest, commit, versions
 from dqmstream.experiments.simulator import LIVE, SimulatedRun, stream
 from dqmstream.experiments.statistics import effective_count
 from dqmstream.learners.evaluation import Evaluator, Scores, evaluate_row
@@ -35,12 +31,14 @@ from dqmstream.learners.registry import GRADIENT, make_strategy, recipe_of
 from dqmstream.learners.splits import Split
 from dqmstream.learners.strategy import Maps, RunData
 from dqmstream.lumisection import Geometry
-from dqmstream.storage.locks import write_atomically
+
+_ONE_AT_A_TIME = threading.Lock()
+"""A worker of several threads would mix the random numbers of cells: torch has one state a process."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What a cell is; its figures depend on this, on the versions of the code and on nothing else.
+    """What a cell is; its figures depend on this, on the code (`provenance.code_digest`), and on the libraries' versions.
 
     order: 0 for the runs as they were drawn, o for a permutation of its own; the first is the reference. split, fold: of
     `learners.splits.Split`. The strategy's own seed is that of the stream. recipe: changes to the strategy's own, as
@@ -61,19 +59,20 @@ class Cell:
 
     @property
     def name(self) -> str:
-        kind = "" if self.split == "blocks" else f"-{self.split}{self.fold}"
-        changed = f"-{hashlib.sha256(self.recipe.encode()).hexdigest()[:8]}" if self.recipe else ""
-        return f"{self.stream}-{self.seed}-{self.order}{kind}-{self.strategy}{changed}"
+        """What its file and its task are called: no two cells share it."""
+        digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:10]
+        return f"{self.stream}-{self.seed}-{self.order}-{self.strategy}-{digest}"
 
 
 def run_cell(cell: Cell) -> dict[str, Any]:
-    """Compute a cell on one thread. Raises InputError for an unknown strategy.
+    """Compute a cell on one thread; cells that come to one process at once wait for each other. Raises InputError for an
+    unknown strategy.
 
-    Returns its lines of history, seconds and versions, and as "worth" how many independent lumisections the test
+    Returns its lines of history, seconds and where they come from, and as "worth" how many independent lumisections the test
     lumisections of its last line are worth (`statistics.effective_count`), None where there was no second run.
     """
-    began = time.perf_counter()
-    with threadpool_limits(1):
+    with _ONE_AT_A_TIME, threadpool_limits(1):
+        began = time.perf_counter()
         simulated = ordered(
             list(stream(cell.stream, seed=cell.seed, runs=cell.runs, lumisections=cell.lumisections)), cell.seed, cell.order
         )
@@ -83,8 +82,15 @@ def run_cell(cell: Cell) -> dict[str, Any]:
     worth = None
     if scores is not None:
         worth = effective_count(scores.log_probability.argmax(axis=1), scores.labels, scores.lumisection)
-    seconds = round(time.perf_counter() - began, 3)
-    return {"cell": asdict(cell), "lines": lines, "worth": worth, "seconds": seconds, **versions()}
+    return {
+        "cell": asdict(cell),
+        "lines": lines,
+        "worth": worth,
+        "seconds": round(time.perf_counter() - began, 3),
+        "code": code_digest(),
+        "commit": commit(),
+        "versions": versions(),
+    }
 
 
 def ordered(runs: list[SimulatedRun], seed: int, order: int) -> list[SimulatedRun]:
@@ -152,45 +158,3 @@ class _Bound:
         if self.name == IDEAL:
             return ideal(counts, maps.n_events, maps.pileup, self.truths)
         return ideal_profiled(counts, self.truths)
-
-
-def load_cell(folder: Path, cell: Cell) -> dict[str, Any] | None:
-    """A finished cell; None where it is not there, failed, or was computed for other numbers or by other versions."""
-    path = folder / f"{cell.name}.json"
-    if not path.exists():
-        return None
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise StateError(f"{path} cannot be read: {error}; delete it, and it is computed again") from error
-    same = found.get("cell") == asdict(cell) and all(found.get(name) == value for name, value in versions().items())
-    return found if same and "error" not in found else None
-
-
-def compute_and_save(folder: Path, cell: Cell) -> dict[str, Any]:
-    """Compute a cell and write its file; an error is recorded in the file and does not stop the other cells."""
-    try:
-        done = run_cell(cell)
-    except (DqmstreamError, ArithmeticError, RuntimeError, ValueError, MemoryError) as error:
-        done = {"cell": asdict(cell), "error": f"{type(error).__name__}: {error}", **versions()}
-    write_atomically(folder / f"{cell.name}.json", json.dumps(done).encode())
-    return done
-
-
-def versions() -> dict[str, str]:
-    """What a figure depends on besides its cell."""
-    return {"dqmstream": __version__, "numpy": np.__version__, "commit": _commit()}
-
-
-@functools.cache
-def _commit() -> str:
-    """The commit of the source tree that runs, with a + where files differ from it; empty outside of one."""
-    root = Path(__file__).parents[2]
-    if not (root / ".git").exists():
-        return ""
-    environment = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}
-    told = subprocess.run(
-        ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"],
-        cwd=root, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    return told.stdout.strip()

@@ -52,8 +52,8 @@ _STYLE = {
 }
 
 # Petroff's ten colours (arXiv:2107.02270), which stay apart for colour-blind readers.
-_COLOURS = ("#3f90da", "#bd1f01", "#832db6", "#e76300", "#a96b59", "#ffa90e", "#b9ac70", "#92dadd", "#717581", "#94a4a2")
-_MARKERS = "osD^vPX<>*"
+COLOURS = ("#3f90da", "#bd1f01", "#832db6", "#e76300", "#a96b59", "#ffa90e", "#b9ac70", "#92dadd", "#717581", "#94a4a2")
+MARKERS = "osD^vPX<>*"
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,8 +136,8 @@ def draw_courses(path: Path, runs: int, courses: Sequence[Course]) -> None:
         upper.plot(seen[1:], 1 / seen[1:], color="black", linestyle=":", label="guessing")
         for number, course in enumerate(courses):
             style = {
-                "color": _COLOURS[number % len(_COLOURS)],
-                "marker": _MARKERS[number % len(_MARKERS)] if runs <= 60 else "",
+                "color": COLOURS[number % len(COLOURS)],
+                "marker": MARKERS[number % len(MARKERS)] if runs <= 60 else "",
                 "markersize": 5,
                 "linewidth": 1.3,
                 "linestyle": "--" if course.beside else "-",
@@ -171,7 +171,7 @@ def draw_losses(path: Path, runs: Sequence[int], losses: Sequence[Sequence[float
             axes.plot(steps, curve, color="#b5b9c0", linewidth=0.7)
             window = max(1, len(curve) // 12)
             smooth = np.convolve(curve, np.ones(window) / window, mode="valid")
-            axes.plot(steps[window // 2 : window // 2 + len(smooth)], smooth, color=_COLOURS[number % 2], linewidth=1.6)
+            axes.plot(steps[window // 2 : window // 2 + len(smooth)], smooth, color=COLOURS[number % 2], linewidth=1.6)
             axes.axvline(start, color="#717581", linewidth=0.6, linestyle=":")
             if number % every == 0:
                 place = (start + len(curve) / 2, 1.0)
@@ -193,12 +193,12 @@ def draw_windows(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     known = np.array([line["known"] for line in lines])
     with canvas(path, 4.6) as figure:
         axes = figure.subplots()
-        for which, colour, label in ((known, _COLOURS[7], "a window"), (~known, "#b5b9c0", "of a run not known yet")):
+        for which, colour, label in ((known, COLOURS[7], "a window"), (~known, "#b5b9c0", "of a run not known yet")):
             share = (right / size)[which]
             axes.plot(number[which], share, "o", markersize=3, color=colour, label=label, zorder=1)
         axes.plot(number, np.cumsum(same) / np.cumsum(size), ":", color="black", label="newest known run", zorder=4)
-        axes.plot(number, [line["cumulative"] for line in lines], color=_COLOURS[0], linewidth=1.8, label="all windows so far")
-        axes.plot(number, [line["sliding"] for line in lines], color=_COLOURS[1], linewidth=1.3, label="last windows")
+        axes.plot(number, [line["cumulative"] for line in lines], color=COLOURS[0], linewidth=1.8, label="all windows so far")
+        axes.plot(number, [line["sliding"] for line in lines], color=COLOURS[1], linewidth=1.3, label="last windows")
         for begin in [i for i in range(len(lines)) if lines[i]["of_run"] == 0][:: -(-len(lines) // 200)]:
             axes.axvline(begin + 0.5, color="#717581", linewidth=0.6, linestyle=":")
         axes.set_xlim(0.5, len(lines) + 0.5)

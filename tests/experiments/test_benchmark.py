@@ -8,17 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from scipy.stats import binom
 
-from dqmstream.errors import InputError
-from dqmstream.experiments.benchmark import Spec, run_benchmark
+from dqmstream.experiments import benchmark, provenance
+from dqmstream.experiments.benchmark import time_left
 from dqmstream.experiments.bounds import BOUNDS
-from dqmstream.experiments.cells import Cell, compute_and_save, load_cell, ordered, run_cell
+from dqmstream.experiments.cells import Cell, ordered, run_cell
 from dqmstream.experiments.replay import replay
+from dqmstream.experiments.results import write
 from dqmstream.experiments.simulator import stream
+from dqmstream.experiments.spec import Benchmark, Spec
 from dqmstream.experiments.statistics import chance_interval
-from dqmstream.experiments.table import COLUMNS, markdown, printed, summarise, write
+from dqmstream.experiments.stored import Record, Stored, failure
+from dqmstream.experiments.table import summarise
+from dqmstream.experiments.table_text import COLUMNS, markdown, overview, printed, stream_markdown
 from dqmstream.learners.learner import LearnerSettings
 from dqmstream.learners.registry import BASELINES, CONVEX, STREAMING
 from tests.runs import simulated_archive
@@ -26,6 +31,23 @@ from tests.scale import SOAK
 
 SMALL = Spec(streams=("null", "small"), strategies=("ideal", "gain_map", "ring_means"), seeds=(100,), runs=3, lumisections=200)
 CELL = Cell("small", 3, 0, "gain_map", 3, 200, 1_000_000, 6000)
+
+
+def cells_of(spec: Spec) -> list[Cell]:
+    return Benchmark((spec,)).checked().cells()
+
+
+def tabled(spec: Spec, records: list[Record]) -> dict[str, Any]:
+    """The only table of a benchmark, of records in the order of its cells."""
+    chosen = Benchmark((spec,)).checked()
+    found: dict[str, Any] = summarise(chosen, dict(zip(chosen.cells(), records, strict=True)))["tables"][0]
+    return found
+
+
+def computed(spec: Spec) -> list[dict[str, Any]]:
+    """Rows of the first stream of a table whose cells are computed here."""
+    rows: list[dict[str, Any]] = tabled(spec, [run_cell(cell) for cell in cells_of(spec)])["streams"][0]["rows"]
+    return rows
 
 
 def test_a_cell_has_the_figures_of_a_replay_from_the_archive(tmp_path: Path) -> None:
@@ -37,40 +59,40 @@ def test_a_cell_has_the_figures_of_a_replay_from_the_archive(tmp_path: Path) -> 
     assert cell["lines"][-1]["auc"] == replayed["auc_matrix"][-1]
 
 
-def test_a_benchmark_goes_on_where_it_stopped_and_makes_its_table(tmp_path: Path) -> None:
-    first = run_benchmark(SMALL, tmp_path, workers=2)
-    (tmp_path / "cells" / "small-100-0-gain_map.json").unlink()
-    kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
-    seen: list[tuple[int, int]] = []
-    again = run_benchmark(SMALL, tmp_path, workers=2, progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(5, 6), (6, 6)]
-    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir() if path.name in kept} == kept
-    assert [cell["lines"][-1]["accuracy"] for cell in again] == [cell["lines"][-1]["accuracy"] for cell in first]
-
-    result = summarise(SMALL, again)
-    write(result, tmp_path)
-    tables = {table["stream"]: {row["strategy"]: row for row in table["rows"]} for table in result["tables"]}
-    assert tables["null"]["ideal"]["accuracy"]["estimate"] == pytest.approx(1 / 3)
-    assert tables["small"]["ring_means"]["accuracy"]["estimate"] < tables["small"]["gain_map"]["accuracy"]["estimate"]
-    assert tables["small"]["ring_means"]["beside"]["p_holm"] <= 1
-    assert json.loads((tmp_path / "results.json").read_text())["use"] == "reported"
+def test_a_benchmark_makes_its_tables(tmp_path: Path) -> None:
+    chosen = Benchmark((SMALL,)).checked()
+    records = {cell: run_cell(cell) for cell in chosen.cells()}
+    result = summarise(chosen, records)
+    write(chosen, records, result, tmp_path)
+    (table,) = result["tables"]
+    rows = {one["stream"]: {row["strategy"]: row for row in one["rows"]} for one in table["streams"]}
+    assert rows["null"]["ideal"]["accuracy"]["estimate"] == pytest.approx(1 / 3)
+    assert rows["small"]["ring_means"]["accuracy"]["estimate"] < rows["small"]["gain_map"]["accuracy"]["estimate"]
+    assert rows["small"]["ring_means"]["beside"]["p_holm"] <= 1
+    assert json.loads((tmp_path / "results.json").read_text())["tables"][0]["use"] == "reported"
     assert (tmp_path / "table.md").read_text() == markdown(result)
-    assert (tmp_path / "accuracy.png").read_bytes().startswith(b"\x89PNG")
-    assert {len(printed(row)) for table in result["tables"] for row in table["rows"]} == {len(COLUMNS)}
+    assert (tmp_path / "streams.md").read_text() == stream_markdown(result)
+    for name in ("accuracy", "cost"):
+        assert (tmp_path / f"{name}-benchmark.png").read_bytes().startswith(b"\x89PNG")
+    assert {len(printed(row)) for one in table["streams"] for row in one["rows"]} == {len(COLUMNS)}
+    columns, lines = overview(table)
+    assert columns[1:4] == ["`null`", "`small`", "forgetting, `small`"]
+    assert [line[0] for line in lines] == ["`ideal` (bound)", "`gain_map`", "`ring_means`"]
+    assert {len(line) for line in lines} == {len(columns)}
 
 
 def test_every_baseline_stands_in_a_benchmark_that_names_no_strategies_with_both_bounds() -> None:
     chosen = Spec().checked().strategies
     assert set(chosen) == {*BOUNDS, *BASELINES}
-    longest_first = [cell.strategy for cell in Spec(streams=("null",), seeds=(100,)).cells()]
+    longest_first = [cell.strategy for cell in cells_of(Spec(streams=("null",), seeds=(100,)))]
     assert longest_first[:3] == ["cnn", "ideal_profiled", "logistic"]
 
 
 def test_guessing_is_judged_by_what_the_lumisections_of_each_strategy_are_worth() -> None:
     """Luminosity names neighbours alike, gain maps do not. Streams add up, and another order of the same runs does not."""
     spec = replace(SMALL, streams=("null",), seeds=(100, 101), orders=2, strategies=("ring_means", "gain_map"))
-    cells = [run_cell(cell) for cell in spec.cells()]
-    rings, maps = summarise(spec, cells)["tables"][0]["rows"]
+    cells = [run_cell(cell) for cell in cells_of(spec)]
+    rings, maps = tabled(spec, cells)["streams"][0]["rows"]
     tested = 2 * 3 * 30
     worth = {name: [c["worth"] for c in cells if c["cell"]["strategy"] == name] for name in ("ring_means", "gain_map")}
     assert rings["worth"] == pytest.approx(sum(worth["ring_means"]) / 2)
@@ -87,41 +109,79 @@ def test_guessing_is_judged_by_what_the_lumisections_of_each_strategy_are_worth(
 )
 def test_where_nothing_differs_but_luminosity_every_baseline_guesses(strategy: str) -> None:
     """Within the central 99.9 % of guessing, given what its lumisections are worth."""
-    spec = replace(SMALL, streams=("null",), seeds=(100, 101), runs=5, lumisections=400, strategies=(strategy,))
-    row = summarise(spec, [run_cell(cell) for cell in spec.cells()])["tables"][0]["rows"][0]
+    (row,) = computed(replace(SMALL, streams=("null",), seeds=(100, 101), runs=5, lumisections=400, strategies=(strategy,)))
     least, most = binom.ppf([0.0005, 0.9995], round(row["worth"]), 1 / 5) / round(row["worth"])
     assert least <= row["accuracy"]["estimate"] <= most
 
 
-def test_a_cell_that_fails_is_recorded_and_tried_again(tmp_path: Path) -> None:
-    broken = replace(CELL, strategy="nonsense")
-    assert "nonsense" in compute_and_save(tmp_path, broken)["error"]
-    assert load_cell(tmp_path, broken) is None
-    spec = replace(SMALL, streams=("small",), strategies=("gain_map", "ring_means"))
-    cells = [{"cell": {"stream": "small", "strategy": "gain_map"}, "error": "why"}, run_cell(spec.cells()[1])]
-    result = summarise(spec, cells)
-    assert [one["error"] for one in result["failed"]] == ["why"]
-    assert [row["strategy"] for row in result["tables"][0]["rows"]] == ["ring_means"]
+def test_a_cell_that_failed_is_recorded_left_out_of_the_table_and_tried_again(tmp_path: Path) -> None:
+    stored, spec = Stored(tmp_path), replace(SMALL, streams=("small",), seeds=(100, 101), strategies=("gain_map", "ring_means"))
+    chosen = Benchmark((spec,)).checked()
+    first, *others = chosen.cells()
+    records = {first: failure(first, "ValueError: why", "somewhere"), **{cell: run_cell(cell) for cell in others}}
+    for cell, record in records.items():
+        stored.save(cell, record)
+    assert stored.found(chosen.cells()).keys() == set(others)
+    result = summarise(chosen, records)
+    assert [one["error"] for one in result["failed"]] == ["ValueError: why"]
+    (table,) = result["tables"]
+    rows = {row["strategy"]: row for row in table["streams"][0]["rows"]}
+    assert {row["cells"] for row in rows.values()} == {1, 2} and rows[first.strategy]["cells"] == 1
+    assert rows["ring_means"]["beside"], "compared on the seed that both have"
+    assert "1 cells failed" in markdown(result)
+    write(chosen, records, result, tmp_path)
+    errors = pq.read_table(tmp_path / "results.parquet")["error"].to_pylist()
+    assert sorted(error for error in errors if error) == ["ValueError: why"]
+
+    stored.save(first, run_cell(first))
+    assert stored.found(chosen.cells()).keys() == set(chosen.cells())
+    assert not list((tmp_path / "failed").iterdir())
 
 
-def test_a_cell_of_other_numbers_is_not_taken_for_this_one(tmp_path: Path) -> None:
-    compute_and_save(tmp_path, CELL)
-    assert load_cell(tmp_path, CELL) is not None
-    assert load_cell(tmp_path, replace(CELL, memory_bytes=5)) is None
+def test_finished_cells_of_other_code_are_taken_where_that_is_asked_for_only(tmp_path: Path) -> None:
+    record = run_cell(CELL)
+    other = {**record, "code": "other", "commit": "0123456789ab"}
+    Stored(tmp_path / "other").save(CELL, other)
+    stored = Stored(tmp_path / "own")
+    assert not Stored(tmp_path / "other").found([CELL])
+    assert stored.found([CELL], [tmp_path / "other"])[CELL]["commit"] == "0123456789ab"
+    assert not stored.found([replace(CELL, memory_bytes=5)], [tmp_path / "other"]), "other numbers are another cell"
+    stored.save(CELL, record)
+    assert stored.found([CELL], [tmp_path / "other"])[CELL]["code"] == provenance.code_digest()
+
+    older = {**{name: record[name] for name in ("cell", "lines", "worth", "seconds", "commit")}, "dqmstream": "0", "numpy": "2"}
+    (tmp_path / "older" / "cells").mkdir(parents=True)
+    (tmp_path / "older" / "cells" / "small-3-0-gain_map.json").write_text(json.dumps(older))
+    found = Stored(tmp_path / "empty").found([CELL], [tmp_path / "older"])[CELL]
+    assert found["code"] == "" and found["versions"] == {"dqmstream": "0", "numpy": "2"} and found["lines"] == record["lines"]
+    spec = replace(SMALL, streams=("small",), seeds=(3,), strategies=("gain_map",))
+    assert f"Commit {record['commit'] or 'unknown'}." in markdown({"tables": [tabled(spec, [found])]})
 
 
-def test_changes_to_a_recipe_are_part_of_the_cells_that_have_one_and_stand_above_the_table(tmp_path: Path) -> None:
-    changes = {"steps": 3, "dim": 16, "heads": 2, "depth": 1, "patch": [32, 36]}
-    spec = replace(SMALL, streams=("small",), strategies=("ideal", "gain_map", "replay"), runs=2, recipe=changes)
-    cells = {cell.strategy: cell for cell in spec.checked().cells()}
-    assert cells["ideal"].recipe == cells["gain_map"].recipe == ""
-    assert json.loads(cells["replay"].recipe) == changes
-    done = {name: compute_and_save(tmp_path, cell) for name, cell in cells.items()}
-    assert done["replay"]["lines"][-1]["samples"] == 3 * 64
-    assert load_cell(tmp_path, cells["replay"]) is not None
-    assert load_cell(tmp_path, replace(cells["replay"], recipe="")) is None
-    assert "steps 3, dim 16" in markdown(summarise(spec, list(done.values())))
-    assert [cell.recipe for cell in replace(spec, strategies=("replay",), recipe={"steps": 100}).cells()] == [""]
+def test_the_digest_of_the_code_goes_by_what_the_code_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = provenance.statements('"""Why."""\ndef f(x: int) -> int:\n    """What."""\n    return x + 1\n')
+    assert before == provenance.statements("# why\n\ndef f(x: int) -> int:\n    return (x\n            + 1)  # one more\n")
+    assert before != provenance.statements("def f(x: int) -> int:\n    return x + 2\n")
+    digest = provenance.code_digest()
+    monkeypatch.setattr(provenance, "_SOURCES", ("lumisection.py",))
+    assert provenance.code_digest.__wrapped__() != digest
+
+
+def test_the_time_left_is_that_of_finished_cells_of_the_same_kind() -> None:
+    """By strategy and recipe, else strategy, else any; twice as long for twice as many runs."""
+    done = {CELL: {"seconds": 6.0}, replace(CELL, strategy="replay"): {"seconds": 60.0}}
+    assert time_left([replace(CELL, seed=4), replace(CELL, strategy="replay", runs=6, recipe="{}")], done, 2) == pytest.approx(
+        63
+    )
+    assert time_left([replace(CELL, strategy="slda")], done, 1) == pytest.approx(33)
+    assert time_left([CELL], {CELL: {"error": "why"}}, 1) is None
+    assert time_left([], {}, 1) == 0
+
+
+def test_a_worker_of_other_code_is_a_failure_and_not_a_figure() -> None:
+    record = run_cell(CELL)
+    assert benchmark._of_this_code(CELL, record) is record
+    assert "install the same" in benchmark._of_this_code(CELL, {**record, "code": "other"})["error"]
 
 
 def test_orders_are_permutations_of_the_same_runs() -> None:
@@ -138,40 +198,23 @@ def test_a_difference_is_starred_where_interval_and_p_value_agree() -> None:
     def cell(strategy: str, seed: int, accuracy: float) -> dict[str, Any]:
         lines: list[dict[str, Any]] = [{"run": 0, "accuracy": None, "auc": None}]
         lines += [{"run": i, "accuracy": [accuracy] * (i + 1), "auc": [0.5] * (i + 1)} for i in range(1, 12)]
-        return {"cell": {"stream": "small", "strategy": strategy, "seed": seed, "order": 0}, "lines": lines, "worth": 360.0}
+        said = {"stream": "small", "strategy": strategy, "seed": seed, "order": 0}
+        return {"cell": said, "lines": lines, "worth": 360.0, "commit": "", "code": ""}
 
     spec = Spec(streams=("small",), strategies=("gain_map", "logistic", "naive_bayes"), runs=12)
     values = {"gain_map": (0.5, 0.5), "logistic": (0.6, 0.6), "naive_bayes": (0.9, 0.49)}
-    cells = [cell(name, 100 + k, value) for name, pair in values.items() for k, value in enumerate(pair)]
-    rows = {row["strategy"]: row for row in summarise(spec, cells)["tables"][0]["rows"]}
+    cells = [cell(one.strategy, one.seed, values[one.strategy][one.seed - 100]) for one in cells_of(spec)]
+    rows = {row["strategy"]: row for row in tabled(spec, cells)["streams"][0]["rows"]}
     assert rows["naive_bayes"]["beside"]["p_holm"] < 0.05, "runs are flipped: twelve of them won by far"
-    place = COLUMNS.index("- gain map")
+    place = COLUMNS.index("- {against}")
     assert printed(rows["logistic"])[place].endswith("*")
     assert not printed(rows["naive_bayes"])[place].endswith("*")
 
 
 def test_over_folds_every_lumisection_is_judged_and_the_runs_count_once() -> None:
     spec = replace(SMALL, streams=("small",), strategies=("ring_means",), split="folds")
-    cells = [run_cell(cell) for cell in spec.cells()]
+    cells = [run_cell(cell) for cell in cells_of(spec)]
     assert len({cell["cell"]["fold"] for cell in cells}) == len(cells) == 5
-    row = summarise(spec, cells)["tables"][0]["rows"][0]
+    (row,) = tabled(spec, cells)["streams"][0]["rows"]
     last = np.mean([cell["lines"][-1]["accuracy"] for cell in cells], axis=0)
     assert row["accuracy"]["estimate"] == pytest.approx(last.mean())
-
-
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        ({"seeds": (3, 100)}, "do not go together"),
-        ({"streams": ("nowhere",)}, "no stream"),
-        ({"strategies": ("magic",)}, "no strategy"),
-        ({"split": "hope"}, "no split"),
-        ({"runs": 1}, "needs 2 runs"),
-        ({"recipe": {"speed": 3}}, "has no speed"),
-        ({"lumisections": 50}, "needs 180 lumisections"),
-    ],
-)
-def test_what_makes_no_sense_is_refused_before_anything_runs(changes: dict[str, object], reason: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=reason):
-        run_benchmark(replace(SMALL, **changes), tmp_path / "out")  # type: ignore[arg-type]
-    assert not (tmp_path / "out").exists()

@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dqmstream.learners.network import Network
+from dqmstream.learners.networks import build
+from dqmstream.learners.recipe import Recipe
 
 
 def step_flops(model: nn.Module, batch: int, features: int, device: torch.device) -> float:
@@ -66,3 +69,14 @@ def _convolution_backward(
     _bias, _stride, _padding, _dilation, transposed, _output_padding, _groups, wanted = arguments
     places = (x_shape if transposed else grad_out_shape)[2:]
     return sum(map(bool, wanted[:2])) * 2 * x_shape[0] * prod(places) * prod(w_shape)
+
+
+def recipe_flops(recipe: Recipe, live: np.ndarray, classes: int) -> float:
+    """Floating-point operations of a training step of a recipe's own network, of so many classes, as `step_flops` counts.
+
+    live: bool, shape (depth, 64, 72).
+    """
+    with torch.random.fork_rng():
+        network = build(live, recipe)
+    network.grow(classes)
+    return step_flops(network, recipe.batch, network.channels, torch.device("cpu"))

@@ -1,0 +1,158 @@
+"""The tables of a benchmark as text: one over all streams, as the README has it, and one for each stream with all columns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+COLUMNS = ("", "accuracy", "guessing", "of ideal", "AUC", "forgetting", "ECE", "- {against}", "kB", "s")
+"""Of a stream's own table."""
+
+NOTE = (
+    "95 % intervals, by runs and streams resampled. guessing: where a strategy that knows nothing and names neighbouring "
+    "lumisections as much alike lies 95 times of 100; too wide for one that knows something. ECE after a temperature from "
+    "validation. A difference of accuracy is paired by run, * where its interval is without 0 and p < .05 after Holm's "
+    "correction. kB: kept of past runs. LS: lumisections trained on or counted, each as often as it was. GFLOP, s: of "
+    "learning all runs, on one thread."
+)
+
+
+def overview(table: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of a table over all its streams: accuracies, forgetting and comparison on one stream, cost."""
+    spec = table["spec"]
+    streams = {one["stream"]: {row["label"]: row for row in one["rows"]} for one in table["streams"]}
+    labels = list(dict.fromkeys(label for rows in streams.values() for label in rows))
+    focus = streams[spec["focus"]]
+    compared = any(row["beside"] for row in focus.values())
+    columns = ["", *(f"`{stream}`" for stream in streams), f"forgetting, `{spec['focus']}`"]
+    columns += [f"`{spec['focus']}`, minus {spec['against']}"] if compared else []
+    columns += ["kB", "LS", "GFLOP", "s"]
+    rows = []
+    for label in labels:
+        of_label = [of_stream[label] for of_stream in streams.values() if label in of_stream]
+        row, first = focus.get(label), of_label[0]
+        line = [_labelled(first, f"`{first['strategy']}`")]
+        line += [_interval(of_stream[label]["accuracy"], 2) if label in of_stream else "" for of_stream in streams.values()]
+        line.append(_number(row["forgetting"]["estimate"], 2) if row else "")
+        line += [_beside(row, 2) if row else ""] if compared else []
+        line.append(_rounded(_mean_of(of_label, "kept_bytes"), 1000))
+        line.append(_rounded(_mean_of(of_label, "lumisections"), 1))
+        line.append("" if first["bound"] else _rounded(_mean_of(of_label, "flops"), 1e9))
+        line.append(_rounded(_mean_of(of_label, "learn_s"), 1))
+        rows.append(line)
+    return columns, rows
+
+
+def stream_columns(table: Mapping[str, Any]) -> list[str]:
+    return [column.format(against=table["spec"]["against"]) for column in COLUMNS]
+
+
+def printed(row: Mapping[str, Any]) -> list[str]:
+    """A row of a stream as text, one entry for each of `COLUMNS`."""
+    return [
+        _labelled(row, row["strategy"]),
+        _interval(row["accuracy"]),
+        f"{_number(row['guessing']['low'])}-{_number(row['guessing']['high'])}",
+        _number(row["of_ideal"]),
+        _interval(row["auc"]),
+        _interval(row["forgetting"]),
+        _number(row["ece_calibrated"]),
+        _beside(row),
+        "" if row["kept_bytes"] is None else f"{row['kept_bytes'] / 1000:.0f}",
+        "" if row["learn_s"] is None else f"{row['learn_s']:.1f}",
+    ]
+
+
+def title(table: Mapping[str, Any], stream: str = "") -> str:
+    """What stands above a table, or above that of a stream."""
+    spec = table["spec"]
+    seeds = ", ".join(str(seed) for seed in spec["seeds"])
+    changed = "".join(f", {name} {value}" for name, value in spec["recipe"].items())
+    budgets = ", ".join(f"{budget / 1000:g}" for budget in spec["memory_bytes"])
+    orders = f" in {spec['orders']} orders" if spec["orders"] > 1 else ""
+    return (
+        f"{stream or table['title'] or table['name']}: {spec['runs']} runs of {spec['lumisections']} lumisections{orders}, "
+        f"seeds {seeds} ({table['use']}), {budgets} kB{changed}, guessing {_number(1 / spec['runs'])}"
+    )
+
+
+def origin(table: Mapping[str, Any]) -> str:
+    """Which code computed the rows, and how many cells failed."""
+    rows = [row for one in table["streams"] for row in one["rows"]]
+    by_commit: dict[str, list[str]] = {}
+    for row in rows:
+        for commit in row["commits"]:
+            by_commit.setdefault(commit or "unknown", []).append(row["label"])
+    if len(by_commit) == 1:
+        said = f"Commit {next(iter(by_commit))}."
+    else:
+        parts = (f"{commit}: {', '.join(dict.fromkeys(labels))}" for commit, labels in by_commit.items())
+        said = f"Commits {'; '.join(parts)}."
+    return f"{said} {table['missing']} cells failed and are left out." if table["missing"] else said
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """The tables over all streams, as the README has them."""
+    blocks = []
+    for table in result["tables"]:
+        columns, rows = overview(table)
+        blocks += [f"**{title(table)}**", _grid(columns, rows), origin(table), *_warning(table)]
+    return "\n\n".join([*blocks, NOTE]) + "\n"
+
+
+def stream_markdown(result: Mapping[str, Any]) -> str:
+    """A table for each stream of each table, with all columns."""
+    blocks = []
+    for table in result["tables"]:
+        blocks.append(f"## {table['title'] or table['name']}")
+        for one in table["streams"]:
+            blocks += [title(table, one["stream"]), _grid(stream_columns(table), [printed(row) for row in one["rows"]])]
+        blocks += [origin(table), *_warning(table)]
+    return "\n\n".join([*blocks, NOTE]) + "\n"
+
+
+def _grid(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(line) + " |" for line in (columns, ["---"] * len(columns), *rows))
+
+
+def _warning(table: Mapping[str, Any]) -> list[str]:
+    return [table["warning"]] if table["warning"] else []
+
+
+def _labelled(row: Mapping[str, Any], strategy: str) -> str:
+    """The row's label, with its strategy as given."""
+    return strategy + row["label"].removeprefix(row["strategy"]) + (" (bound)" if row["bound"] else "")
+
+
+def _beside(row: Mapping[str, Any], digits: int = 3) -> str:
+    """Starred where both say so: flipping the runs of a few streams gives p-values that are too small
+    (`statistics.paired_difference`).
+    """
+    beside = row["beside"]
+    if beside is None:
+        return ""
+    return _interval(beside, digits) + (" *" if beside["p_holm"] < 0.05 and not beside["low"] <= 0 <= beside["high"] else "")
+
+
+def _interval(value: Mapping[str, float], digits: int = 3) -> str:
+    if not math.isfinite(value["estimate"]):
+        return ""
+    low, high = _number(value["low"], digits), _number(value["high"], digits)
+    return f"{_number(value['estimate'], digits)} [{low}, {high}]"
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "" if value is None or not math.isfinite(value) else f"{value:.{digits}f}".replace("0.", ".", 1)
+
+
+def _mean_of(rows: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    known = [row[name] for row in rows if row[name] is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _rounded(value: float | None, unit: float) -> str:
+    """Whole where two digits or more stand before the point, else two digits."""
+    if value is None:
+        return ""
+    return f"{value / unit:.0f}" if value >= 10 * unit or value == 0 else f"{value / unit:.2g}"
