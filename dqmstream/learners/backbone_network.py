@@ -8,11 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dqmstream.learners.backbones import build_backbone
-from dqmstream.learners.backbones.ensemble import spread
+from dqmstream.learners.backbones.ensemble import Ensemble
 from dqmstream.learners.network import GrowingLinear, Network
 from dqmstream.learners.recipe import Recipe
 from dqmstream.learners.routers import Router
@@ -53,18 +52,20 @@ class EnsembleNetwork(Network):
 
     def __init__(self, live: np.ndarray, members: list[Network]) -> None:
         super().__init__(live)
-        self.members = nn.ModuleList(members)
-        self._spread: Tensor | float = 0.0
+        self.ensemble = Ensemble(members)
+
+    @property
+    def members(self) -> list[Network]:
+        return list(self.ensemble.members)
 
     def forward(self, residuals_BL: Tensor) -> Tensor:
-        logits_KBC = torch.stack([member(residuals_BL) for member in self.members])
-        self._spread = spread(logits_KBC) if self.training else 0.0
-        return logits_KBC.mean(dim=0)
+        logits_BC: Tensor = self.ensemble(residuals_BL)
+        return logits_BC
 
     def auxiliary_loss(self) -> Tensor | float:
         """The members' own losses, as a mean, and what makes their cross-entropies of that of the mean."""
         losses = [member.auxiliary_loss() for member in self.members]
-        return self._spread + sum(losses) / len(losses)
+        return self.ensemble.auxiliary_loss() + sum(losses) / len(losses)
 
     def after_step(self) -> None:
         for member in self.members:

@@ -110,7 +110,7 @@ def test_an_ensemble_learns_as_its_members_alone() -> None:
         member.zero_grad()
         (torch.nn.functional.cross_entropy(member(rows), labels) + member.auxiliary_loss()).backward()
         for name, weight in member.named_parameters():
-            torch.testing.assert_close(3 * together[f"members.{number}.{name}"], weight.grad, rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(3 * together[f"ensemble.members.{number}.{name}"], weight.grad, rtol=1e-3, atol=1e-4)
 
 
 def test_positions_and_tokens_do_not_decay() -> None:

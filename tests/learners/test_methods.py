@@ -206,3 +206,16 @@ def test_cumulative_goes_on_from_its_weights_and_joint_begins_again() -> None:
         learn(strategy, STREAM[2:3])
         moved[name] = not np.array_equal(strategy.state()["model.position_ND"], before)
     assert moved == {"cumulative": False, "joint": True}
+
+
+@pytest.mark.parametrize("name", ["replay", "er_ace", "der", "agem", "lwf"])
+def test_a_batch_in_parts_trains_as_the_whole(name: str) -> None:
+    """What a method trains with beside a batch goes with its parts, and is no more in all."""
+    recipe = Recipe(model="cnn", cnn_widths=(4, 6), steps=3, batch=7, noise=0.0)
+    logs = []
+    for micro_batch in (0, 3):
+        strategy = make(name, recipe=replace(recipe, micro_batch=micro_batch))
+        logs.append([strategy.learn(i, run, reader(STREAM)) for i, run in enumerate(STREAM[:3])])
+    for whole, parts in zip(*logs, strict=True):
+        assert parts.loss == pytest.approx(whole.loss, rel=1e-3)
+        assert parts.flops == whole.flops

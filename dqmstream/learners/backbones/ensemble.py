@@ -24,7 +24,7 @@ def spread(logits_KBC: Tensor) -> Tensor:
 
 
 class Ensemble(nn.Module):
-    """Maps (B, C, H, W) to the mean of the members' logits (B, classes).
+    """Whatever the members take, B rows of it, to the mean of their logits (B, C).
 
     `auxiliary_loss` is to be added to the cross-entropy of the last forward in training where each member is to learn alone.
     """
@@ -34,8 +34,8 @@ class Ensemble(nn.Module):
         self.members = nn.ModuleList(members)
         self._spread: Tensor | None = None
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        logits_KBC = torch.stack([member(x_BCHW) for member in self.members])
+    def forward(self, x: Tensor) -> Tensor:
+        logits_KBC = torch.stack([member(x) for member in self.members])
         self._spread = spread(logits_KBC) if self.training else None
         return logits_KBC.mean(dim=0)
 

@@ -64,7 +64,7 @@ class Der(Replay):
 
     def before_backward(self, strategy: RunTemplate, **kwargs: object) -> None:
         if strategy.model.classes > 2 and len(self._logit_MC):
-            index_B = torch.randint(len(self._logit_MC), (self.recipe.batch,), generator=strategy.experience.generator)
+            index_B = torch.randint(len(self._logit_MC), (len(strategy.mb_x),), generator=strategy.experience.generator)
             index_B = index_B.to(self._logit_MC.device)
             held = difference(strategy.model(self._exemplar_ML[index_B]), self._logit_MC[index_B])
             strategy.loss = strategy.loss + self.recipe.der_strength * held

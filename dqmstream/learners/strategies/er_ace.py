@@ -24,12 +24,18 @@ class ErAce(Replay):
 
     name = "er_ace"
     _incoming: Iterator[Sequence[Tensor]]
+    _left_BL: Tensor
+    """Of the batch of the new run alone, what no part of the batch beside it has been trained with yet."""
 
     def before_training_exp(self, strategy: RunTemplate, **kwargs: object) -> None:
         self._incoming = strategy.experience.of([strategy.model.classes - 1]).batches()
 
+    def before_training_iteration(self, strategy: RunTemplate, **kwargs: object) -> None:
+        self._left_BL, _ = next(self._incoming)
+
     def before_backward(self, strategy: RunTemplate, **kwargs: object) -> None:
-        residuals_BL, _ = next(self._incoming)
+        part = len(strategy.mb_x)
+        residuals_BL, self._left_BL = self._left_BL[:part], self._left_BL[part:]
         strategy.loss = strategy.loss + incoming_loss(strategy.model(residuals_BL))
 
     def after_training_exp(self, strategy: RunTemplate, **kwargs: object) -> None:
