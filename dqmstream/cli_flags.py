@@ -1,4 +1,4 @@
-"""`dqmstream flags`: the runs that a lumisection looks like, whether it is of none of them, and the channels behind that."""
+"""`dqmstream flags`: the runs that a lumisection looks like, whether it is of none of them, what has failed in it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ def flags(
     """Flag lumisections by the newest checkpoint of a learner, which may run meanwhile: nothing of it is written.
 
     The new-run score is the logarithm of a Bayes factor of a lumisection and the 29 before it against the known run nearest to
-    them; what is flagged has p = exp(-score) at most the rate of --alarms. Luminosity is no news.
+    them; what is flagged has p = exp(-score) at most the rate of --alarms. Luminosity is no news. What is faulty has at most
+    that probability to be good, by the counts of its run so far against gains that are followed from run to run: drift is no
+    fault.
     """
     from dqmstream.learners.flags import Flagger, write_table
     from dqmstream.storage.archive import Archive as Reader

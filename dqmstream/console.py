@@ -243,10 +243,12 @@ def describe_flags(result: dict[str, Any]) -> list[Any]:
         [
             str(one["run"]), "yes" if one["learnt"] else "no", str(one["lumisections"]), str(one["flagged"]),
             f"{one['median_score']:+.1f}", str(one["most_probable"]), f"{one['probability']:.2f}", str(len(one["channels"])),
+            str(one["faulty"]), str(len(one["faults"])),
         ]
         for one in result["runs"]
     ]  # fmt: skip
     columns = ["run", "known", "lumisections", "flagged", "median score", "most probable", "probability", "channels"]
+    columns += ["faulty", "failed"]
     parts: list[Any] = [table(f"flags, false alarms at {result['alarms']:g}", columns, rows)]
     for one in result["runs"]:
         if one["flagged"] and one["channels"]:
@@ -259,6 +261,13 @@ def describe_flags(result: dict[str, Any]) -> list[Any]:
             ]  # fmt: skip
             title = f"run {one['run']} against {one['against']}, {len(one['channels'])} channels"
             parts.append(table(title, ["ieta, iphi, depth", "pull", "p", "expected", "seen"], found))
+        if one["faults"]:
+            failed = [
+                [f"{c['ieta']}, {c['iphi']}, {c['depth']}", *(str(c[name]) for name in ("lumisections", "first", "last"))]
+                for c in one["faults"][:SHOWN_CHANGES]
+            ]
+            title = f"run {one['run']}, {len(one['faults'])} channels that failed in it"
+            parts.append(table(title, ["ieta, iphi, depth", "lumisections", "first", "last"], failed))
     if "file" in result:
         parts.append(f"written: {result['file']}")
     return parts

@@ -97,3 +97,24 @@ def test_what_cannot_be_flagged_is_refused(folder: Path, tmp_path: Path) -> None
     assert "damaged" in told(dqmstream("flags", *archive, "--state", state), 7)
     import_files([folder / "runs"], lambda: Archive.open_or_create(tmp_path / "B"), dtype=np.dtype("float32"), depths=1)
     told(dqmstream("flags", "--archive", tmp_path / "B", "--state", folder / "A.state"), 7)
+
+
+def test_a_channel_that_fails_within_a_run_is_named_with_its_lumisections(folder: Path, tmp_path: Path) -> None:
+    """In the run after those that are known two channels fail at lumisection 101."""
+    shutil.copytree(folder, tmp_path / "copy")
+    place, state = tmp_path / "copy" / "A", tmp_path / "copy" / "A.state" / "live"
+    last = Archive.open(place).runs()[-1].run
+    before = Flagger(Archive.open(place), state).flags(last, 0.01, 0.05)
+    assert (-24, 21, 1) in before.places  # dead from the start
+    counts = np.load(next((folder / "runs").glob(f"Run{last}_Dataset_*")))
+    counts[100:, 9, 30], counts[100:, 55, 40] = 0, np.rint(0.3 * counts[100:, 55, 40])
+    np.save(tmp_path / f"Run{last}_Dataset_changed.npy", counts)
+    changed = [tmp_path / f"Run{last}_Dataset_changed.npy"]
+    import_files(changed, lambda: Archive.open(place), dtype=np.dtype("float32"), depths=1)
+    found = Flagger(Archive.open(place), state).flags(last, 0.01, 0.05)
+    told = {(row["ieta"], row["iphi"], row["depth"]): row for row in found.faults()}
+    for channel in ((-23, 31, 1), (24, 41, 1)):
+        assert channel not in before.places
+        assert (told[channel]["first"], told[channel]["last"]) == (101, 200)
+    assert found.faulty[100:].all()
+    assert found.rows()[150]["faulty_channels"].count("/") >= 6

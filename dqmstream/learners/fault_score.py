@@ -97,16 +97,17 @@ class FaultScore:
         self.gain, self.variance = _updated(self.gain, before, change, error)
         self.runs += 1
 
-    def look(self, maps: Maps) -> Suspicion:
+    def look(self, maps: Maps, apart: int = 1) -> Suspicion:
         """Log-odds of a fault for lumisections of one run, in their order, and for their channels.
 
-        A figure depends on its own lumisection and those before it. Raises InputError before the first run.
+        apart: runs between it and the last that was learnt; gains have drifted as often. A figure depends on its own
+        lumisection and those before it. Raises InputError before the first run.
         """
         if not self.runs:
             raise InputError("no run is known yet: learn one before asking for faults")
         counts = maps.counts[:, self.reference.live].astype(np.float64)
         chains = FaultFilter(self._groups, RATES_ALONE, RATES_MODULE, RATES_BOX)
-        gain, variance = self.gain, self.variance + self.drift
+        gain, variance = self.gain, self.variance + apart * self.drift
         score, channels = np.empty(len(counts)), np.empty(counts.shape)
         for start in range(0, len(counts), STEPS):
             chunk = slice(start, start + STEPS)

@@ -1,4 +1,4 @@
-"""Flags: what the newest checkpoint says of each lumisection of a run, and which channels are behind it.
+"""Flags: what the newest checkpoint says of each lumisection of a run: is it new, has something failed, in which channels.
 
 Archive and checkpoint are read and nothing is written, so it works beside a learner that runs.
 """
@@ -44,6 +44,10 @@ class RunFlags:
     false alarms, bool (n,). against: the known run that channels are compared with, over the flagged lumisections if there
     are any, else over all. channels: those whose pull is significant at the false-discovery rate (Benjamini and Hochberg),
     largest first: ieta, iphi, depth, pull, p, expected and seen counts a lumisection.
+
+    fault: log-odds that something has failed (`learners.fault_score`), (n,). faulty: good has at most the probability of the
+    rate of false alarms, bool (n,). failed: log-odds of each channel so, 0 where it is good, (n, channels of `places`). places:
+    (ieta, iphi, depth).
     """
 
     run: int
@@ -56,6 +60,21 @@ class RunFlags:
     flagged: np.ndarray
     against: int
     channels: list[dict[str, Any]]
+    fault: np.ndarray
+    faulty: np.ndarray
+    failed: np.ndarray
+    places: list[tuple[int, int, int]]
+
+    def faults(self) -> list[dict[str, Any]]:
+        """The channels that failed, the one with most lumisections first: how many, the first and the last, largest odds."""
+        rows = []
+        for c, (ieta, iphi, depth) in enumerate(self.places):
+            numbers = self.lumisection[self.failed[:, c] > 0]
+            rows.append({
+                "ieta": ieta, "iphi": iphi, "depth": depth, "lumisections": len(numbers), "first": int(numbers[0]),
+                "last": int(numbers[-1]), "log_odds": float(self.failed[:, c].max()),
+            })  # fmt: skip
+        return sorted(rows, key=lambda row: -row["lumisections"])
 
     def summary(self) -> dict[str, Any]:
         """The run in one object, ready for JSON."""
@@ -72,6 +91,8 @@ class RunFlags:
             "median_score": float(np.median(self.score)),
             "against": self.against,
             "channels": self.channels,
+            "faulty": int(self.faulty.sum()),
+            "faults": self.faults(),
         }
 
     def rows(self) -> list[dict[str, Any]]:
@@ -89,6 +110,13 @@ class RunFlags:
                 "flagged": int(self.flagged[i]),
                 "against": self.against,
                 "channels": names if self.flagged[i] else "",
+                "fault": round(float(self.fault[i]), 3),
+                "faulty": int(self.faulty[i]),
+                "faulty_channels": " ".join(
+                    "/".join(map(str, self.places[c]))
+                    for c in np.argsort(-self.failed[i], kind="stable")
+                    if self.failed[i, c] > 0
+                ),
             }
             for i in range(len(self.lumisection))
         ]
@@ -124,8 +152,8 @@ class Flagger:
         )
         self.novelty = Novelty(archive.geometry, meta.seed)
         own, beside = within(arrays, "strategy"), within(arrays, "novelty")
-        if not beside:
-            raise StateError(f"the checkpoint in {folder} is older than the new-run score: let the learner learn one more run")
+        if not Novelty.holds_all(beside):
+            raise StateError(f"the checkpoint in {folder} holds no new-run or fault score: let the learner learn one more run")
         if told.get("reference"):
             given = Reference.from_state(within(beside, "reference"))
             self.strategy.look_through(given)
@@ -145,6 +173,10 @@ class Flagger:
         noted = self.novelty.look(maps)
         flagged = noted.p <= alarms
         found = self.novelty.deviation(maps.take(np.flatnonzero(flagged)) if flagged.any() else maps)
+        apart = len(self.runs) - self.runs.index(run) if run in self.runs else 1
+        suspicion, sure = self.novelty.faults.look(maps, apart), np.log((1 - alarms) / alarms)
+        failed = np.where(suspicion.channels >= sure, suspicion.channels, 0.0)
+        some = np.flatnonzero(failed.any(axis=0))
         return RunFlags(
             run=run,
             learnt=run in self.runs,
@@ -156,6 +188,10 @@ class Flagger:
             flagged=flagged,
             against=self.runs[found.nearest],
             channels=_significant(found.pull, found.expected, found.seen, self.novelty.live, rate),
+            fault=suspicion.score,
+            faulty=suspicion.score >= sure,
+            failed=failed[:, some],
+            places=[_place(*where) for where in np.argwhere(self.novelty.live)[some].tolist()],
         )
 
 
@@ -164,12 +200,10 @@ def _significant(
 ) -> list[dict[str, Any]]:
     p = 2 * norm.sf(np.abs(pull))
     named = np.flatnonzero(false_discovery_control(p) <= rate)
-    depth, row, column = np.nonzero(live)
+    places = np.argwhere(live).tolist()
     return [
         {
-            "ieta": int(IETA[row[c]]),
-            "iphi": int(column[c]) + 1,
-            "depth": int(depth[c]) + 1,
+            **dict(zip(("ieta", "iphi", "depth"), _place(*places[c]), strict=True)),
             "pull": float(pull[c]),
             "p": float(p[c]),
             "expected": float(expected[c]),
@@ -177,6 +211,11 @@ def _significant(
         }
         for c in named[np.argsort(-np.abs(pull[named]), kind="stable")]
     ]
+
+
+def _place(depth: int, row: int, column: int) -> tuple[int, int, int]:
+    """(ieta, iphi, depth) of a cell."""
+    return int(IETA[row]), column + 1, depth + 1
 
 
 def write_table(path: Path, flags: Sequence[RunFlags]) -> None:

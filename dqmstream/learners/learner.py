@@ -146,7 +146,8 @@ class Learner:
         self.strategy.restore(within(arrays, "strategy"))
         for name, baseline in self.baselines.items():
             baseline.restore(within(arrays, f"baseline.{name}"))
-        if known := within(arrays, "novelty"):
+        known = within(arrays, "novelty")
+        if Novelty.holds_all(known):
             self.novelty.restore(known)
         if meta.threads != self.settings.threads:
             log.warning("other number of threads: the bits may differ", before=meta.threads, now=self.settings.threads)
@@ -154,7 +155,7 @@ class Learner:
         for number, experience in enumerate(self.ledger.experiences[:learnt]):
             run = read_experience(self.archive, experience)
             self.evaluator.add(run)
-            if not known:  # a checkpoint older than the new-run score
+            if not Novelty.holds_all(known):  # a checkpoint older than the new-run score or the fault score
                 self.novelty.learn(number, run, self._past)
             if self.watcher is not None:
                 self.watcher.add(number, run)

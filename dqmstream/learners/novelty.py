@@ -25,9 +25,12 @@ import numpy as np
 
 from dqmstream.errors import InputError
 from dqmstream.learners.density import leverage_of, mode_log_likelihood, without
+from dqmstream.learners.fault_score import FaultScore
 from dqmstream.learners.modes import Look
 from dqmstream.learners.reference import Reference
 from dqmstream.learners.response import medians
+from dqmstream.learners.splits import Part
+from dqmstream.learners.stamp import prefixed, within
 from dqmstream.learners.statistical import MEDIAN_OF_SQUARE, Statistical
 from dqmstream.learners.strategy import Maps, Past, RunData
 from dqmstream.lumisection import Geometry
@@ -51,6 +54,7 @@ UNSURE = 7e-4
 """Error of what a channel should count, as a share, however many lumisections are added up. Where channels fire in nearly every
 event counting alone is surer than the response is: on `null` pulls of known runs' last lumisections spread by 1.4 there."""
 
+_FAULTS = "faults"
 _CHUNK = 256
 _SOME = 16
 """One channel of so many gives a first guess at the known run that is most like another."""
@@ -122,6 +126,7 @@ class Novelty:
 
     def __init__(self, geometry: Geometry, seed: int) -> None:
         self.statistical = Statistical(geometry, seed, MEMORY_BYTES)
+        self._faults: FaultScore | None = None
         self._cached: _Known | None = None
 
     @property
@@ -134,6 +139,13 @@ class Novelty:
         """bool, (depth, 64, 72): the channels that are looked at."""
         return self.statistical.reference.live
 
+    @property
+    def faults(self) -> FaultScore:
+        """What has failed within a run, against gains that are followed beside. Raises InputError before the first run."""
+        if self._faults is None:
+            raise InputError("no run is known yet: learn one before asking for faults")
+        return self._faults
+
     def look_through(self, reference: Reference) -> None:
         """As a `Strategy` does."""
         self.statistical.look_through(reference)
@@ -141,6 +153,8 @@ class Novelty:
     def learn(self, experience: int, run: RunData, past: Past) -> None:
         """Learn the next experience, as a `Strategy` does."""
         self.statistical.learn(experience, run, past)
+        self._faults = self._faults or FaultScore(self.statistical.reference)
+        self._faults.learn(run.part(Part.TRAIN))
         self._cached = None
 
     def look(self, maps: Maps) -> Noted:
@@ -253,12 +267,20 @@ class Novelty:
 
     def state(self) -> dict[str, np.ndarray]:
         """All of it, as named arrays."""
-        return self.statistical.state()
+        return self.statistical.state() | (prefixed(_FAULTS, self._faults.state()) if self._faults else {})
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """Take back what `state` gave. Raises StateError if it is damaged or of another detector."""
         self.statistical.restore(state)
+        self._faults = FaultScore(self.statistical.reference) if self.classes else None
+        if self._faults:
+            self._faults.restore(within(state, _FAULTS))
         self._cached = None
+
+    @staticmethod
+    def holds_all(state: Mapping[str, np.ndarray]) -> bool:
+        """Whether a state is there, and not from before there was a fault score."""
+        return bool(within(state, _FAULTS))
 
 
 def _in_batches(sizes: list[int]) -> Iterator[list[_Stretch]]:

@@ -13,13 +13,13 @@ from scipy.stats import norm
 from typer.testing import CliRunner
 
 from dqmstream.cli import app
-from dqmstream.errors import InputError
+from dqmstream.errors import InputError, StateError
 from dqmstream.experiments.faults.autodqm import pulls
 from dqmstream.experiments.faults.benchmark import FaultCell, FaultSpec, compute_and_save, run_cell, run_faults
 from dqmstream.experiments.faults.detectors import NAMES, make_detector
 from dqmstream.experiments.faults.measures import CAPTURES, Delays, HeldOut, Tally, agreement
 from dqmstream.experiments.faults.table import COLUMNS, KIND_COLUMNS, markdown, printed, summarise, write
-from dqmstream.experiments.faults.track import KINDS, WARM, Track, follow
+from dqmstream.experiments.faults.track import KINDS, WARM, Track, as_maps, follow
 from dqmstream.experiments.simulator import LIVE, SimulatedRun, stream
 from dqmstream.experiments.simulator.faults import Fault
 from dqmstream.experiments.simulator.places import channel
@@ -27,6 +27,8 @@ from dqmstream.experiments.simulator.runs import draw_runs
 from dqmstream.experiments.statistics import clustered_figures
 from dqmstream.experiments.streams import STREAMS
 from dqmstream.learners.evaluation import auc
+from dqmstream.learners.fault_score import FaultScore
+from dqmstream.learners.reference import Reference
 from dqmstream.lumisection import ieta_row
 
 RUNS, LUMISECTIONS = WARM + 4, 60
@@ -248,3 +250,19 @@ def test_a_track_says_nothing_of_its_first_runs(tracks: list[SimulatedRun]) -> N
     assert track.results()["runs"] == []
     track.go_on(tracks[WARM + 1])
     assert track.results()["runs"] == [tracks[WARM + 1].run]
+
+
+def test_a_fault_score_comes_back_from_its_state_to_the_same_bits(tracks: list[SimulatedRun]) -> None:
+    maps = [as_maps(run).take(np.flatnonzero(~run.faulty)) for run in tracks[:3]]
+    unbroken = FaultScore(Reference.fit(maps[0]))
+    for number, run in enumerate(maps):
+        resumed = FaultScore(unbroken.reference)
+        resumed.restore(unbroken.state())
+        for one in (unbroken, resumed):
+            one.learn(run)
+        for name, array in unbroken.state().items():
+            np.testing.assert_array_equal(resumed.state()[name], array, err_msg=f"{name} after run {number}")
+        np.testing.assert_array_equal(resumed.look(as_maps(tracks[3])).score, unbroken.look(as_maps(tracks[3])).score)
+    state = unbroken.state()
+    with pytest.raises(StateError, match="gain"):
+        resumed.restore({name: array for name, array in state.items() if name != "gain"})
