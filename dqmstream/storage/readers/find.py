@@ -10,7 +10,8 @@ from dqmstream.errors import InputError
 from dqmstream.lumisection import SIDECAR_FILE
 
 GROUP_FILE = "output__depth.npy"
-BESIDE_GROUPS = ("run_ls_lumi_df.npy", "meta_data.json")
+TABLE_FILE, META_FILE = "run_ls_lumi_df.npy", "meta_data.json"
+"""What may lie beside it."""
 NOT_DATA = ("truth.json",)
 """What `simulate` leaves beside the files, so that `simulated/*` can be given as it is."""
 
@@ -40,7 +41,7 @@ def find_files(paths: Sequence[Path]) -> Files:
                 found.sidecars[(int(match["run"]), match["what"])] = file
             elif file.name == GROUP_FILE:
                 found.groups.append(file)
-            elif file.name in (*NOT_DATA, *BESIDE_GROUPS):
+            elif file.name in (*NOT_DATA, TABLE_FILE, META_FILE):
                 continue  # read beside the maps that they belong to, or not at all
             elif file.suffix == ".npy":
                 found.arrays.append(file)

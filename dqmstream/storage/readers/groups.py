@@ -15,11 +15,10 @@ import numpy as np
 from dqmstream.errors import InputError
 from dqmstream.lumisection import N_IPHI
 from dqmstream.storage.readers.arrays import checked_number, load_array
+from dqmstream.storage.readers.find import META_FILE, TABLE_FILE
 from dqmstream.storage.readers.luminosity import VALUES, LuminosityTable, make_table, name_columns
 from dqmstream.storage.readers.runs import Dropped, Middle, RunData, is_width, unknown
 
-TABLE_FILE = "run_ls_lumi_df.npy"
-META_FILE = "meta_data.json"
 _FOLDER = re.compile(r"^Run(\d+)$")
 
 

@@ -23,6 +23,9 @@ from dqmstream.storage.readers.nested import Ragged, batches, dense, open_parque
 BLOCK_BYTES = 4 << 20
 """Of images that are held at once while a file goes by."""
 
+CONTIGUOUS_ROWS = 8
+"""Rows of HDF5 without chunks that are read at once where any of them is wanted."""
+
 HDF5_SUFFIXES = (".hdf5", ".h5")
 JET_COLUMN = "X_jets"
 _NAMED = re.compile(r"Single(Electron|Photon)Pt", re.IGNORECASE)
@@ -118,13 +121,14 @@ class Contents:
 
 @dataclass(frozen=True, eq=False)
 class Hdf5Images:
-    """X (n, H, W, C) and y (n,) of an HDF5 file."""
+    """X (n, H, W, C) and y (n,) of an HDF5 file. together: rows that are inflated together, and so are read at once."""
 
     path: Path
     size: tuple[int, int, int, int]
     labels: np.ndarray
     names: Mapping[int, str]
     group: np.ndarray
+    together: int
     what: str = "y"
     columns: Mapping[str, np.ndarray] = field(default_factory=dict)
 
@@ -132,8 +136,10 @@ class Hdf5Images:
         images = np.empty((len(rows), *self.size[2:], self.size[1]), np.float32)
         try:
             with h5py.File(self.path) as file:
-                for place, span in _stretches(rows):
-                    file["X"].read_direct(images, np.s_[span.start : span.stop], np.s_[place : place + len(span)])
+                starts = np.flatnonzero(np.diff(rows // self.together, prepend=-1))
+                for start, stop in zip(starts, [*starts[1:], len(rows)], strict=True):
+                    first, here = int(rows[start]), rows[start:stop]
+                    images[start:stop] = file["X"][first : int(here[-1]) + 1][here - first]
         except (OSError, KeyError) as error:
             raise InputError(f"{self.path} is damaged: {error}") from error
         return check_finite(self.path, rows, np.moveaxis(images, -1, 1))
@@ -150,10 +156,12 @@ def open_hdf5(path: Path) -> Hdf5Images:
             if len(shape) != 4 or 0 in shape or dtype.kind not in "iuf":
                 raise InputError(f"{path}: X is {dtype} of shape {shape}, and must be numbers (rows, height, width, channels)")
             labels = _labels(path, np.asarray(found["y"][:]), shape[0])
+            fit = max(BLOCK_BYTES // (int(np.prod(shape[1:])) * dtype.itemsize), 1)
+            together = min((found["X"].chunks or (CONTIGUOUS_ROWS,))[0], fit)
     except OSError as error:
         raise InputError(f"{path} cannot be read as HDF5: {error}") from error
     n, height, width, channels = shape
-    return Hdf5Images(path, (n, channels, height, width), labels, _names(path, labels), np.arange(n))
+    return Hdf5Images(path, (n, channels, height, width), labels, _names(path, labels), np.arange(n), together)
 
 
 @dataclass(frozen=True, eq=False)
@@ -242,13 +250,6 @@ def check_finite(path: Path, rows: np.ndarray, images: np.ndarray) -> np.ndarray
         bad = ~np.isfinite(images).reshape(len(images), -1).all(axis=1)
         raise InputError(f"{path}, row {int(rows[np.argmax(bad)])}: the image holds NaN or infinity")
     return images
-
-
-def _stretches(rows: np.ndarray) -> Iterator[tuple[int, range]]:
-    """(place, range) of each stretch of consecutive numbers among ascending ones."""
-    starts = np.flatnonzero(np.diff(rows, prepend=-2) != 1)
-    for start, stop in zip(starts.tolist(), [*starts[1:].tolist(), len(rows)], strict=True):
-        yield start, range(int(rows[start]), int(rows[stop - 1]) + 1)
 
 
 def _jets(path: Path, lists: Any, rows: np.ndarray, shape: tuple[int, ...] | None) -> np.ndarray:
