@@ -9,7 +9,7 @@ SOAK := tests/promises/test_kills.py tests/promises/test_hostile_messages.py tes
   tests/promises/test_broker_faults.py tests/promises/test_groups.py tests/learners/test_bounded.py \
   tests/experiments/test_benchmark.py tests/experiments/test_compare.py
 
-.PHONY: demo null demo-kafka test soak bench year lint setup check-python check-java clean
+.PHONY: demo null demo-kafka test soak bench year tables lint setup check-python check-java clean
 .DEFAULT_GOAL := help
 
 help:
@@ -20,6 +20,7 @@ help:
 	@echo "make soak        the long forms of the promises: 500 kills, 100 000 fuzzed messages; prints the figures"
 	@echo "make bench       what ingest, archive, experts, backbones, a training step and a run cost, as ratios within one run"
 	@echo "make year        1000 runs through two learners: what they still know, and what a run costs by then (half an hour)"
+	@echo "make tables      the tables of the README, from benchmarks/readme.toml: hours; goes on where it stopped (REUSE=FOLDER)"
 	@echo "make setup       only make .venv and install"
 
 demo: setup
@@ -47,6 +48,9 @@ bench: check-java setup
 
 year: setup
 	$(BIN)/python -m benchmarks.year --figure docs/year.png
+
+tables: setup
+	$(BIN)/dqmstream benchmark benchmarks/readme.toml --out benchmarks/results --workers $(WORKERS) $(addprefix --reuse ,$(REUSE))
 
 lint: setup
 	$(BIN)/ruff check dqmstream tests tools benchmarks

@@ -319,9 +319,19 @@ def report(
     out: Annotated[Path, typer.Option("--out", help="folder for the report, new or an older report's", show_default=False)],
     archive: Archive = None,
     state: State = None,
+    benchmark: Annotated[
+        Path | None,
+        typer.Option("--benchmark", help="folder of a finished benchmark, drawn in place of an archive"),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Draw what was learnt and forgotten, and which channels changed: HTML and PNG."""
+    if benchmark is not None:
+        from dqmstream.experiments.report_benchmark import write_benchmark_report
+
+        page = write_benchmark_report(benchmark, out)
+        show({"report": str(page)}, as_json, f"report: {page}")
+        return
     from dqmstream.experiments.report import write_report
     from dqmstream.storage.archive import Archive as Reader
 

@@ -25,7 +25,9 @@ app = typer.Typer()
 
 @app.command()
 def benchmark(
-    spec: Annotated[Path | None, typer.Argument(help="TOML file of tables, in place of the flags", show_default=False)] = None,
+    spec: Annotated[
+        Path | None, typer.Argument(help="TOML file of tables (docs/benchmark.md), in place of the flags", show_default=False)
+    ] = None,
     out: Annotated[
         Path, typer.Option("--out", help="folder for cells, tables and figures; what is there is gone on with")
     ] = Path("benchmark-out"),

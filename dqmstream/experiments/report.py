@@ -45,12 +45,12 @@ def write_report(archive: Archive, state: Path, out: Path, *, progress: Progress
     """
     learners = records.read_records(archive, state)
     try:
-        return _Report(archive, learners, _Folder(out), progress).write()
+        return _Report(archive, learners, Folder(out), progress).write()
     except OSError as error:
         raise InputError(f"cannot write {error.filename or out}: {error.strerror}; choose another folder") from error
 
 
-class _Folder:
+class Folder:
     """The report's folder. A name stands in the manifest before its file does, so that a crash leaves no stranger."""
 
     def __init__(self, path: Path) -> None:
@@ -82,7 +82,7 @@ class _Folder:
 class _Report:
     """One report in the making: what it is made of, where it goes, and how far it is."""
 
-    def __init__(self, archive: Archive, learners: list[Record], folder: _Folder, progress: Progress) -> None:
+    def __init__(self, archive: Archive, learners: list[Record], folder: Folder, progress: Progress) -> None:
         self.archive = archive
         self.learners = learners
         self.main = learners[0]
@@ -108,7 +108,7 @@ class _Report:
         text = json.dumps(contents, indent=1, allow_nan=False)
         self.folder.add("results.json").write_text(text + "\n", encoding="utf-8")
         page = self.folder.add("index.html")
-        html = _template().render(
+        html = page_template("report.html.j2").render(
             about=about,
             headline=headline(rows),
             rows=rows,
@@ -165,7 +165,7 @@ class _Report:
         file = self.folder.add("stream.png")
         figures.draw_courses(file, longest, courses)
         last = ", ".join(f"{course.name} {_number(course.accuracy[-1])}" for course in courses)
-        return _picture(file, f"Average accuracy and forgetting over {longest} runs. Accuracy at the end: {last}.")
+        return picture(file, f"Average accuracy and forgetting over {longest} runs. Accuracy at the end: {last}.")
 
     def _learner(self, place: int, record: Record) -> dict[str, Any]:
         """One learner's section: its pictures and its table of runs."""
@@ -178,23 +178,23 @@ class _Report:
                 figures.draw_matrix(file, records.square(found[key]), record.runs, what)
                 mean = _number(found["average_accuracy" if what == "accuracy" else "average_auc"])
                 alt = f"Matrix of the {what} of {record.name}: {len(record.lines)} runs, average of the last row {mean}."
-                pictures.append(_picture(file, alt))
+                pictures.append(picture(file, alt))
         if curves:
             file = self.folder.add(f"{prefix}-roc.png")
             figures.draw_rocs(file, curves[-SHOWN_RUNS:])
             low, high = min(c.auc for c in curves[-SHOWN_RUNS:]), max(c.auc for c in curves[-SHOWN_RUNS:])
             alt = f"ROC curves of {record.name}, each run against the others: AUC from {low:.3f} to {high:.3f}."
-            pictures.append(_picture(file, alt))
+            pictures.append(picture(file, alt))
         if record.prequential:
             file = self.folder.add(f"{prefix}-windows.png")
             figures.draw_windows(file, record.prequential["by_window"])
             words = f"{record.prequential['windows']} windows, accuracy {_number(record.prequential['accuracy'])} on arrival"
-            pictures.append(_picture(file, f"Prequential accuracy of {record.name}: {words}."))
+            pictures.append(picture(file, f"Prequential accuracy of {record.name}: {words}."))
         losses = [line["loss"] for line in record.lines]
         if any(losses):
             file = self.folder.add(f"{prefix}-loss.png")
             figures.draw_losses(file, record.runs, losses)
-            pictures.append(_picture(file, f"Training loss of {record.name} over {len(record.lines)} runs."))
+            pictures.append(picture(file, f"Training loss of {record.name} over {len(record.lines)} runs."))
         self._step("draw")
         return {
             "record": record,
@@ -221,14 +221,14 @@ class _Report:
         file = self.folder.add(f"run-{view.run}-occupancy.png")
         figures_maps.draw_occupancy(file, view, highest)
         alt = f"Occupancy of run {view.run} by ieta and iphi: lumisection {view.first_lumisection}, and the train part's mean."
-        section: dict[str, Any] = {"run": view.run, "view": view, "occupancy": _picture(file, alt)}
+        section: dict[str, Any] = {"run": view.run, "view": view, "occupancy": picture(file, alt)}
         section |= {"change": None, "pulls": None}
         if view.change is not None:
             change = view.change
             file = self.folder.add(f"run-{view.run}-changes.png")
             figures_maps.draw_change(file, change, view.live)
             alt = f"Pulls of the channels of run {view.run} against run {change.before}: {change.beyond} beyond {BEYOND:g}."
-            section["pulls"] = _picture(file, alt)
+            section["pulls"] = picture(file, alt)
             section["change"] = {
                 "before": change.before,
                 "channels": change.pull.size,
@@ -287,7 +287,7 @@ def _beside(name: str, record: Record, main: Record) -> str:
     return name if record is main else f"{name} beside {record.name}"
 
 
-def _picture(file: Path, alt: str) -> dict[str, Any]:
+def picture(file: Path, alt: str) -> dict[str, Any]:
     """A PNG beside the page: its name, what it shows in words, its size on the page in pixels."""
     width, height = figures.shown_size(file)
     return {"file": file.name, "alt": alt, "width": width, "height": height}
@@ -314,7 +314,8 @@ def _gigaflops(value: float | None) -> str:
     return f"{value / 1e9:.3g}" if value < 1e12 else f"{value / 1e9:.0f}"
 
 
-def _template() -> Any:
+def page_template(name: str) -> Any:
+    """A template of this folder, with the filters of a report."""
     environment = Environment(
         loader=PackageLoader("dqmstream.experiments", ""),
         autoescape=True,  # names and sources come from messages, which anybody may have sent
@@ -323,4 +324,4 @@ def _template() -> Any:
         lstrip_blocks=True,
     )
     environment.filters |= {"number": _number, "kilobytes": _kilobytes, "gigaflops": _gigaflops}
-    return environment.get_template("report.html.j2")
+    return environment.get_template(name)

@@ -9,7 +9,7 @@ accuracy-NAME.png, memory-NAME.png, cost-NAME.png    of each table
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -60,12 +60,21 @@ def write(benchmark: Benchmark, records: Mapping[Cell, Record], result: Mapping[
     write_atomically(out / "table.md", markdown(result).encode())
     write_atomically(out / "streams.md", stream_markdown(result).encode())
     for table in result["tables"]:
-        drawn = [one for one in table["streams"] if one["rows"]]
-        if drawn:
-            draw_accuracies(out / f"accuracy-{table['name']}.png", drawn)
-            draw_costs(out / f"cost-{table['name']}.png", drawn)
-            if len(table["spec"]["memory_bytes"]) > 1:
-                draw_memories(out / f"memory-{table['name']}.png", drawn)
+        draw(table, lambda name: out / name)
+
+
+def draw(table: Mapping[str, Any], place: Callable[[str], Path]) -> list[Path]:
+    """Draw the figures of a table to where `place` puts a name; returns their paths, none where nothing is finished."""
+    drawn = [one for one in table["streams"] if one["rows"]]
+    if not drawn:
+        return []
+    kinds = {"accuracy": draw_accuracies, "cost": draw_costs}
+    if len(table["spec"]["memory_bytes"]) > 1:
+        kinds["memory"] = draw_memories
+    paths = {kind: place(f"{kind}-{table['name']}.png") for kind in kinds}
+    for kind, path in paths.items():
+        kinds[kind](path, drawn)
+    return list(paths.values())
 
 
 def cell_table(benchmark: Benchmark, records: Mapping[Cell, Record]) -> pa.Table:

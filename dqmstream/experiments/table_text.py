@@ -32,7 +32,8 @@ def overview(table: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     for label in labels:
         of_label = [of_stream[label] for of_stream in streams.values() if label in of_stream]
         row, first = focus.get(label), of_label[0]
-        line = [_labelled(first, f"`{first['strategy']}`")]
+        few = "" if first["seeds"] == list(spec["seeds"]) else f" (seeds {', '.join(map(str, first['seeds']))})"
+        line = [_labelled(first, f"`{first['strategy']}`") + few]
         line += [_interval(of_stream[label]["accuracy"], 2) if label in of_stream else "" for of_stream in streams.values()]
         line.append(_number(row["forgetting"]["estimate"], 2) if row else "")
         line += [_beside(row, 2) if row else ""] if compared else []
@@ -84,7 +85,9 @@ def origin(table: Mapping[str, Any]) -> str:
     for row in rows:
         for commit in row["commits"]:
             by_commit.setdefault(commit or "unknown", []).append(row["label"])
-    if len(by_commit) == 1:
+    if not by_commit:
+        said = "Nothing is finished."
+    elif len(by_commit) == 1:
         said = f"Commit {next(iter(by_commit))}."
     else:
         parts = (f"{commit}: {', '.join(dict.fromkeys(labels))}" for commit, labels in by_commit.items())
@@ -155,4 +158,4 @@ def _rounded(value: float | None, unit: float) -> str:
     """Whole where two digits or more stand before the point, else two digits."""
     if value is None:
         return ""
-    return f"{value / unit:.0f}" if value >= 10 * unit or value == 0 else f"{value / unit:.2g}"
+    return f"{value / unit:.0f}" if value >= 10 * unit or value == 0 else f"{value / unit:.2g}".removeprefix("0")

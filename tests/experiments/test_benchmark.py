@@ -12,11 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 from scipy.stats import binom
 
+from dqmstream.errors import InputError
 from dqmstream.experiments import benchmark, provenance
 from dqmstream.experiments.benchmark import time_left
 from dqmstream.experiments.bounds import BOUNDS
 from dqmstream.experiments.cells import Cell, ordered, run_cell
 from dqmstream.experiments.replay import replay
+from dqmstream.experiments.report_benchmark import write_benchmark_report
 from dqmstream.experiments.results import write
 from dqmstream.experiments.simulator import stream
 from dqmstream.experiments.spec import Benchmark, Spec
@@ -75,6 +77,12 @@ def test_a_benchmark_makes_its_tables(tmp_path: Path) -> None:
     for name in ("accuracy", "cost"):
         assert (tmp_path / f"{name}-benchmark.png").read_bytes().startswith(b"\x89PNG")
     assert {len(printed(row)) for one in table["streams"] for row in one["rows"]} == {len(COLUMNS)}
+    page = write_benchmark_report(tmp_path, tmp_path / "page")
+    html, pictures = page.read_text(), sorted(path.name for path in page.parent.glob("*.png"))
+    assert pictures == ["accuracy-benchmark.png", "cost-benchmark.png"] and all(name in html for name in pictures)
+    assert '<th scope="row">gain_map</th>' in html and "small, minus gain_map" in html
+    with pytest.raises(InputError, match="no finished benchmark"):
+        write_benchmark_report(tmp_path / "nowhere", tmp_path / "page")
     columns, lines = overview(table)
     assert columns[1:4] == ["`null`", "`small`", "forgetting, `small`"]
     assert [line[0] for line in lines] == ["`ideal` (bound)", "`gain_map`", "`ring_means`"]

@@ -69,6 +69,13 @@ def test_a_file_names_several_tables_and_a_cell_in_two_of_them_is_one_cell() -> 
         read().only(["other"])
 
 
+def test_the_tables_of_the_readme_are_a_benchmark_whose_cells_train_on_as_much() -> None:
+    path = Path(__file__).parents[2] / "benchmarks" / "readme.toml"
+    chosen = benchmark_of(tomllib.loads(path.read_text()), path.name)
+    assert {spec.name for spec in chosen.tables} == {"learners", "closed-forms", "others", "models", "memory"}
+    assert {json.loads(cell.recipe)["steps"] for cell in chosen.cells() if cell.recipe} == {32}
+
+
 def test_what_trains_has_the_same_lumisections_a_training_whatever_its_batch() -> None:
     _, models, _ = read().tables
     changes = {row.label: json.loads(row.recipe) for row in models.rows() if row.recipe}
