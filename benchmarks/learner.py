@@ -2,7 +2,8 @@
 
     python -m benchmarks.learner [--runs 200] [--strategy NAME ...]
 
-Prints one JSON object, the last line of stdout. Ten simulated runs come again and again under new numbers, since what a run
+Prints one JSON object, the last line of stdout. A second learner is taken to the early run once the first one is near the late
+one, and they go on in turn. Ten simulated runs come again and again under new numbers, since what a run
 costs does not depend on what is in it. The budget of the evaluation is full before the early run is reached.
 """
 
@@ -15,6 +16,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from dqmstream.experiments.cells import as_run_data
 from dqmstream.experiments.simulator import stream
@@ -43,28 +46,54 @@ def resident_mb() -> float:
     return pages * 4096 / 1e6
 
 
-def measured(name: str, drawn: list[RunData], runs: int) -> dict[str, Any]:
-    """One strategy over so many runs, without baselines."""
-    recipe = RECIPE if name in GRADIENT else None
-    strategy = make_strategy(name, geometry=Geometry(1), seed=0, recipe=recipe, memory_bytes=MEMORY_BYTES, device="cpu")
-    evaluator, novelty = Evaluator(EVALUATION_SAMPLES), Novelty(Geometry(1), 0)
-    learn, whole, resident = [], [], []
-    for number in range(runs):
-        run = replace(drawn[number % len(drawn)], run=number + 1)
+class Course:
+    """A strategy on its way over the stream, without baselines."""
+
+    def __init__(self, name: str, drawn: list[RunData]) -> None:
+        recipe = RECIPE if name in GRADIENT else None
+        self.strategy = make_strategy(
+            name, geometry=Geometry(1), seed=0, recipe=recipe, memory_bytes=MEMORY_BYTES, device="cpu"
+        )
+        self.runs = 0
+        self.resident_mb: list[float] = []
+        self._evaluator, self._novelty, self._drawn = Evaluator(EVALUATION_SAMPLES), Novelty(Geometry(1), 0), drawn
+
+    def go(self, runs: int) -> None:
+        """On to so many runs learnt."""
+        while self.runs < runs:
+            self.step()
+
+    def step(self) -> tuple[float, float]:
+        """Learn and judge the next run: CPU seconds of both, and seconds of learning."""
+        run = replace(self._drawn[self.runs % len(self._drawn)], run=self.runs + 1)
         began = time.process_time()
-        line, _ = learn_and_judge(strategy, {}, evaluator, novelty, number, run, lambda i: drawn[i % len(drawn)])
-        whole.append(time.process_time() - began)
-        learn.append(line["seconds"]["learn"])
-        resident.append(resident_mb())
-    early, late = slice(EARLY - AROUND, EARLY + AROUND), slice(runs - 2 * AROUND, runs)
+        line, _ = learn_and_judge(self.strategy, {}, self._evaluator, self._novelty, self.runs, run, self._past)
+        spent = time.process_time() - began
+        self.runs += 1
+        self.resident_mb.append(resident_mb())
+        return spent, line["seconds"]["learn"]
+
+    def _past(self, number: int) -> RunData:
+        return self._drawn[number % len(self._drawn)]
+
+
+def measured(name: str, drawn: list[RunData], runs: int) -> dict[str, Any]:
+    """One strategy over so many runs."""
+    late = Course(name, drawn)
+    late.go(runs - 2 * AROUND)
+    resident = {"early": late.resident_mb[EARLY - AROUND : EARLY + AROUND], "late": late.resident_mb[-2 * AROUND :]}
+    early = Course(name, drawn)
+    early.go(EARLY - AROUND)
+    # In turn, since how fast a machine is depends on what else it does.
+    cost = np.array([(*early.step(), *late.step()) for _ in range(2 * AROUND)])
+    early_s, early_learn_s, late_s, late_learn_s = np.median(cost, axis=0)
     return {
-        "cpu_s_early": round(statistics.median(whole[early]), 4),
-        "cpu_s_late": round(statistics.median(whole[late]), 4),
-        "ratio": round(statistics.median(whole[late]) / statistics.median(whole[early]), 3),
-        "ratio_learn": round(statistics.median(learn[late]) / statistics.median(learn[early]), 3),
-        "resident_mb_early": round(statistics.median(resident[early]), 1),
-        "resident_mb_late": round(statistics.median(resident[late]), 1),
-        "memory_bytes": strategy.memory_bytes(),
+        "cpu_s_early": round(early_s, 4),
+        "cpu_s_late": round(late_s, 4),
+        "ratio": round(late_s / early_s, 3),
+        "ratio_learn": round(late_learn_s / early_learn_s, 3),
+        **{f"resident_mb_{when}": round(statistics.median(sizes), 1) for when, sizes in resident.items()},
+        "memory_bytes": late.strategy.memory_bytes(),
     }
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from dqmstream.learners.network import Network
 from dqmstream.learners.recipe import Recipe
 from dqmstream.learners.registry import make_strategy
 from dqmstream.learners.strategies.agem import Agem, project
@@ -118,6 +119,28 @@ def test_der_stores_what_the_network_said_when_the_run_had_been_learnt() -> None
     assert [z.shape[1] for z in logits] == [2, 2, 3]
     np.testing.assert_allclose(logits[2], said[: len(logits[2])], rtol=2e-3, atol=2e-3)
     assert len(logits[2]) == strategy._method.exemplars()[2], "no logits without their exemplar, no exemplar without its logits"
+
+
+def test_der_asks_for_its_logits_under_the_noise_of_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it a network need only see whether there is noise, to answer as it once did."""
+    asked: list[torch.Tensor] = []
+    forward = Network.__call__
+
+    def watched(model: Network, residuals_BL: torch.Tensor) -> torch.Tensor:
+        if model.training:
+            asked.append(residuals_BL)
+        return forward(model, residuals_BL)
+
+    monkeypatch.setattr(Network, "__call__", watched)
+    strategy = make("der", recipe=replace(BRIEF, noise=1.5))
+    learn(strategy, STREAM[:2])
+    asked.clear()
+    learn(strategy, STREAM[2:3])
+    assert len(asked) == 2 * BRIEF.steps, "a batch to learn, and one to hold"
+    exemplars = strategy.reference.residuals_of_live(np.concatenate([strategy._method._memory.of(i) for i in (0, 1)]))
+    for held_BL in asked[1::2]:
+        nearest = (held_BL[:, None] - torch.from_numpy(exemplars)).square().mean(dim=-1).amin(dim=1)
+        assert (nearest > 1).all(), "a variance of 2.25 at least, but for what is cut"
 
 
 def test_der_keeps_its_logits_within_its_share_of_the_budget() -> None:

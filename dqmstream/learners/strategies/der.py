@@ -4,8 +4,10 @@
 
 x from the new run or the memory, x' from the memory in a batch of its own, z as stored. Source: Buzzega et al. 2020
 (arXiv:2004.07211), eq. 6. Two things are ours to decide. Logits are compared on the classes that were known when they were
-stored: of later ones nothing was said. And both are of residuals without the noise that training adds: stored for one draw of
-noise and asked of another, they would ask for smaller slopes than those they came from.
+stored: of later ones nothing was said. And they are stored of residuals as they are, but asked for under the noise that
+training adds, as the paper asks under its augmentations: asked without it, a network learns to tell residuals that have noise
+from those that have none, gives the latter their old logits and no new class, and these are the ones that it is judged by (16
+runs of `small`, seed 0, steps 32: .40 for .82; of the newest run none for all).
 """
 
 from __future__ import annotations
@@ -66,7 +68,8 @@ class Der(Replay):
         if strategy.model.classes > 2 and len(self._logit_MC):
             index_B = torch.randint(len(self._logit_MC), (len(strategy.mb_x),), generator=strategy.experience.generator)
             index_B = index_B.to(self._logit_MC.device)
-            held = difference(strategy.model(self._exemplar_ML[index_B]), self._logit_MC[index_B])
+            asked_BL = strategy.experience.with_noise(self._exemplar_ML[index_B])
+            held = difference(strategy.model(asked_BL), self._logit_MC[index_B])
             strategy.loss = strategy.loss + self.recipe.der_strength * held
             self._asked += len(index_B)
 

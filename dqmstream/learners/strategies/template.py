@@ -75,11 +75,14 @@ class Lesson:
             which_B = (step * batch + torch.arange(batch)) % len(self._size_C)
             place_B = torch.rand(batch, generator=self.generator, dtype=torch.float64) * self._size_C[which_B]
             index_B = (self._start_C[which_B] + place_B.long()).to(self.label_M.device)
-            residuals_BL = self.residuals_ML[index_B]
-            if self._recipe.noise:
-                noise_BL = torch.randn(residuals_BL.shape, generator=self.generator)
-                residuals_BL = residuals_BL + self._recipe.noise * noise_BL.to(residuals_BL.device)
-            yield [residuals_BL, self.label_M[index_B]]
+            yield [self.with_noise(self.residuals_ML[index_B]), self.label_M[index_B]]
+
+    def with_noise(self, residuals_BL: Tensor) -> Tensor:
+        """Residuals (B, L) with the noise that the recipe's training adds, drawn anew."""
+        if not self._recipe.noise:
+            return residuals_BL
+        noise_BL = torch.randn(residuals_BL.shape, generator=self.generator)
+        return residuals_BL + self._recipe.noise * noise_BL.to(residuals_BL.device)
 
 
 class _NoEvaluation(SupervisedPlugin):
