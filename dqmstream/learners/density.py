@@ -1,9 +1,9 @@
 """The density of lumisections in each of many runs, given the gains of a run and the spreads of its boxes' common modes.
 
 The law is that of `learners.statistical`. Almost all of its squares come of products of matrices, one for all runs at once: a
-channel's noise in run k is r - h d_k wherever it cannot reach the cut at ±10, whatever run is asked. Channels that can, and
-boxes with a common mode, are gone through apart, for all runs at once as well, so that a run more costs its arithmetic only:
-of one lumisection 200 runs take .9 ms, 100 runs .5 ms.
+channel's noise in run k is r - h d_k wherever it cannot reach the cut at ±10, whatever run is asked. What can reach it, and
+what is dead or far from its channel's usual gain in a run, is gone through one by one: it is little, and does not follow how
+many channels were ever faulty in some run. Of 350 runs of `year` this takes a third of the time that such channels take apart.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ DEAD = -0.5
 
 _ELEMENTS = 1 << 18
 """Numbers of a block of noise, 2 MB: lumisections times runs times channels."""
+
+_ODD = 0.1
+"""A gain that is farther from its channel's median over runs counts as odd."""
 
 
 def leverage_of(look: Look, gain: np.ndarray) -> np.ndarray:
@@ -45,9 +48,14 @@ class Runs:
 
     def __init__(self, gains: np.ndarray, variances: np.ndarray) -> None:
         self.gains, self.variances = gains, variances
-        self.squares = gains**2
-        self.largest = np.abs(gains).max(axis=0)
-        self.dead = (gains <= DEAD).any(axis=0)
+        self.usual = np.median(gains, axis=0)
+        odd = (gains <= DEAD) | (np.abs(gains - self.usual) > _ODD)
+        self.odd = np.nonzero(odd)
+        """Runs, ascending, and channels of the gains that are no usual ones."""
+        self.plain = np.where(odd, self.usual, gains)
+        self.squares = self.plain**2
+        self.lowest, self.highest = self.plain.min(axis=0), self.plain.max(axis=0)
+        self.of_channel = np.ascontiguousarray(gains.T)
         self.with_mode = [np.flatnonzero(of_box) for of_box in variances.T]
         """Runs in which a box has a common mode, of each box."""
 
@@ -76,7 +84,7 @@ def log_densities(look: Look, modes: Modes, runs: Runs) -> np.ndarray:
         cells, variance = modes.cells[box], runs.variances[has, box]
         mode = directions[1][:, cells]
         information = np.einsum("nc,nc->n", mode, mode)[:, None]
-        along_mode = _noise_along(look.of(cells), runs.gains[np.ix_(has, cells)], [mode])[0]
+        along_mode = _noise_along(look.of(cells), runs.gains[np.ix_(has, cells)], mode)
         score[:, has] += mode_log_likelihood(variance, information, along_mode)
         weight = variance / (1 + variance * information)
         along = [np.einsum("nc,nc->n", direction[:, cells], mode)[:, None] for direction in directions]
@@ -93,37 +101,66 @@ def _squares(
     look: Look, runs: Runs, directions: tuple[np.ndarray, np.ndarray]
 ) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
     """The sum of squares of the noise in each run, (n, runs), and its products with both directions, (n, runs) each."""
-    farthest = np.abs(look.residual).max(axis=0) + np.abs(look.rate_leverage).max(axis=0) * runs.largest
-    apart = (farthest > CLIP) | runs.dead
-    # Channels that are gone through apart count nothing here; to leave them out of the gains would copy those of all runs.
-    residual, leverage = np.where(apart, 0.0, look.residual), np.where(apart, 0.0, look.rate_leverage)
-    square = (residual**2).sum(axis=1)[:, None] - 2 * (residual * leverage) @ runs.gains.T + leverage**2 @ runs.squares.T
-    onto = tuple((along * residual).sum(axis=1)[:, None] - (along * leverage) @ runs.gains.T for along in directions)
-    if apart.any():
-        single = np.flatnonzero(apart)
-        few = look.of(single)
-        of_few = _noise_along(few, runs.gains[:, single], [along[:, single] for along in directions], square)
-        for along, of_single in zip(onto, of_few, strict=True):
-            along += of_single
+    residual, leverage = look.residual, look.rate_leverage
+    far = (residual - leverage * runs.highest < -CLIP) | (residual - leverage * runs.lowest > CLIP)
+    residual, leverage = np.where(far, 0.0, residual), np.where(far, 0.0, leverage)
+    square = (residual**2).sum(axis=1)[:, None] - 2 * (residual * leverage) @ runs.plain.T + leverage**2 @ runs.squares.T
+    onto = tuple((along * residual).sum(axis=1)[:, None] - (along * leverage) @ runs.plain.T for along in directions)
+    _add_far(np.nonzero(far), look, runs, directions, square, onto)
+    _add_odd(far, look, runs, directions, square, onto)
     return square, (onto[0], onto[1])
 
 
-def _noise_along(
-    look: Look, gains: np.ndarray, directions: list[np.ndarray], square: np.ndarray | None = None
-) -> list[np.ndarray]:
-    """Products of the noise in each run with each direction (n, cells): (n, runs) each; gains: (runs, cells).
+def _add_far(
+    far: tuple[np.ndarray, ...],
+    look: Look,
+    runs: Runs,
+    directions: tuple[np.ndarray, ...],
+    square: np.ndarray,
+    onto: tuple[np.ndarray, ...],
+) -> None:
+    """Add what lumisections and channels that may reach the cut, (m,) both, leave over in every run."""
+    at_once = max(1, _ELEMENTS // len(runs))
+    for start in range(0, len(far[0]), at_once):
+        row, channel = (index[start : start + at_once] for index in far)
+        gain = runs.of_channel[channel]
+        by = np.where(gain <= DEAD, look.count_leverage[row, channel][:, None], look.rate_leverage[row, channel][:, None])
+        noise = np.clip(look.residual[row, channel][:, None] - by * gain, -CLIP, CLIP)
+        first = np.flatnonzero(np.diff(row, prepend=-1))
+        square[row[first]] += np.add.reduceat(noise**2, first, axis=0)
+        for along, direction in zip(onto, directions, strict=True):
+            along[row[first]] += np.add.reduceat(noise * direction[row, channel][:, None], first, axis=0)
 
-    square: (n, runs), to which the sum of squares of the noise is added.
-    """
-    onto = [np.empty((len(look.residual), len(gains))) for _ in directions]
+
+def _add_odd(
+    far: np.ndarray,
+    look: Look,
+    runs: Runs,
+    directions: tuple[np.ndarray, ...],
+    square: np.ndarray,
+    onto: tuple[np.ndarray, ...],
+) -> None:
+    """Put what odd gains leave over in the place of what usual ones would; far: (n, live), what was seen to."""
+    at_once = max(1, _ELEMENTS // len(far))
+    for start in range(0, len(runs.odd[0]), at_once):
+        run, channel = (index[start : start + at_once] for index in runs.odd)
+        of_them, seen_to = look.of(channel), far[:, channel]
+        noise = without(of_them, runs.gains[run, channel])
+        as_usual = of_them.residual - of_them.rate_leverage * runs.usual[channel]
+        first = np.flatnonzero(np.diff(run, prepend=-1))
+        square[:, run[first]] += np.add.reduceat(np.where(seen_to, 0.0, noise**2 - as_usual**2), first, axis=1)
+        more = np.where(seen_to, 0.0, noise - as_usual)
+        for along, direction in zip(onto, directions, strict=True):
+            along[:, run[first]] += np.add.reduceat(more * direction[:, channel], first, axis=1)
+
+
+def _noise_along(look: Look, gains: np.ndarray, direction: np.ndarray) -> np.ndarray:
+    """Products of the noise in each run with a direction (n, cells): (n, runs); gains: (runs, cells)."""
+    onto = np.empty((len(look.residual), len(gains)))
     at_once = max(1, _ELEMENTS // look.residual.size)
     for start in range(0, len(gains), at_once):
         part = slice(start, start + at_once)
-        noise = without(look.beside_runs(), gains[part])
-        if square is not None:
-            square[:, part] += np.einsum("nrc,nrc->nr", noise, noise)
-        for along, direction in zip(onto, directions, strict=True):
-            along[:, part] = np.einsum("nrc,nc->nr", noise, direction)
+        onto[:, part] = np.einsum("nrc,nc->nr", without(look.beside_runs(), gains[part]), direction)
     return onto
 
 

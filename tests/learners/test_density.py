@@ -53,7 +53,10 @@ def test_what_is_taken_out_of_one_run_or_of_many_at_once_is_the_same() -> None:
     reference = Reference.fit(runs[0].part(Part.TRAIN))
     modes = Modes(reference)
     look = modes.look(runs[1].part(Part.TEST).counts[:, reference.live].astype(np.float64))
-    gains = 0.05 * np.random.default_rng(1).standard_normal((40, look.residual.shape[1]))
+    rng = np.random.default_rng(1)
+    gains = 0.05 * rng.standard_normal((40, look.residual.shape[1]))
+    gains[rng.random(gains.shape) < 0.01] = -1.0  # dead in a run, or far from what is usual
+    gains[rng.random(gains.shape) < 0.01] = 0.7
     variances = np.where(np.random.default_rng(2).random((40, len(modes.boxes))) < 0.05, 0.03**2, 0.0)
     together = log_densities(look, modes, Runs(gains, variances))
     alone = np.concatenate(
