@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import structlog
 
 from dqmstream.config import Settings
 from dqmstream.errors import ArchiveError, InputError
@@ -27,6 +28,8 @@ from dqmstream.streaming.filer import IngestCounts
 
 if TYPE_CHECKING:
     from dqmstream.learners.learner import LearnerSettings
+
+log = structlog.get_logger("dqmstream.commands")
 
 
 def open_or_create(settings: Settings) -> Archive:
@@ -196,10 +199,18 @@ def consumed_result(archive: Archive, settings: Settings, done: Consumed, learn:
     }
 
 
+def _check_recipe(settings: Settings) -> None:
+    """Raise InputError for changes that no recipe can take; say so where the strategy has none that they could concern."""
+    if recipe_of(settings.strategy, settings.recipe) is None and settings.recipe:
+        log.warning(
+            "the strategy has no recipe: these change nothing", strategy=settings.strategy, given=sorted(settings.recipe)
+        )
+
+
 def learn_archive(settings: Settings, *, follow: bool, parent: int | None) -> dict[str, Any]:
     """The learner alone. parent: process id of the service; when that process is gone the learner ends."""
     archive = Archive.open(settings.need("archive"))
-    recipe_of(settings.strategy, settings.recipe)
+    _check_recipe(settings)
     from dqmstream.learners.learner import Learner
 
     if parent is not None:
@@ -219,7 +230,7 @@ def replay_archive(
 ) -> dict[str, Any]:
     """The learner over archived runs."""
     archive = Archive.open(settings.need("archive"))
-    recipe_of(settings.strategy, settings.recipe)
+    _check_recipe(settings)
     from dqmstream.experiments.replay import replay
 
     return replay(archive, settings.state_path, learner_settings(settings), ledger=ledger, resume=resume, progress=progress)

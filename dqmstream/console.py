@@ -157,7 +157,14 @@ def describe_results(result: dict[str, Any]) -> Table:
             rows.append([name, accuracy, result["baselines_auc"][name], result["baselines_forgetting"][name], "-", "-"])
     rows.append(["chance", 1 / runs if runs else None, 0.5, None, "-", "-"])
     columns = ["strategy", "accuracy", "AUC", "forgetting", "memory kB", "seconds"]
-    return table(f"{runs} runs, seed {result['seed']}", columns, rows)
+    windows = result["prequential"]
+    on_arrival = (
+        f"; {windows['windows']} windows on arrival: accuracy {number(windows['accuracy'])}, "
+        f"always naming the run known last {number(windows['no_change'])}"
+        if windows
+        else ""
+    )
+    return table(f"{runs} runs, seed {result['seed']}{on_arrival}", columns, rows)
 
 
 def describe_status(result: dict[str, Any]) -> list[Any]:

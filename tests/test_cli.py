@@ -206,6 +206,9 @@ def test_windows_are_named_before_they_teach_where_a_flag_asks_for_it(tmp_path: 
     assert learnt["known"] == 0.75
     replayed = commandline.result("replay", *flags)["prequential"]
     assert replayed["known"] == 0.5
+    shown = commandline.dqmstream("replay", *flags, "--set", "steps=3")
+    assert "4 windows on arrival: accuracy" in shown.stdout
+    assert "the strategy has no recipe: these change nothing" in shown.stderr
     live = commandline.result("status", "--archive", archive.path)["learners"]["live"]
     assert live["prequential_accuracy"] == learnt["accuracy"]
     says = told(commandline.dqmstream("learn", *flags), 7)

@@ -70,6 +70,18 @@ def test_every_run_is_filed_and_learnt(source: Archive, tmp_path: Path) -> None:
     assert_same_bits(live, tmp_path / "replay-gain_map-3")
 
 
+def test_windows_of_the_service_replay_from_its_ledger_to_the_same_bits(source: Archive, tmp_path: Path) -> None:
+    settings = settings_for(tmp_path, window=80)
+    run_service(source, settings)
+    live = settings.state_path / "live"
+    windows = (live / "windows.jsonl").read_text().splitlines()
+    assert len(windows) == 2 * 3, "two runs of 200, the first has none"
+    offline = LearnerSettings(strategy="gain_map", seed=3, window=80)
+    replay(Archive.open(tmp_path / "A"), tmp_path, offline, ledger=live / "ledger.jsonl")
+    assert (tmp_path / "replay-gain_map-3" / "windows.jsonl").read_text().splitlines() == windows
+    assert_same_bits(live, tmp_path / "replay-gain_map-3")
+
+
 def test_a_learner_that_is_killed_is_started_again_and_skips_nothing(source: Archive, tmp_path: Path) -> None:
     """It is killed when it has learnt two runs; the third is sent only then."""
     settings = settings_for(tmp_path)

@@ -80,7 +80,9 @@ def make_reference(archive: Archive, runs: Sequence[int], masked: Sequence[Chann
 
 
 def save_reference(path: Path, reference: Reference, about: About) -> None:
-    """Write the file, whole or not at all. Raises InputError if it cannot be written."""
+    """Write the file, whole or not at all. Raises InputError if it cannot be written, or is not named as what it is."""
+    if path.suffix != ".safetensors":
+        raise InputError(f"a reference is a .safetensors file: name it {path.with_suffix('.safetensors')}, not {path}")
     arrays = {name: np.asarray(array, order="C") for name, array in reference.state().items()}
     try:
         write_atomically(path, save(arrays, {_HEADER: json.dumps(asdict(about))}))

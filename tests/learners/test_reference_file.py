@@ -54,6 +54,13 @@ def test_a_file_gives_the_same_bits_back_and_says_what_it_is_of(archive: Archive
     assert make_reference(archive, [first])[1].version != about.version
 
 
+def test_a_name_that_hides_what_the_file_is_is_refused(archive: Archive, tmp_path: Path) -> None:
+    made, about = make_reference(archive, _runs(archive)[:1])
+    with pytest.raises(InputError, match=r"name it .*x\.safetensors, not .*x\.txt"):
+        save_reference(tmp_path / "x.txt", made, about)
+    assert not list(tmp_path.iterdir())
+
+
 def test_channels_that_are_dead_in_one_of_the_runs_are_left_out_and_named(tmp_path: Path) -> None:
     archive = simulated_archive(tmp_path, "moderate", seed=3, runs=3)
     runs = _runs(archive)

@@ -72,6 +72,16 @@ def test_when_a_run_is_complete_its_windows_have_changed_nothing(archive: Archiv
     assert_same_bits(tmp_path / "replay-gain_map-3", unbroken)
 
 
+def test_a_network_learns_by_windows_and_nothing_of_them_is_left(archive: Archive, tmp_path: Path) -> None:
+    recipe = {"dim": 16, "depth": 1, "heads": 2, "experts": 2, "steps": 3, "batch": 16}
+    settings = LearnerSettings(strategy="hybrid", recipe=recipe, seed=3, window=80)
+    found = replay(archive, tmp_path / "windows", settings)["prequential"]
+    assert found["windows"] == 2 * 3 and 0 < found["known"] < 1
+    assert found["accuracy_known"] > 0.5, "taught by 80 lumisections of the run, or by more"
+    replay(archive, tmp_path / "plain", replace(settings, window=0))
+    assert_same_bits(tmp_path / "plain" / "replay-hybrid-3", tmp_path / "windows" / "replay-hybrid-3")
+
+
 def test_no_change_and_guessing_stand_beside(archive: Archive, tmp_path: Path) -> None:
     found = replay(archive, tmp_path, SETTINGS)["prequential"]
     assert found["windows"] == len(found["by_window"]) == 10
