@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from dqmstream.errors import InputError
+from dqmstream.storage import importer
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.importer import Imported, import_files
 from dqmstream.storage.layout import Quality
 from dqmstream.storage.log import ArchiveWriter
+from dqmstream.storage.readers import runs
 from tests.maps import check_tiling, counts, write_run
 
 
@@ -130,6 +132,28 @@ def test_two_imports_at_once_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyP
     archive = Archive.open(tmp_path / "A")
     assert archive.offsets() == {"import": {0: (0, 7)}}
     assert len(archive.imported()) == 1
+
+
+def test_an_import_that_dies_between_its_pieces_files_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    maps = counts(1, 150)
+    path = write_run(tmp_path, 1, maps)
+    monkeypatch.setattr(runs, "PIECE_BYTES", 1)  # a chunk of 64 rows at a time
+    real, calls = importer.make_row, iter(range(1000))
+
+    def dying(*arguments: object) -> object:
+        if next(calls) == 140:
+            raise KeyboardInterrupt
+        return real(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(importer, "make_row", dying)
+    with pytest.raises(KeyboardInterrupt):
+        run_import(tmp_path, [path])
+    archive = Archive.open(tmp_path / "A")
+    assert archive.runs() == [] and archive.offsets() == {} and archive.imported() == {}
+    (done,) = run_import(tmp_path, [path])
+    assert (done.rows, done.revisions, done.known) == (150, 0, False)
+    np.testing.assert_array_equal(Archive.open(tmp_path / "A").run(1)["occupancy"][:, 0], maps)
+    check_tiling(Archive.open(tmp_path / "A"))
 
 
 def test_other_bad_input_is_refused(tmp_path: Path) -> None:
