@@ -28,10 +28,13 @@ _LIBRARIES = ("dqmstream", "numpy", "scipy", "torch", "avalanche-lib", "timm")
 
 
 @functools.cache
-def code_digest() -> str:
-    """Sixteen hexadecimal digits that change with the code of `_SOURCES`, and not with its comments, docstrings or layout."""
+def code_digest(*more: str) -> str:
+    """Sixteen hexadecimal digits that change with the code of `_SOURCES`, and not with its comments, docstrings or layout.
+
+    more: files or folders below the package on which the figures depend too.
+    """
     digest = hashlib.sha256()
-    for source in _SOURCES:
+    for source in (*_SOURCES, *more):
         place = _PACKAGE / source
         for path in [place] if place.suffix else sorted(place.rglob("*.py")):
             digest.update(f"{path.relative_to(_PACKAGE).as_posix()}\n{statements(path.read_text())}\n".encode())

@@ -13,10 +13,10 @@ from typing import Any
 from threadpoolctl import threadpool_limits
 
 from dqmstream.errors import DqmstreamError, InputError, StateError
-from dqmstream.experiments.cells import versions
 from dqmstream.experiments.faults.detectors import NAMES, make_detector
 from dqmstream.experiments.faults.replayed import Replayed
 from dqmstream.experiments.faults.track import WARM, Track
+from dqmstream.experiments.provenance import code_digest, commit, versions
 from dqmstream.experiments.simulator import stream
 from dqmstream.experiments.streams import named_stream, seed_use
 from dqmstream.learners.learner import set_threads
@@ -24,6 +24,12 @@ from dqmstream.storage.locks import write_atomically
 
 STREAM = "tracks"
 LEAST_LUMISECTIONS = 40
+
+_SOURCES = tuple(
+    f"experiments/faults/{name}.py"
+    for name in ("autodqm", "detectors", "learned", "measures", "oracle", "replayed", "residuals", "track")
+)
+"""What the figures of a cell depend on beside what those of every benchmark do."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,7 @@ def run_cell(cell: FaultCell) -> dict[str, Any]:
         for index, run in enumerate(stream(STREAM, seed=cell.seed, runs=cell.runs, lumisections=cell.lumisections)):
             track.go_on(run)
             replayed.add(index, run, track)
-    return {"cell": asdict(cell), **track.results(), "replayed": replayed.results(), "versions": versions()}
+    return {"cell": asdict(cell), **track.results(), "replayed": replayed.results(), **_made_by()}
 
 
 def run_faults(
@@ -102,7 +108,7 @@ def run_faults(
 ) -> list[dict[str, Any]]:
     """Compute what is missing of the cells in so many processes, and return all, in order.
 
-    Cells lie in `out/cells`; those there of the same numbers and versions are taken as they are. A cell that failed has "error"
+    Cells lie in `out/cells`; those there of the same numbers and code are taken as they are. A cell that failed has "error"
     in place of its figures, and is tried again by the next call. Raises InputError if the folder cannot be written.
     """
     folder, cells = out / "cells", spec.checked().cells()
@@ -132,9 +138,14 @@ def compute_and_save(folder: Path, cell: FaultCell) -> dict[str, Any]:
     try:
         done = run_cell(cell)
     except (DqmstreamError, ArithmeticError, RuntimeError, ValueError, MemoryError) as error:
-        done = {"cell": asdict(cell), "error": f"{type(error).__name__}: {error}", "versions": versions()}
+        done = {"cell": asdict(cell), "error": f"{type(error).__name__}: {error}", **_made_by()}
     write_atomically(folder / f"{cell.name}.json", json.dumps(done).encode())
     return done
+
+
+def _made_by() -> dict[str, Any]:
+    """What a figure comes from; "code" is what it depends on."""
+    return {"code": code_digest(*_SOURCES), "commit": commit(), "versions": versions()}
 
 
 def _load(folder: Path, cell: FaultCell) -> dict[str, Any] | None:
@@ -145,7 +156,7 @@ def _load(folder: Path, cell: FaultCell) -> dict[str, Any] | None:
         found: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise StateError(f"{path} cannot be read: {error}; delete it, and it is computed again") from error
-    same = found.get("cell") == asdict(cell) and found.get("versions") == versions()
+    same = found.get("cell") == asdict(cell) and found.get("code") == _made_by()["code"]
     return found if same and "error" not in found else None
 
 
