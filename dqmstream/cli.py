@@ -20,6 +20,7 @@ from dqmstream import (
     cli_faults,
     cli_flags,
     cli_reference,
+    cli_studies,
     console,
 )
 from dqmstream.cli_options import (
@@ -100,12 +101,18 @@ def simulate(
     interpolate_to: Annotated[
         int | None, typer.Option(help="rows a run, interpolated between lumisections, as in the published files (10000)")
     ] = None,
+    layout: cli_studies.Layout = None,
+    images: cli_studies.Images = 2000,
+    contrast: cli_studies.Contrast = 1.0,
     as_json: Json = False,
 ) -> None:
-    """Simulate HCAL runs: .npy files in the original layout, sidecars, and truth.json.
+    """Simulate HCAL runs: .npy files in the original layout, sidecars, and truth.json; or images for the earlier studies.
 
     A lumisection takes 37 kB: year, at its 1000 runs, writes 15 GB, and pair with --interpolate-to 10000 740 MB.
     """
+    if layout is not None:
+        cli_studies.simulate(out, layout, images, seed, contrast, as_json)
+        return
     from dqmstream.experiments.simulator import write
 
     with console.bars() as progress:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dqmstream import cli_options as options
+from dqmstream import cli_studies as studies
 from dqmstream import console
 from dqmstream.config import read_table, recipe_flags
 from dqmstream.errors import InputError, StateError
@@ -25,8 +26,13 @@ app = typer.Typer()
 
 @app.command()
 def benchmark(
-    spec: Annotated[
-        Path | None, typer.Argument(help="TOML file of tables (docs/benchmark.md), in place of the flags", show_default=False)
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[SPEC]",
+            help="TOML file of tables (docs/benchmark.md), in place of the flags; after --data, more files of it",
+            show_default=False,
+        ),
     ] = None,
     out: Annotated[
         Path, typer.Option("--out", help="folder for cells, tables and figures; what is there is gone on with")
@@ -58,6 +64,15 @@ def benchmark(
         list[Path] | None,
         typer.Option("--reuse", help="folder of a benchmark whose finished cells are taken, of whatever code; more than once"),
     ] = None,
+    data: studies.Data = None,
+    epochs: studies.Epochs = 0,
+    limit: studies.Limit = 0,
+    size: studies.Size = "study",
+    folds: studies.Folds = 0,
+    augment: studies.Augment = None,
+    weights: studies.Weights = None,
+    device: options.Device = None,
+    list_: studies.Listed = False,
     workers: Annotated[int | None, typer.Option(min=1, help="processes of one thread each (default: the processors)")] = None,
     dask: Annotated[
         str | None, typer.Option("--dask", help="host:port of a Dask scheduler, whose workers compute", show_default=False)
@@ -67,8 +82,23 @@ def benchmark(
 ) -> None:
     """Learn simulated streams offline and print accuracy, AUC and forgetting with 95 % intervals, beside both bounds.
 
-    Stopped by Ctrl-C or SIGTERM it keeps what is finished, and goes on with the rest when it is called again.
+    Stopped by Ctrl-C or SIGTERM it keeps what is finished, and goes on with the rest when it is called again. With --data it
+    trains the recipe of an earlier study on your own files, and sets its figures beside the published ones.
     """
+    if list_:
+        studies.list_studies(as_json)
+        return
+    if data:
+        studies.refuse_streams(quick, streams, strategies, tables, dask)
+        studies.run(
+            recipe, [*data, *(files or ())], out, set_=set_, seeds=seeds, augment=augment, as_json=as_json, epochs=epochs,
+            limit=limit, size=size, folds=folds, split=split or "blocks", weights=weights, device=device or "auto",
+        )  # fmt: skip
+        return
+    studies.refuse_without_data(recipe, (epochs, limit, folds, augment, weights, device, size != "study"))
+    if files and len(files) > 1:
+        raise InputError(f"{files[1]}: a benchmark is of one file of tables; further files are taken with --data alone")
+    spec = files[0] if files else None
     from dqmstream.experiments.benchmark import run_benchmark
     from dqmstream.experiments.results import write
     from dqmstream.experiments.spec import Benchmark, Spec, benchmark_of

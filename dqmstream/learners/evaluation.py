@@ -38,6 +38,15 @@ def auc(positive: np.ndarray, negative: np.ndarray) -> float:
     return float((ranks[:n].sum() - n * (n + 1) / 2) / (n * m))
 
 
+def one_against_rest(log_probability: np.ndarray, labels: np.ndarray) -> float:
+    """AUC by the second class's log-odds where there are two; the mean over classes, each against the rest, where more."""
+    classes = log_probability.shape[1]
+    if classes == 2:
+        odds = log_probability[:, 1] - log_probability[:, 0]
+        return auc(odds[labels == 1], odds[labels == 0])
+    return float(np.mean([auc(log_probability[labels == k, k], log_probability[labels != k, k]) for k in range(classes)]))
+
+
 def roc_curve(positive: np.ndarray, negative: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """False- and true-positive rates at each threshold, from (0, 0) to (1, 1)."""
     scores = np.concatenate([positive, negative])

@@ -117,12 +117,8 @@ def make_strategy(
         return STREAMING[own](geometry, seed)
     if own in BUDGETED:
         return BUDGETED[own](geometry, seed, memory_bytes)
-    import torch
+    from dqmstream.learners.compute import chosen_device
 
-    gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-    here = ["cpu", *(["cuda"] if gpus else []), *gpus]
-    if device not in ("auto", *here):
-        raise InputError(f"device {device!r} is not here; choose one of auto, {', '.join(here)}")
     gradient = GRADIENT[own]
     recipe = recipe or gradient.recipe
     strategy: Strategy = _named(*gradient.strategy)(
@@ -132,7 +128,7 @@ def make_strategy(
         seed=seed,
         recipe=recipe if gradient.model is None else replace(recipe, model=gradient.model),
         memory_bytes=memory_bytes,
-        device=torch.device(("cuda" if gpus else "cpu") if device == "auto" else device),
+        device=chosen_device(device),
     )
     return strategy
 

@@ -5,8 +5,7 @@ The first run gives the reference and is kept; nothing is trained until there is
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +13,7 @@ import torch
 
 from dqmstream.errors import StateError
 from dqmstream.learners.augment import with_copies
+from dqmstream.learners.compute import seeded
 from dqmstream.learners.growth import split_busiest
 from dqmstream.learners.incremental import Incremental
 from dqmstream.learners.network import Network
@@ -75,7 +75,7 @@ class DeepStrategy(Incremental):
         live = self.reference.live
         counts = train.counts[:, live]
         log = LearnLog(samples=len(train))
-        with _seeded(self._seed, experience) as generator:
+        with seeded(self._seed, experience) as generator:
             split: dict[str, float] = {}
             if self._model is None or self._method.starts_afresh:
                 self._model = self._new_network(experience + 1, self.recipe).to(self.device)
@@ -152,7 +152,7 @@ class DeepStrategy(Incremental):
 
     def _network(self, classes: int, weights: Mapping[str, torch.Tensor]) -> Network:
         """A network of so many classes and these weights. Raises StateError if they do not fit."""
-        with _seeded(self._seed, classes):
+        with seeded(self._seed, classes):
             network = self._new_network(classes, replace(self.recipe, weights=""))
         network.grow(classes)
         try:
@@ -219,15 +219,3 @@ class DeepStrategy(Incremental):
 
     def state_bytes(self) -> int:
         return self._method.state_bytes() + self._routing.nbytes() + self._settling.state_bytes()
-
-
-@contextmanager
-def _seeded(seed: int, experience: int) -> Iterator[torch.Generator]:
-    """Seed torch for one experience and give a generator of its own; outside nothing has changed.
-
-    A training that starts from (seed, experience) needs no random state in a checkpoint.
-    """
-    first, second = (int(word) for word in np.random.SeedSequence([seed, experience]).generate_state(2))
-    with torch.random.fork_rng():
-        torch.manual_seed(first)
-        yield torch.Generator().manual_seed(second)

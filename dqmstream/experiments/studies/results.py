@@ -1,0 +1,107 @@
+"""The table of a study: our figures beside the published ones, what was unsaid, and what was done in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dqmstream.experiments.studies.recipes import described, recipe
+from dqmstream.experiments.studies.sweep import Study
+from dqmstream.storage.locks import write_atomically
+
+COLUMNS = ("", "test AUC", "test accuracy", "validation AUC", "validation accuracy", "train AUC", "published")
+
+
+def rows(result: Mapping[str, Any]) -> list[list[str]]:
+    """Rows of the table, for reading: the recipe over all seeds and folds, each of them, baselines, the ideal."""
+    cells = [cell["figures"] for cell in result["cells"]]
+    said = recipe(result["recipe"]).says
+    found = [[result["recipe"], *_mean(cells), said]]
+    if len(cells) > 1:
+        many = len({cell["fold"] for cell in result["cells"]}) > 1
+        for cell in result["cells"]:
+            name = f"seed {cell['seed']}" + (f", fold {cell['fold']}" if many else "")
+            found.append([name, *_mean([cell["figures"]]), ""])
+    for name in result["baselines"][0]["figures"]:
+        found.append([name, *_mean([one["figures"][name] for one in result["baselines"]]), ""])
+    if result["ideal_auc"] is not None:
+        found.append(["ideal (exact likelihood, all rows)", _number(result["ideal_auc"]), "", "", "", "", ""])
+    return found
+
+
+def _mean(cells: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Figures averaged over cells, with the average of their intervals: that of one test part, and so not too narrow."""
+    found = []
+    for part, what in (
+        ("test", "auc"),
+        ("test", "accuracy"),
+        ("validation", "auc"),
+        ("validation", "accuracy"),
+        ("train", "auc"),
+    ):
+        known = [cell[part][what] for cell in cells if part in cell]
+        if not known:
+            found.append("")
+            continue
+        text = _number(np.mean([one["estimate"] for one in known]))
+        if part != "train" and known[0]["low"] is not None:
+            low, high = (np.mean([one[end] for one in known]) for end in ("low", "high"))
+            text += f" [{_number(low)}, {_number(high)}]"
+        found.append(text)
+    return found
+
+
+def _number(value: float) -> str:
+    text = f"{value:.4f}"
+    return text.removeprefix("0") if value < 1 else text
+
+
+def notes(study: Study, result: Mapping[str, Any]) -> list[str]:
+    """What the table does not say by itself, a line each."""
+    of, cells = study.recipe, result["cells"]
+    epochs = ", ".join(f"{cell['best_epoch']} of {len(cell['history'])}" for cell in cells)
+    sizes = ", ".join(f"{n} {name}" for name, n in result["rows"].items())
+    test = cells[0]["figures"]["test"]
+    alike = f", which count as {test['observations']} observations" if test["observations"] < test["n"] else ""
+    said = described(of.model_copy(update={"plan": study.plan}))
+    lines = [
+        f"{of.title} ({of.study}). Published: {of.says}.",
+        f"Here: {said['network']}; {said['input']}; {said['training']}; {cells[0]['parameters']} weights, "
+        f"on {cells[0]['device']}.",
+        f"Split: {study.how.says(of)}; rows: {sizes}{alike}. Best epoch by validation: {epochs}.",
+        *(f"Unsaid in the publication: {text}." for text in ["; ".join(of.unsaid)] if text),
+        *(f"Chosen here: {text}." for text in ["; ".join(of.chosen)] if text),
+    ]
+    changed = {name: value for name, value in study.plan.model_dump().items() if value != getattr(of.plan, name)}
+    if study.options.size == "tiny":
+        lines.append("Size tiny: a small network for a quick look, which is not the study's.")
+    if changed:
+        lines.append("Not as the recipe has it: " + ", ".join(f"{name} {value}" for name, value in changed.items()) + ".")
+    if study.how.limit:
+        lines.append(f"Limited to {study.how.limit} rows, for a quick look: the published figures are of more.")
+    if cells[0]["taken"]:
+        lines.append(f"Started from weights: {cells[0]['taken']}.")
+    if of.task == "two_runs":
+        lines.append("Two ring means tell such runs apart as well, so a figure of 1.00 is no merit of a network.")
+    lines += [f"Warning: {result['warning']}"] if result["warning"] else []
+    return lines
+
+
+def title(study: Study) -> str:
+    files = ", ".join(path.name for path in study.paths)
+    return f"{study.recipe.name} on {files}: 95 % intervals by the rows tested" + (
+        ", averages over seeds and folds" if len(study.options.seeds) * len(study.folds) > 1 else ""
+    )
+
+
+def write_table(study: Study, result: Mapping[str, Any], out: Path) -> Path:
+    """Write table.md in the study's folder and return its path."""
+    lines = [list(COLUMNS), ["---"] * len(COLUMNS), *rows(result)]
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    text = "\n".join([f"{title(study)}\n", table, "", *(f"- {note}" for note in notes(study, result))]) + "\n"
+    path = out / study.recipe.name / "table.md"
+    write_atomically(path, text.encode())
+    return path
