@@ -166,7 +166,8 @@ def test_a_benchmark_that_is_stopped_ends_in_seconds_and_keeps_what_is_finished(
     assert "Traceback" not in said, said
     assert 1 <= len(list((tmp_path / "cells").iterdir())) < 40
     assert not (tmp_path / "dask").exists()
-    assert not [child for child in below if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+    _, left = psutil.wait_procs(below, timeout=5)
+    assert not [child for child in left if psutil.pid_exists(child.pid) and child.status() != psutil.STATUS_ZOMBIE]
 
 
 def _heeds_interrupts() -> None:
