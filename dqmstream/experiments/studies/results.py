@@ -85,7 +85,10 @@ def notes(study: Study, result: Mapping[str, Any]) -> list[str]:
     if cells[0]["taken"]:
         lines.append(f"Started from weights: {cells[0]['taken']}.")
     if of.task == "two_runs":
-        lines.append("Two ring means tell such runs apart as well, so a figure of 1.00 is no merit of a network.")
+        rings = np.mean([one["figures"]["two ring means"]["test"]["auc"]["estimate"] for one in result["baselines"]])
+        lines.append(
+            f"Two ring means, which luminosity moves, have a test AUC of {_number(rings)}: a network has to beat that."
+        )
     lines += [f"Warning: {result['warning']}"] if result["warning"] else []
     return lines
 

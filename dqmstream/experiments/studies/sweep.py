@@ -21,8 +21,8 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from dqmstream.errors import InputError, StateError
-from dqmstream.experiments.cells import versions
 from dqmstream.experiments.plain import plain
+from dqmstream.experiments.provenance import commit, versions
 from dqmstream.experiments.simulator.images import ideal_of
 from dqmstream.experiments.studies.baselines import baselines, scored
 from dqmstream.experiments.studies.intervals import accuracy_interval, auc_interval
@@ -182,7 +182,8 @@ def _cell(
         "taken": fitted.taken,
         "device": fitted.device,
         "seconds": round(time.perf_counter() - began, 3),
-        **versions(),
+        "versions": versions(),
+        "commit": commit(),
     }
     arrays = {f"{part}_rows": rows for part, rows in fitted.rows.items()}
     arrays |= {f"{part}_log_probability": fitted.log_probability[part] for part in fitted.rows}
