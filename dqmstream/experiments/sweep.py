@@ -9,9 +9,10 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import signal
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import dask.config
@@ -25,8 +26,8 @@ from dqmstream.experiments.stored import Record, failure
 RETRIES = 2
 """Times that a cell is tried again whose worker died."""
 
-_LOOK_S = 2.0
-"""How often new workers are looked for."""
+_LOOK_S = 1.0
+"""How often new workers, and a stop, are looked for."""
 
 _CONNECT_S = 20.0
 
@@ -53,6 +54,28 @@ class _Deaf(WorkerPlugin):
 
 
 @contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM take effect at the end of what is inside.
+
+    In the midst of a call they would leave Dask's event loop with an error to print. In another thread than the main one,
+    which is sent no signals, there is nothing to put off.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda number, frame: came.append(number)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])
+
+
+@contextmanager
 def local_client(workers: int, folder: Path, dashboard: bool = False) -> Iterator[Client]:
     """A client of so many new processes of one thread each, spoken to over the loopback interface alone.
 
@@ -60,25 +83,26 @@ def local_client(workers: int, folder: Path, dashboard: bool = False) -> Iterato
     """
     if dashboard and importlib.util.find_spec("bokeh") is None:
         raise InputError("--dashboard needs the package bokeh, which is not installed: pip install bokeh")
-    try:
-        with (
-            dask.config.set(_LOCAL),
-            LocalCluster(
-                n_workers=workers,
-                threads_per_worker=1,
-                host="127.0.0.1",
-                dashboard_address="127.0.0.1:0" if dashboard else None,
-                worker_dashboard_address=None,
-                local_directory=str(folder),
-                memory_limit=MEMORY_LIMIT // workers,
-                silence_logs="ERROR",
-            ) as cluster,
-            Client(cluster, set_as_default=False) as client,
-        ):
+    with ExitStack() as stack:
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        with uninterrupted():
+            stack.enter_context(dask.config.set(_LOCAL))
+            cluster = stack.enter_context(
+                LocalCluster(
+                    n_workers=workers,
+                    threads_per_worker=1,
+                    host="127.0.0.1",
+                    dashboard_address="127.0.0.1:0",
+                    worker_dashboard_address=None,
+                    scheduler_kwargs={"dashboard": dashboard},
+                    local_directory=str(folder),
+                    memory_limit=MEMORY_LIMIT // workers,
+                    silence_logs="ERROR",
+                )
+            )
+            client = stack.enter_context(Client(cluster, set_as_default=False))
             client.register_plugin(_Deaf())
-            yield client
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        yield client
 
 
 @contextmanager
@@ -101,13 +125,14 @@ def sweep(client: Client, cells: Sequence[Cell], compute: Callable[[Cell], Recor
     waiting, running = list(reversed(cells)), dict[Future, Cell]()
     try:
         while waiting or running:
-            workers = len(client.nthreads())
-            while waiting and len(running) < max(workers, 1):
-                cell = waiting.pop()
-                running[client.submit(compute, cell, key=f"cell-{cell.name}", pure=False)] = cell
-            for future in _finished(client, running):
-                cell = running.pop(future)
-                yield cell, _record(cell, future), workers
+            with uninterrupted():
+                workers = len(client.nthreads())
+                while waiting and len(running) < max(workers, 1):
+                    cell = waiting.pop()
+                    running[client.submit(compute, cell, key=f"cell-{cell.name}", pure=False)] = cell
+                finished = [(running.pop(future), future) for future in _finished(client, running)]
+                for cell, future in finished:
+                    yield cell, _record(cell, future), workers
     except OSError as error:
         raise StateError(f"the Dask scheduler is lost ({error}); finished cells are kept: give the command again") from error
     finally:

@@ -24,7 +24,7 @@ from dqmstream.experiments.cells import Cell, run_cell
 from dqmstream.experiments.results import SCHEMA, write
 from dqmstream.experiments.spec import Benchmark, Spec
 from dqmstream.experiments.stored import Record
-from dqmstream.experiments.sweep import local_client, remote_client, sweep
+from dqmstream.experiments.sweep import local_client, remote_client, sweep, uninterrupted
 from dqmstream.experiments.table import summarise
 
 SPEC = Spec(streams=("small",), strategies=("gain_map", "ring_means"), seeds=(100, 101, 102), runs=4, lumisections=200)
@@ -173,3 +173,15 @@ def test_a_benchmark_that_is_stopped_ends_in_seconds_and_keeps_what_is_finished(
 def _heeds_interrupts() -> None:
     """A test that a shell has put into the background would hand on that Ctrl-C is none of its business."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def test_a_stop_waits_for_the_end_of_what_must_not_be_interrupted() -> None:
+    seen: list[str] = []
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(KeyboardInterrupt):
+        with uninterrupted():
+            signal.raise_signal(signal.SIGINT)
+            seen.append("inside")
+        seen.append("after")
+    assert seen == ["inside"]
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
