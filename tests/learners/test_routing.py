@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from math import log
+from typing import Any
 
 import numpy as np
 import pytest
@@ -164,7 +165,13 @@ def test_the_study_recipe_trains() -> None:
     assert len(log_.loss) == 3
     assert log_.loss[0] == pytest.approx(log(2), abs=1e-5)
     assert learner.scores(stream[0].maps).shape == (100, 2)
-    template = RunTemplate(model=_with_head(recipe), recipe=recipe, device=CPU, plugin=Naive(recipe, 0, 0))
+    rates: list[list[float]] = []
+
+    class Looking(Naive):
+        def before_update(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+            rates.append([group["lr"] for group in strategy.optimizer.param_groups])
+
+    template = RunTemplate(model=_with_head(recipe), recipe=recipe, device=CPU, plugin=Looking(recipe, 0, 0))
     rows = np.random.default_rng(0).random((9, 932), dtype=np.float32)
     template.teach(Lesson({0: rows, 1: rows}, recipe, 3, CPU, torch.Generator()))
-    assert [group["lr"] for group in template.optimizer.param_groups] == [1e-4, 1e-4]
+    assert rates == 3 * [[1e-4, 1e-4]]
