@@ -1,4 +1,4 @@
-"""A few lumisections of past runs, in a budget of bytes that is fixed for the whole stream.
+"""A few lumisections of past runs, in a budget of bytes that is fixed for the whole stream, or gets smaller.
 
 Which ones is a policy's to say (`learners.policies`); here is where they lie: an array that is filled but never grows, run
 after run in the order in which they came. Raw counts are kept, never residuals: what is made of them may change, the counts
@@ -20,12 +20,14 @@ class ExemplarMemory:
     """Counts of the live channels of chosen lumisections, in one array that is filled but never grows.
 
     Whole counts up to 65535 are kept as uint16; from the first that is not, all are float32, and half as many fit.
+
+    budget_bytes: may be set to less; what does not fit any more is given up when the next experience comes.
     """
 
-    def __init__(self, channels: int, budget_bytes: int, seed: int, policy: str = "balanced") -> None:
+    def __init__(self, channels: int, budget_bytes: int, seed: int, policy: str = "balanced", least: int = 1) -> None:
         """channels: live channels. budget_bytes: of the whole memory, for the whole stream. seed: of the choice.
 
-        policy: a name of `learners.policies.POLICIES`.
+        policy: a name of `learners.policies.POLICIES`. least: lumisections that must fit. Raises InputError if they do not.
         """
         self.budget_bytes = budget_bytes
         self.policy = policy
@@ -33,16 +35,18 @@ class ExemplarMemory:
         self._seen = 0
         self._hold([])
         self._store = self._allocate(channels, np.dtype(np.uint16))
+        if self.places < least:
+            raise InputError(f"a memory of {budget_bytes} bytes cannot hold one lumisection of {channels} channels")
 
     def _hold(self, sizes: list[int]) -> None:
         """Say how many lumisections of each class lie in the store, one class after another."""
         self._sizes, self._starts = sizes, [0, *accumulate(sizes)]
 
     def _allocate(self, channels: int, dtype: np.dtype) -> np.ndarray:
-        places = self.budget_bytes // (channels * dtype.itemsize)
-        if places < 1:
-            raise InputError(f"a memory of {self.budget_bytes} bytes cannot hold one lumisection of {channels} channels")
-        return np.zeros((places, channels), dtype=dtype)
+        return np.zeros((self._fitting(channels, dtype), channels), dtype=dtype)
+
+    def _fitting(self, channels: int, dtype: np.dtype) -> int:
+        return self.budget_bytes // (channels * dtype.itemsize)
 
     @property
     def classes(self) -> int:
@@ -68,8 +72,9 @@ class ExemplarMemory:
         the experiences that came, by their counts alone. Raises InputError where residuals are wanted and not given.
         """
         store = self._store
-        if store.dtype != np.float32 and not _whole(counts):
-            store = self._allocate(store.shape[1], np.dtype(np.float32))
+        dtype = store.dtype if store.dtype == np.float32 or _whole(counts) else np.dtype(np.float32)
+        if dtype != store.dtype or self._fitting(store.shape[1], dtype) != len(store):
+            store = self._allocate(store.shape[1], dtype)
 
         def features() -> np.ndarray:
             if residuals is None:

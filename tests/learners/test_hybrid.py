@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from scipy.special import log_softmax
 
 from dqmstream.learners.recipe import Recipe
 from dqmstream.learners.registry import make_strategy
 from dqmstream.learners.splits import Part, assign
+from dqmstream.learners.stamp import STAMP
+from dqmstream.learners.statistical import Statistical
 from dqmstream.learners.strategies.hybrid import Hybrid
 from dqmstream.learners.strategy import Maps, RunData, Strategy
 from dqmstream.lumisection import IETA, Geometry, he_depth1_mask
@@ -72,3 +76,33 @@ def test_statistics_and_exemplars_share_one_budget() -> None:
     assert isinstance(hybrid, Hybrid)
     assert 0.6e6 < hybrid.memory_bytes() <= 1_000_000
     assert hybrid.statistical.classes == 3
+
+
+def test_the_statistics_have_all_of_the_budget_that_they_need_before_any_lumisection_is_kept() -> None:
+    """So that the whole is not worse than the closed form in the same bytes; a resumed one has shared out the same."""
+    stream = make_stream(8, drift=0.03, seed=6, n=100)
+    recipe = replace(RECIPE, steps=1)
+    held = []
+    for budget in (12_000, 30_000):
+        hybrid, resumed, alone = (
+            make_strategy(name, geometry=Geometry(1), seed=0, recipe=recipe, memory_bytes=budget, device="cpu")
+            for name in ("hybrid", "hybrid", "statistical")
+        )
+        assert isinstance(hybrid, Hybrid) and isinstance(alone, Statistical)
+        for experience, run in enumerate(stream):
+            for strategy in (hybrid, alone):
+                strategy.learn(experience, run, reader(stream))
+            assert hybrid.memory_bytes() <= budget
+            for name, array in alone.state().items():
+                if name != STAMP:
+                    np.testing.assert_array_equal(hybrid.statistical.state()[name], array)
+            if experience == 5:
+                resumed.restore(hybrid.state())
+                assert resumed.memory_bytes() == hybrid.memory_bytes()
+        for experience in (6, 7):
+            resumed.learn(experience, stream[experience], reader(stream))
+        for name, array in hybrid.state().items():
+            np.testing.assert_array_equal(resumed.state()[name], array)
+        held.append(hybrid.memory_bytes() - hybrid.statistical.memory_bytes())
+        assert budget - hybrid.memory_bytes() < 3 * 2 * 932, "what the statistics leave is used"
+    assert held[0] == 0 < held[1]

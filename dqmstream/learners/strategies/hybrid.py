@@ -17,6 +17,7 @@ Measured (seed 0, steps 32 and 60): on 12 runs of `small` the network has .77 ta
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from scipy.special import log_softmax
@@ -42,25 +43,42 @@ WEIGHTS = np.array([(1.0, 0.0), *((a, b) for a in _STEPS for b in _STEPS if a + 
 class Hybrid(StatisticalReplay):
     """A gradient strategy around which the statistical memory stands."""
 
-    share_statistics = 0.25
+    share_method = 0.625
     share_held_out = 0.125
-    """At 1 MB: 120 runs of statistics, 64 lumisections held out, 330 kept to train on."""
+    """Of the budget at most. At 1 MB 330 lumisections are kept to train on and 64 held out until the statistics of 120 runs
+    have filled what is left; then these grow at the others' expense, up to 480 runs and no lumisection."""
 
     weights = WEIGHTS[0]
     """α, β."""
     _held: ExemplarMemory | None = None
+
+    def __init__(self, *args: Any, memory_bytes: int, **kwargs: Any) -> None:
+        """As `StatisticalReplay`."""
+        super().__init__(*args, memory_bytes=memory_bytes, **kwargs)
+        self._most_bytes = {"method": self._method.budget_bytes, "held": int(self.share_held_out * memory_bytes)}
+        self._held_bytes = self._most_bytes["held"]
+
+    def _share_out(self) -> None:
+        left = self._share_bytes - self.statistical.memory_bytes()
+        part = self.share_method / (self.share_method + self.share_held_out)
+        self._method.budget_bytes = min(self._most_bytes["method"], int(part * left))
+        self._held_bytes = min(self._most_bytes["held"], left - self._method.budget_bytes)
 
     def _learn(self, experience: int, train: Maps, validation: Maps, past: Past, watch: Watch | None) -> LearnLog:
         self.weights = np.ones(2)  # in training, for who watches it
         log = super()._learn(experience, train, validation, past, watch)
         held = validation.counts[:, self.reference.live]
         if self._held is None:
-            self._held = ExemplarMemory(held.shape[1], self._held_bytes, self._seed)
+            self._held = self._empty(held.shape[1])
         rows = [*(self._held.of(k) for k in range(experience)), held]
         self.weights = self._chosen_weights(rows) if experience else WEIGHTS[0]
+        self._held.budget_bytes = self._held_bytes
         self._held.add(held)
         log.notes |= {"weight_statistics": float(self.weights[0]), "weight_network": float(self.weights[1])}
         return log
+
+    def _empty(self, channels: int) -> ExemplarMemory:
+        return ExemplarMemory(channels, self._held_bytes, self._seed, least=0)
 
     def _material(self, experience: int, counts: np.ndarray, past: PastCounts) -> Mapping[int, np.ndarray]:
         real = self._method.material(experience, counts, past)
@@ -108,7 +126,7 @@ class Hybrid(StatisticalReplay):
         super().restore(state)
         self._held, self.weights = None, WEIGHTS[0]
         if self.classes:
-            self._held = ExemplarMemory(int(self.reference.live.sum()), self._held_bytes, self._seed)
+            self._held = self._empty(int(self.reference.live.sum()))
             self._held.restore(within(state, "held"))
             if "weights" not in state:
                 raise StateError(f"the state of {self.name} lacks its weights; it is damaged")

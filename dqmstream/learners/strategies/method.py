@@ -25,6 +25,7 @@ class Method(SupervisedPlugin):
     """Whether each training begins with a new model."""
 
     def __init__(self, recipe: Recipe, seed: int, memory_bytes: int) -> None:
+        """memory_bytes: of what is kept, for the whole stream; a strategy around it may set `budget_bytes` to less."""
         super().__init__()
         self.recipe = recipe
         self.seed = seed

@@ -31,11 +31,12 @@ class Replay(Method):
 
     def keep(self, experience: int, counts: np.ndarray, reference: Reference) -> None:
         if self._memory is None:
-            self._memory = self._empty(counts.shape[1])
+            self._memory = self._empty(counts.shape[1], least=1)
+        self._memory.budget_bytes = self.budget_bytes
         self._memory.add(counts, reference.residuals_of_live)
 
-    def _empty(self, channels: int) -> ExemplarMemory:
-        return ExemplarMemory(channels, self.budget_bytes, self.seed, self.recipe.memory)
+    def _empty(self, channels: int, least: int) -> ExemplarMemory:
+        return ExemplarMemory(channels, self.budget_bytes, self.seed, self.recipe.memory, least)
 
     def exemplars(self) -> list[int]:
         """How many each run has."""
@@ -53,7 +54,7 @@ class Replay(Method):
         return {} if self._memory is None else self._memory.state()
 
     def restore(self, state: Mapping[str, np.ndarray], model: Network) -> None:
-        self._memory = self._empty(model.channels)
+        self._memory = self._empty(model.channels, least=0)
         self._memory.restore(state)
 
     def memory_bytes(self) -> int:

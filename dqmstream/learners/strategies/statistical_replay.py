@@ -29,28 +29,30 @@ _DRAWS = 1
 class StatisticalReplay(DeepStrategy):
     """A gradient strategy that is taught by the statistical memory it carries."""
 
-    share_statistics: ClassVar[float] = 1.0
-    share_held_out: ClassVar[float] = 0.0
-    """Of the budget; what the method keeps has the rest."""
+    share_method: ClassVar[float] = 0.0
+    """Of the budget, what the method keeps at most. The statistics have what they need before it."""
 
     def __init__(
         self, name: str, method: type[Method], *, geometry: Geometry, seed: int, memory_bytes: int, **network: Any
     ) -> None:
         """memory_bytes: of all that is kept. network: recipe and device; all else as in `DeepStrategy`."""
-        statistics_bytes = int(self.share_statistics * memory_bytes)
-        self._held_bytes = int(self.share_held_out * memory_bytes)
+        beside_bytes = memory_bytes - int(self.share_method * memory_bytes)
         super().__init__(
-            name, method, geometry=geometry, seed=seed,
-            memory_bytes=memory_bytes, beside_bytes=statistics_bytes + self._held_bytes, **network,
-        )  # fmt: skip
-        self.statistical = Statistical(geometry, seed, statistics_bytes)
+            name, method, geometry=geometry, seed=seed, memory_bytes=memory_bytes, beside_bytes=beside_bytes, **network
+        )
+        self._share_bytes = beside_bytes + self._method.budget_bytes
+        self.statistical = Statistical(geometry, seed, self._share_bytes)
 
     def _learn(self, experience: int, train: Maps, validation: Maps, past: Past, watch: Watch | None) -> LearnLog:
         closed = self.statistical.learn_inside(self.reference, experience, train, validation, past)
+        self._share_out()
         log = super()._learn(experience, train, validation, past, watch)
         log.flops += closed.flops
         log.notes |= closed.notes
         return log
+
+    def _share_out(self) -> None:
+        """Leave to all else what the statistics do not need."""
 
     def _material(self, experience: int, counts: np.ndarray, past: PastCounts) -> Mapping[int, np.ndarray]:
         classes = experience + 1
@@ -64,8 +66,9 @@ class StatisticalReplay(DeepStrategy):
         return super().state() | prefixed("statistical", self.statistical.state())
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        super().restore(state)
         self.statistical.restore(within(state, "statistical"))
+        self._share_out()
+        super().restore(state)
 
     def memory_bytes(self) -> int:
         return super().memory_bytes() + self.statistical.memory_bytes()
