@@ -19,6 +19,7 @@ from dqmstream import (
     cli_deadletters,
     cli_faults,
     cli_flags,
+    cli_learn,
     cli_reference,
     cli_studies,
     console,
@@ -64,13 +65,7 @@ app = typer.Typer(
     help="File each lumisection once and only once, learn to tell the runs apart, measure what is forgotten. "
     "What says where things are and how a learner learns can be set as DQMSTREAM_<NAME> too, or as a key of the --config file.",
 )
-app.add_typer(cli_archive.app)
-app.add_typer(cli_deadletters.app)
-app.command()(cli_compare.compare)
-app.command()(cli_faults.faults)
-app.command()(cli_flags.flags)
-app.command()(cli_reference.reference)
-app.add_typer(cli_benchmark.app)
+_DATA, _LEARNING, _OFFLINE = "Data", "Learning", "Without an archive"
 
 
 @app.callback(invoke_without_command=True)
@@ -89,7 +84,7 @@ def root(
         raise typer.Exit
 
 
-@app.command()
+@app.command(rich_help_panel=_DATA)
 def simulate(
     out: Annotated[Path, typer.Argument(help="folder for the files, new or empty")],
     stream: Stream = "moderate",
@@ -124,7 +119,7 @@ def simulate(
     show(result, as_json, f"{len(paths)} files in {out}")
 
 
-@app.command(name="import")
+@app.command(name="import", rich_help_panel=_DATA)
 def import_(
     files: Annotated[
         list[Path] | None,
@@ -169,7 +164,7 @@ def import_(
     show(done, as_json, *console.describe_imported(done))
 
 
-@app.command()
+@app.command(rich_help_panel=_DATA)
 def publish(
     archive: Archive = None,
     bootstrap: Bootstrap = None,
@@ -195,7 +190,7 @@ def publish(
     show(result, as_json, f"{result['lumisections']} lumisections of {len(result['runs'])} runs sent to {result['topic']}")
 
 
-@app.command()
+@app.command(rich_help_panel=_DATA)
 def consume(
     bootstrap: Bootstrap = None,
     topic: Topic = None,
@@ -252,76 +247,7 @@ def consume(
         raise typer.Exit(code if code > 0 else StateError.exit_code)  # a learner that a signal ended has no code of its own
 
 
-@app.command()
-def learn(
-    archive: Archive = None,
-    state: State = None,
-    follow: Annotated[bool, typer.Option("--follow", help="go on as runs become complete, until SIGTERM")] = False,
-    name: Name = None,
-    strategy: Strategy = None,
-    recipe: Recipe = None,
-    set_: Set = None,
-    reference: Reference = None,
-    seed: Seed = None,
-    memory_bytes: Memory = None,
-    idle_s: Idle = None,
-    evaluation_samples: Samples = None,
-    watch_samples: Watch = None,
-    window: Window = None,
-    label_delay: LabelDelay = None,
-    threads: Threads = None,
-    device: Device = None,
-    parent: Annotated[int | None, typer.Option("--parent", hidden=True)] = None,
-    as_json: Json = False,
-) -> None:
-    """The learner alone, as `consume` starts it: learn every complete run of the archive that is not learnt yet."""
-    from dqmstream.commands import learn_archive
-
-    settings = load_settings(
-        archive=archive, state=state, name=name, strategy=strategy,
-        recipe=recipe_flags(recipe, set_), reference=reference, seed=seed, memory_bytes=memory_bytes, idle_s=idle_s,
-        evaluation_samples=evaluation_samples, watch_samples=watch_samples, window=window, label_delay=label_delay,
-        threads=threads, device=device,
-    )  # fmt: skip
-    result = learn_archive(settings, follow=follow, parent=parent)
-    show(result, as_json, console.describe_results(result))
-
-
-@app.command()
-def replay(
-    archive: Archive = None,
-    state: State = None,
-    ledger: Annotated[Path | None, typer.Option(help="order and snapshots of another learner's ledger.jsonl")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="go on where the last replay stopped")] = False,
-    strategy: Strategy = None,
-    recipe: Recipe = None,
-    set_: Set = None,
-    reference: Reference = None,
-    seed: Seed = None,
-    memory_bytes: Memory = None,
-    evaluation_samples: Samples = None,
-    watch_samples: Watch = None,
-    window: Window = None,
-    label_delay: LabelDelay = None,
-    threads: Threads = None,
-    device: Device = None,
-    as_json: Json = False,
-) -> None:
-    """The same learner offline, over archived runs in ascending order or in that of a ledger; no broker."""
-    from dqmstream.commands import replay_archive
-
-    settings = load_settings(
-        archive=archive, state=state, strategy=strategy, recipe=recipe_flags(recipe, set_), reference=reference, seed=seed,
-        memory_bytes=memory_bytes, evaluation_samples=evaluation_samples, watch_samples=watch_samples,
-        window=window, label_delay=label_delay, threads=threads, device=device,
-    )  # fmt: skip
-    with console.bars() as progress:
-        kept = console.bar_callback(progress, f"replay {settings.strategy}")
-        result = replay_archive(settings, ledger=ledger, resume=resume, progress=kept)
-    show(result, as_json, console.describe_results(result))
-
-
-@app.command()
+@app.command(rich_help_panel=_LEARNING)
 def report(
     out: Annotated[Path, typer.Option("--out", help="folder for the report, new or an older report's", show_default=False)],
     archive: Archive = None,
@@ -351,7 +277,7 @@ def report(
     show({"report": str(page)}, as_json, f"report: {page}")
 
 
-@app.command()
+@app.command(rich_help_panel=_DATA)
 def status(archive: Archive = None, state: State = None, as_json: Json = False) -> None:
     """What is in the archive, and what the learners last did."""
     from dqmstream.commands import archive_status, learner_status
@@ -363,7 +289,7 @@ def status(archive: Archive = None, state: State = None, as_json: Json = False) 
     show(result, as_json, *console.describe_status(result))
 
 
-@app.command()
+@app.command(rich_help_panel=_OFFLINE)
 def demo(
     out: Annotated[Path, typer.Option("--out", help="folder for everything, made anew")] = Path("demo-out"),
     stream: Stream = "moderate",
@@ -382,6 +308,17 @@ def demo(
     result = run_demo(out, stream, seed, runs, lumisections, settings.need("bootstrap") if kafka else None)
     result["seconds"] = round(time.monotonic() - began, 1)
     show(result, as_json, *console.describe_demo(result))
+
+
+app.add_typer(cli_archive.app, rich_help_panel=_DATA)
+app.add_typer(cli_deadletters.app, rich_help_panel=_DATA)
+app.command(rich_help_panel=_LEARNING)(cli_learn.learn)
+app.command(rich_help_panel=_LEARNING)(cli_learn.replay)
+app.command(rich_help_panel=_LEARNING)(cli_flags.flags)
+app.command(rich_help_panel=_LEARNING)(cli_reference.reference)
+app.command(rich_help_panel=_OFFLINE)(cli_compare.compare)
+app.command(rich_help_panel=_OFFLINE)(cli_faults.faults)
+app.add_typer(cli_benchmark.app)
 
 
 def main() -> None:

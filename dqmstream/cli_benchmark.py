@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 
-@app.command()
+@app.command(rich_help_panel="Without an archive")
 def benchmark(
     files: Annotated[
         list[Path] | None,

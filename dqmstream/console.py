@@ -275,6 +275,7 @@ def describe_flags(result: dict[str, Any]) -> list[Any]:
             ]
             title = f"run {one['run']}, {len(one['faults'])} channels that failed in it"
             parts.append(table(title, ["ieta, iphi, depth", "lumisections", "first", "last"], failed))
+    parts += [f"warning: {warning}" for warning in result["warnings"]]
     if "file" in result:
         parts.append(f"written: {result['file']}")
     return parts

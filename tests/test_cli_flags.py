@@ -118,3 +118,16 @@ def test_a_channel_that_fails_within_a_run_is_named_with_its_lumisections(folder
         assert (told[channel]["first"], told[channel]["last"]) == (101, 200)
     assert found.faulty[100:].all()
     assert found.rows()[150]["faulty_channels"].count("/") >= 6
+
+
+def test_a_reference_that_does_not_follow_the_law_is_told(folder: Path, tmp_path: Path) -> None:
+    """Twenty lumisections to train on are too few to tell the law."""
+    assert result("flags", "--archive", folder / "A", "--run", Archive.open(folder / "A").runs()[0].run)["warnings"] == []
+    write(tmp_path / "runs", "moderate", 2, 2, 60)
+    import_files([tmp_path / "runs"], lambda: Archive.open_or_create(tmp_path / "A"), dtype=np.dtype("float32"), depths=1)
+    learner = Learner(Archive.open(tmp_path / "A"), tmp_path / "A.state" / "live", LearnerSettings(strategy="statistical"))
+    learner.freeze([describe(learner.archive, one.run, i) for i, one in enumerate(learner.archive.runs())])
+    learner.step()
+    learner.close()
+    done = dqmstream("flags", "--archive", tmp_path / "A")
+    assert done.returncode == 0 and "warning: the reference run does not follow the law" in done.stdout

@@ -22,6 +22,7 @@ from dqmstream.learners.ledger import maps_of
 from dqmstream.learners.novelty import Novelty
 from dqmstream.learners.reference import Reference
 from dqmstream.learners.registry import make_strategy, recipe_of
+from dqmstream.learners.response import Saturating
 from dqmstream.learners.stamp import within
 from dqmstream.learners.state import read_json
 from dqmstream.lumisection import IETA
@@ -137,7 +138,10 @@ class Flagger:
         self._archive = archive
         found = checkpoint.load_newest(folder / "checkpoints")
         if found is None:
-            raise StateError(f"{folder} holds no checkpoint: run `dqmstream learn` first, or give --state and --name")
+            there = ", ".join(sorted(path.parent.name for path in folder.parent.glob("*/checkpoints"))) or "none"
+            raise StateError(
+                f"{folder} holds no checkpoint; run `dqmstream learn`, or give --state and --name; learners there: {there}"
+            )
         meta, arrays = found
         if meta.archive_id != archive.archive_id:
             raise StateError(f"{folder} belongs to archive {meta.archive_id}, not {archive.archive_id}: give its --archive")
@@ -161,6 +165,16 @@ class Flagger:
         self.strategy.restore(own)
         self.novelty.restore(beside)
         self.runs = meta.runs
+
+    def warnings(self) -> list[str]:
+        """What weakens all that is said here, each in a sentence."""
+        if self.novelty.statistical.reference.kind == Saturating.kind:
+            return []
+        return [
+            "the reference run does not follow the law of the response, or is too short to tell: a quadratic stands in its "
+            "place, which is off where luminosity is not the reference run's, so that faulty may mean nothing; make a "
+            "reference of more good lumisections (`dqmstream reference`) and learn with it"
+        ]
 
     def flags(self, run: int, alarms: float, rate: float) -> RunFlags:
         """Flag a run as the archive holds it. alarms: of false alarms, by lumisection. rate: of false discoveries, by channel.
