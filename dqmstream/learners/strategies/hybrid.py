@@ -4,10 +4,11 @@
 
 s: log-probabilities by the statistical memory (`learners.statistical`), which is the closed form and forgets nothing. f: those
 of a network that is taught, half and half, by lumisections redrawn from the statistics and by real ones that are kept, so that
-it knows what the statistics say and can learn what they do not. α, β: 0, 1/4, ... 1, chosen after each run by the likelihood of
-its validation blocks and of a few lumisections that are held out of every past run. They stay at 1 and 0, the closed form,
-unless another pair does better by more than one standard error; since either part alone is among the pairs, the whole is not
-worse than a part by more than chance. A product of experts (Hinton, Neural Computation 14 (2002) 1771) with weights by
+it knows what the statistics say and can learn what they do not. α: 0, 1/32, 1/16, ... 1, β: 0, 1/4, 1/2, 1, chosen after each
+run by the likelihood of its validation blocks and of a few lumisections that are held out of every past run. They stay at 1
+and 0, the closed form, unless another pair does better by more than one standard error than the closed form at its best α,
+which leaves open who is right where both are too sure; since either part alone is among the pairs, the whole is not worse than
+a part by more than chance. A product of experts (Hinton, Neural Computation 14 (2002) 1771) with weights by
 stacking (Wolpert, Neural Networks 5 (1992) 241).
 
 Measured (seed 0, steps 32 and 60): on 12 runs of `small` the network has .77 taught by real lumisections, .83 by redrawn ones,
@@ -35,9 +36,10 @@ _CHOICE = 2
 REAL = 0.5
 """Share of real lumisections among those of a class, where any are kept of it."""
 
-_STEPS = np.linspace(0.0, 1.0, 5)
-WEIGHTS = np.array([(1.0, 0.0), *((a, b) for a in _STEPS for b in _STEPS if a + b > 0 and (a, b) != (1, 0))])
-"""Pairs α, β that are tried, the closed form first."""
+_CLOSED, _NETWORK = (1.0, *(2.0**-k for k in range(1, 6)), 0.0), (0.0, 0.25, 0.5, 1.0)
+WEIGHTS = np.array([(a, b) for b in _NETWORK for a in _CLOSED if a + b > 0])
+"""Pairs α, β that are tried, the closed form first. On `year` the closed form named .73 of the lumisections of 100 runs, and
+was so sure of the others that a grid without small α took the network alone, which names .70."""
 
 
 class Hybrid(StatisticalReplay):
@@ -104,11 +106,11 @@ class Hybrid(StatisticalReplay):
         closed, network = self._closed_log_p(counts), self.network_scores(counts)
         place = np.arange(len(label)), label
         log_p = np.stack([log_softmax(a * closed + b * network, axis=1)[place] for a, b in WEIGHTS])
-        gain = log_p - log_p[0]
-        mean = gain @ share
-        error = np.sqrt(((gain - mean[:, None]) ** 2) @ share**2)
-        best = int(mean.argmax())
-        return WEIGHTS[best] if mean[best] > error[best] else WEIGHTS[0]
+        mean = log_p @ share
+        best, alone = int(mean.argmax()), int(np.where(WEIGHTS[:, 1] == 0, mean, -np.inf).argmax())
+        gain = log_p[best] - log_p[alone]
+        error = np.sqrt((gain - gain @ share) ** 2 @ share**2)
+        return WEIGHTS[best] if gain @ share > error else WEIGHTS[0]
 
     def scores(self, maps: Maps) -> np.ndarray:
         counts = maps.counts[:, self.reference.live]
