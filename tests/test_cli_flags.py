@@ -121,13 +121,15 @@ def test_a_channel_that_fails_within_a_run_is_named_with_its_lumisections(folder
 
 
 def test_a_reference_that_does_not_follow_the_law_is_told(folder: Path, tmp_path: Path) -> None:
-    """Twenty lumisections to train on are too few to tell the law."""
-    assert result("flags", "--archive", folder / "A", "--run", Archive.open(folder / "A").runs()[0].run)["warnings"] == []
-    write(tmp_path / "runs", "moderate", 2, 2, 60)
-    import_files([tmp_path / "runs"], lambda: Archive.open_or_create(tmp_path / "A"), dtype=np.dtype("float32"), depths=1)
-    learner = Learner(Archive.open(tmp_path / "A"), tmp_path / "A.state" / "live", LearnerSettings(strategy="statistical"))
-    learner.freeze([describe(learner.archive, one.run, i) for i, one in enumerate(learner.archive.runs())])
-    learner.step()
-    learner.close()
+    """Counts that lie eight times as far from their mean as counts do follow no law of events that fire."""
+    first = Archive.open(folder / "A").runs()[0].run
+    assert result("flags", "--archive", folder / "A", "--run", first)["warnings"] == []
+    shutil.copytree(folder / "A", tmp_path / "A")
+    counts = np.load(min((folder / "runs").glob("*_Dataset_*")))
+    noise = 7 * np.sqrt(counts) * np.random.default_rng(0).standard_normal(counts.shape)
+    np.save(tmp_path / "Run1_Dataset_noisy.npy", np.maximum(np.rint(counts + noise), 0))
+    result("import", tmp_path / "Run1_Dataset_noisy.npy", "--archive", tmp_path / "A")
+    result("reference", "--archive", tmp_path / "A", "--run", 1, "--out", tmp_path / "noisy.safetensors")
+    result("learn", "--archive", tmp_path / "A", "--strategy", "gain_map", "--reference", tmp_path / "noisy.safetensors")
     done = dqmstream("flags", "--archive", tmp_path / "A")
     assert done.returncode == 0 and "warning: the reference run does not follow the law" in done.stdout
