@@ -19,7 +19,7 @@ help:
 	@echo "make test        all tests, linter and type checker (needs JDK 17+ and Maven)"
 	@echo "make soak        the long forms of the promises: 500 kills, 100 000 fuzzed messages; prints the figures"
 	@echo "make bench       what ingest, archive, experts, backbones, a training step and a run cost, as ratios within one run"
-	@echo "make year        1000 runs through two learners: what they still know, and what a run costs by then (half an hour)"
+	@echo "make year        1000 runs through three learners: what they still know, and what a run costs by then (an hour and a half)"
 	@echo "make tables      the tables of the README, from benchmarks/readme.toml: hours; goes on where it stopped (REUSE=FOLDER)"
 	@echo "make setup       only make .venv and install"
 

@@ -1,6 +1,6 @@
 """A year of runs through a learner: what it still knows after 10, 30, 100, 300 and 1000 of them, and what a run costs by then.
 
-    python -m benchmarks.year [--runs 1000] [--strategy NAME ...] [--out year-out] [--figure docs/year.png]
+    python -m benchmarks.year [--runs 1000] [--strategy NAME ...] [--memory-bytes N] [--out year-out] [--figure docs/year.png]
 
 Runs of the stream `year` are drawn one at a time and go through the code of the live learner (`learners.judge`), as a
 benchmark's cells do: an archive of the year would take 15 GB. History and a checkpoint every 25 runs lie under --out, and a
@@ -38,7 +38,7 @@ from dqmstream.learners.strategy import RunData
 from dqmstream.lumisection import Geometry
 from dqmstream.storage.locks import write_atomically
 
-STRATEGIES = ("statistical", "replay")
+STRATEGIES = ("statistical", "hybrid", "replay")
 MILESTONES = (10, 30, 100, 300, 1000)
 SEED, LUMISECTIONS = 100, 200
 MEMORY_BYTES = 1_000_000
@@ -58,7 +58,7 @@ def drawn(number: int) -> RunData:
     return as_run_data(simulated_run("year", number, seed=SEED, lumisections=LUMISECTIONS), Split())
 
 
-def learnt(name: str, runs: int, folder: Path) -> History:
+def learnt(name: str, runs: int, memory_bytes: int, folder: Path) -> History:
     """The history of a strategy over so many runs; what the folder has of it is not learnt again."""
     if name in GRADIENT:
         set_threads(1)
@@ -67,7 +67,7 @@ def learnt(name: str, runs: int, folder: Path) -> History:
         geometry=Geometry(1),
         seed=SEED,
         recipe=RECIPE if name in GRADIENT else None,
-        memory_bytes=MEMORY_BYTES,
+        memory_bytes=memory_bytes,
         device="cpu",
     )
     evaluator, novelty = Evaluator(EVALUATION_SAMPLES), Novelty(Geometry(1), SEED)
@@ -89,7 +89,7 @@ def learnt(name: str, runs: int, folder: Path) -> History:
         history.append(line | cost)
         if (number + 1) % BLOCK == 0 or number + 1 == runs:
             meta = checkpoint.CheckpointMeta(
-                experience=number, runs=evaluator.runs, strategy=name, seed=SEED, memory_bytes=MEMORY_BYTES,
+                experience=number, runs=evaluator.runs, strategy=name, seed=SEED, memory_bytes=memory_bytes,
                 archive_id="", snapshot="", threads=1, dqmstream=__version__,
             )  # fmt: skip
             arrays = prefixed("strategy", strategy.state()) | prefixed("novelty", novelty.state())
@@ -161,6 +161,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=MILESTONES[-1])
     parser.add_argument("--strategy", action="append", choices=NAMES)
+    parser.add_argument("--memory-bytes", type=int, default=MEMORY_BYTES, help="kept of past runs; --out is of one size")
     parser.add_argument("--out", type=Path, default=Path("year-out"))
     parser.add_argument("--figure", type=Path)
     asked = parser.parse_args()
@@ -168,10 +169,12 @@ def main() -> None:
         parser.error(f"--runs must be {MILESTONES[0]} at least, the first milestone")
     names = asked.strategy or STRATEGIES
     with threadpool_limits(1):
-        found = {name: summary(learnt(name, asked.runs, asked.out / name).lines) for name in names}
+        found = {name: summary(learnt(name, asked.runs, asked.memory_bytes, asked.out / name).lines) for name in names}
     if asked.figure:
         draw(asked.figure, found)
-    told = {"stream": "year", "seed": SEED, "lumisections": LUMISECTIONS, "memory_bytes": MEMORY_BYTES} | found | versions()
+    told = (
+        {"stream": "year", "seed": SEED, "lumisections": LUMISECTIONS, "memory_bytes": asked.memory_bytes} | found | versions()
+    )
     write_atomically(asked.out / "year.json", json.dumps(told).encode())
     print(json.dumps(told))
 
