@@ -83,7 +83,7 @@ class Hybrid(StatisticalReplay):
         return log
 
     def _empty(self, channels: int) -> ExemplarMemory:
-        # A uniform choice of all past lumisections. Equal shares would leave out late runs, once there are more runs than places,
+        # A uniform choice of all past lumisections. Equal shares would leave out late runs once there are more runs than places,
         # and speak for those that the network has real lumisections of: of 300 runs of `year` it then lost .05 of accuracy.
         return ExemplarMemory(channels, self._held_bytes, self._seed, "reservoir", least=0)
 
