@@ -83,8 +83,8 @@ class Hybrid(StatisticalReplay):
         return log
 
     def _empty(self, channels: int) -> ExemplarMemory:
-        # A uniform choice of all past lumisections. Equal shares would leave out late runs once there are more runs than places,
-        # and speak for those that the network has real lumisections of: of 300 runs of `year` it then lost .05 of accuracy.
+        # A uniform choice of all past lumisections. Equal shares leave out late runs once there are more runs than places,
+        # and speak for those that the network has real lumisections of: at 300 runs of `year` that lost .05 of accuracy.
         return ExemplarMemory(channels, self._held_bytes, self._seed, "reservoir", least=0)
 
     def _material(self, experience: int, counts: np.ndarray, past: PastCounts) -> Mapping[int, np.ndarray]:
