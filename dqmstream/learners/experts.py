@@ -2,7 +2,8 @@
 
 The three agree to rounding, in value and in gradient; they differ in what is fast where. `loop` computes one expert after
 another, each on its own tokens; `grouped` all of them in one grouped product of matrices, which a GPU from SM90 on does without
-a word to the host; `dense` every expert on every token, which is what the other two are checked against.
+a word to the host; `dense` every expert on every token, which is what the other two are checked against, and what a GPU has
+done first where the layer is small.
 
 Letters at the end of a name are its axes: T tokens, D width, H hidden width, E experts, K choices of a token, S = T K slots (a
 token and one of its choices), P places of an expert.
@@ -15,6 +16,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+DENSE_PRODUCTS = {torch.float32: 10**10, torch.bfloat16: 4 * 10**9}
+"""Multiplications of a layer up to which a GPU has put every token through every expert before it has sorted them: measured on
+an H200, `python -m benchmarks.gpu --only experts`."""
 
 
 class Experts(nn.Module):
@@ -53,7 +58,17 @@ class Experts(nn.Module):
     def forward(self, x_TD: Tensor, weight_TK: Tensor, expert_TK: Tensor) -> Tensor:
         """Each token by its chosen experts, weighted and added: (T, D)."""
         ways = {"loop": self.loop, "grouped": self.grouped, "dense": self.dense}
-        return ways[self.computation or fastest(x_TD)](x_TD, weight_TK, expert_TK)
+        return ways[self.computation or self.fastest(x_TD)](x_TD, weight_TK, expert_TK)
+
+    def fastest(self, x_TD: Tensor) -> str:
+        """Name of the computation to use for such an input."""
+        if x_TD.device.type != "cuda":
+            return "loop"
+        dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x_TD.dtype
+        if len(x_TD) * self.up_EHD.numel() <= DENSE_PRODUCTS.get(dtype, 0):
+            return "dense"
+        tensor_cores = torch.cuda.get_device_capability(x_TD.device) >= (9, 0)
+        return "grouped" if dtype == torch.bfloat16 and tensor_cores else "loop"
 
     def loop(self, x_TD: Tensor, weight_TK: Tensor, expert_TK: Tensor) -> Tensor:
         """Each expert in turn on its own slots, which lie side by side once they are sorted by expert."""
@@ -89,10 +104,14 @@ class Experts(nn.Module):
     def dense(self, x_TD: Tensor, weight_TK: Tensor, expert_TK: Tensor) -> Tensor:
         """The same by computing every expert on every token and weighting most of it with zero."""
         gate_TE = torch.zeros(len(x_TD), len(self), dtype=weight_TK.dtype, device=x_TD.device)
-        gate_TE = gate_TE.scatter(1, expert_TK, weight_TK).to(x_TD.dtype)
-        hidden_TEH = self.act(torch.einsum("td,ehd->teh", x_TD, self.up_EHD) + self.up_bias_EH)
-        y_TED = torch.einsum("teh,edh->ted", hidden_TEH, self.down_EDH) + self.down_bias_ED
-        return torch.einsum("te,ted->td", gate_TE, y_TED)
+        gate_TE = gate_TE.scatter(1, expert_TK, weight_TK)
+        hidden_TEH = self.act(F.linear(x_TD, self.up_EHD.flatten(0, 1), self.up_bias_EH.flatten())).unflatten(
+            1, (len(self), -1)
+        )
+        # Weighting before the second layer makes of it one product, whose sum over experts and hidden width is one.
+        weighted_TX = (hidden_TEH * gate_TE[..., None].to(hidden_TEH.dtype)).flatten(1)
+        y_TD = F.linear(weighted_TX, self.down_EDH.transpose(0, 1).flatten(1))
+        return y_TD + gate_TE.to(y_TD.dtype) @ self.down_bias_ED.to(y_TD.dtype)
 
     def of_places(self, x_EPD: Tensor) -> Tensor:
         """Each expert on as many rows of its own: (E, P, D)."""
@@ -105,15 +124,12 @@ def with_copy(rows: Tensor, row: int) -> Tensor:
     return torch.cat([rows, rows[row : row + 1]])
 
 
-def fastest(x: Tensor) -> str:
-    """Name of the computation to use for an input such as x.
-
-    grouped needs tensor cores of SM90 and bfloat16: in float32 it loops over the experts, with a word to the host for each.
-    """
-    if x.device.type != "cuda" or torch.cuda.get_device_capability(x.device) < (9, 0):
-        return "loop"
-    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
-    return "grouped" if dtype == torch.bfloat16 else "loop"
+def counted(expert: Tensor, experts: int) -> Tensor:
+    """How often each expert is named, (E,). Of a GPU's tensor bincount asks for the largest first, and has the host wait."""
+    expert_S = expert.reshape(-1)
+    if expert.device.type == "cpu":
+        return torch.bincount(expert_S, minlength=experts)
+    return (torch.arange(experts, device=expert.device)[:, None] == expert_S).sum(dim=1)
 
 
 class _Slots:
@@ -123,7 +139,7 @@ class _Slots:
         expert_S = expert_TK.reshape(-1)
         # As bytes they are sorted by counting, in a tenth of the time.
         order_S = torch.argsort(expert_S.to(torch.uint8), stable=True)
-        self.share_E = torch.bincount(expert_S, minlength=experts)
+        self.share_E = counted(expert_S, experts)
         self.expert_S = expert_S.index_select(0, order_S)
         self._choices = expert_TK.shape[1]
         self._token_S = order_S // self._choices

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dqmstream.errors import StateError
-from dqmstream.learners.experts import Experts, with_copy
+from dqmstream.learners.experts import Experts, counted, with_copy
 from dqmstream.learners.recipe import Recipe
 
 
@@ -128,7 +128,7 @@ class TopK(Router):
 
     def _losses(self, logits_ET: Tensor, probability_ET: Tensor, expert_TK: Tensor) -> Tensor:
         experts = len(probability_ET)
-        load_E = torch.bincount(expert_TK.reshape(-1), minlength=experts) / expert_TK.numel()
+        load_E = counted(expert_TK, experts) / expert_TK.numel()
         balance = experts * (load_E * probability_ET.mean(dim=1)).sum()
         return self.aux_weight * balance + self.z_weight * logits_ET.logsumexp(dim=0).square().mean()
 
@@ -164,7 +164,7 @@ class Balanced(TopK):
             score_TE = score_TE.masked_fill(logits_ET.t() == -torch.inf, -torch.inf)
         expert_TK = score_TE.contiguous().topk(self.top_k, dim=-1).indices
         if self.training:
-            self.load_E += torch.bincount(expert_TK.reshape(-1), minlength=len(self.load_E))
+            self.load_E += counted(expert_TK, len(self.load_E))
         weight_TK = probability_TE.gather(1, expert_TK)
         return weight_TK / weight_TK.sum(dim=-1, keepdim=True), expert_TK
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from math import prod
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from dqmstream.learners.experts import Experts
 from dqmstream.learners.network import Network
 from dqmstream.learners.networks import build
 from dqmstream.learners.recipe import Recipe
@@ -20,13 +22,14 @@ def step_flops(model: nn.Module, batch: int, features: int, device: torch.device
     """Floating-point operations of a forward and a backward pass of `batch` lumisections of `features` channels.
 
     `counter` counts products of matrices, convolutions and attention, a multiplication and an addition as two, and nothing
-    elementwise. A Mixture of Experts costs the same wherever its tokens are sent, so any input will do.
+    elementwise. A Mixture of Experts costs the same wherever its tokens are sent, so any input will do; what counts is the
+    experts that were chosen, also where a GPU computes others beside them.
     Weights, gradients and the random state stay as they are; in evaluation mode routers count no load.
     """
     model.eval()
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     inputs: Tensor = torch.linspace(-1, 1, batch * features, device=device).view(batch, features)
-    with counter() as counted:
+    with counter() as counted, _in_a_loop(model):
         torch.autograd.grad(model(inputs).sum(), weights, allow_unused=True)
     return float(counted.get_total_flops())
 
@@ -60,6 +63,20 @@ def counter() -> FlopCounterMode:
     Of a convolution of each channel alone, as in ConvNeXt, that would be as many times too much as there are channels.
     """
     return FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: _convolution_backward})
+
+
+@contextmanager
+def _in_a_loop(model: nn.Module) -> Iterator[None]:
+    """Have all experts of a model computed one after another meanwhile: no more is multiplied then than they are asked for."""
+    mixtures = [module for module in model.modules() if isinstance(module, Experts)]
+    usual = [experts.computation for experts in mixtures]
+    for experts in mixtures:
+        experts.computation = "loop"
+    try:
+        yield
+    finally:
+        for experts, computation in zip(mixtures, usual, strict=True):
+            experts.computation = computation
 
 
 def _convolution_backward(

@@ -11,6 +11,7 @@ import copy
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from dqmstream.learners.network import Network
 from dqmstream.learners.recipe import Recipe
+from dqmstream.learners.strategies.capture import CapturedStep, on_stream_of_captures
 from dqmstream.learners.strategy import Watch
 
 with warnings.catch_warnings():
@@ -31,6 +33,10 @@ with warnings.catch_warnings():
 WATCH_STEPS = 10
 """Training steps between two calls of a watch."""
 
+STEP_CALLBACKS = tuple(
+    f"{when}_{what}" for what in ("training_iteration", "forward", "backward", "update") for when in ("before", "after")
+)
+
 UNDECAYED = ("position_ND", "pos_embed", "cls_token", "dist_token")
 """Names of positions and tokens, ours and timm's."""
 
@@ -39,7 +45,8 @@ class Lesson:
     """What one training sees: the residuals of some classes, drawn in batches in which every class has the same share.
 
     It takes the place of Avalanche's experience and data loader at once. Batches are drawn with replacement by a generator on
-    the CPU, so that their order is the same on every device.
+    the CPU, so that without noise they are the same on every device. Noise is drawn where the rows lie: that of a batch of 1024
+    takes a CPU as long as a GPU takes for many steps.
     """
 
     def __init__(
@@ -52,6 +59,10 @@ class Lesson:
         self.classes = list(residuals)
         self.steps = steps
         self.generator = generator
+        self._noise_generator = generator
+        if device.type == "cuda" and recipe.noise:
+            seed = int(torch.randint(2**62, (), generator=generator))
+            self._noise_generator = torch.Generator(device).manual_seed(seed)
         self._size_C = torch.tensor(sizes)
         self._start_C = torch.cumsum(self._size_C, 0) - self._size_C
         self._recipe = recipe
@@ -74,15 +85,16 @@ class Lesson:
             # Going round the classes from where the last batch ended keeps shares equal where they do not divide the batch.
             which_B = (step * batch + torch.arange(batch)) % len(self._size_C)
             place_B = torch.rand(batch, generator=self.generator, dtype=torch.float64) * self._size_C[which_B]
-            index_B = (self._start_C[which_B] + place_B.long()).to(self.label_M.device)
+            # Without waiting: otherwise the host could not go on to the next step while the GPU is at this one.
+            index_B = (self._start_C[which_B] + place_B.long()).to(self.label_M.device, non_blocking=True)
             yield [self.with_noise(self.residuals_ML[index_B]), self.label_M[index_B]]
 
     def with_noise(self, residuals_BL: Tensor) -> Tensor:
         """Residuals (B, L) with the noise that the recipe's training adds, drawn anew."""
         if not self._recipe.noise:
             return residuals_BL
-        noise_BL = torch.randn(residuals_BL.shape, generator=self.generator)
-        return residuals_BL + self._recipe.noise * noise_BL.to(residuals_BL.device)
+        noise_BL = torch.randn(residuals_BL.shape, generator=self._noise_generator, device=residuals_BL.device)
+        return residuals_BL + self._recipe.noise * noise_BL
 
 
 class _NoEvaluation(SupervisedPlugin):
@@ -95,8 +107,12 @@ class _NoEvaluation(SupervisedPlugin):
 class RunTemplate(SupervisedTemplate):
     """Trains a model on one lesson: cross-entropy and the routers' losses, AdamW, a cosine schedule with a warm-up.
 
-    losses: the loss of each step, on the device, after `teach`.
+    On a GPU a step is recorded and replayed (`CapturedStep`) where the plugin takes no part in steps, nothing is dropped at
+    random and nothing waits for the host.
+    losses: the loss of each step, on the device, after `teach`. captured: whether the last steps were replayed.
     """
+
+    captured = False
 
     def __init__(
         self,
@@ -107,8 +123,12 @@ class RunTemplate(SupervisedTemplate):
         plugin: SupervisedPlugin,
         watch: Watch | None = None,
         settle: Callable[[int], bool] | None = None,
+        capture: bool = True,
     ) -> None:
-        """settle: called with the number of steps after each; where it says so the training ends."""
+        """settle: called with the number of steps after each; where it says so the training ends.
+
+        capture: whether a step may be recorded.
+        """
         super().__init__(
             model=model,
             optimizer=torch.optim.AdamW(model.parameters()),
@@ -122,6 +142,8 @@ class RunTemplate(SupervisedTemplate):
         self.recipe = recipe
         self.losses: list[Tensor] = []
         self._watch, self._settle = watch, settle
+        # A recording with dropout was not seen to draw what it would have drawn.
+        self._capture = capture and device.type == "cuda" and not recipe.dropout and not takes_part_in_steps(plugin)
 
     def teach(self, lesson: Lesson) -> None:
         """Train on a lesson for all its steps."""
@@ -130,6 +152,8 @@ class RunTemplate(SupervisedTemplate):
         # An optimizer that has a schedule refers to itself, so what it holds would stay until Python looks for such cycles.
         self.optimizer.state.clear()
         self.optimizer.param_groups.clear()
+        # Gradients of a recorded step keep the memory of all of it.
+        self.model.zero_grad()
 
     def train_dataset_adaptation(self, **kwargs: Any) -> None:
         self.adapted_dataset = None
@@ -141,44 +165,61 @@ class RunTemplate(SupervisedTemplate):
         return self.model if model is None else model
 
     def make_optimizer(self, **kwargs: Any) -> None:
-        self.optimizer = torch.optim.AdamW(decay_groups(self.model, self.recipe.weight_decay), lr=self.recipe.lr)
-        total, recipe = self.experience.steps, self.recipe
+        recipe, total = self.recipe, self.experience.steps
+        lr = torch.tensor(recipe.lr, device=self.device) if self._capture else recipe.lr
+        groups = decay_groups(self.model, recipe.weight_decay)
+        self.optimizer = torch.optim.AdamW(groups, lr=lr, fused=self.device.type == "cuda" or None)
         self._schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: rate_at(step, total, recipe))
         self.optimized_param_id: dict[str, Tensor] = {}  # Avalanche makes another optimizer while this is None
 
     def training_epoch(self, **kwargs: Any) -> None:
-        """Avalanche's own, but that a batch may go through the network in parts, whose gradients are added.
+        """Avalanche's own, but that steps may be recorded; see `_step` for what is in one."""
+        captured = CapturedStep(self._step, self._before_capture) if self._capture else None
+        with on_stream_of_captures(self.device) if captured else nullcontext():
+            for batch in self.dataloader:
+                if self._stop_training:
+                    break
+                self.losses.append((captured or self._step)(batch))
+                self._schedule.step()
+                self._look_up()
+        self.captured = captured is not None and captured.captured
+
+    def _step(self, batch: Sequence[Tensor]) -> Tensor:
+        """Train with one batch, which may go through the network in parts, whose gradients are added. The loss, detached.
 
         Callbacks around forward and backward see each part; those around an iteration and an update, and `after_backward`,
         come once a batch. What is added to the loss in `before_backward` counts once a batch too.
         """
-        for batch in self.dataloader:
-            if self._stop_training:
-                break
-            self.mbatch = batch
-            self._unpack_minibatch()
-            self._before_training_iteration(**kwargs)
-            self.optimizer.zero_grad()
-            whole = self.mbatch
-            size = len(whole[0])
-            losses = []
-            for start in range(0, size, self.recipe.micro_batch or size):
-                self.mbatch = [rows[start : start + (self.recipe.micro_batch or size)] for rows in whole]
-                self.loss = self._make_empty_loss()
-                self._before_forward(**kwargs)
-                self.mb_output = self.forward()
-                self._after_forward(**kwargs)
-                self.loss += self.criterion()
-                self._before_backward(**kwargs)
-                self.loss = self.loss * (len(self.mbatch[0]) / size)
-                self.backward()
-                losses.append(self.loss.detach())
-            self.mbatch, self.loss = whole, torch.stack(losses).sum()
-            self._after_backward(**kwargs)
-            self._before_update(**kwargs)
-            self.optimizer_step()
-            self._after_update(**kwargs)
-            self._after_training_iteration(**kwargs)
+        self.mbatch = batch
+        self._unpack_minibatch()
+        self._before_training_iteration()
+        self.optimizer.zero_grad()
+        whole = self.mbatch
+        size = len(whole[0])
+        losses = []
+        for start in range(0, size, self.recipe.micro_batch or size):
+            self.mbatch = [rows[start : start + (self.recipe.micro_batch or size)] for rows in whole]
+            self.loss = self._make_empty_loss()
+            self._before_forward()
+            self.mb_output = self.forward()
+            self._after_forward()
+            self.loss += self.criterion()
+            self._before_backward()
+            self.loss = self.loss * (len(self.mbatch[0]) / size)
+            self.backward()
+            losses.append(self.loss.detach())
+        self.mbatch, self.loss = whole, torch.stack(losses).sum()
+        self._after_backward()
+        self._before_update()
+        self.optimizer_step()
+        self.model.after_step()
+        self._after_update()
+        self._after_training_iteration()
+        return self.loss
+
+    def _before_capture(self) -> None:
+        for group in self.optimizer.param_groups:
+            group["capturable"] = True
 
     def forward(self) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bf16 and self.device.type == "cuda"):
@@ -188,11 +229,8 @@ class RunTemplate(SupervisedTemplate):
     def criterion(self) -> Tensor:
         return super().criterion() + self.model.auxiliary_loss()
 
-    def optimizer_step(self) -> None:
-        self.losses.append(self.loss.detach())
-        super().optimizer_step()
-        self._schedule.step()
-        self.model.after_step()
+    def _look_up(self) -> None:
+        """After a step: may the training end, and is it to be watched?"""
         if self._settle is not None and self._settle(len(self.losses)):
             self.stop_training()
             return
@@ -205,6 +243,11 @@ class RunTemplate(SupervisedTemplate):
         with torch.random.fork_rng(), torch.no_grad():
             watch()
         self.model.train()
+
+
+def takes_part_in_steps(plugin: SupervisedPlugin) -> bool:
+    """Whether a plugin has a callback of its own within a training step."""
+    return any(getattr(type(plugin), name) is not getattr(SupervisedPlugin, name) for name in STEP_CALLBACKS)
 
 
 def rate_at(step: int, total: int, recipe: Recipe) -> float:
