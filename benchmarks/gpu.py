@@ -360,9 +360,8 @@ def runs(device: torch.device, tiny: bool) -> dict[str, Any]:
     drawn = [as_run_data(run, Split()) for run in stream("small", seed=SEED, runs=3 if tiny else 8, lumisections=200)]
     found: dict[str, Any] = {}
     for on in dict.fromkeys((str(device), "cpu")):
-        strategy = make_strategy(
-            DEFAULT, geometry=Geometry(1), seed=SEED, recipe=replace(OWN, steps=2) if tiny else OWN, device=on
-        )
+        recipe = replace(OWN, steps=2) if tiny else OWN
+        strategy = make_strategy(DEFAULT, geometry=Geometry(1), seed=SEED, recipe=recipe, device=on)
         took = []
         for i, run in enumerate(drawn):
             wait(device)
@@ -370,8 +369,7 @@ def runs(device: torch.device, tiny: bool) -> dict[str, Any]:
             strategy.learn(i, run, lambda past: drawn[past])
             wait(device)
             took.append(time.perf_counter() - began)
-        found[f"default, {on}"] = {"learn_s": round(statistics.median(took[2:]), 4), "first_s": [round(s, 4) for s in took[:3]]}
-        print(on, found[f"default, {on}"], file=sys.stderr, flush=True)
+        found[f"default, {on}"] = {"learn_s": statistics.median(took[2:]), "first_s": took[:3]}
     return found
 
 
