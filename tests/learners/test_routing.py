@@ -132,13 +132,16 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(recipe: Recipe, inputs: 
         def before_backward(self, template: RunTemplate, **kwargs: object) -> None:
             template.loss = template.loss + 3 * sum(head.weight.square().sum() for head in template.model.heads())
 
-    gradients, losses = [], []
+        def before_update(self, template: RunTemplate, **kwargs: object) -> None:
+            gradients.append({name: weight.grad for name, weight in template.model.named_parameters()})
+
+    gradients: list[dict[str, torch.Tensor | None]] = []
+    losses = []
     for one in (recipe, replace(recipe, micro_batch=0)):
         model = _with_head(one)
         lesson = Lesson({0: rows[:15].numpy(), 1: rows[15:].numpy()}, one, 1, CPU, torch.Generator().manual_seed(1))
         template = RunTemplate(model=model, recipe=one, device=CPU, plugin=Penalty(one, 0, 0))
         template.teach(lesson)
-        gradients.append({name: weight.grad for name, weight in model.named_parameters()})
         losses.append(template.losses[0])
     torch.testing.assert_close(losses[0], losses[1])
     for name, whole in gradients[1].items():
