@@ -25,10 +25,10 @@ from dqmstream.learners.strategy import Strategy
 from dqmstream.lumisection import Geometry, he_depth1_mask
 from tests.learners.conformance import accuracy, check_strategy
 from tests.learners.streams import make_stream
+from tests.learners.test_model import needs_cuda
 from tests.learners.test_strategies import BRIEF, BUDGET, EXEMPT, TINY
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 
 NETWORKS = {
     "moe_vit": Recipe(),
