@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from scipy.special import log_softmax
@@ -114,7 +115,8 @@ class Evaluator:
     certain as 6000 lumisections make it (.006). As a run keeps fewer its column moves by chance, and figures that take a
     maximum or a minimum over t (`forgetting`, the worst case) are the larger, or lower, for it.
 
-    Beyond `budget` runs each keeps one lumisection, and the cost grows again.
+    Beyond `budget` runs each keeps one test lumisection, and the cost grows again. Where there are more runs than validation
+    lumisections may be scored they are kept of every second run only, every fourth, and so on.
     """
 
     def __init__(self, budget: int = 6000) -> None:
@@ -122,12 +124,19 @@ class Evaluator:
         self.runs: list[int] = []
         self._tests: list[Maps] = []
         self._validations: list[Maps] = []
+        self._surest: WeakKeyDictionary[Scorer, np.ndarray] = WeakKeyDictionary()
+        """Largest log-probability of each test lumisection, (n,), by who said it since the last run was added."""
 
     def add(self, run: RunData) -> None:
         """Add the next experience's test and validation parts."""
         self.runs.append(run.run)
+        self._surest.clear()
         self._tests = self._within(self.budget, [*self._tests, run.part(Part.TEST)])
-        self._validations = self._within(self.budget // VALIDATION_SHARE, [*self._validations, run.part(Part.VALIDATION)])
+        budget = max(1, self.budget // VALIDATION_SHARE)
+        # A power of two, so that what is kept later is a part of what was kept before.
+        every = 1 << (-(-len(self.runs) // budget) - 1).bit_length()
+        kept = self._within(budget, [*self._validations, run.part(Part.VALIDATION)])
+        self._validations = [maps if number % every == 0 else _first_of(maps, 0, 0) for number, maps in enumerate(kept)]
 
     def _within(self, budget: int, parts: list[Maps]) -> list[Maps]:
         share = max(1, budget // len(self.runs))
@@ -135,17 +144,24 @@ class Evaluator:
 
     def score(self, strategy: Scorer) -> Scores:
         """What the strategy says of the test lumisections that are kept of the runs added so far."""
-        return _score(strategy, self._tests)
+        scores = _score(strategy, self._tests)
+        self._surest[strategy] = scores.log_probability.max(axis=1)
+        return scores
 
     def score_validation(self, strategy: Scorer) -> Scores:
         """The same of the validation lumisections."""
         return _score(strategy, self._validations)
 
     def before(self, strategy: Strategy, novelty: Novelty, run: RunData) -> BeforeLearning:
-        """Judge a run that neither has learnt, on at most `budget` of its lumisections; they must know two runs."""
+        """Judge a run that neither has learnt, on at most `budget` of its lumisections; they must know two runs.
+
+        What the strategy says of the runs that it knows is what it said when it was last asked by `score`, if it was since the
+        last run was added: nothing must have been learnt in between.
+        """
         test = _first_of(run.part(Part.TEST), self.budget, run.run)
         new = log_softmax(strategy.scores(test), axis=1)
-        known = self.score(strategy).log_probability
+        if strategy not in self._surest:
+            self.score(strategy)
         mean = np.exp(new).mean(axis=0)
         nearest = int(mean.argmax())
         as_many = _first_of(test, max(1, self.budget // len(self.runs)), run.run)
@@ -153,7 +169,7 @@ class Evaluator:
         of_new, *of_known = (noted.score for noted in novelty.look_at_each([as_many, *(self._tests[i] for i in some)]))
         return BeforeLearning(
             new_run_auc=auc(of_new, np.concatenate(of_known)),
-            probability_auc=auc(-new.max(axis=1), -known.max(axis=1)),
+            probability_auc=auc(-new.max(axis=1), -self._surest[strategy]),
             nearest_run=self.runs[nearest],
             nearest_probability=float(mean[nearest]),
         )

@@ -54,12 +54,12 @@ def test_what_is_taken_out_of_one_run_or_of_many_at_once_is_the_same() -> None:
     modes = Modes(reference)
     look = modes.look(runs[1].part(Part.TEST).counts[:, reference.live].astype(np.float64))
     rng = np.random.default_rng(1)
-    gains = 0.05 * rng.standard_normal((40, look.residual.shape[1]))
+    gains = 0.05 * rng.standard_normal((150, look.residual.shape[1]))  # in three blocks
     gains[rng.random(gains.shape) < 0.01] = -1.0  # dead in a run, or far from what is usual
     gains[rng.random(gains.shape) < 0.01] = 0.7
-    variances = np.where(np.random.default_rng(2).random((40, len(modes.boxes))) < 0.05, 0.03**2, 0.0)
+    variances = np.where(np.random.default_rng(2).random((150, len(modes.boxes))) < 0.05, 0.03**2, 0.0)
     together = log_densities(look, modes, Runs(gains, variances))
     alone = np.concatenate(
-        [log_densities(look, modes, Runs(gains[k : k + 1], variances[k : k + 1])) for k in range(40)], axis=1
+        [log_densities(look, modes, Runs(gains[k : k + 1], variances[k : k + 1])) for k in range(150)], axis=1
     )
     np.testing.assert_allclose(together, alone, rtol=1e-9, atol=1e-7)
