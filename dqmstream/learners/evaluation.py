@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
-from weakref import WeakKeyDictionary
 
 import numpy as np
 from scipy.special import log_softmax
@@ -124,8 +123,8 @@ class Evaluator:
         self.runs: list[int] = []
         self._tests: list[Maps] = []
         self._validations: list[Maps] = []
-        self._surest: WeakKeyDictionary[Scorer, np.ndarray] = WeakKeyDictionary()
-        """Largest log-probability of each test lumisection, (n,), by who said it since the last run was added."""
+        self._surest: dict[int, tuple[Scorer, np.ndarray]] = {}
+        """Largest log-probability of each test lumisection, (n,), and who said it since the last run was added, by its `id`."""
 
     def add(self, run: RunData) -> None:
         """Add the next experience's test and validation parts."""
@@ -145,7 +144,7 @@ class Evaluator:
     def score(self, strategy: Scorer) -> Scores:
         """What the strategy says of the test lumisections that are kept of the runs added so far."""
         scores = _score(strategy, self._tests)
-        self._surest[strategy] = scores.log_probability.max(axis=1)
+        self._surest[id(strategy)] = strategy, scores.log_probability.max(axis=1)
         return scores
 
     def score_validation(self, strategy: Scorer) -> Scores:
@@ -160,8 +159,9 @@ class Evaluator:
         """
         test = _first_of(run.part(Part.TEST), self.budget, run.run)
         new = log_softmax(strategy.scores(test), axis=1)
-        if strategy not in self._surest:
+        if id(strategy) not in self._surest:
             self.score(strategy)
+        _, surest = self._surest[id(strategy)]
         mean = np.exp(new).mean(axis=0)
         nearest = int(mean.argmax())
         as_many = _first_of(test, max(1, self.budget // len(self.runs)), run.run)
@@ -169,7 +169,7 @@ class Evaluator:
         of_new, *of_known = (noted.score for noted in novelty.look_at_each([as_many, *(self._tests[i] for i in some)]))
         return BeforeLearning(
             new_run_auc=auc(of_new, np.concatenate(of_known)),
-            probability_auc=auc(-new.max(axis=1), -self._surest[strategy]),
+            probability_auc=auc(-new.max(axis=1), -surest),
             nearest_run=self.runs[nearest],
             nearest_probability=float(mean[nearest]),
         )
