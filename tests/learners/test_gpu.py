@@ -143,6 +143,7 @@ LESSONS = {
     "soft": replace(STEPS, router="soft"),
     "vit": replace(STEPS, model="vit"),
     "cnn": replace(CNN, steps=30),
+    "dropout": replace(STEPS, model="deit", dropout=0.3),
     "bf16": replace(STEPS, bf16=True),
     "large, bf16": replace(STEPS, dim=192, depth=2, batch=1024, steps=12, bf16=True),
 }
@@ -166,11 +167,10 @@ def test_a_recorded_step_learns_what_it_would_have_learnt(name: str) -> None:
 
 
 @needs_cuda
-def test_a_step_is_not_recorded_where_the_host_waits_a_layer_drops_or_the_method_takes_part() -> None:
+def test_a_step_is_not_recorded_where_the_host_waits_or_the_method_takes_part() -> None:
     loop = replace(STEPS, dim=192, depth=2, batch=1024, steps=6)
     assert not taught(loop, Naive, True)[0].captured, "experts in a loop wait for their number of tokens"
     assert not taught(replace(STEPS, steps=6), Ewc, True)[0].captured
-    assert not taught(replace(STEPS, steps=6, model="resnet", dropout=0.3), Naive, True)[0].captured
     assert torch.cuda.get_sync_debug_mode() == 0
 
 

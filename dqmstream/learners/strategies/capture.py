@@ -2,8 +2,8 @@
 
 The first calls run as they would without this module, and are steps like any other. The last of them is watched: where it has
 the GPU wait for the host, as experts in a loop do, no step is recorded. Where it has not, the next call is recorded and from
-there on replayed: the same kernels in the same order on the same memory. Numbers that are drawn inside a step were not seen to
-go on as they would, so such steps are not to be recorded.
+there on replayed: the same kernels in the same order on the same memory. Numbers that torch's own generator draws inside a step
+(dropout) go on as they would without a recording.
 """
 
 from __future__ import annotations

@@ -107,8 +107,8 @@ class _NoEvaluation(SupervisedPlugin):
 class RunTemplate(SupervisedTemplate):
     """Trains a model on one lesson: cross-entropy and the routers' losses, AdamW, a cosine schedule with a warm-up.
 
-    On a GPU a step is recorded and replayed (`CapturedStep`) where the plugin takes no part in steps, nothing is dropped at
-    random and nothing waits for the host.
+    On a GPU a step is recorded and replayed (`CapturedStep`) where the plugin takes no part in steps and nothing waits for the
+    host.
     losses: the loss of each step, on the device, after `teach`. captured: whether the last steps were replayed.
     """
 
@@ -142,8 +142,7 @@ class RunTemplate(SupervisedTemplate):
         self.recipe = recipe
         self.losses: list[Tensor] = []
         self._watch, self._settle = watch, settle
-        # A recording with dropout was not seen to draw what it would have drawn.
-        self._capture = capture and device.type == "cuda" and not recipe.dropout and not takes_part_in_steps(plugin)
+        self._capture = capture and device.type == "cuda" and not takes_part_in_steps(plugin)
 
     def teach(self, lesson: Lesson) -> None:
         """Train on a lesson for all its steps."""
