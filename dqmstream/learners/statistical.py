@@ -7,7 +7,7 @@ The counts x of a lumisection of run k are, with e and s expected count and devi
 d_kc: gain of a channel. u_b: common mode of its readout box, another number in every lumisection, of which a run has its own
 spread σ_kb. E, R: what the conditions were misjudged by, unknown and free. m_c: `Modes.sensitivity`. A gain is one of the rate,
 so that λ_c follows m_c from moment to moment, 1 in the reference run; but a dead channel counts nothing at any pileup, and has
-λ_c = 1. The score of a run is the logarithm of that density, in closed form: trained in one pass, forgetting nothing, 2 kB
+λ_c = 1. The score of a run is the logarithm of that density, in closed form: trained in one pass, forgetting nothing, 1 kB
 a run.
 
 Gains are drawn towards their mean over runs as far as runs are alike (empirical Bayes; Efron and Morris, J. Am. Stat. Assoc. 70
@@ -30,6 +30,7 @@ from dqmstream.learners.density import DEAD, Runs, leverage_of, log_densities, m
 from dqmstream.learners.incremental import Incremental
 from dqmstream.learners.merging import Nearest, in_one_row
 from dqmstream.learners.modes import Look, Modes
+from dqmstream.learners.packing import pack, unpack
 from dqmstream.learners.reference import CLIP, fitted_gains
 from dqmstream.learners.response import medians
 from dqmstream.learners.stamp import STAMP, check_stamp, stamp
@@ -50,7 +51,9 @@ MEDIAN_OF_SQUARE = 0.4549
 """Of a standard normal number."""
 
 _CHUNK = 1024
-_ROWS = ("gains", "sigmas", "scale", "weight")
+_ROWS = {"gains": np.int8, "sigmas": np.uint8, "scale": np.float32, "weight": np.float32}
+"""Of each row: gains, packed; spreads, as places in `SIGMAS`; information, over that of the first run; runs that share it."""
+
 _ARRAYS = (*_ROWS, "row_of_class", "information", "lumisections")
 
 
@@ -85,7 +88,7 @@ class Statistical(Incremental):
     @property
     def gains(self) -> np.ndarray:
         """d of each class and live channel as they were measured, relative to the reference: float64, (classes, live)."""
-        return self._rows["gains"][self._row_of_class].astype(np.float64)
+        return self._gains_of(self._row_of_class)
 
     @property
     def gain_errors(self) -> np.ndarray:
@@ -95,7 +98,16 @@ class Statistical(Incremental):
     @property
     def sigmas(self) -> np.ndarray:
         """Spread of each box's common mode in each class, as a share of its rate, 0 where none was found: (classes, B)."""
-        return self._rows["sigmas"][self._row_of_class].astype(np.float64)
+        return SIGMAS[self._rows["sigmas"][self._row_of_class]]
+
+    def _gains_of(self, rows: np.ndarray | list[int] | slice) -> np.ndarray:
+        return unpack(self._rows["gains"][rows], self._unit)
+
+    @property
+    def _unit(self) -> np.ndarray:
+        """By how much one lumisection alone misjudges a gain, (live,)."""
+        in_one = self._information.astype(np.float64) / self._lumisections
+        return np.asarray(1 / np.sqrt(np.maximum(in_one, np.finfo(np.float64).tiny)))
 
     def known(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """What is asked: gains and their errors, (rows, live); variances of the boxes' modes, (rows, B); row of a class."""
@@ -113,8 +125,8 @@ class Statistical(Incremental):
         noise = without(look, gain)
         sigmas = self._common_modes(noise, look.count_leverage * self.modes.sensitivity)
         row: dict[str, Any] = {
-            "gains": gain.astype(np.float16),
-            "sigmas": sigmas.astype(np.float16),
+            "gains": pack(gain, self._unit),
+            "sigmas": sigmas,
             "scale": np.float32(scale),
             "weight": np.float32(1),
         }
@@ -134,10 +146,10 @@ class Statistical(Incremental):
         return log
 
     def _common_modes(self, noise: np.ndarray, leverage: np.ndarray) -> np.ndarray:
-        """Spread of each box's common mode, (B,): the most likely of `SIGMAS`, 0 where the evidence is thin. Both (n, live)."""
+        """Place in `SIGMAS` of each box's spread, uint8 (B,): the most likely, 0 where the evidence is thin. Both (n, live)."""
         information, projection = self.modes.by_box(leverage**2), self.modes.by_box(leverage * noise)
         gain = np.stack([mode_log_likelihood(sigma**2, information, projection).sum(axis=0) for sigma in SIGMAS])
-        return np.where(gain.max(axis=0) > EVIDENCE, SIGMAS[gain.argmax(axis=0)], 0.0)
+        return np.where(gain.max(axis=0) > EVIDENCE, gain.argmax(axis=0), 0).astype(np.uint8)
 
     def scores(self, maps: Maps) -> np.ndarray:
         return self.scores_of_live(maps.counts[:, self.reference.live])
@@ -168,7 +180,7 @@ class Statistical(Incremental):
             look = self.modes.look(counts[chunk].astype(np.float64))
             lit = np.maximum(look.count_leverage, np.finfo(np.float64).tiny)
             factor = 1 + gains[row] * leverage_of(look, gains[row]) / lit
-            mode = self._rows["sigmas"][row] * rng.standard_normal((len(row), len(self.modes.boxes)))
+            mode = SIGMAS[self._rows["sigmas"][row]] * rng.standard_normal((len(row), len(self.modes.boxes)))
             for box, cells in enumerate(self.modes.cells):
                 factor[:, cells] += mode[:, box, None] * self.modes.sensitivity[cells]
             # N events that fire with probability p count N p, with variance N p (1 - p): where p changes both do.
@@ -182,8 +194,8 @@ class Statistical(Incremental):
     def _runs(self) -> Runs:
         """What the rows say, with gains drawn towards their mean; worked out once between two runs."""
         if self._asked is None:
-            gains = self._shrink(self._rows["gains"].astype(np.float64))
-            self._asked = Runs(gains, self._rows["sigmas"].astype(np.float64) ** 2)
+            gains = self._shrink(self._gains_of(slice(None)))
+            self._asked = Runs(gains, SIGMAS[self._rows["sigmas"]] ** 2)
         return self._asked
 
     def _shrink(self, gains: np.ndarray) -> np.ndarray:
@@ -213,8 +225,8 @@ class Statistical(Incremental):
         weight = self._rows["weight"][pair].astype(np.float64)
         share = weight / weight.sum()
         merged = {
-            "gains": (share @ self._rows["gains"][pair].astype(np.float64)).astype(np.float16),
-            "sigmas": np.sqrt(share @ self._rows["sigmas"][pair].astype(np.float64) ** 2).astype(np.float16),
+            "gains": pack(share @ self._gains_of(pair), self._unit),
+            "sigmas": np.abs(SIGMAS[:, None] - np.sqrt(share @ SIGMAS[self._rows["sigmas"][pair]] ** 2)).argmin(axis=0),
             "scale": np.float32(self._rows["scale"][pair].sum()),
             "weight": np.float32(weight.sum()),
         }
@@ -226,7 +238,7 @@ class Statistical(Incremental):
 
     def _apart(self, row: int) -> np.ndarray:
         """How well one lumisection tells a row from each of the rows, (rows,)."""
-        gains, variance = self._rows["gains"].astype(np.float64), self._rows["sigmas"].astype(np.float64) ** 2
+        gains, variance = self._gains_of(slice(None)), SIGMAS[self._rows["sigmas"]] ** 2
         in_one = self._information.astype(np.float64) / self._lumisections
         width = 1 + variance * self.modes.by_box(in_one * self.modes.sensitivity**2)
         ratio = width / width[row]
@@ -249,6 +261,11 @@ class Statistical(Incremental):
         missing = [name for name in _ARRAYS if name not in state]
         if missing and len(missing) < len(_ARRAYS):
             raise StateError(f"the state of {self.name} lacks {', '.join(missing)}; it is damaged")
+        other = [] if missing else [name for name, kind in _ROWS.items() if state[name].dtype != kind]
+        if other:
+            raise StateError(
+                f"the state of {self.name} has {', '.join(other)} of other types; it is damaged or of another version"
+            )
         self._restore_reference(state, known=not missing)
         self._modes = self._asked = self._nearest = None
         self._rows = {} if missing else {name: np.array(state[name]) for name in _ROWS}

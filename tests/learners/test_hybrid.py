@@ -83,7 +83,7 @@ def test_the_statistics_have_all_of_the_budget_that_they_need_before_any_lumisec
     stream = make_stream(8, drift=0.03, seed=6, n=100)
     recipe = replace(RECIPE, steps=1)
     held = []
-    for budget in (12_000, 30_000):
+    for budget in (6_000, 30_000):
         hybrid, resumed, alone = (
             make_strategy(name, geometry=Geometry(1), seed=0, recipe=recipe, memory_bytes=budget, device="cpu")
             for name in ("hybrid", "hybrid", "statistical")

@@ -16,7 +16,7 @@ from dqmstream.learners.strategy import Maps
 from dqmstream.lumisection import Geometry
 from tests.learners.streams import FIRST_RUN, draw_run, make_stream, reader
 
-ROW_BYTES = 932 * 2 + 36 * 2 + 4 + 4 + 4
+ROW_BYTES = 932 + 36 + 4 + 4 + 4
 """Of HE depth 1: gains, spreads of 36 boxes; scale, weight and the class's row."""
 
 
@@ -78,7 +78,7 @@ def test_gains_are_those_of_the_simulated_channels() -> None:
         np.testing.assert_allclose(gain[dead], -1, atol=0.01)
 
 
-def test_a_row_costs_two_kilobytes_and_a_full_budget_merges_the_runs_that_are_most_alike() -> None:
+def test_a_row_costs_a_kilobyte_and_a_full_budget_merges_the_runs_that_are_most_alike() -> None:
     """Two of the five runs are the same detector: they are the ones that come to share a row, and score alike."""
     rng = np.random.default_rng(6)
     detectors = np.exp(0.05 * rng.standard_normal((4, int(LIVE.sum()))))
@@ -102,7 +102,7 @@ def test_a_row_costs_two_kilobytes_and_a_full_budget_merges_the_runs_that_are_mo
 def test_a_budget_below_one_run_is_refused() -> None:
     (run,) = make_stream(1, drift=0)
     with pytest.raises(InputError, match="cannot hold what is kept of one run"):
-        Statistical(Geometry(1), 0, 1000).learn(0, run, reader([run]))
+        Statistical(Geometry(1), 0, 900).learn(0, run, reader([run]))
 
 
 def test_a_state_that_lacks_a_part_is_refused() -> None:
@@ -112,6 +112,16 @@ def test_a_state_that_lacks_a_part_is_refused() -> None:
     state = strategy.state()
     del state["sigmas"]
     with pytest.raises(StateError, match="lacks sigmas"):
+        Statistical(Geometry(1), 0, 100_000).restore(state)
+
+
+def test_a_state_of_rows_that_are_kept_otherwise_is_refused() -> None:
+    (run,) = make_stream(1, drift=0)
+    strategy = Statistical(Geometry(1), 0, 100_000)
+    strategy.learn(0, run, reader([run]))
+    state = strategy.state()
+    state["gains"] = state["gains"].astype(np.float16)
+    with pytest.raises(StateError, match="gains of other types"):
         Statistical(Geometry(1), 0, 100_000).restore(state)
 
 

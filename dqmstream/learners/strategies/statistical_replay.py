@@ -2,7 +2,7 @@
 
     L = mean over classes c of CE(f(x), c),    x redrawn from the statistics of run c
 
-2 kB a run (`learners.statistical`) give as many lumisections as a training takes, each seen once, so none is learnt by heart.
+1 kB a run (`learners.statistical`) give as many lumisections as a training takes, each seen once, so none is learnt by heart.
 All are drawn under conditions of the new run, and the new run is redrawn as well: what sets drawn lumisections apart from real
 ones, and luminosity, are then the same in every class. Generative replay (Shin et al. 2017, arXiv:1705.08690) with a closed
 form in place of the generator, which therefore forgets nothing.

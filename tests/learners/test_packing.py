@@ -1,0 +1,29 @@
+"""A gain in one byte is as good as one in eight, as far as a lumisection shows; a dead channel is dead to the bit."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dqmstream.learners.packing import LINEAR, STEP, pack, unpack
+
+UNIT = np.geomspace(1e-3, 0.05, 40)
+
+
+def test_packed_gains_are_within_half_a_step() -> None:
+    rng = np.random.default_rng(0)
+    gain = UNIT * rng.standard_normal((200, 40)) * np.geomspace(1e-3, 10, 200)[:, None]
+    code = pack(gain, UNIT)
+    assert code.dtype == np.int8
+    step = np.hypot(STEP * UNIT, gain / LINEAR)
+    assert (np.abs(unpack(code, UNIT) - gain) < 0.55 * step).all()
+    np.testing.assert_array_equal(pack(unpack(code, UNIT), UNIT), code)
+
+
+def test_a_dead_channel_an_unchanged_one_and_one_beyond_the_scale() -> None:
+    for gain, found in ((-1.0, -1.0), (-0.999, -1.0), (0.0, 0.0)):
+        np.testing.assert_array_equal(unpack(pack(np.full(40, gain), UNIT), UNIT), found)
+    most = unpack(pack(np.full(40, 1e6), UNIT), UNIT)
+    assert (most > 1000 * UNIT).all()
+    np.testing.assert_allclose(unpack(pack(np.full(40, -0.9), UNIT), UNIT), -0.9, atol=0.05)
+    half = unpack(pack(np.full(40, 0.5), UNIT), UNIT)
+    np.testing.assert_allclose(half, 0.5, rtol=0.04)
