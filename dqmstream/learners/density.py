@@ -1,9 +1,11 @@
 """The density of lumisections in each of many runs, given the gains of a run and the spreads of its boxes' common modes.
 
-The law is that of `learners.statistical`. Almost all of its squares come of products of matrices, one for a block of runs at
-once: a channel's noise in run k is r - h d_k wherever it cannot reach the cut at ±10, whatever run of the block is asked, and
-±10 where it is beyond it in each of them. What is neither, and what is dead or far from its channel's usual gain in a run, is
-gone through one by one: it is little, and does not follow how many channels were ever faulty in some run.
+The law is that of `learners.statistical`. Runs that follow each other are like each other, and are gone through in blocks: the
+conditions of a lumisection are settled once under the usual gains of a block, and a channel's noise in run k is then r - h d_k,
+the tangent at the usual gain, so that almost all squares of the block come of products of matrices. That holds wherever the
+noise cannot reach the cut at ±10, whatever run of the block is asked; where it is beyond it in each of them it is ±10. What is
+neither, and gains far from their channel's usual one, such as of dead channels, go through the law itself one by one: it is
+little, and does not follow how many channels were ever faulty in some run.
 """
 
 from __future__ import annotations
@@ -15,29 +17,23 @@ import numpy as np
 from dqmstream.learners.modes import Look, Modes
 from dqmstream.learners.reference import CLIP
 
-DEAD = -0.5
-"""A gain below this is no smaller rate: the channel counts nothing, whatever the pileup."""
+THINNED = 8
+"""One channel of so many settles the conditions under a block's usual gains; what little they are off by then is free."""
 
-_ELEMENTS = 1 << 18
-"""Numbers of a block of noise, 2 MB: lumisections times runs times channels."""
+_ELEMENTS = 1 << 16
+"""Numbers of a block of noise, half a MB, which stays in a core's cache: lumisections times runs times channels."""
 
 _ODD = 0.1
-"""A gain that is farther from its channel's median over a block's runs counts as odd."""
+"""A gain that is farther from its channel's median over a block's runs counts as odd: the tangent is not asked so far."""
 
 _TOGETHER = 64
-"""Runs of a block. Runs that follow each other are like each other, and so fewer channels may reach the cut in some of them
-only: of 512 rows of a `year` 6 % of the channels in all rows together, 1 % in 64."""
-
-
-def leverage_of(look: Look, gain: np.ndarray) -> np.ndarray:
-    """By how many deviations the counts move where gains (live,) or (n, live) are 1: (n, live)."""
-    return np.where(gain <= DEAD, look.count_leverage, look.rate_leverage)
+"""Runs of a block. Of 512 runs of a `year` 6 % of the channels may reach the cut in some run if all are in one block, 1 % in
+blocks of 64."""
 
 
 def without(look: Look, gain: np.ndarray) -> np.ndarray:
-    """What is left of the residuals when a run's gains are taken out, cut at ±10: (n, live)."""
-    left = look.residual - leverage_of(look, gain) * gain
-    return np.clip(left, -CLIP, CLIP, out=left)
+    """What is left of the residuals when gains, (live,) or (n, live), are taken out, cut at ±10: (n, live)."""
+    return np.clip(look.under(gain).residual, -CLIP, CLIP)
 
 
 def mode_log_likelihood(variance: float | np.ndarray, information: np.ndarray, projection: np.ndarray) -> np.ndarray:
@@ -50,31 +46,25 @@ def mode_log_likelihood(variance: float | np.ndarray, information: np.ndarray, p
 class _Block:
     """Some runs that follow each other, at most `_TOGETHER`.
 
-    at: their columns. gains: (runs, live); of_channel: the same, (live, runs). odd: runs, ascending, and channels of gains that
-    are no usual ones. usual: medians, (live,). plain: the gains, with usual ones in the place of odd ones, (runs, live);
-    squares, lowest, highest: of these.
+    at: their columns. gains: (runs, live). usual: medians, (live,). apart: gains less usual ones, 0 for odd ones, (runs, live).
+    odd: runs, ascending, and channels of gains that are no usual ones. variances: of the boxes' modes, (runs, B).
     """
 
     at: slice
     gains: np.ndarray
-    of_channel: np.ndarray
-    odd: tuple[np.ndarray, ...]
     usual: np.ndarray
-    plain: np.ndarray
-    squares: np.ndarray
-    lowest: np.ndarray
-    highest: np.ndarray
+    apart: np.ndarray
+    odd: tuple[np.ndarray, ...]
+    variances: np.ndarray
 
     @classmethod
-    def of(cls, all_gains: np.ndarray, start: int) -> _Block:
-        """Of the runs from `start` on; all_gains: of every run."""
-        at = slice(start, min(start + _TOGETHER, len(all_gains)))
-        gains = all_gains[at]
+    def of(cls, runs: Runs, start: int) -> _Block:
+        """Of the runs from `start` on."""
+        at = slice(start, min(start + _TOGETHER, len(runs)))
+        gains = runs.gains[at]
         usual = np.median(gains, axis=0)
-        odd = (gains <= DEAD) | (np.abs(gains - usual) > _ODD)
-        plain = np.where(odd, usual, gains)
-        by_channel = np.ascontiguousarray(gains.T)
-        return cls(at, gains, by_channel, np.nonzero(odd), usual, plain, plain**2, plain.min(axis=0), plain.max(axis=0))
+        is_odd = np.abs(gains - usual) > _ODD
+        return cls(at, gains, usual, np.where(is_odd, 0.0, gains - usual), np.nonzero(is_odd), runs.variances[at])
 
 
 class Runs:
@@ -85,126 +75,127 @@ class Runs:
 
     def __init__(self, gains: np.ndarray, variances: np.ndarray) -> None:
         self.gains, self.variances = gains, variances
-        self.blocks = [_Block.of(gains, start) for start in range(0, len(gains), _TOGETHER)]
-        self.with_mode = [np.flatnonzero(of_box) for of_box in variances.T]
-        """Runs in which a box has a common mode, of each box."""
+        self.blocks = [_Block.of(self, start) for start in range(0, len(gains), _TOGETHER)]
 
     def __len__(self) -> int:
         return len(self.gains)
 
 
 def log_densities(look: Look, modes: Modes, runs: Runs) -> np.ndarray:
-    """Log-densities of lumisections in each run, but for what all runs have in common: (n, runs).
-
-    With v = 1 / (1/σ² + h'h) of each box, h its leverages, the inverse of its channels' covariance is 1 - h v h' (Woodbury);
-    E and R are then integrated over, each with a flat prior.
-    """
-    directions = (look.count_leverage, look.count_leverage * modes.sensitivity)
-    square, projection = _squares(look, runs, directions)
-    score = -0.5 * square
-    inner = {(i, j): np.einsum("nc,nc->n", directions[i], directions[j])[:, None] for i, j in ((0, 0), (0, 1), (1, 1))}
-    quiet = ~runs.variances.any(axis=1)
-    score[:, quiet] += _free([along[:, quiet] for along in projection], inner)
-    if quiet.all():
-        return score
-    product = {ij: np.tile(of_all, len(runs)) for ij, of_all in inner.items()}
-    for box, has in enumerate(runs.with_mode):
-        if not has.size:
-            continue
-        cells, variance = modes.cells[box], runs.variances[has, box]
-        mode = directions[1][:, cells]
-        information = np.einsum("nc,nc->n", mode, mode)[:, None]
-        along_mode = _noise_along(look.of(cells), runs.gains[np.ix_(has, cells)], mode)
-        score[:, has] += mode_log_likelihood(variance, information, along_mode)
-        weight = variance / (1 + variance * information)
-        along = [np.einsum("nc,nc->n", direction[:, cells], mode)[:, None] for direction in directions]
-        for i in range(2):
-            projection[i][:, has] -= weight * along[i] * along_mode
-        for i, j in product:
-            product[i, j][:, has] -= weight * along[i] * along[j]
-    loud = ~quiet
-    score[:, loud] += _free([along[:, loud] for along in projection], {ij: of[:, loud] for ij, of in product.items()})
-    return score
-
-
-def _squares(
-    look: Look, runs: Runs, directions: tuple[np.ndarray, np.ndarray]
-) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
-    """The sum of squares of the noise in each run, (n, runs), and its products with both directions, (n, runs) each."""
-    square = np.empty((len(look.residual), len(runs)))
-    onto = np.empty_like(square), np.empty_like(square)
+    """Log-densities of lumisections in each run, but for what all runs have in common: (n, runs)."""
+    scores = np.empty((len(look.residual), len(runs)))
     for block in runs.blocks:
-        part = _Part(look, block, directions)
-        part.add_far()
-        part.add_odd()
-        square[:, block.at] = part.square
-        for of_all, of_part in zip(onto, part.onto, strict=True):
-            of_all[:, block.at] = of_part
-    return square, onto
+        scores[:, block.at] = _Part(modes.settled(look, block.usual, THINNED), block).scores(modes)
+    return scores
 
 
 class _Part:
-    """What `_squares` says of a block of runs: square and onto, (n, runs)."""
+    """Lumisections and a block of runs. square: minus twice the log-density of all residuals by themselves in each run; onto:
+    products of the noise with the two directions that are free, events and pileup; (n, runs) all three."""
 
-    def __init__(self, look: Look, block: _Block, directions: tuple[np.ndarray, np.ndarray]) -> None:
-        """All but what has to be gone through one by one."""
-        self._look, self._block, self._directions = look, block, directions
-        leverage = look.rate_leverage
-        most, least = look.residual - leverage * block.lowest, look.residual - leverage * block.highest
+    def __init__(self, look: Look, block: _Block) -> None:
+        self._look, self._block = look, block
+        under = look.under(block.usual)
+        slope = look.rate * under.per_rate
+        self._directions = under.leverage, under.rate_leverage
+        most = under.residual - slope * block.apart.min(axis=0)
+        least = under.residual - slope * block.apart.max(axis=0)
         below, above = most <= -CLIP, least >= CLIP
         self._far = ((least < -CLIP) & ~below) | ((most > CLIP) & ~above)
-        """What may reach the cut in some of the runs, (n, live); what is beyond it in all of them is as if it were at it."""
         beyond = below | above
-        self._residual = np.where(beyond, np.where(below, -CLIP, CLIP), np.where(self._far, 0.0, look.residual))
-        self._leverage = np.where(beyond | self._far, 0.0, leverage)
-        cross = self._residual * self._leverage
-        self.square = (self._residual**2).sum(axis=1)[:, None] - 2 * cross @ block.plain.T
-        self.square += self._leverage**2 @ block.squares.T
+        self._residual = np.where(beyond, np.where(below, -CLIP, CLIP), np.where(self._far, 0.0, under.residual))
+        self._slope = np.where(beyond | self._far, 0.0, slope)
+        self._wide = 2 * np.log(under.deviation)
+        alone = (self._residual**2 + np.where(self._far, 0.0, self._wide)).sum(axis=1)[:, None]
+        self.square = alone - 2 * (self._residual * self._slope) @ block.apart.T
+        self.square += self._slope**2 @ (block.apart**2).T
         self.onto = [
-            np.einsum("nc,nc->n", along, self._residual)[:, None] - (along * self._leverage) @ block.plain.T
-            for along in directions
+            np.einsum("nc,nc->n", along, self._residual)[:, None] - (along * self._slope) @ block.apart.T
+            for along in self._directions
         ]
+        self._add_far()
+        self._add_odd()
 
-    def add_far(self) -> None:
+    def _add_far(self) -> None:
         """Add what may reach the cut leaves over in every run."""
         rows, channels = np.nonzero(self._far)
         at_once = max(1, _ELEMENTS // len(self._block.gains))
         for start in range(0, len(rows), at_once):
             row, channel = rows[start : start + at_once], channels[start : start + at_once]
-            gain = self._block.of_channel[channel]
-            by = [of[row, channel][:, None] for of in (self._look.count_leverage, self._look.rate_leverage)]
-            noise = np.clip(self._look.residual[row, channel][:, None] - np.where(gain <= DEAD, *by) * gain, -CLIP, CLIP)
+            one = Look(*(of[row, channel][:, None] for of in vars(self._look).values()))
+            under = one.under(self._block.gains.T[channel])
+            noise = np.clip(under.residual, -CLIP, CLIP)
             first = np.flatnonzero(np.diff(row, prepend=-1))
-            self.square[row[first]] += np.add.reduceat(noise**2, first, axis=0)
+            self.square[row[first]] += np.add.reduceat(noise**2 + 2 * np.log(under.deviation), first, axis=0)
             for onto, along in zip(self.onto, self._directions, strict=True):
                 onto[row[first]] += np.add.reduceat(noise * along[row, channel][:, None], first, axis=0)
 
-    def add_odd(self) -> None:
+    def _add_odd(self) -> None:
         """Put what odd gains leave over in the place of what usual ones would."""
         runs, channels = self._block.odd
         at_once = max(1, _ELEMENTS // len(self._far))
         for start in range(0, len(runs), at_once):
             run, channel = runs[start : start + at_once], channels[start : start + at_once]
-            gain = self._block.gains[run, channel]
-            noise = without(self._look.of(channel), gain)
-            as_usual = self._residual[:, channel] - self._leverage[:, channel] * self._block.usual[channel]
+            under = self._look.of(channel).under(self._block.gains[run, channel])
+            noise = np.clip(under.residual, -CLIP, CLIP)
+            as_usual = self._residual[:, channel]
             # Where it may reach the cut it was added as it is.
             seen_to = self._far[:, channel]
             first = np.flatnonzero(np.diff(run, prepend=-1))
-            self.square[:, run[first]] += np.add.reduceat(np.where(seen_to, 0.0, noise**2 - as_usual**2), first, axis=1)
+            surprise = noise**2 + 2 * np.log(under.deviation) - (as_usual**2 + self._wide[:, channel])
+            self.square[:, run[first]] += np.add.reduceat(np.where(seen_to, 0.0, surprise), first, axis=1)
             more = np.where(seen_to, 0.0, noise - as_usual)
             for onto, along in zip(self.onto, self._directions, strict=True):
                 onto[:, run[first]] += np.add.reduceat(more * along[:, channel], first, axis=1)
 
+    def scores(self, modes: Modes) -> np.ndarray:
+        """Log-densities, (n, runs).
 
-def _noise_along(look: Look, gains: np.ndarray, direction: np.ndarray) -> np.ndarray:
-    """Products of the noise in each run with a direction (n, cells): (n, runs); gains: (runs, cells)."""
-    onto = np.empty((len(look.residual), len(gains)))
-    at_once = max(1, _ELEMENTS // look.residual.size)
-    for start in range(0, len(gains), at_once):
-        part = slice(start, start + at_once)
-        onto[:, part] = np.einsum("nrc,nc->nr", without(look.beside_runs(), gains[part]), direction)
-    return onto
+        With v = 1 / (1/σ² + h'h) of each box, h its leverages, the inverse of its channels' covariance is 1 - h v h'
+        (Woodbury); events and pileup are then integrated over, each with a flat prior.
+        """
+        events, pileup = self._directions
+        score = -0.5 * self.square
+        pairs = {(0, 0): (events, events), (0, 1): (events, pileup), (1, 1): (pileup, pileup)}
+        inner = {ij: np.einsum("nc,nc->n", *pair)[:, None] for ij, pair in pairs.items()}
+        loud = np.asarray(self._block.variances.any(axis=1))
+        score[:, ~loud] += _free([along[:, ~loud] for along in self.onto], inner)
+        if not loud.any():
+            return score
+        inner = {ij: np.tile(of_all, loud.size) for ij, of_all in inner.items()}
+        for box, cells in enumerate(modes.cells):
+            if self._block.variances[:, box].any():
+                score += self._mode(box, cells, inner)
+        score[:, loud] += _free([along[:, loud] for along in self.onto], {ij: of[:, loud] for ij, of in inner.items()})
+        return score
+
+    def _mode(self, box: int, cells: np.ndarray, inner: dict[tuple[int, int], np.ndarray]) -> np.ndarray:
+        """By how much the common mode of a box raises the log-densities, (n, runs); takes it out of the directions."""
+        variances = self._block.variances[:, box]
+        has = np.flatnonzero(variances)
+        variance, mode = variances[has], self._directions[1][:, cells]
+        information = np.einsum("nc,nc->n", mode, mode)[:, None]
+        along_mode = self._noise_along(cells, has, mode)
+        raised = np.zeros_like(self.square)
+        raised[:, has] = mode_log_likelihood(variance, information, along_mode)
+        weight = variance / (1 + variance * information)
+        along = [np.einsum("nc,nc->n", direction[:, cells], mode)[:, None] for direction in self._directions]
+        for i in range(2):
+            self.onto[i][:, has] -= weight * along[i] * along_mode
+        for i, j in inner:
+            inner[i, j][:, has] -= weight * along[i] * along[j]
+        return raised
+
+    def _noise_along(self, cells: np.ndarray, runs: np.ndarray, direction: np.ndarray) -> np.ndarray:
+        """Products of a box's noise in some of the runs with a direction (n, cells): (n, len(runs))."""
+        look, gains = self._look.of(cells), self._block.gains[np.ix_(runs, cells)]
+        beside = Look(*(of[:, None] for of in vars(look).values()))
+        onto = np.empty((len(direction), len(runs)))
+        at_once = max(1, _ELEMENTS // direction.size)
+        for start in range(0, len(runs), at_once):
+            part = slice(start, start + at_once)
+            onto[:, part] = np.einsum("nrc,nc->nr", without(beside, gains[part]), direction)
+        return onto
 
 
 def _free(projection: list[np.ndarray], product: dict[tuple[int, int], np.ndarray]) -> np.ndarray:

@@ -18,20 +18,20 @@ error of the known run's gain.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from dqmstream.errors import InputError
-from dqmstream.learners.density import leverage_of, mode_log_likelihood, without
+from dqmstream.learners.density import mode_log_likelihood
 from dqmstream.learners.fault_score import FaultScore
 from dqmstream.learners.modes import Look
-from dqmstream.learners.reference import Reference
-from dqmstream.learners.response import medians
+from dqmstream.learners.reference import CLIP, Reference
+from dqmstream.learners.response import MEDIAN_OF_SQUARE, medians
 from dqmstream.learners.splits import Part
 from dqmstream.learners.stamp import prefixed, within
-from dqmstream.learners.statistical import MEDIAN_OF_SQUARE, Statistical
+from dqmstream.learners.statistical import Statistical
 from dqmstream.learners.strategy import Maps, Past, RunData
 from dqmstream.lumisection import Geometry
 
@@ -39,7 +39,7 @@ WINDOW = 30
 """Lumisections that a score looks at: its own and those of its run before it."""
 
 MEMORY_BYTES = 250_000
-"""Of the statistical memory: 120 runs, then those that are alike share a row."""
+"""Of the statistical memory: 250 runs, then those that are alike share a row."""
 
 FAULT, FAULT_VARIANCE = 2e-3, 30.0
 """Share of channels that a new run may have as faults, and the variance that their pulls have then."""
@@ -99,12 +99,21 @@ class _Known:
 
 @dataclass(frozen=True, eq=False)
 class _Left:
-    """What lumisections leave over under a row each, (n,), their leverages, and what they should count, (n, live) all three."""
+    """What lumisections leave over under a row each, (n,); by how many deviations counts move with events and where a rate
+    changes by 100 %, and what they should count; (n, live) all four."""
 
     row: np.ndarray
     noise: np.ndarray
     leverage: np.ndarray
+    rate_leverage: np.ndarray
     expected: np.ndarray
+
+    def sums(self, total: Callable[[np.ndarray], np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Totals over lumisections that say of a change of a channel's counts: its information, what the noise says of it, and
+        what an error of the gain, by 100 % of the rate, would say of it."""
+        products = (self.leverage**2, self.leverage * self.noise, self.leverage * self.rate_leverage)
+        squares, onto, by_gain = map(total, products)
+        return squares, onto, by_gain
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,8 +217,7 @@ class Novelty:
         look = self.statistical.modes.look(counts)
         near = int(self.statistical.scores_of_look(look).sum(axis=0).argmax())
         left = self._left_under(np.full(len(counts), self._known.row[near]), look)
-        squares, onto = (left.leverage**2).sum(axis=0), (left.leverage * left.noise).sum(axis=0)
-        pull = self._pull(left.row[0], squares, onto)
+        pull = self._pull(left.row[0], *left.sums(lambda values: values.sum(axis=0)))
         pull = pull / max(1.0, float(np.sqrt(np.median(pull**2) / MEDIAN_OF_SQUARE)))
         return Deviation(near, pull, left.expected.mean(axis=0), counts.mean(axis=0))
 
@@ -236,28 +244,30 @@ class Novelty:
     def _left_under(self, row: np.ndarray, look: Look) -> _Left:
         """What lumisections leave over, each under a row of its own, (n,)."""
         gain = self._known.gains[row]
-        noise, leverage = without(look, gain), look.count_leverage
+        under = look.under(gain)
+        noise, leverage = np.clip(under.residual, -CLIP, CLIP), under.leverage
         share = np.divide(noise, leverage, out=np.zeros_like(noise), where=leverage > 0)
         of_ring = medians(share, self.statistical.modes.ring)
-        moved = leverage * (1 + of_ring) + gain * leverage_of(look, gain)
-        return _Left(row, noise - leverage * of_ring, leverage, look.deviation * moved)
+        expected = under.deviation * leverage * (1 + of_ring)
+        return _Left(row, noise - leverage * of_ring, leverage, under.rate_leverage, expected)
 
-    def _pull(self, row: np.ndarray, squares: np.ndarray, onto: np.ndarray) -> np.ndarray:
-        """Standardised change of each channel's gain over windows (n, live), with the errors of both runs. row: (n,)."""
-        error = np.sqrt(squares + squares**2 * (self._known.errors[row] ** 2 + UNSURE**2))
+    def _pull(self, row: np.ndarray, squares: np.ndarray, onto: np.ndarray, by_gain: np.ndarray) -> np.ndarray:
+        """Standardised change of each channel's counts over windows (n, live), with the errors of both runs. row: (n,)."""
+        error = np.sqrt(squares + (by_gain * self._known.errors[row]) ** 2 + (squares * UNSURE) ** 2)
         return np.divide(onto, error, out=np.zeros_like(onto), where=squares > 0)
 
     def _channels(self, left: _Left, ends: np.ndarray) -> np.ndarray:
-        squares, onto = _trailing(left.leverage**2, ends), _trailing(left.leverage * left.noise, ends)
-        square = self._pull(left.row, squares, onto) ** 2
+        squares, onto, by_gain = left.sums(lambda values: _trailing(values, ends))
+        square = self._pull(left.row, squares, onto, by_gain) ** 2
+        drifts = np.divide(by_gain**2, squares, out=np.zeros_like(squares), where=squares > 0) * self._known.drift
         fault = np.log(FAULT) + _stretched(square, np.full(1, FAULT_VARIANCE))
         faults = np.logaddexp(np.log1p(-FAULT), fault).sum(axis=1)
-        drifted = np.logaddexp(np.log1p(-FAULT) + _stretched(square, squares * self._known.drift), fault).sum(axis=1)
+        drifted = np.logaddexp(np.log1p(-FAULT) + _stretched(square, drifts), fault).sum(axis=1)
         return np.asarray(np.logaddexp(faults, drifted) - np.log(2))
 
     def _boxes(self, left: _Left, ends: np.ndarray) -> np.ndarray:
         modes = self.statistical.modes
-        mode = left.leverage * modes.sensitivity
+        mode = left.rate_leverage
         information, projection = modes.by_box(mode**2), modes.by_box(mode * left.noise)
         own = _trailing(mode_log_likelihood(self._known.variances[left.row], information, projection), ends)
         spreads = [mode_log_likelihood(spread**2, information, projection) for spread in MODE_SPREADS]

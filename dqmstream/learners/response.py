@@ -22,6 +22,9 @@ import numpy as np
 SHAPE = 4.75
 """k, measured on the two published runs: ring means within 1.5 % over a factor of 12 in pileup."""
 
+MEDIAN_OF_SQUARE = 0.4549
+"""Of a standard normal number."""
+
 STEADY = 5e-3
 """A ratio a/b that moves by less than this in the reference run is noise, and teaches no slope."""
 
@@ -76,6 +79,13 @@ def sensitivity(silence: np.ndarray) -> np.ndarray:
     .55 in the dimmest rings of HE and .004 in the brightest, which are full.
     """
     return SHAPE * (silence - silence ** (1 + 1 / SHAPE)) / (1 - silence)
+
+
+def silence(rate: np.ndarray) -> np.ndarray:
+    """Share of events without a signal, 1 - P, for a rate R λ >= 0: a fifth of the time of `probability`, as 4 k is whole."""
+    x = 1 + rate / SHAPE
+    square = x * x
+    return np.asarray(np.sqrt(np.sqrt(x)) / (square * square * x))
 
 
 class Response(ABC):
@@ -216,11 +226,12 @@ def fit(counts: np.ndarray, conditions: Conditions, profile: np.ndarray, ring: n
 
 def medians(values: np.ndarray, group: np.ndarray) -> np.ndarray:
     """The median over the last axis within each group 0, 1, ..., at the places of its members."""
-    out = np.empty(values.shape)
-    for number in range(group.max() + 1):
-        members = group == number
-        out[..., members] = np.median(values[..., members], axis=-1, keepdims=True)
-    return out
+    return of_each(values, group)[..., group]
+
+
+def of_each(values: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """The median over the last axis within each group 0, 1, ..., one number a group: (..., groups)."""
+    return np.stack([np.median(values[..., group == number], axis=-1) for number in range(group.max() + 1)], axis=-1)
 
 
 def _silence(spread: np.ndarray, profile: np.ndarray, ring: np.ndarray) -> np.ndarray:

@@ -1,0 +1,112 @@
+"""Gains of a run's channels by the law of the response, and their course over runs.
+
+A gain d is a change of a channel's *rate*: what N events count of it becomes N A P(R λ (1 + d)) (`learners.response`). In a run
+it is fitted by least squares; over runs it is what a random walk of log(1 + d) leaves of these measurements (Kalman, J. Basic
+Eng. 82 (1960) 35; Rauch, Tung and Striebel, AIAA J. 3 (1965) 1445). How far the channels of a ring walk from run to run is
+taken from the runs themselves: where nothing drifts all runs are averaged, where each is another detector none is drawn to the
+next. A channel that leaps starts anew, and a dead one is left as it is.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dqmstream.learners.modes import DEAD, Look
+from dqmstream.learners.response import MEDIAN_OF_SQUARE, rate_of
+
+USUAL = 0.1
+"""Gains are expected to be of this size: it keeps those of full channels, which count the same whatever their rate, near 0."""
+
+UNSURE = 1e-4
+"""Error of a gain at the least, however much was counted."""
+
+MOST = 9.0
+"""A gain is not followed beyond this: a channel that counts ten times as much."""
+
+LEAP = 4.0
+"""Deviations by which a gain must be off from where the last run left it to start anew."""
+
+_ROUNDS = 4
+_FAR = 0.2
+_FULLEST = 1 - 1e-4
+
+_LAGS = (1, 2, 4, 8, 16, 32)
+"""Distances between runs, in runs, over which the walk of gains is measured."""
+
+_PAIRS = 64
+"""Pairs of runs at each distance that are asked, at most twice as many."""
+
+_UNPROVEN = 5.4
+"""Two standard errors of the median of as many squares over their mean, times the root of their number."""
+
+
+def fitted(look: Look, first: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Gains of the channels of a run by its lumisections, and their errors, both (live,). first: a guess, (live,)."""
+    gain = _guess(look, first)
+    prior = 1 / USUAL**2
+    for _ in range(_ROUNDS):
+        slope, left = _at(look, gain)
+        step = ((slope * left).sum(axis=0) - prior * gain) / ((slope**2).sum(axis=0) + prior)
+        gain = np.clip(gain + step, -1.0, MOST)
+    information = (_at(look, gain)[0] ** 2).sum(axis=0) + prior
+    return gain, np.sqrt(1 / information + UNSURE**2)
+
+
+def _guess(look: Look, first: np.ndarray) -> np.ndarray:
+    """The guess, but where all counts together say that the rate is another altogether: from there it would be a long way."""
+    full, counts = look.deviation * look.full, look.deviation * (look.residual + look.leverage)
+    events = np.maximum(full.sum(axis=0), np.finfo(np.float64).tiny)
+    share, usual = counts.sum(axis=0) / events, (full * look.fired).sum(axis=0) / events
+    by_all = rate_of(np.clip(share, 0.0, _FULLEST)) / rate_of(np.clip(usual, 1 - _FULLEST, _FULLEST)) - 1
+    return np.where(np.abs(by_all - first) > _FAR, np.clip(by_all, -1.0, MOST), first)
+
+
+def _at(look: Look, gain: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """By how many deviations counts move with the gain there, and what is left over, both (n, live)."""
+    under = look.under(gain)
+    return look.rate * under.per_rate, under.residual
+
+
+def course(gains: np.ndarray, errors: np.ndarray, ring: np.ndarray) -> np.ndarray:
+    """What the gains of runs that follow each other are by all of them together, (runs, live).
+
+    gains: as each run's lumisections say, (runs, live); errors: of these. ring: a number for each ring, (live,).
+    """
+    if len(gains) == 1:
+        return gains
+    counts = gains > DEAD
+    inside = np.maximum(gains, DEAD)
+    level, variance = np.log1p(inside), (errors / (1 + inside)) ** 2
+    step = _step(level, variance, ring)
+    mean, spread = np.empty_like(level), np.empty_like(level)
+    mean[0], spread[0] = level[0], np.where(counts[0], variance[0], 1.0)
+    leaps = np.zeros(level.shape, dtype=bool)
+    for now in range(1, len(gains)):
+        before = spread[now - 1] + step
+        off, total = level[now] - mean[now - 1], before + variance[now]
+        leaps[now] = counts[now] & (off**2 > LEAP**2 * total)
+        weight = np.where(leaps[now], 1.0, np.where(counts[now], before / total, 0.0))
+        mean[now] = mean[now - 1] + weight * off
+        spread[now] = np.where(leaps[now], variance[now], (1 - weight) * before)
+    share = np.where(leaps[1:], 0.0, spread[:-1] / (spread[:-1] + step))
+    for now in range(len(gains) - 2, -1, -1):
+        mean[now] += share[now] * (mean[now + 1] - mean[now])
+    return np.where(counts, np.expm1(mean), gains)
+
+
+def _step(level: np.ndarray, variance: np.ndarray, ring: np.ndarray) -> np.ndarray:
+    """Variance by which the gains of a ring walk from run to run, (live,): the most that some distance between runs proves.
+
+    Many runs apart a slow walk has gone far; where each run is another detector all shows between neighbours. Medians do not
+    mind the few channels that leap.
+    """
+    walked = np.zeros(ring.max() + 1)
+    for lag in (lag for lag in _LAGS if lag < len(level)):
+        here = np.arange(0, len(level) - lag, 1 + (len(level) - lag) // _PAIRS)
+        both = variance[here + lag] + variance[here]
+        square = (level[here + lag] - level[here]) ** 2 / both
+        for number in range(len(walked)):
+            members = ring == number
+            over = np.median(square[:, members]) / MEDIAN_OF_SQUARE - 1 - _UNPROVEN / np.sqrt(square[:, members].size)
+            walked[number] = max(walked[number], over * np.median(both[:, members]) / lag)
+    return walked[ring]

@@ -1,0 +1,91 @@
+"""Gains of a run are the changes of rates that were drawn; over runs noise is smoothed away and changes are not."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dqmstream.learners.gains import MOST, USUAL, course, fitted
+from dqmstream.learners.modes import Modes
+from dqmstream.learners.reference import Reference
+from dqmstream.learners.splits import Part
+from tests.learners.streams import FIRST_RUN, draw_run
+
+RING = np.repeat([0, 1], 100)
+
+
+def test_gains_are_found_wherever_they_are_looked_for_first() -> None:
+    rng = np.random.default_rng(0)
+    reference = Reference.fit(draw_run(np.ones(932), rng, 400, FIRST_RUN).part(Part.TRAIN))
+    modes = Modes(reference)
+    gain = 0.03 * rng.standard_normal(932)
+    gain[::20] = np.resize([-1.0, -0.8, -0.5, 0.4, 1.0, 3.0], len(gain[::20]))
+    counts = draw_run(1 + gain, rng, 400, FIRST_RUN + 1).part(Part.TRAIN).counts[:, reference.live].astype(np.float64)
+    look = modes.settled(modes.look(counts), gain)
+    starts = (np.zeros(932), gain, np.where(gain < 0, MOST, -1.0), rng.permutation(gain))
+    found = [fitted(look, first) for first in starts]
+    found_gain, error = found[0]
+    for other, other_error in found[1:]:
+        assert np.mean(np.abs(other - found_gain) < 0.1 * error) > 0.995
+        np.testing.assert_allclose(other_error, error, rtol=0.1)
+    pull = (found_gain - gain) / np.hypot(error, error)
+    # A gain of ten times its usual size is drawn back by its prior where a full channel says little of it.
+    telling = error < 0.05
+    assert telling.mean() > 0.5
+    assert abs(np.median(pull[telling])) < 0.25
+    assert 0.8 < np.median(np.abs(pull[telling])) / 0.6745 < 1.25
+    np.testing.assert_allclose(found_gain[gain == -1], -1, atol=1e-5)
+    assert (error <= USUAL).all()
+
+
+def walks(runs: int, step: float, error: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """True gains of 200 channels that walk, and their measurements."""
+    rng = np.random.default_rng(seed)
+    true = np.expm1(np.cumsum(step * rng.standard_normal((runs, 200)), axis=0))
+    return true, true + error * rng.standard_normal(true.shape)
+
+
+def rms(values: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(values**2)))
+
+
+def test_where_nothing_drifts_runs_are_averaged() -> None:
+    true, measured = walks(40, step=0.0, error=0.02)
+    found = course(measured, np.full_like(measured, 0.02), RING)
+    assert rms(found - true) < 1.3 * 0.02 / np.sqrt(40)
+
+
+def test_a_walk_is_followed_as_far_as_the_measurements_tell_of_it() -> None:
+    for step in (0.002, 0.01):
+        true, measured = walks(200, step, error=0.02)
+        found = course(measured, np.full_like(measured, 0.02), RING)
+        # Of a stationary smoother: p, its variance, of q and r in units of r.
+        ratio = (step / 0.02) ** 2
+        best = 0.02 * np.sqrt(ratio / np.sqrt(ratio**2 + 4 * ratio))
+        assert rms((found - true)[20:-20]) < 1.1 * best
+
+
+def test_rings_walk_each_by_itself() -> None:
+    steady, quick = walks(50, 0.0, 0.02, seed=1), walks(50, 0.05, 0.02, seed=2)
+    true, measured = (np.where(RING == 0, one, other) for one, other in zip(steady, quick, strict=True))
+    off = course(measured, np.full_like(measured, 0.02), RING) - true
+    assert rms(off[:, RING == 0]) < 0.005
+    assert 0.01 < rms(off[:, RING == 1]) < 0.02
+
+
+def test_a_channel_that_leaps_starts_anew_and_a_dead_one_is_left_as_it_is() -> None:
+    _, measured = walks(30, step=0.0, error=0.01, seed=3)
+    measured[10:, 0] -= 0.3
+    measured[10:20, 1] = -1.0
+    measured[15, 2] += 1.0
+    found = course(measured, np.full_like(measured, 0.01), RING)
+    np.testing.assert_allclose(found[:10, 0], 0.0, atol=0.012)
+    np.testing.assert_allclose(found[10:, 0], -0.3, atol=0.012)
+    np.testing.assert_array_equal(found[10:20, 1], -1.0)
+    np.testing.assert_allclose(found[[5, 9, 20, 25], 1], 0.0, atol=0.012)
+    np.testing.assert_allclose(found[15, 2], measured[15, 2], atol=1e-9)
+    np.testing.assert_allclose(found[[14, 16], 2], 0.0, atol=0.012)
+
+
+def test_one_run_is_what_it_was_measured_to_be() -> None:
+    _, measured = walks(1, step=0.1, error=0.01)
+    np.testing.assert_array_equal(course(measured, np.full_like(measured, 0.01), RING), measured)
