@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dqmstream.learners.modes import Look, Modes
+from dqmstream.learners.modes import DEAD, Look, Modes, conditions_under, free_to_move
 from dqmstream.learners.reference import CLIP
+from dqmstream.learners.shortlist import RULED_OUT, Shortlist
 
 THINNED = 8
 """One channel of so many settles the conditions under a block's usual gains; what little they are off by then is free."""
@@ -31,9 +32,9 @@ _TOGETHER = 64
 blocks of 64."""
 
 
-def without(look: Look, gain: np.ndarray) -> np.ndarray:
-    """What is left of the residuals when gains, (live,) or (n, live), are taken out, cut at ±10: (n, live)."""
-    return np.clip(look.under(gain).residual, -CLIP, CLIP)
+def cut(look: Look) -> np.ndarray:
+    """Residuals, cut at ±10: beyond it a channel is dead or hot, and how much no longer matters."""
+    return np.clip(look.residual, -CLIP, CLIP)
 
 
 def mode_log_likelihood(variance: float | np.ndarray, information: np.ndarray, projection: np.ndarray) -> np.ndarray:
@@ -57,6 +58,13 @@ class _Block:
     odd: tuple[np.ndarray, ...]
     variances: np.ndarray
 
+    @property
+    def spoilt(self) -> np.ndarray:
+        """Channels that are odd in some run or dead in most, bool (live,)."""
+        spoilt = self.usual <= DEAD
+        spoilt[self.odd[1]] = True
+        return spoilt
+
     @classmethod
     def of(cls, runs: Runs, start: int) -> _Block:
         """Of the runs from `start` on."""
@@ -76,16 +84,41 @@ class Runs:
     def __init__(self, gains: np.ndarray, variances: np.ndarray) -> None:
         self.gains, self.variances = gains, variances
         self.blocks = [_Block.of(self, start) for start in range(0, len(gains), _TOGETHER)]
+        self.shortlist = (
+            Shortlist(gains, np.sum([block.spoilt for block in self.blocks], axis=0)) if len(self.blocks) > 1 else None
+        )
 
     def __len__(self) -> int:
         return len(self.gains)
 
 
 def log_densities(look: Look, modes: Modes, runs: Runs) -> np.ndarray:
-    """Log-densities of lumisections in each run, but for what all runs have in common: (n, runs)."""
-    scores = np.empty((len(look.residual), len(runs)))
+    """Log-densities of lumisections in each run, but for what all runs have in common: (n, runs).
+
+    Where a block has no run that comes into question at all (`learners.shortlist`) they are what a share of the channels says.
+    """
+    if not len(look.residual):
+        return np.empty((0, len(runs)))
+    if runs.shortlist is None:
+        return np.concatenate([_Part(look, block).scores(modes) for block in runs.blocks], axis=1)
+    scores = runs.shortlist.scores(look)
+    best = scores.max(axis=1)
+    wanted = scores > best[:, None] - RULED_OUT
+    # The same for every run of a lumisection, so that scores of both kinds compare where the best is.
+    scores = runs.shortlist.share * (scores - best[:, None])
+    level = np.full(len(scores), -np.inf)
+    asked = []
     for block in runs.blocks:
-        scores[:, block.at] = _Part(modes.settled(look, block.usual, THINNED), block).scores(modes)
+        rows = np.flatnonzero(wanted[:, block.at].any(axis=1))
+        asked.append(rows)
+        if rows.size:
+            exact = _Part(look.rows(rows), block).scores(modes)
+            scores[rows, block.at] = exact
+            level[rows] = np.maximum(level[rows], exact.max(axis=1))
+    for block, rows in zip(runs.blocks, asked, strict=True):
+        others = np.ones(len(scores), dtype=bool)
+        others[rows] = False
+        scores[others, block.at] += level[others, None]
     return scores
 
 
@@ -95,19 +128,20 @@ class _Part:
 
     def __init__(self, look: Look, block: _Block) -> None:
         self._look, self._block = look, block
-        under = look.under(block.usual)
-        slope = look.rate * under.per_rate
-        self._directions = under.leverage, under.rate_leverage
-        most = under.residual - slope * block.apart.min(axis=0)
-        least = under.residual - slope * block.apart.max(axis=0)
-        below, above = most <= -CLIP, least >= CLIP
-        self._far = ((least < -CLIP) & ~below) | ((most > CLIP) & ~above)
-        beyond = below | above
-        self._residual = np.where(beyond, np.where(below, -CLIP, CLIP), np.where(self._far, 0.0, under.residual))
-        self._slope = np.where(beyond | self._far, 0.0, slope)
-        self._wide = 2 * np.log(under.deviation)
-        alone = (self._residual**2 + np.where(self._far, 0.0, self._wide)).sum(axis=1)[:, None]
-        self.square = alone - 2 * (self._residual * self._slope) @ block.apart.T
+        self._conditions = conditions_under(look.of(slice(None, None, THINNED)), block.usual[::THINNED])
+        under = look.under(block.usual, self._conditions)
+        per_rate = under.per_rate
+        slope = look.rate * self._conditions.pileup * per_rate
+        self._directions = under.leverage, under.rate * per_rate
+        self._residual, self._slope = under.residual, slope
+        self._far = np.zeros(slope.shape, dtype=bool)
+        self._see_to_the_cut()
+        wide = _log_of_products(under.deviation)
+        if self._far.any():
+            wide -= np.where(self._far, np.log(under.deviation), 0.0).sum(axis=1)
+        self._deviation = under.deviation
+        alone = np.einsum("nc,nc->n", self._residual, self._residual) + 2 * wide
+        self.square = alone[:, None] - 2 * (self._residual * self._slope) @ block.apart.T
         self.square += self._slope**2 @ (block.apart**2).T
         self.onto = [
             np.einsum("nc,nc->n", along, self._residual)[:, None] - (along * self._slope) @ block.apart.T
@@ -116,6 +150,18 @@ class _Part:
         self._add_far()
         self._add_odd()
 
+    def _see_to_the_cut(self) -> None:
+        """Where noise is beyond the cut in all of the runs, have it at the cut; where it is in some of them, leave it out."""
+        lowest, highest = self._block.apart.min(axis=0), self._block.apart.max(axis=0)
+        rows, channels = np.nonzero(np.abs(self._residual) + self._slope * np.maximum(highest, -lowest) > CLIP)
+        residual, slope = self._residual[rows, channels], self._slope[rows, channels]
+        most, least = residual - slope * lowest[channels], residual - slope * highest[channels]
+        below, above = most <= -CLIP, least >= CLIP
+        far = ((least < -CLIP) & ~below) | ((most > CLIP) & ~above)
+        self._far[rows, channels] = far
+        self._residual[rows, channels] = np.select([below, above, far], [-CLIP, CLIP, 0.0], residual)
+        self._slope[rows, channels] = np.where(below | above | far, 0.0, slope)
+
     def _add_far(self) -> None:
         """Add what may reach the cut leaves over in every run."""
         rows, channels = np.nonzero(self._far)
@@ -123,8 +169,8 @@ class _Part:
         for start in range(0, len(rows), at_once):
             row, channel = rows[start : start + at_once], channels[start : start + at_once]
             one = Look(*(of[row, channel][:, None] for of in vars(self._look).values()))
-            under = one.under(self._block.gains.T[channel])
-            noise = np.clip(under.residual, -CLIP, CLIP)
+            under = one.under(self._block.gains.T[channel], self._conditions.rows(row))
+            noise = cut(under)
             first = np.flatnonzero(np.diff(row, prepend=-1))
             self.square[row[first]] += np.add.reduceat(noise**2 + 2 * np.log(under.deviation), first, axis=0)
             for onto, along in zip(self.onto, self._directions, strict=True):
@@ -136,13 +182,13 @@ class _Part:
         at_once = max(1, _ELEMENTS // len(self._far))
         for start in range(0, len(runs), at_once):
             run, channel = runs[start : start + at_once], channels[start : start + at_once]
-            under = self._look.of(channel).under(self._block.gains[run, channel])
-            noise = np.clip(under.residual, -CLIP, CLIP)
+            under = self._look.of(channel).under(self._block.gains[run, channel], self._conditions)
+            noise = cut(under)
             as_usual = self._residual[:, channel]
             # Where it may reach the cut it was added as it is.
             seen_to = self._far[:, channel]
             first = np.flatnonzero(np.diff(run, prepend=-1))
-            surprise = noise**2 + 2 * np.log(under.deviation) - (as_usual**2 + self._wide[:, channel])
+            surprise = noise**2 - as_usual**2 + 2 * np.log(under.deviation / self._deviation[:, channel])
             self.square[:, run[first]] += np.add.reduceat(np.where(seen_to, 0.0, surprise), first, axis=1)
             more = np.where(seen_to, 0.0, noise - as_usual)
             for onto, along in zip(self.onto, self._directions, strict=True):
@@ -159,14 +205,14 @@ class _Part:
         pairs = {(0, 0): (events, events), (0, 1): (events, pileup), (1, 1): (pileup, pileup)}
         inner = {ij: np.einsum("nc,nc->n", *pair)[:, None] for ij, pair in pairs.items()}
         loud = np.asarray(self._block.variances.any(axis=1))
-        score[:, ~loud] += _free([along[:, ~loud] for along in self.onto], inner)
+        score[:, ~loud] += free_to_move([along[:, ~loud] for along in self.onto], inner)
         if not loud.any():
             return score
         inner = {ij: np.tile(of_all, loud.size) for ij, of_all in inner.items()}
         for box, cells in enumerate(modes.cells):
             if self._block.variances[:, box].any():
                 score += self._mode(box, cells, inner)
-        score[:, loud] += _free([along[:, loud] for along in self.onto], {ij: of[:, loud] for ij, of in inner.items()})
+        score[:, loud] += free_to_move([along[:, loud] for along in self.onto], {ij: of[:, loud] for ij, of in inner.items()})
         return score
 
     def _mode(self, box: int, cells: np.ndarray, inner: dict[tuple[int, int], np.ndarray]) -> np.ndarray:
@@ -189,20 +235,15 @@ class _Part:
     def _noise_along(self, cells: np.ndarray, runs: np.ndarray, direction: np.ndarray) -> np.ndarray:
         """Products of a box's noise in some of the runs with a direction (n, cells): (n, len(runs))."""
         look, gains = self._look.of(cells), self._block.gains[np.ix_(runs, cells)]
-        beside = Look(*(of[:, None] for of in vars(look).values()))
+        beside, conditions = look.rows((slice(None), None)), self._conditions.rows((slice(None), None))
         onto = np.empty((len(direction), len(runs)))
         at_once = max(1, _ELEMENTS // direction.size)
         for start in range(0, len(runs), at_once):
             part = slice(start, start + at_once)
-            onto[:, part] = np.einsum("nrc,nc->nr", without(beside, gains[part]), direction)
+            onto[:, part] = np.einsum("nrc,nc->nr", cut(beside.under(gains[part], conditions)), direction)
         return onto
 
 
-def _free(projection: list[np.ndarray], product: dict[tuple[int, int], np.ndarray]) -> np.ndarray:
-    """The same for two directions of any size: p' A⁻¹ p / 2 - log det A / 2; nothing where A is singular (no light)."""
-    a, b, c = product[0, 0], product[0, 1], product[1, 1]
-    determinant = a * c - b * b
-    lit = determinant > 1e-9 * a * c
-    inside = c * projection[0] ** 2 - 2 * b * projection[0] * projection[1] + a * projection[1] ** 2
-    safe = np.where(lit, determinant, 1.0)
-    return np.where(lit, 0.5 * inside / safe - 0.5 * np.log(safe), 0.0)
+def _log_of_products(values: np.ndarray) -> np.ndarray:
+    """Sums of the logarithms of rows, of 32 at once: a logarithm takes ten times as long as a product."""
+    return np.asarray(np.log(np.multiply.reduceat(values, np.arange(0, values.shape[1], 32), axis=1)).sum(axis=1))

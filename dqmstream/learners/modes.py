@@ -7,6 +7,7 @@ of `response`, whatever form of response the reference has: P(R λ (1 + d)) for 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,6 +29,24 @@ _ASTRAY = 4.0
 
 _LONGEST = 0.5
 """By how much, as a logarithm, events and pileup may move in one step."""
+
+
+_Index = np.ndarray | slice | tuple[slice | None, ...]
+
+
+class Conditions(NamedTuple):
+    """Events and pileup of lumisections, as multiples of what a `Look` has, (n, 1) both."""
+
+    events: np.ndarray
+    pileup: np.ndarray
+
+    def rows(self, index: _Index) -> Conditions:
+        """The same of some lumisections."""
+        return Conditions(self.events[index], self.pileup[index])
+
+
+AS_SEEN = Conditions(np.ones((1, 1)), np.ones((1, 1)))
+"""The conditions of a look itself."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,20 +78,21 @@ class Look:
         """The same where the rate changes by 100 %."""
         return self.rate * self.per_rate
 
-    def of(self, channels: np.ndarray) -> Look:
+    def of(self, channels: np.ndarray | slice) -> Look:
         """The same of some channels."""
         return Look(*(getattr(self, field.name)[:, channels] for field in fields(self)))
 
-    def rows(self, index: np.ndarray | slice) -> Look:
+    def rows(self, index: _Index) -> Look:
         """The same of some lumisections."""
         return Look(*(getattr(self, field.name)[index] for field in fields(self)))
 
-    def under(self, gain: np.ndarray | float, events: np.ndarray | float = 1.0) -> Look:
-        """The same where rates are expected to be higher by gains, -1 or more, and events to be so many times as many.
+    def under(self, gain: np.ndarray | float, conditions: Conditions = AS_SEEN) -> Look:
+        """The same where rates are expected to be higher by gains, -1 or more, under other conditions.
 
-        gain: anything that goes with (n, live). events: with (n, 1). Deviations become those of what is expected then.
+        gain: anything that goes with (n, live). Deviations become those of what is expected then.
         """
-        rate = self.rate * (1 + gain)
+        events = conditions.events
+        rate = self.rate * (conditions.pileup * (1 + gain))
         quiet = silence(rate)
         fired = 1 - quiet
         # N events that fire with probability p count N p, with variance N p (1 - p).
@@ -103,29 +123,41 @@ class Modes:
         expected, deviation, fired = self._reference.response(counts)
         return Look((counts - expected) / deviation, expected / (deviation * fired), rate_of(fired), fired, deviation)
 
-    def settled(self, look: Look, gain: np.ndarray, thinned: int = 1) -> Look:
-        """The same lumisections under the conditions that they show where rates have moved by gains, (live,).
-
-        Events and pileup of each are moved to the least squares of what is left over; channels that stand out do not count.
-        thinned: one channel of so many is asked. The gains themselves are not taken out.
-        """
-        asked = look.of(np.arange(0, look.residual.shape[1], thinned)) if thinned > 1 else look
-        gain = np.where(gain > DEAD, gain, 0.0)
-        asked = asked.under(gain[::thinned])
-        events, pileup = np.ones((len(look.residual), 1)), np.ones((len(look.residual), 1))
-        for _ in range(_STEPS):
-            more_events, more_pileup = _nearer(asked)
-            asked = asked.under(more_pileup - 1, more_events)
-            events, pileup = events * more_events, pileup * more_pileup
-        return look.under(pileup - 1, events)
-
     def by_box(self, values: np.ndarray) -> np.ndarray:
         """Sums over the channels of each box: (..., live) to (..., B)."""
         return np.stack([values[..., cells].sum(axis=-1) for cells in self.cells], axis=-1)
 
 
-def _nearer(look: Look) -> tuple[np.ndarray, np.ndarray]:
-    """By what to multiply events and pileup so that less is left over, both (n, 1); 1 where there is no light to tell."""
+def conditions_under(look: Look, gain: np.ndarray) -> Conditions:
+    """The conditions that lumisections show where rates have moved by gains, (live,).
+
+    Events and pileup of each are moved to the least squares of what is left over; channels that stand out do not count.
+    """
+    asked = look.under(np.where(gain > DEAD, gain, 0.0))
+    events, pileup = np.ones((2, len(look.residual), 1))
+    for _ in range(_STEPS):
+        more = _nearer(asked)
+        asked = asked.under(0.0, more)
+        events, pileup = events * more.events, pileup * more.pileup
+    return Conditions(events, pileup)
+
+
+def free_to_move(projection: list[np.ndarray], product: dict[tuple[int, int], np.ndarray]) -> np.ndarray:
+    """By how much it raises a log-density that events and pileup are free, each with a flat prior.
+
+    p' A⁻¹ p / 2 - log det A / 2, p: products of the noise with both directions; A: of the directions, by their numbers. Nothing
+    where A is singular (no light).
+    """
+    a, b, c = product[0, 0], product[0, 1], product[1, 1]
+    determinant = a * c - b * b
+    lit = determinant > 1e-9 * a * c
+    inside = c * projection[0] ** 2 - 2 * b * projection[0] * projection[1] + a * projection[1] ** 2
+    safe = np.where(lit, determinant, 1.0)
+    return np.where(lit, 0.5 * inside / safe - 0.5 * np.log(safe), 0.0)
+
+
+def _nearer(look: Look) -> Conditions:
+    """By what to multiply events and pileup so that less is left over; 1 where there is no light to tell."""
     spread = np.sqrt(np.median(look.residual**2, axis=1, keepdims=True) / MEDIAN_OF_SQUARE)
     noise = np.where(np.abs(look.residual) < _ASTRAY * np.maximum(spread, 1), look.residual, 0.0)
     weight = noise != 0
@@ -138,5 +170,4 @@ def _nearer(look: Look) -> tuple[np.ndarray, np.ndarray]:
     lit = determinant > 1e-9 * a * c
     safe = np.where(lit, determinant, 1.0)
     moves = (np.where(lit, move / safe, 0.0) for move in (c * along - b * across, a * across - b * along))
-    more_events, more_pileup = (np.exp(np.clip(move, -_LONGEST, _LONGEST)) for move in moves)
-    return more_events, more_pileup
+    return Conditions(*(np.exp(np.clip(move, -_LONGEST, _LONGEST)) for move in moves))

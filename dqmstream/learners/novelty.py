@@ -24,10 +24,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from dqmstream.errors import InputError
-from dqmstream.learners.density import mode_log_likelihood
+from dqmstream.learners.density import cut, mode_log_likelihood
 from dqmstream.learners.fault_score import FaultScore
 from dqmstream.learners.modes import Look
-from dqmstream.learners.reference import CLIP, Reference
+from dqmstream.learners.reference import Reference
 from dqmstream.learners.response import MEDIAN_OF_SQUARE, medians
 from dqmstream.learners.splits import Part
 from dqmstream.learners.stamp import prefixed, within
@@ -245,7 +245,7 @@ class Novelty:
         """What lumisections leave over, each under a row of its own, (n,)."""
         gain = self._known.gains[row]
         under = look.under(gain)
-        noise, leverage = np.clip(under.residual, -CLIP, CLIP), under.leverage
+        noise, leverage = cut(under), under.leverage
         share = np.divide(noise, leverage, out=np.zeros_like(noise), where=leverage > 0)
         of_ring = medians(share, self.statistical.modes.ring)
         expected = under.deviation * leverage * (1 + of_ring)

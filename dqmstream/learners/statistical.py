@@ -24,11 +24,11 @@ from typing import Any
 import numpy as np
 
 from dqmstream.errors import InputError, StateError
-from dqmstream.learners.density import Runs, log_densities, mode_log_likelihood
+from dqmstream.learners.density import Runs, cut, log_densities, mode_log_likelihood
 from dqmstream.learners.gains import course, fitted
 from dqmstream.learners.incremental import Incremental
 from dqmstream.learners.merging import Nearest, in_one_row
-from dqmstream.learners.modes import Look, Modes
+from dqmstream.learners.modes import Look, Modes, conditions_under
 from dqmstream.learners.packing import pack, unpack
 from dqmstream.learners.reference import CLIP
 from dqmstream.learners.response import of_each, silence
@@ -113,7 +113,7 @@ class Statistical(Incremental):
         look = self.modes.look(train.counts[:, self.reference.live].astype(np.float64))
         gain = self._runs.gains[self._row_of_class[-1]] if self.classes else np.zeros(look.residual.shape[1])
         for _ in range(_SETTLINGS):
-            look = self.modes.settled(look, gain)
+            look = look.under(0.0, conditions_under(look, gain))
             gain, error = fitted(look, gain)
         if experience == 0:
             self._errors, self._lumisections = error.astype(np.float32), len(train)
@@ -144,7 +144,7 @@ class Statistical(Incremental):
 
         look: under the gains of the run.
         """
-        noise, leverage = np.clip(look.residual, -CLIP, CLIP), look.rate_leverage
+        noise, leverage = cut(look), look.rate_leverage
         information, projection = self.modes.by_box(leverage**2), self.modes.by_box(leverage * noise)
         gain = np.stack([mode_log_likelihood(sigma**2, information, projection).sum(axis=0) for sigma in SIGMAS])
         return np.where(gain.max(axis=0) > EVIDENCE, gain.argmax(axis=0), 0).astype(np.uint8)

@@ -7,8 +7,9 @@ import pytest
 
 from dqmstream.experiments.cells import as_run_data
 from dqmstream.experiments.simulator import stream
-from dqmstream.learners.density import THINNED, Runs, log_densities, without
-from dqmstream.learners.modes import Look, Modes
+from dqmstream.learners import density
+from dqmstream.learners.density import THINNED, Runs, cut, log_densities
+from dqmstream.learners.modes import AS_SEEN, Look, Modes, conditions_under
 from dqmstream.learners.reference import Reference
 from dqmstream.learners.splits import Part, Split
 
@@ -38,13 +39,14 @@ def test_densities_are_those_of_the_normal_law_written_out() -> None:
         gain[5:9] = (0.02, -1.0, -1.0, 0.6)[k]
         variance[[3, 7, 20][:k]] = (0.01**2, 0.05**2)[:k]
         found = log_densities(look, modes, Runs(gain[None], variance[None]))[:, 0]
-        settled = modes.settled(look, gain, THINNED)
-        expected = [_written_out(settled.rows([i]), modes, gain, variance) for i in range(len(counts))]
+        conditions = conditions_under(look.of(slice(None, None, THINNED)), gain[::THINNED])
+        under = look.under(gain, conditions)
+        expected = [_written_out(under.rows(np.array([i])), modes, variance) for i in range(len(counts))]
         np.testing.assert_allclose(found - found[0], np.array(expected) - expected[0], rtol=1e-4, atol=1e-3)
 
 
-def _written_out(look: Look, modes: Modes, gain: np.ndarray, variance: np.ndarray) -> float:
-    noise, under = without(look, gain)[0], look.under(gain)
+def _written_out(under: Look, modes: Modes, variance: np.ndarray) -> float:
+    noise = cut(under)[0]
     events, pileup = under.leverage[0], under.rate_leverage[0]
     covariance = np.eye(noise.size) + WIDE * (np.outer(events, events) + np.outer(pileup, pileup))
     for box in np.flatnonzero(variance):
@@ -58,7 +60,7 @@ def _written_out(look: Look, modes: Modes, gain: np.ndarray, variance: np.ndarra
 @pytest.fixture
 def unsettled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave the conditions of lumisections as they are, which are settled under other gains where runs are alone."""
-    monkeypatch.setattr(Modes, "settled", lambda _, look, *__: look)
+    monkeypatch.setattr(density, "conditions_under", lambda look, _: AS_SEEN.rows(np.zeros(len(look.residual), dtype=int)))
 
 
 @pytest.mark.usefixtures("unsettled")
@@ -70,7 +72,9 @@ def test_what_is_taken_out_of_one_run_or_of_many_at_once_is_the_same(looked_at: 
     gains[rng.random(gains.shape) < 0.01] = -1.0  # dead in a run, or far from what is usual
     gains[rng.random(gains.shape) < 0.01] = 0.7
     variances = np.where(rng.random((150, len(modes.boxes))) < 0.05, 0.03**2, 0.0)
-    together = log_densities(look, modes, Runs(gains, variances))
+    runs = Runs(gains, variances)
+    runs.shortlist = None
+    together = log_densities(look, modes, runs)
     plain = np.zeros(len(modes.boxes))
     beside = [
         Runs(np.stack([usual, usual, gain]), np.stack([plain, plain, variance]))

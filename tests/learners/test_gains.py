@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from dqmstream.learners.gains import MOST, USUAL, course, fitted
-from dqmstream.learners.modes import Modes
+from dqmstream.learners.modes import Modes, conditions_under
 from dqmstream.learners.reference import Reference
 from dqmstream.learners.splits import Part
 from tests.learners.streams import FIRST_RUN, draw_run
@@ -20,7 +20,8 @@ def test_gains_are_found_wherever_they_are_looked_for_first() -> None:
     gain = 0.03 * rng.standard_normal(932)
     gain[::20] = np.resize([-1.0, -0.8, -0.5, 0.4, 1.0, 3.0], len(gain[::20]))
     counts = draw_run(1 + gain, rng, 400, FIRST_RUN + 1).part(Part.TRAIN).counts[:, reference.live].astype(np.float64)
-    look = modes.settled(modes.look(counts), gain)
+    look = modes.look(counts)
+    look = look.under(0.0, conditions_under(look, gain))
     starts = (np.zeros(932), gain, np.where(gain < 0, MOST, -1.0), rng.permutation(gain))
     found = [fitted(look, first) for first in starts]
     found_gain, error = found[0]

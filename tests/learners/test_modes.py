@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dqmstream.learners.modes import Look, Modes
+from dqmstream.learners.modes import Conditions, Look, Modes, conditions_under
 from dqmstream.learners.reference import Reference
 from dqmstream.learners.response import probability, silence
 from dqmstream.learners.splits import Part
@@ -38,7 +38,7 @@ def test_silence_is_the_power_that_the_law_has() -> None:
 def test_what_is_expected_under_gains_is_the_law(modes: Modes, reference: Reference) -> None:
     look = looked_at(modes, reference, drawn(np.ones(932)))
     gain = np.random.default_rng(3).uniform(-0.5, 1.0, 932)
-    under = look.under(gain, 0.9)
+    under = look.under(gain / 1.2 - 1 / 6, Conditions(np.full((1, 1), 0.9), np.full((1, 1), 1.2)))
     counts = look.deviation * (look.residual + look.leverage)
     events = look.deviation * look.full
     p = probability(look.rate * (1 + gain))
@@ -67,13 +67,11 @@ def test_conditions_are_settled_where_gains_would_mislead_them(modes: Modes, ref
     look = looked_at(modes, reference, counts)
     misled = np.median(np.abs(look.under(gain).residual))
     for thinned in (1, 8):
-        left = modes.settled(look, gain, thinned).under(gain).residual
+        left = look.under(gain, conditions_under(look.of(slice(None, None, thinned)), gain[::thinned])).residual
         assert np.median(np.abs(left)) < 0.75 < 0.85 < misled
         assert np.median(np.abs(left[7])) < 1.0
 
 
 def test_without_light_conditions_are_left_alone(modes: Modes, reference: Reference) -> None:
     look = looked_at(modes, reference, np.zeros((2, 1, 64, 72), dtype=np.float32))
-    settled = modes.settled(look, np.zeros(932))
-    np.testing.assert_allclose(settled.residual, look.residual)
-    assert np.isfinite(settled.rate).all()
+    np.testing.assert_array_equal(conditions_under(look, np.zeros(932)), np.ones((2, 2, 1)))

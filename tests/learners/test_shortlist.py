@@ -1,0 +1,83 @@
+"""Runs that are left out of the question are none that matter: all densities asked of all runs say the same."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dqmstream.experiments.cells import as_run_data
+from dqmstream.experiments.simulator import simulated_run
+from dqmstream.learners.density import Runs, log_densities
+from dqmstream.learners.modes import Look
+from dqmstream.learners.shortlist import RULED_OUT, Shortlist
+from dqmstream.learners.splits import Part, Split
+from dqmstream.learners.statistical import Statistical
+from dqmstream.learners.strategy import RunData
+from dqmstream.lumisection import Geometry
+
+RUNS = 100
+
+
+def nth(number: int) -> RunData:
+    return as_run_data(simulated_run("year", number, seed=5, lumisections=200), Split())
+
+
+@pytest.fixture(scope="module")
+def year() -> tuple[Statistical, Look, Runs, np.ndarray]:
+    """A learner of 100 runs in two blocks, two lumisections of each run that it has not seen, and the run of each."""
+    strategy, tests = Statistical(Geometry(1), 0, 1_000_000), []
+    for number in range(RUNS):
+        run = nth(number)
+        strategy.learn(number, run, nth)
+        tests.append(run.part(Part.TEST).counts[:2, strategy.reference.live])
+    gains, _, variances, _ = strategy.known()
+    look = strategy.modes.look(np.concatenate(tests).astype(np.float64))
+    return strategy, look, Runs(gains, variances), np.repeat(np.arange(RUNS), 2)
+
+
+def of_all(strategy: Statistical, look: Look, runs: Runs) -> np.ndarray:
+    everything = Runs(runs.gains, runs.variances)
+    everything.shortlist = None
+    return log_densities(look, strategy.modes, everything)
+
+
+def probabilities(scores: np.ndarray) -> np.ndarray:
+    return np.asarray(np.exp(scores - np.logaddexp.reduce(scores, axis=1, keepdims=True)))
+
+
+def test_probabilities_are_those_of_all_runs_asked(year: tuple[Statistical, Look, Runs, np.ndarray]) -> None:
+    strategy, look, runs, label = year
+    short, full = log_densities(look, strategy.modes, runs), of_all(strategy, look, runs)
+    np.testing.assert_allclose(probabilities(short), probabilities(full), rtol=0, atol=1e-9)
+    assert np.mean(full.argmax(axis=1) == label) > 0.7  # there is something to tell apart
+    left_out = ~np.isclose(short, full, rtol=1e-9, atol=1e-6)
+    assert left_out.mean() > 0.1  # and some are not asked
+    assert ((full.max(axis=1, keepdims=True) - full)[left_out] > RULED_OUT).all()
+    assert ((short.max(axis=1, keepdims=True) - short)[left_out] > RULED_OUT).all()
+
+
+def test_a_lumisection_with_faults_of_its_own_keeps_the_runs_that_matter(
+    year: tuple[Statistical, Look, Runs, np.ndarray],
+) -> None:
+    strategy, look, runs, _ = year
+    counts = np.rint(look.deviation * (look.residual + look.leverage))
+    rng = np.random.default_rng(0)
+    counts[rng.random(counts.shape) < 0.01] = 0.0
+    counts[::3, strategy.modes.cells[4]] *= 0.3
+    counts[1] = 0.0
+    broken = strategy.modes.look(counts)
+    short, full = log_densities(broken, strategy.modes, runs), of_all(strategy, broken, runs)
+    assert np.isfinite(short).all()
+    np.testing.assert_allclose(probabilities(short), probabilities(full), rtol=0, atol=1e-6)
+
+
+def test_channels_that_were_ever_faulty_are_not_asked_while_there_are_others() -> None:
+    rng = np.random.default_rng(0)
+    gains = 0.01 * rng.standard_normal((70, 400))
+    spoilt = np.zeros(400, dtype=int)
+    spoilt[::2] = 1
+    look = Look(*np.ones((3, 1, 400)), np.full((1, 400), 0.5), np.ones((1, 400)))
+    before = Shortlist(gains, spoilt).scores(look)
+    gains[:, ::2] = 5.0
+    np.testing.assert_array_equal(Shortlist(gains, spoilt).scores(look), before)
+    assert Shortlist(gains, spoilt).share == 4
