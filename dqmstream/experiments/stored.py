@@ -15,10 +15,11 @@ from typing import Any
 from dqmstream.errors import InputError, StateError
 from dqmstream.experiments.cells import Cell
 from dqmstream.experiments.provenance import code_digest
+from dqmstream.experiments.results_table import FILE, read_cells
 from dqmstream.storage.locks import write_atomically
 
 Record = dict[str, Any]
-"""A finished cell as `cells.run_cell` gives it, or one that failed: "cell", "error" and "traceback"."""
+"""A finished cell as `cells.run_cell` or `results_table.read_cells` gives it, or "cell", "error" and "traceback" of another."""
 
 
 class Stored:
@@ -34,7 +35,7 @@ class Stored:
 
     def found(self, cells: Collection[Cell], reuse: Sequence[Path] = ()) -> dict[Cell, Record]:
         """Those of the cells that are finished: computed here by the code that runs now, else by any code in a folder of
-        `reuse` (a benchmark's own, or its cells), the first that has it.
+        `reuse` (a benchmark's own, its cells, or no more of it than results.parquet), the first that has it.
 
         Raises InputError for a folder of reuse that does not exist, StateError for a file that cannot be read.
         """
@@ -43,13 +44,15 @@ class Stored:
             if path.exists() and (record := _read(path)) and record["code"] == code_digest():
                 found[Cell(**record["cell"])] = record
         for folder in reuse:
-            inner = folder / "cells" if (folder / "cells").is_dir() else folder
-            if not inner.is_dir():
+            inner, table = folder / "cells", folder / FILE
+            if not folder.is_dir():
                 raise InputError(f"--reuse {folder}: there is no such folder")
-            for path in sorted(inner.glob("*.json")):
+            for path in sorted((inner if inner.is_dir() or table.exists() else folder).glob("*.json")):
                 record = _read(path)
                 if record and (cell := Cell(**record["cell"])) in wanted and cell not in found:
                     found[cell] = record
+            if table.exists():
+                found = {cell: record for cell, record in read_cells(table).items() if cell in wanted} | found
         return found
 
     def save(self, cell: Cell, record: Record) -> None:

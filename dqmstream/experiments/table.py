@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from dqmstream.experiments.bounds import BOUNDS
+from dqmstream.experiments.cell_figures import CellFigures, figures_of
 from dqmstream.experiments.cells import Cell
 from dqmstream.experiments.spec import Benchmark, Spec, Variant
 from dqmstream.experiments.statistics import chance_interval, clustered_mean, holm, paired_difference
 from dqmstream.experiments.stored import Record
 from dqmstream.experiments.streams import seed_use
-from dqmstream.learners.history import Line, figures
-from dqmstream.learners.metrics import drops, matrix
 from dqmstream.learners.splits import WARNING_RANDOM
+
+Finished = Sequence[tuple[Cell, CellFigures]]
+"""Cells of a row that are finished."""
 
 ByRun = dict[tuple[int, int], dict[int, float]]
 """Seed of the stream and number of the order -> run -> a figure of it."""
@@ -52,42 +54,47 @@ def _table(spec: Spec, records: Mapping[Cell, Record]) -> dict[str, Any]:
 
 
 def _stream(spec: Spec, stream: str, records: Mapping[Cell, Record]) -> list[dict[str, Any]]:
-    by_row = {row: [found for cell in spec.cells_of(row, stream) if "lines" in (found := records[cell])] for row in spec.rows()}
+    by_row = {
+        row: [(cell, figures_of(found)) for cell in spec.cells_of(row, stream) if "error" not in (found := records[cell])]
+        for row in spec.rows()
+    }
     by_row = {row: found for row, found in by_row.items() if found}
-    accuracies = {row.label: _by_run(found, lambda lines: _last(lines, "accuracy")) for row, found in by_row.items()}
+    accuracies = {row.label: _by_run(found, "accuracy_by_run") for row, found in by_row.items()}
     rows = [_row(row, found, accuracies) for row, found in by_row.items()]
     _compare(rows, accuracies, spec.against)
     return rows
 
 
-def _row(row: Variant, records: Sequence[Record], accuracies: Mapping[str, ByRun]) -> dict[str, Any]:
-    found = [figures(record["lines"]) for record in records]
-    calibration = [one["calibration"] for one in found if one["calibration"]]
+def _row(row: Variant, finished: Finished, accuracies: Mapping[str, ByRun]) -> dict[str, Any]:
     accuracy, ideal = clustered_mean(accuracies[row.label]), accuracies.get(BOUNDS[0])
-    lines = [record["lines"] for record in records]
-    worth = _worth(records)
+    worth = _worth(finished)
+
+    def mean(name: str) -> float | None:
+        known = [value for _, figures in finished if (value := getattr(figures, name)) is not None]
+        return float(np.mean(known)) if known else None
+
     return {
         **asdict(row),
         "bound": row.bound,
-        "cells": len(records),
-        "seeds": sorted({record["cell"]["seed"] for record in records}),
+        "cells": len(finished),
+        "seeds": sorted({cell.seed for cell, _ in finished}),
         "accuracy": asdict(accuracy),
         "worth": worth,
-        "guessing": asdict(chance_interval(len(lines[0][-1]["accuracy"]), worth)),
-        "auc": asdict(clustered_mean(_by_run(records, lambda lines: _last(lines, "auc")))),
-        "forgetting": asdict(clustered_mean(_by_run(records, lost))),
-        "any_time_accuracy": _mean(one["any_time_accuracy"] for one in found),
-        "new_run_auc": _mean(one["new_run_auc"] for one in found),
+        "guessing": asdict(chance_interval(len(finished[0][1].run), worth)),
+        "auc": asdict(clustered_mean(_by_run(finished, "auc_by_run"))),
+        "forgetting": asdict(clustered_mean(_by_run(finished, "forgetting_by_run"))),
+        "any_time_accuracy": mean("any_time_accuracy"),
+        "new_run_auc": mean("new_run_auc"),
         "of_ideal": accuracy.estimate / clustered_mean(ideal).estimate if ideal else None,
-        "ece": _mean(one["ece"] for one in calibration),
-        "ece_calibrated": _mean(one["ece_calibrated"] for one in calibration),
-        "kept_bytes": _mean(of_cell[-1].get("memory_bytes") for of_cell in lines),
-        "state_bytes": _mean(of_cell[-1].get("state_bytes") for of_cell in lines),
-        "lumisections": _mean(looked_at(of_cell) for of_cell in lines),
-        "flops": _mean(one["flops"] for one in found),
-        "learn_s": _mean(learn_s(of_cell) for of_cell in lines),
-        "commits": sorted({record["commit"] for record in records}),
-        "codes": sorted({record["code"] for record in records}),
+        "ece": mean("ece"),
+        "ece_calibrated": mean("ece_calibrated"),
+        "kept_bytes": mean("memory_bytes"),
+        "state_bytes": mean("state_bytes"),
+        "lumisections": mean("lumisections_trained"),
+        "flops": mean("flops"),
+        "learn_s": mean("learn_seconds"),
+        "commits": sorted({figures.commit for _, figures in finished}),
+        "codes": sorted({figures.code for _, figures in finished}),
     }
 
 
@@ -106,43 +113,19 @@ def _compare(rows: Sequence[dict[str, Any]], accuracies: Mapping[str, ByRun], ag
             row["beside"] = {**asdict(found.interval), "p_holm": float(p), "flipped": found.flipped}
 
 
-def _by_run(records: Sequence[Record], of_runs: Callable[[Sequence[Line]], np.ndarray]) -> ByRun:
+def _by_run(finished: Finished, name: str) -> ByRun:
     """A figure of each run, for each stream and order; over folds, which judge the same runs again, it is averaged."""
     found: dict[tuple[int, int], list[np.ndarray]] = {}
     runs: dict[tuple[int, int], list[int]] = {}
-    for record in records:
-        key = record["cell"]["seed"], record["cell"]["order"]
-        found.setdefault(key, []).append(of_runs(record["lines"]))
-        runs[key] = [line["run"] for line in record["lines"]]
+    for cell, figures in finished:
+        key = cell.seed, cell.order
+        found.setdefault(key, []).append(np.array(getattr(figures, name), dtype=float))
+        runs[key] = figures.run
     means = {key: np.mean(folds, axis=0) for key, folds in found.items()}
     return {key: dict(zip(runs[key], mean.tolist(), strict=False)) for key, mean in means.items()}
 
 
-def _last(lines: Sequence[Line], name: str) -> np.ndarray:
-    return np.array(lines[-1][name], dtype=float)
-
-
-def lost(lines: Sequence[Line]) -> np.ndarray:
-    """What each run but the last has lost since it was known best: shape (runs - 1,), empty before three runs."""
-    return np.array(drops(matrix([line["accuracy"] for line in lines]), max))
-
-
-def looked_at(lines: Sequence[Line]) -> int | None:
-    """Lumisections that learning looked at, each as often as it was; None for a bound, which learns nothing."""
-    return sum(line["samples"] for line in lines) if "samples" in lines[0] else None
-
-
-def learn_s(lines: Sequence[Line]) -> float | None:
-    """Seconds of learning, on one thread; None for a bound."""
-    return sum(line["seconds"]["learn"] for line in lines) if "seconds" in lines[0] else None
-
-
-def _worth(records: Sequence[Record]) -> float:
+def _worth(finished: Finished) -> float:
     """Independent lumisections behind the last accuracies: streams and folds add up, orders of the same runs do not."""
-    orders = len({record["cell"]["order"] for record in records})
-    return float(sum(record["worth"] for record in records)) / orders
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else None
+    orders = len({cell.order for cell, _ in finished})
+    return float(sum(figures.worth for _, figures in finished)) / orders

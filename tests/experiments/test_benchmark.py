@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from scipy.stats import binom
 
-from dqmstream.errors import InputError
+from dqmstream.errors import InputError, StateError
 from dqmstream.experiments import benchmark, provenance
 from dqmstream.experiments.benchmark import time_left
 from dqmstream.experiments.bounds import BOUNDS
@@ -166,6 +166,29 @@ def test_finished_cells_of_other_code_are_taken_where_that_is_asked_for_only(tmp
     assert f"Commit {record['commit'] or 'unknown'}." in markdown({"tables": [tabled(spec, [found])]})
 
 
+def test_a_table_is_made_again_of_its_results_alone(tmp_path: Path) -> None:
+    """results.parquet says as much of finished cells as their own files do; a cell that failed is computed anew."""
+    chosen = Benchmark((replace(SMALL, seeds=(100, 101), strategies=("ideal", "gain_map", "ring_means")),)).checked()
+    failed, *others = chosen.cells()
+    records = {failed: failure(failed, "ValueError: why"), **{cell: run_cell(cell) for cell in others}}
+    result = summarise(chosen, records)
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    write(chosen, records, result, tmp_path / "one")
+    found = Stored(tmp_path / "two").found(chosen.cells(), [tmp_path / "one"])
+    assert found.keys() == set(others)
+    again = {failed: records[failed], **found}
+    assert summarise(chosen, again) == result
+    write(chosen, again, result, tmp_path / "two")
+    one, two = (pq.read_table(tmp_path / name / "results.parquet") for name in ("one", "two"))
+    assert one.equals(two)
+
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "results.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(StateError, match="holds no results of a benchmark"):
+        Stored(tmp_path / "two").found(chosen.cells(), [tmp_path / "broken"])
+
+
 def test_the_digest_of_the_code_goes_by_what_the_code_does(monkeypatch: pytest.MonkeyPatch) -> None:
     before = provenance.statements('"""Why."""\ndef f(x: int) -> int:\n    """What."""\n    return x + 1\n')
     assert before == provenance.statements("# why\n\ndef f(x: int) -> int:\n    return (x\n            + 1)  # one more\n")
@@ -207,7 +230,7 @@ def test_a_difference_is_starred_where_interval_and_p_value_agree() -> None:
         lines: list[dict[str, Any]] = [{"run": 0, "accuracy": None, "auc": None}]
         lines += [{"run": i, "accuracy": [accuracy] * (i + 1), "auc": [0.5] * (i + 1)} for i in range(1, 12)]
         said = {"stream": "small", "strategy": strategy, "seed": seed, "order": 0}
-        return {"cell": said, "lines": lines, "worth": 360.0, "commit": "", "code": ""}
+        return {"cell": said, "lines": lines, "worth": 360.0, "seconds": 1.0, "versions": {}, "commit": "", "code": ""}
 
     spec = Spec(streams=("small",), strategies=("gain_map", "logistic", "naive_bayes"), runs=12)
     values = {"gain_map": (0.5, 0.5), "logistic": (0.6, 0.6), "naive_bayes": (0.9, 0.49)}

@@ -21,7 +21,8 @@ from dqmstream.errors import InputError
 from dqmstream.experiments import provenance
 from dqmstream.experiments.benchmark import Progress, run_benchmark
 from dqmstream.experiments.cells import Cell, run_cell
-from dqmstream.experiments.results import SCHEMA, write
+from dqmstream.experiments.results import write
+from dqmstream.experiments.results_table import SCHEMA
 from dqmstream.experiments.spec import Benchmark, Spec
 from dqmstream.experiments.stored import Record
 from dqmstream.experiments.sweep import local_client, remote_client, sweep, uninterrupted

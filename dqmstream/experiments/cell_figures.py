@@ -1,0 +1,81 @@
+"""What a benchmark says of a finished cell: its figures run by run, its cost, and where they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dqmstream.learners.history import Line, figures
+from dqmstream.learners.metrics import drops, matrix
+
+
+@dataclass(frozen=True)
+class CellFigures:
+    """Figures of a finished cell, by the names of `results.parquet`.
+
+    run: numbers of the runs; accuracy_by_run, auc_by_run go by it, forgetting_by_run lacks the last. accuracy, auc, forgetting,
+    any_time_accuracy, new_run_auc, ece, ece_calibrated: of the whole, None where there was nothing to say. worth: independent
+    lumisections behind the accuracy. lumisections_trained: that learning looked at, each as often as it was; None for a bound,
+    as learn_seconds is. memory_bytes, state_bytes: at the end.
+    """
+
+    run: list[int]
+    accuracy_by_run: list[float]
+    auc_by_run: list[float]
+    forgetting_by_run: list[float]
+    accuracy: float
+    auc: float
+    forgetting: float | None
+    any_time_accuracy: float | None
+    new_run_auc: float | None
+    ece: float | None
+    ece_calibrated: float | None
+    worth: float
+    lumisections_trained: int | None
+    flops: float | None
+    memory_bytes: int | None
+    state_bytes: int | None
+    seconds: float
+    learn_seconds: float | None
+    versions: dict[str, str]
+    commit: str
+    code: str
+
+
+def figures_of(record: Mapping[str, Any]) -> CellFigures:
+    """The figures of a record as `cells.run_cell` makes it; as they are where it holds nothing else (`results_table`)."""
+    if "figures" in record:
+        return CellFigures(**record["figures"])
+    lines, found = record["lines"], figures(record["lines"])
+    last, calibration = lines[-1], found["calibration"] or {}
+    return CellFigures(
+        run=[line["run"] for line in lines],
+        accuracy_by_run=last["accuracy"],
+        auc_by_run=last["auc"],
+        forgetting_by_run=lost(lines).tolist(),
+        accuracy=found["average_accuracy"],
+        auc=found["average_auc"],
+        forgetting=found["forgetting"],
+        any_time_accuracy=found["any_time_accuracy"],
+        new_run_auc=found["new_run_auc"],
+        ece=calibration.get("ece"),
+        ece_calibrated=calibration.get("ece_calibrated"),
+        worth=record["worth"],
+        lumisections_trained=sum(line["samples"] for line in lines) if "samples" in lines[0] else None,
+        flops=found["flops"],
+        memory_bytes=last.get("memory_bytes"),
+        state_bytes=last.get("state_bytes"),
+        seconds=record["seconds"],
+        learn_seconds=sum(line["seconds"]["learn"] for line in lines) if "seconds" in lines[0] else None,
+        versions=record["versions"],
+        commit=record["commit"],
+        code=record["code"],
+    )
+
+
+def lost(lines: Sequence[Line]) -> np.ndarray:
+    """What each run but the last has lost since it was known best: shape (runs - 1,), empty before three runs."""
+    return np.array(drops(matrix([line["accuracy"] for line in lines]), max))
