@@ -128,14 +128,15 @@ class Modes:
         return np.stack([values[..., cells].sum(axis=-1) for cells in self.cells], axis=-1)
 
 
-def conditions_under(look: Look, gain: np.ndarray) -> Conditions:
+def conditions_under(look: Look, gain: np.ndarray, near: Conditions = AS_SEEN, steps: int = _STEPS) -> Conditions:
     """The conditions that lumisections show where rates have moved by gains, (live,).
 
     Events and pileup of each are moved to the least squares of what is left over; channels that stand out do not count.
+    near: where they are looked for first.
     """
-    asked = look.under(np.where(gain > DEAD, gain, 0.0))
-    events, pileup = np.ones((2, len(look.residual), 1))
-    for _ in range(_STEPS):
+    asked = look.under(np.where(gain > DEAD, gain, 0.0), near)
+    events, pileup = near
+    for _ in range(steps):
         more = _nearer(asked)
         asked = asked.under(0.0, more)
         events, pileup = events * more.events, pileup * more.pileup

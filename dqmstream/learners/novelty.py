@@ -38,8 +38,9 @@ from dqmstream.lumisection import Geometry
 WINDOW = 30
 """Lumisections that a score looks at: its own and those of its run before it."""
 
-MEMORY_BYTES = 250_000
-"""Of the statistical memory: 250 runs, then those that are alike share a row."""
+MEMORY_BYTES = 1_000_000
+"""Of the statistical memory: 1002 runs, then those that are alike share a row. What two runs have in common is neither of them, so
+that a known run whose row is shared looks new."""
 
 FAULT, FAULT_VARIANCE = 2e-3, 30.0
 """Share of channels that a new run may have as faults, and the variance that their pulls have then."""
@@ -47,8 +48,8 @@ FAULT, FAULT_VARIANCE = 2e-3, 30.0
 MODE, MODE_SPREADS = 0.02, (0.0, 0.01, 0.02, 0.03, 0.05, 0.1)
 """Share of readout boxes that may have another spread in a new run, and the spreads that are tried."""
 
-DRIFTING = 20
-"""Known runs, the last ones, that say how far a run drifts from the one most like it."""
+DRIFTING, BEFORE = 20, 256
+"""Known runs, the last ones, that say how far a run drifts from the one most like it, among so many of the last ones."""
 
 UNSURE = 7e-4
 """Error of what a channel should count, as a share, however many lumisections are added up. Where channels fire in nearly every
@@ -232,6 +233,7 @@ class Novelty:
         """Variance of a gain between one of the last known runs and the one most like it, the same in each ring: (live,)."""
         if len(gains) < 2:
             return np.zeros(gains.shape[1])
+        gains, errors = gains[-BEFORE:], errors[-BEFORE:]
         found = []
         for row in range(max(0, len(gains) - DRIFTING), len(gains)):
             least = most_alike(row, gains, errors)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dqmstream.learners.modes import Look, conditions_under, free_to_move
+from dqmstream.learners.modes import Conditions, Look, conditions_under, free_to_move
 
 RULED_OUT = 20.0
 """Nats behind the best run at which a run is out of the question."""
@@ -43,22 +43,25 @@ class Shortlist:
         """Log-densities of these channels in each run, but for what all runs have in common: (n, runs)."""
         look = look.of(self._channels)
         scores = np.empty((len(look.residual), len(self._gains)))
+        conditions = conditions_under(look, np.median(self._gains[:_TOGETHER], axis=0))
         for start in range(0, len(self._gains), _TOGETHER):
             block = slice(start, start + _TOGETHER)
-            scores[:, block] = _scores(look, self._gains[block])
+            # Runs have drifted little since the last block: a step follows them.
+            conditions = conditions_under(look, np.median(self._gains[block], axis=0), conditions, steps=1)
+            scores[:, block] = _scores(look, self._gains[block], conditions)
         return scores
 
 
-def _scores(look: Look, gains: np.ndarray) -> np.ndarray:
+def _scores(look: Look, gains: np.ndarray, conditions: Conditions) -> np.ndarray:
     usual = np.median(gains, axis=0)
-    conditions = conditions_under(look, usual)
     under, apart = look.under(usual, conditions), gains - usual
-    per_rate = under.per_rate
-    noise = np.clip(under.residual, -_CUT, _CUT)
-    slope = np.where(np.abs(under.residual) < _CUT, look.rate * conditions.pileup * per_rate, 0.0)
-    surprise = (noise**2 + 2 * np.log(under.deviation)).sum(axis=1)[:, None]
-    surprise = surprise - 2 * (noise * slope) @ apart.T + slope**2 @ (apart**2).T
-    directions = under.leverage, under.rate * per_rate
+    # In deviations of what was seen, the same for all runs: those of what is expected would set blocks apart at their edges.
+    wider = under.deviation / look.deviation
+    residual, per_rate = under.residual * wider, under.per_rate * wider
+    noise = np.clip(residual, -_CUT, _CUT)
+    slope = np.where(np.abs(residual) < _CUT, look.rate * conditions.pileup * per_rate, 0.0)
+    surprise = np.einsum("nc,nc->n", noise, noise)[:, None] - 2 * (noise * slope) @ apart.T + slope**2 @ (apart**2).T
+    directions = under.leverage * wider, under.rate * per_rate
     onto = [np.einsum("nc,nc->n", along, noise)[:, None] - (along * slope) @ apart.T for along in directions]
     pairs = {(i, j): np.einsum("nc,nc->n", directions[i], directions[j])[:, None] for i, j in ((0, 0), (0, 1), (1, 1))}
     return np.asarray(free_to_move(onto, pairs) - 0.5 * surprise)

@@ -244,7 +244,7 @@ class Statistical(Incremental):
         check_stamp(state, self._belongs_to)
         missing = [name for name in _ARRAYS if name not in state]
         if missing and len(missing) < len(_ARRAYS):
-            raise StateError(f"the state of {self.name} lacks {', '.join(missing)}; it is damaged")
+            raise StateError(f"the state of {self.name} lacks {', '.join(missing)}; it is damaged or of another version")
         other = [] if missing else [name for name, kind in _ROWS.items() if state[name].dtype != kind]
         if other:
             raise StateError(

@@ -54,8 +54,8 @@ class Hybrid(StatisticalReplay):
 
     share_method = 0.625
     share_held_out = 0.125
-    """Of the budget at most. At 1 MB 330 lumisections are kept to train on and 64 held out until the statistics of 255 runs
-    have filled what is left; then these grow at the others' expense, up to 1020 runs and no lumisection."""
+    """Of the budget at most. At 1 MB 330 lumisections are kept to train on and 64 held out until the statistics of 250 runs
+    have filled what is left; then these grow at the others' expense, up to 1002 runs and no lumisection."""
 
     weights = WEIGHTS[0]
     """α, β."""
