@@ -39,8 +39,8 @@ WINDOW = 30
 """Lumisections that a score looks at: its own and those of its run before it."""
 
 MEMORY_BYTES = 1_000_000
-"""Of the statistical memory: 1002 runs, then those that are alike share a row. What two runs have in common is neither of them, so
-that a known run whose row is shared looks new."""
+"""Of the statistical memory: 1002 runs, then those that are alike share a row. What two runs have in common is neither of them,
+so that a known run whose row is shared looks new."""
 
 FAULT, FAULT_VARIANCE = 2e-3, 30.0
 """Share of channels that a new run may have as faults, and the variance that their pulls have then."""
