@@ -56,7 +56,7 @@ def _guess(look: Look, first: np.ndarray) -> np.ndarray:
     """The guess, but where all counts together say that the rate is another altogether: from there it would be a long way."""
     full, counts = look.deviation * look.full, look.deviation * (look.residual + look.leverage)
     events = np.maximum(full.sum(axis=0), np.finfo(np.float64).tiny)
-    share, usual = counts.sum(axis=0) / events, (full * look.fired).sum(axis=0) / events
+    share, usual = counts.sum(axis=0) / events, (full * (1 - look.quiet)).sum(axis=0) / events
     by_all = rate_of(np.clip(share, 0.0, _FULLEST)) / rate_of(np.clip(usual, 1 - _FULLEST, _FULLEST)) - 1
     return np.where(np.abs(by_all - first) > _FAR, np.clip(by_all, -1.0, MOST), first)
 

@@ -45,33 +45,29 @@ class Conditions(NamedTuple):
         return Conditions(self.events[index], self.pileup[index])
 
 
-AS_SEEN = Conditions(np.ones((1, 1)), np.ones((1, 1)))
-"""The conditions of a look itself."""
-
-
 @dataclass(frozen=True, eq=False)
 class Look:
-    """Lumisections seen through the reference, all float64 (n, live).
+    """Lumisections seen through the reference, all of one type, (n, live).
 
     residual: (count - expected) / deviation. full: how many deviations a channel counts that fires in every event. rate: R λ.
-    fired: probability that the channel fires in an event. deviation: of the count.
+    quiet: probability that the channel gives no signal in an event. deviation: of the count.
     """
 
     residual: np.ndarray
     full: np.ndarray
     rate: np.ndarray
-    fired: np.ndarray
+    quiet: np.ndarray
     deviation: np.ndarray
 
     @property
     def leverage(self) -> np.ndarray:
         """By how many deviations the count moves where there are 100 % more events."""
-        return self.full * self.fired
+        return self.full * (1 - self.quiet)
 
     @property
     def per_rate(self) -> np.ndarray:
         """By how many deviations the count moves where the rate does by 1, as the tangent says."""
-        return self.full * (1 - self.fired) / (1 + self.rate / SHAPE)
+        return self.full * self.quiet / (1 + self.rate / SHAPE)
 
     @property
     def rate_leverage(self) -> np.ndarray:
@@ -82,23 +78,26 @@ class Look:
         """The same of some channels."""
         return Look(*(getattr(self, field.name)[:, channels] for field in fields(self)))
 
+    def single(self) -> Look:
+        """The same in float32."""
+        return Look(*(getattr(self, field.name).astype(np.float32) for field in fields(self)))
+
     def rows(self, index: _Index) -> Look:
         """The same of some lumisections."""
         return Look(*(getattr(self, field.name)[index] for field in fields(self)))
 
-    def under(self, gain: np.ndarray | float, conditions: Conditions = AS_SEEN) -> Look:
-        """The same where rates are expected to be higher by gains, -1 or more, under other conditions.
+    def under(self, gain: np.ndarray | float, conditions: Conditions | None = None) -> Look:
+        """The same where rates are expected to be higher by gains, -1 or more, under other conditions if they are given.
 
         gain: anything that goes with (n, live). Deviations become those of what is expected then.
         """
-        events = conditions.events
-        rate = self.rate * (conditions.pileup * (1 + gain))
+        events, pileup = conditions or (1.0, 1.0)
+        rate = self.rate * (pileup * (1 + gain))
         quiet = silence(rate)
-        fired = 1 - quiet
         # N events that fire with probability p count N p, with variance N p (1 - p).
-        wider = np.sqrt(np.maximum(fired * quiet / (self.fired * (1 - self.fired)), _NARROWEST) * events)
-        residual = (self.residual + self.full * (self.fired - events * fired)) / wider
-        return Look(residual, self.full * events / wider, rate, fired, self.deviation * wider)
+        wider = np.sqrt(np.maximum(quiet * (1 - quiet) / (self.quiet * (1 - self.quiet)), _NARROWEST) * events)
+        residual = (self.residual + self.full * (1 - self.quiet - events * (1 - quiet))) / wider
+        return Look(residual, self.full * events / wider, rate, quiet, self.deviation * wider)
 
 
 class Modes:
@@ -119,23 +118,23 @@ class Modes:
         self.cells = [np.flatnonzero(box == name) for name in self.boxes]
 
     def look(self, counts: np.ndarray) -> Look:
-        """Lumisections by the counts of the live channels, (n, live), under the conditions that these show by themselves."""
+        """Lumisections by counts of the live channels, (n, live), under the conditions that these show; float64."""
         expected, deviation, fired = self._reference.response(counts)
-        return Look((counts - expected) / deviation, expected / (deviation * fired), rate_of(fired), fired, deviation)
+        return Look((counts - expected) / deviation, expected / (deviation * fired), rate_of(fired), 1 - fired, deviation)
 
     def by_box(self, values: np.ndarray) -> np.ndarray:
         """Sums over the channels of each box: (..., live) to (..., B)."""
         return np.stack([values[..., cells].sum(axis=-1) for cells in self.cells], axis=-1)
 
 
-def conditions_under(look: Look, gain: np.ndarray, near: Conditions = AS_SEEN, steps: int = _STEPS) -> Conditions:
+def conditions_under(look: Look, gain: np.ndarray, near: Conditions | None = None, steps: int = _STEPS) -> Conditions:
     """The conditions that lumisections show where rates have moved by gains, (live,).
 
     Events and pileup of each are moved to the least squares of what is left over; channels that stand out do not count.
     near: where they are looked for first.
     """
     asked = look.under(np.where(gain > DEAD, gain, 0.0), near)
-    events, pileup = near
+    events, pileup = near or np.ones((2, len(look.residual), 1), dtype=look.residual.dtype)
     for _ in range(steps):
         more = _nearer(asked)
         asked = asked.under(0.0, more)

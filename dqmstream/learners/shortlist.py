@@ -36,7 +36,7 @@ class Shortlist:
         asked = max(1, len(spoilt) // _THINNED)
         sound = np.argsort(spoilt, kind="stable")[: max(asked, np.count_nonzero(spoilt == 0))]
         self._channels = np.sort(sound[np.linspace(0, len(sound) - 1, asked).astype(int)])
-        self._gains = gains[:, self._channels]
+        self._gains = gains[:, self._channels].astype(np.float32)
         self.share = len(spoilt) / asked
 
     def scores(self, look: Look) -> np.ndarray:

@@ -182,7 +182,7 @@ class Statistical(Incremental):
                 rate[:, cells] *= np.maximum(1 + mode[:, box, None], 0.0)
             quiet = silence(rate)
             # N events that fire with probability p count N p, with variance N p (1 - p): where p changes both do.
-            share = np.sqrt((1 - quiet) * quiet / (look.fired * (1 - look.fired)))
+            share = np.sqrt((1 - quiet) * quiet / (look.quiet * (1 - look.quiet)))
             noise = share * rng.standard_normal(rate.shape)
             drawn[chunk] = np.maximum(np.rint(look.deviation * (look.full * (1 - quiet) + noise)), 0)
         return drawn

@@ -9,7 +9,7 @@ from dqmstream.experiments.cells import as_run_data
 from dqmstream.experiments.simulator import stream
 from dqmstream.learners import density
 from dqmstream.learners.density import THINNED, Runs, cut, log_densities
-from dqmstream.learners.modes import AS_SEEN, Look, Modes, conditions_under
+from dqmstream.learners.modes import Conditions, Look, Modes, conditions_under
 from dqmstream.learners.reference import Reference
 from dqmstream.learners.splits import Part, Split
 
@@ -42,7 +42,7 @@ def test_densities_are_those_of_the_normal_law_written_out() -> None:
         conditions = conditions_under(look.of(slice(None, None, THINNED)), gain[::THINNED])
         under = look.under(gain, conditions)
         expected = [_written_out(under.rows(np.array([i])), modes, variance) for i in range(len(counts))]
-        np.testing.assert_allclose(found - found[0], np.array(expected) - expected[0], rtol=1e-4, atol=1e-3)
+        np.testing.assert_allclose(found - found[0], np.array(expected) - expected[0], rtol=1e-4, atol=5e-3)
 
 
 def _written_out(under: Look, modes: Modes, variance: np.ndarray) -> float:
@@ -60,7 +60,9 @@ def _written_out(under: Look, modes: Modes, variance: np.ndarray) -> float:
 @pytest.fixture
 def unsettled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave the conditions of lumisections as they are, which are settled under other gains where runs are alone."""
-    monkeypatch.setattr(density, "conditions_under", lambda look, _: AS_SEEN.rows(np.zeros(len(look.residual), dtype=int)))
+    monkeypatch.setattr(
+        density, "conditions_under", lambda look, _: Conditions(*np.ones((2, len(look.residual), 1), dtype=np.float32))
+    )
 
 
 @pytest.mark.usefixtures("unsettled")
@@ -81,7 +83,7 @@ def test_what_is_taken_out_of_one_run_or_of_many_at_once_is_the_same(looked_at: 
         for gain, variance in zip(gains, variances, strict=True)
     ]
     alone = np.stack([log_densities(look, modes, runs)[:, -1] for runs in beside], axis=1)
-    np.testing.assert_allclose(together, alone, rtol=1e-9, atol=1e-7)
+    np.testing.assert_allclose(together, alone, rtol=0, atol=0.01)  # of some thousand nats, in float32
 
 
 @pytest.mark.usefixtures("unsettled")

@@ -42,10 +42,10 @@ def test_what_is_expected_under_gains_is_the_law(modes: Modes, reference: Refere
     counts = look.deviation * (look.residual + look.leverage)
     events = look.deviation * look.full
     p = probability(look.rate * (1 + gain))
-    np.testing.assert_allclose(under.fired, p, rtol=1e-6)
+    np.testing.assert_allclose(1 - under.quiet, p, rtol=1e-6)
     np.testing.assert_allclose(under.deviation * (under.residual + under.leverage), counts, rtol=1e-6)
     np.testing.assert_allclose(under.deviation * under.leverage, 0.9 * events * p, rtol=1e-6)
-    wider = 0.9 * p * (1 - p) / (look.fired * (1 - look.fired))
+    wider = 0.9 * p * (1 - p) / (look.quiet * (1 - look.quiet))
     np.testing.assert_allclose((under.deviation / look.deviation) ** 2, wider, rtol=1e-4)
 
 

