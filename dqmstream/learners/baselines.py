@@ -149,7 +149,7 @@ class GainMap(_Streaming):
     def _summarise(self, train: Maps) -> tuple[np.ndarray, ...]:
         counts = train.counts[:, self.reference.live]
         expected, deviation, _ = self.reference.response(counts)
-        gain, error, _ = fitted_gains((counts - expected) / deviation, expected / deviation)
+        gain, error = fitted_gains((counts - expected) / deviation, expected / deviation)
         return gain.astype(np.float32), error.astype(np.float32)
 
     def scores(self, maps: Maps) -> np.ndarray:

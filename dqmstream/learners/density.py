@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dqmstream.learners.modes import DEAD, Look, Modes, conditions_under, free_to_move
+from dqmstream.learners.modes import DEAD, Look, Modes, conditions_under, free_to_move, products_of
 from dqmstream.learners.reference import CLIP
 from dqmstream.learners.shortlist import RULED_OUT, Shortlist
 
@@ -22,7 +22,7 @@ THINNED = 8
 """One channel of so many settles the conditions under a block's usual gains; what little they are off by then is free."""
 
 _ELEMENTS = 1 << 16
-"""Numbers of a block of noise, half a MB, which stays in a core's cache: lumisections times runs times channels."""
+"""Numbers of a block of noise, a quarter of a MB, which stays in a core's cache: lumisections times runs times channels."""
 
 _ODD = 0.1
 """A gain that is farther from its channel's median over a block's runs counts as odd: the tangent is not asked so far."""
@@ -204,10 +204,8 @@ class _Part:
         With v = 1 / (1/σ² + h'h) of each box, h its leverages, the inverse of its channels' covariance is 1 - h v h'
         (Woodbury); events and pileup are then integrated over, each with a flat prior.
         """
-        events, pileup = self._directions
         score = -0.5 * self.square
-        pairs = {(0, 0): (events, events), (0, 1): (events, pileup), (1, 1): (pileup, pileup)}
-        inner = {ij: np.einsum("nc,nc->n", *pair)[:, None] for ij, pair in pairs.items()}
+        inner = products_of(self._directions)
         loud = np.asarray(self._block.variances.any(axis=1))
         score[:, ~loud] += free_to_move([along[:, ~loud] for along in self.onto], inner)
         if not loud.any():

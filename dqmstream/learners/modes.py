@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dqmstream.learners.reference import Reference
-from dqmstream.learners.response import MEDIAN_OF_SQUARE, SHAPE, medians, rate_of, sensitivity, silence
+from dqmstream.learners.response import MEDIAN_OF_SQUARE, SHAPE, rate_of, silence
 from dqmstream.lumisection import IETA, IPHI, readout_box
 
 DEAD = -0.5
@@ -103,16 +103,14 @@ class Look:
 class Modes:
     """The common modes of the live channels of a reference.
 
-    sensitivity: of each live channel in the reference run, the same in each ring, (live,). ring: a number for each pair of
-    depth and |ieta|, (live,). boxes: names of the readout boxes that hold a live channel (`lumisection.readout_box`), (B,).
-    cells: positions of each box's channels among the live ones.
+    ring: a number for each pair of depth and |ieta|, (live,). boxes: names of the readout boxes that hold a live channel
+    (`lumisection.readout_box`), (B,). cells: positions of each box's channels among the live ones.
     """
 
     def __init__(self, reference: Reference) -> None:
         self._reference = reference
         _, row, column = np.nonzero(reference.live)
         self.ring = reference.ring
-        self.sensitivity = sensitivity(1 - medians(reference.typical.fired[0], self.ring))
         box = readout_box(IETA[row], IPHI[column])
         self.boxes = np.unique(box)
         self.cells = [np.flatnonzero(box == name) for name in self.boxes]
@@ -140,6 +138,11 @@ def conditions_under(look: Look, gain: np.ndarray, near: Conditions | None = Non
         asked = asked.under(0.0, more)
         events, pileup = events * more.events, pileup * more.pileup
     return Conditions(events, pileup)
+
+
+def products_of(directions: tuple[np.ndarray, np.ndarray]) -> dict[tuple[int, int], np.ndarray]:
+    """Products of two directions, (n, live) both, with themselves and each other, by their numbers: (n, 1) each."""
+    return {(i, j): np.einsum("nc,nc->n", directions[i], directions[j])[:, None] for i, j in ((0, 0), (0, 1), (1, 1))}
 
 
 def free_to_move(projection: list[np.ndarray], product: dict[tuple[int, int], np.ndarray]) -> np.ndarray:

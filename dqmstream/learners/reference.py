@@ -166,8 +166,8 @@ class Reference:
         return cls(np.array(state["live"]), np.array(state["profile"]), kinds[0](**found))
 
 
-def fitted_gains(residual: np.ndarray, leverage: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Gain of each channel by least squares, its error (inf where nothing is known) and its information 1/error².
+def fitted_gains(residual: np.ndarray, leverage: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Gain of each channel by least squares, and its error (inf where nothing is known).
 
     residual: (n, channels), in deviations. leverage: by how many of them the count moves where the gain is 1, (n, channels).
     """
@@ -175,7 +175,7 @@ def fitted_gains(residual: np.ndarray, leverage: np.ndarray) -> tuple[np.ndarray
     known = information > 0
     gain = np.divide((leverage * residual).sum(axis=0), information, out=np.zeros(len(information)), where=known)
     error = np.divide(1.0, np.sqrt(information), out=np.full(len(information), np.inf), where=known)
-    return gain, error, information
+    return gain, error
 
 
 def _condition_cells(live: np.ndarray, profile: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

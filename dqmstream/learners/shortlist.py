@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dqmstream.learners.modes import Conditions, Look, conditions_under, free_to_move
+from dqmstream.learners.modes import Conditions, Look, conditions_under, free_to_move, products_of
 
 RULED_OUT = 20.0
 """Nats behind the best run at which a run is out of the question."""
@@ -36,25 +36,30 @@ class Shortlist:
         asked = max(1, len(spoilt) // _THINNED)
         sound = np.argsort(spoilt, kind="stable")[: max(asked, np.count_nonzero(spoilt == 0))]
         self._channels = np.sort(sound[np.linspace(0, len(sound) - 1, asked).astype(int)])
-        self._gains = gains[:, self._channels].astype(np.float32)
+        gains = gains[:, self._channels].astype(np.float32)
+        self._runs = len(gains)
+        self._blocks = []
+        """Columns of each block of runs, its usual gains, (channels,), and how far its runs are from them, (runs, channels)."""
+        for start in range(0, len(gains), _TOGETHER):
+            block = slice(start, start + _TOGETHER)
+            usual = np.median(gains[block], axis=0)
+            self._blocks.append((block, usual, gains[block] - usual))
         self.share = len(spoilt) / asked
 
     def scores(self, look: Look) -> np.ndarray:
         """Log-densities of these channels in each run, but for what all runs have in common: (n, runs)."""
         look = look.of(self._channels)
-        scores = np.empty((len(look.residual), len(self._gains)))
-        conditions = conditions_under(look, np.median(self._gains[:_TOGETHER], axis=0))
-        for start in range(0, len(self._gains), _TOGETHER):
-            block = slice(start, start + _TOGETHER)
+        scores = np.empty((len(look.residual), self._runs))
+        conditions = conditions_under(look, self._blocks[0][1])
+        for block, usual, apart in self._blocks:
             # Runs have drifted little since the last block: a step follows them.
-            conditions = conditions_under(look, np.median(self._gains[block], axis=0), conditions, steps=1)
-            scores[:, block] = _scores(look, self._gains[block], conditions)
+            conditions = conditions_under(look, usual, conditions, steps=1)
+            scores[:, block] = _scores(look, usual, apart, conditions)
         return scores
 
 
-def _scores(look: Look, gains: np.ndarray, conditions: Conditions) -> np.ndarray:
-    usual = np.median(gains, axis=0)
-    under, apart = look.under(usual, conditions), gains - usual
+def _scores(look: Look, usual: np.ndarray, apart: np.ndarray, conditions: Conditions) -> np.ndarray:
+    under = look.under(usual, conditions)
     # In deviations of what was seen, the same for all runs: those of what is expected would set blocks apart at their edges.
     wider = under.deviation / look.deviation
     residual, per_rate = under.residual * wider, under.per_rate * wider
@@ -63,5 +68,4 @@ def _scores(look: Look, gains: np.ndarray, conditions: Conditions) -> np.ndarray
     surprise = np.einsum("nc,nc->n", noise, noise)[:, None] - 2 * (noise * slope) @ apart.T + slope**2 @ (apart**2).T
     directions = under.leverage * wider, under.rate * per_rate
     onto = [np.einsum("nc,nc->n", along, noise)[:, None] - (along * slope) @ apart.T for along in directions]
-    pairs = {(i, j): np.einsum("nc,nc->n", directions[i], directions[j])[:, None] for i, j in ((0, 0), (0, 1), (1, 1))}
-    return np.asarray(free_to_move(onto, pairs) - 0.5 * surprise)
+    return np.asarray(free_to_move(onto, products_of(directions)) - 0.5 * surprise)
