@@ -146,7 +146,7 @@ def results(lines: list[Line]) -> dict[str, Any]:
         "baseline_figures": beside,
         "memory_bytes": last.get("memory_bytes", 0),
         "state_bytes": last.get("state_bytes", 0),
-        "seconds": round(sum(sum(line["seconds"].values()) for line in lines), 3),
+        "seconds": round(sum(sum(line["seconds"].values()) for line in lines), 4),
         "seconds_by_kind": _seconds_by_kind(lines),
     }
 
@@ -227,7 +227,7 @@ def beside_joint(naive: list[Line], own: list[Line], joint: list[Line]) -> Besid
 
 def _seconds_by_kind(lines: list[Line]) -> dict[str, float]:
     kinds = sorted({kind for line in lines for kind in line["seconds"]})
-    return {kind: round(sum(line["seconds"].get(kind, 0.0) for line in lines), 3) for kind in kinds}
+    return {kind: round(sum(line["seconds"].get(kind, 0.0) for line in lines), 4) for kind in kinds}
 
 
 def _matrix(lines: list[Line], name: str) -> Matrix:
