@@ -14,11 +14,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dqmstream.learners.modes import DEAD, Look, Modes, conditions_under, free_to_move, products_of
+from dqmstream.learners.modes import DEAD, Conditions, Look, Modes, conditions_under, free_to_move, products_of
 from dqmstream.learners.reference import CLIP
-from dqmstream.learners.shortlist import RULED_OUT, Shortlist
+from dqmstream.learners.shortlist import RULED_OUT, TOGETHER, Shortlist
 
-THINNED = 8
+THINNED = 4
 """One channel of so many settles the conditions under a block's usual gains; what little they are off by then is free."""
 
 _ELEMENTS = 1 << 16
@@ -105,7 +105,8 @@ def log_densities(look: Look, modes: Modes, runs: Runs) -> np.ndarray:
     look = look.single()
     if runs.shortlist is None:
         return np.concatenate([_Part(look, block).scores(modes) for block in runs.blocks], axis=1).astype(np.float64)
-    scores = runs.shortlist.scores(look).astype(np.float64)
+    of_share, conditions = runs.shortlist.scores(look)
+    scores = of_share.astype(np.float64)
     best = scores.max(axis=1)
     wanted = scores > best[:, None] - RULED_OUT
     # The same for every run of a lumisection, so that scores of both kinds compare where the best is.
@@ -116,7 +117,8 @@ def log_densities(look: Look, modes: Modes, runs: Runs) -> np.ndarray:
         rows = np.flatnonzero(wanted[:, block.at].any(axis=1))
         asked.append(rows)
         if rows.size:
-            exact = _Part(look.rows(rows), block).scores(modes)
+            near = conditions[block.at.start // TOGETHER].rows(rows)
+            exact = _Part(look.rows(rows), block, near).scores(modes)
             scores[rows, block.at] = exact
             level[rows] = np.maximum(level[rows], exact.max(axis=1))
     for block, rows in zip(runs.blocks, asked, strict=True):
@@ -130,9 +132,11 @@ class _Part:
     """Lumisections and a block of runs. square: minus twice the log-density of all residuals by themselves in each run; onto:
     products of the noise with the two directions that are free, events and pileup; (n, runs) all three."""
 
-    def __init__(self, look: Look, block: _Block) -> None:
+    def __init__(self, look: Look, block: _Block, near: Conditions | None = None) -> None:
+        """near: what the lumisections show under gains that are nearly the usual ones: a step goes from there."""
         self._look, self._block = look, block
-        self._conditions = conditions_under(look.of(slice(None, None, THINNED)), block.usual[::THINNED])
+        thinned, usual = look.of(slice(None, None, THINNED)), block.usual[::THINNED]
+        self._conditions = conditions_under(thinned, usual, near, steps=1 if near else 2)
         under = look.under(block.usual, self._conditions)
         per_rate = under.per_rate
         slope = look.rate * self._conditions.pileup * per_rate

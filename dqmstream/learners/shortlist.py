@@ -21,7 +21,7 @@ behind at most; with half of the channels 5, at twice the time."""
 _CUT = 5.0
 """Deviations at which noise is cut."""
 
-_TOGETHER = 256
+TOGETHER = 256
 """Runs whose usual gains settle the conditions together, and at which the tangent is taken."""
 
 
@@ -40,22 +40,26 @@ class Shortlist:
         self._runs = len(gains)
         self._blocks = []
         """Columns of each block of runs, its usual gains, (channels,), and how far its runs are from them, (runs, channels)."""
-        for start in range(0, len(gains), _TOGETHER):
-            block = slice(start, start + _TOGETHER)
+        for start in range(0, len(gains), TOGETHER):
+            block = slice(start, start + TOGETHER)
             usual = np.median(gains[block], axis=0)
             self._blocks.append((block, usual, gains[block] - usual))
         self.share = len(spoilt) / asked
 
-    def scores(self, look: Look) -> np.ndarray:
-        """Log-densities of these channels in each run, but for what all runs have in common: (n, runs)."""
+    def scores(self, look: Look) -> tuple[np.ndarray, list[Conditions]]:
+        """Log-densities of these channels in each run, but for what all runs have in common: (n, runs).
+
+        And the conditions that they show, under the usual gains of each `TOGETHER` runs.
+        """
         look = look.of(self._channels)
         scores = np.empty((len(look.residual), self._runs))
-        conditions = conditions_under(look, self._blocks[0][1])
+        conditions = [conditions_under(look, self._blocks[0][1])]
         for block, usual, apart in self._blocks:
-            # Runs have drifted little since the last block: a step follows them.
-            conditions = conditions_under(look, usual, conditions, steps=1)
-            scores[:, block] = _scores(look, usual, apart, conditions)
-        return scores
+            if block.start:
+                # Runs have drifted little since the last block: a step follows them.
+                conditions.append(conditions_under(look, usual, conditions[-1], steps=1))
+            scores[:, block] = _scores(look, usual, apart, conditions[-1])
+        return scores, conditions
 
 
 def _scores(look: Look, usual: np.ndarray, apart: np.ndarray, conditions: Conditions) -> np.ndarray:

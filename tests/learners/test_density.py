@@ -60,9 +60,11 @@ def _written_out(under: Look, modes: Modes, variance: np.ndarray) -> float:
 @pytest.fixture
 def unsettled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave the conditions of lumisections as they are, which are settled under other gains where runs are alone."""
-    monkeypatch.setattr(
-        density, "conditions_under", lambda look, _: Conditions(*np.ones((2, len(look.residual), 1), dtype=np.float32))
-    )
+
+    def as_they_are(look: Look, *_: object, **__: object) -> Conditions:
+        return Conditions(*np.ones((2, len(look.residual), 1), dtype=np.float32))
+
+    monkeypatch.setattr(density, "conditions_under", as_they_are)
 
 
 @pytest.mark.usefixtures("unsettled")

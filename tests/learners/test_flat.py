@@ -85,14 +85,15 @@ def test_runs_that_are_looked_at_together_have_the_scores_of_each_by_itself() ->
         np.testing.assert_array_equal(noted.nearest, alone.nearest)
 
 
-def test_the_run_most_alike_is_that_of_the_least_median() -> None:
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_the_run_most_alike_is_that_of_the_least_median(kind: type) -> None:
     rng = np.random.default_rng(0)
-    gains = np.cumsum(0.01 * rng.standard_normal((20, 301)), axis=0)
-    errors = 0.01 * rng.uniform(0.5, 2, (20, 1)) * rng.uniform(0.5, 2, 301)
+    gains = np.cumsum(0.01 * rng.standard_normal((20, 301)), axis=0).astype(kind)
+    variances = ((0.01 * rng.uniform(0.5, 2, (20, 1)) * rng.uniform(0.5, 2, 301)) ** 2).astype(kind)
     for row in range(20):
-        median = np.median((gains - gains[row]) ** 2 / (errors**2 + errors[row] ** 2), axis=1)
+        median = np.median((gains - gains[row]) ** 2 / (variances + variances[row]), axis=1)
         median[row] = np.inf
-        assert most_alike(row, gains, errors) == median.argmin()
+        assert most_alike(row, gains, variances) == median.argmin()
 
 
 @pytest.mark.parametrize("name", ["statistical", "replay", "hybrid"])
