@@ -104,13 +104,22 @@ def _step(level: np.ndarray, variance: np.ndarray, ring: np.ndarray) -> np.ndarr
     ends = np.cumsum(sizes)
     walked = np.zeros(len(sizes))
     for lag in (lag for lag in _LAGS if lag < len(level)):
-        here = np.arange(0, len(level) - lag, 1 + (len(level) - lag) // _PAIRS)
-        both = variance[here + lag] + variance[here]
-        # Channels of a ring one after the other, so that each is one piece of memory.
-        square = ((level[here + lag] - level[here]) ** 2 / both).T[order]
+        every = 1 + (len(level) - lag) // _PAIRS
+        here, there = slice(0, len(level) - lag, every), slice(lag, None, every)
+        # Channels of a ring side by side; half the digits are plenty for a median, and half the time.
+        both = (variance[there] + variance[here]).astype(np.float32)[:, order]
+        square = (level[there] - level[here]).astype(np.float32)[:, order] ** 2 / both
         for number, (end, size) in enumerate(zip(ends, sizes, strict=True)):
-            of_ring = square[end - size : end]
-            over = np.median(of_ring) / MEDIAN_OF_SQUARE - 1 - _UNPROVEN / np.sqrt(of_ring.size)
+            members = slice(end - size, end)
+            of_ring = square[:, members]
+            over = _median(of_ring) / MEDIAN_OF_SQUARE - 1 - _UNPROVEN / np.sqrt(of_ring.size)
             if over > 0:
-                walked[number] = max(walked[number], over * np.median(both[:, ring == number]) / lag)
+                walked[number] = max(walked[number], over * _median(both[:, members]) / lag)
     return walked[ring]
+
+
+def _median(values: np.ndarray) -> float:
+    """That of all values, in a third of the time that numpy's takes for a few thousand."""
+    middle = values.size // 2
+    parted = np.partition(values, middle, axis=None)
+    return float(parted[middle] if values.size % 2 else (parted[middle] + parted[:middle].max()) / 2)
