@@ -1,9 +1,8 @@
-"""The house: arrows between the rooms go one way, files can be read in a sitting, and links of the documents lead somewhere."""
+"""The house: arrows between the rooms go one way, and files can be read in a sitting."""
 
 from __future__ import annotations
 
 import ast
-import re
 from pathlib import Path
 
 import pytest
@@ -56,28 +55,3 @@ def test_streaming_alone_knows_kafka_and_learners_alone_know_torch() -> None:
             assert path.parent == ROOT / "streaming" / "kafka"
         if "import torch\n" in text or "from torch" in text:
             assert room(path) == "learners"
-
-
-DOCUMENTS = [ROOT.parent / "README.md", *sorted((ROOT.parent / "docs").glob("*.md"))]
-
-
-def anchors(text: str) -> set[str]:
-    """Of its headings, as GitHub makes them; lines of code are none."""
-    prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
-    headings = re.findall(r"^#+ (.+)$", prose, flags=re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-
-
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_links_of_the_documents_lead_somewhere(document: Path) -> None:
-    links = re.findall(r"\]\(([^)\s]+)\)", document.read_text())
-    relative = [link for link in links if not link.startswith("https://")]
-    for link in relative:
-        name, _, anchor = link.partition("#")
-        target = document.parent / name if name else document
-        assert target.exists(), f"{document.name}: {link}"
-        assert not anchor or anchor in anchors(target.read_text()), f"{document.name}: {link}"
-
-
-def test_anchors_are_those_of_headings_outside_code() -> None:
-    assert anchors("# What `make` did\n```sh\n# a comment\n```\n## A, b\n") == {"what-make-did", "a-b"}
