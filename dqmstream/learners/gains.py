@@ -27,6 +27,13 @@ LEAP = 4.0
 """Deviations by which a gain must be off from where the last run left it to start anew."""
 
 _ROUNDS = 4
+_WORSE = 1.05
+"""No step is taken that leaves so many times more over than the least that was seen: a channel that counts more than there
+were events would be sent to a rate at which counts should not scatter at all, and its run be found unlikely. It is more than 1
+since deviations change with the gain: with 1.02 a gain depended on where it was looked for first. On `pair`, a run of a twelfth
+of the light and one of all of it, accuracy (seeds 0 to 9) is .987 with it and .739 without; a gain map's is 1.
+"""
+
 _FAR = 0.2
 _FULLEST = 1 - 1e-4
 
@@ -41,15 +48,33 @@ _UNPROVEN = 5.4
 
 
 def fitted(look: Look, first: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Gains of the channels of a run by its lumisections, and their errors, both (live,). first: a guess, (live,)."""
-    gain = _guess(look, first)
-    prior = 1 / USUAL**2
+    """Gains of the channels of a run by its lumisections, and their errors, both (live,). first: a guess, (live,).
+
+    Least squares by Gauss and Newton, each channel by itself, under the deviations that its gain lets expect.
+    """
+    gain, other = first, _guess(look, first)
+    found = _squares(look, gain)
+    if (other != first).any():
+        there = _squares(look, other)
+        better = there[2] < found[2]
+        gain, found = np.where(better, other, gain), np.where(better, there, found)
+    least, share = found[2], np.ones_like(gain)
     for _ in range(_ROUNDS):
-        slope, left = _at(look, gain)
-        step = ((slope * left).sum(axis=0) - prior * gain) / ((slope**2).sum(axis=0) + prior)
-        gain = np.clip(gain + step, -1.0, MOST)
-    information = (_at(look, gain)[0] ** 2).sum(axis=0) + prior
-    return gain, np.sqrt(1 / information + UNSURE**2)
+        information, onto, _ = found
+        moved = np.clip(gain + share * onto / information, -1.0, MOST)
+        there = _squares(look, moved)
+        taken = there[2] <= _WORSE * least
+        gain, found = np.where(taken, moved, gain), np.where(taken, there, found)
+        least, share = np.minimum(least, found[2]), np.where(taken, 1.0, 0.25 * share)
+    return gain, np.sqrt(1 / found[0] + UNSURE**2)
+
+
+def _squares(look: Look, gain: np.ndarray) -> np.ndarray:
+    """At gains, (live,): what is known of each, which way it should move, times that, and what is left over; (3, live)."""
+    slope, left = _at(look, gain)
+    prior = 1 / USUAL**2
+    known = (slope**2).sum(axis=0) + prior
+    return np.stack([known, (slope * left).sum(axis=0) - prior * gain, (left**2).sum(axis=0) + prior * gain**2])
 
 
 def _guess(look: Look, first: np.ndarray) -> np.ndarray:

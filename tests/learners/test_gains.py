@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from dqmstream.learners.gains import MOST, USUAL, course, fitted
-from dqmstream.learners.modes import Modes, conditions_under
+from dqmstream.learners.modes import Look, Modes, conditions_under
 from dqmstream.learners.reference import Reference
+from dqmstream.learners.response import rate_of
 from dqmstream.learners.splits import Part
 from tests.learners.streams import FIRST_RUN, draw_run
 
@@ -36,6 +37,18 @@ def test_gains_are_found_wherever_they_are_looked_for_first() -> None:
     assert 0.8 < np.median(np.abs(pull[telling])) / 0.6745 < 1.25
     np.testing.assert_allclose(found_gain[gain == -1], -1, atol=1e-5)
     assert (error <= USUAL).all()
+
+
+def test_a_channel_that_counts_more_than_there_were_events_is_not_sent_where_nothing_may_scatter() -> None:
+    """As where a run has ten times the pileup of the reference: how full channels are then is known to a per cent."""
+    rng = np.random.default_rng(0)
+    full, fired = np.full((200, 50), 20.0), 0.995
+    deviation = np.sqrt(fired * (1 - fired)) * full**2 / full
+    residual = 3 + rng.standard_normal((200, 50))
+    look = Look(residual, full, np.full_like(full, rate_of(np.array(fired))), np.full_like(full, 1 - fired), deviation)
+    assert (residual / full > (1 - fired) / fired).mean() > 0.9
+    gain, _ = fitted(look, np.zeros(50))
+    assert rms(look.under(gain).residual) < 1.02 * rms(residual)
 
 
 def walks(runs: int, step: float, error: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

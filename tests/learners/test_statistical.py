@@ -62,6 +62,16 @@ def test_on_null_no_box_is_taken_for_noisy_and_accuracy_is_chance() -> None:
     assert abs(accuracy(strategy, runs) - 1 / 8) < 0.07  # four binomial deviations of 480
 
 
+@pytest.mark.parametrize("backwards", [False, True])
+def test_runs_of_a_twelfth_of_the_light_and_of_all_of_it_are_told_apart_as_a_gain_map_does(backwards: bool) -> None:
+    for seed in (0, 3):
+        runs = list(stream("pair", seed=seed, runs=2, lumisections=400))[:: -1 if backwards else 1]
+        gains, data = GainMap(Geometry(1), 0), [as_run_data(run, Split()) for run in runs]
+        for number, run in enumerate(data):
+            gains.learn(number, run, data.__getitem__)
+        assert accuracy(learnt(runs), runs) == accuracy(gains, runs) == 1.0
+
+
 def test_gains_are_those_of_the_simulated_channels() -> None:
     """Its pull against the ratio of rates that was drawn is a standard normal number, in dim and in nearly full channels."""
     runs = list(stream("moderate", seed=5, runs=3, lumisections=400))
