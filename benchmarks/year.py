@@ -13,6 +13,7 @@ import argparse
 import json
 import sys
 import time
+from itertools import cycle
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -141,8 +142,9 @@ def draw(path: Path, found: dict[str, dict[str, Any]]) -> None:
         most = max(len(of["accuracy"]) for of in found.values())
         runs = np.arange(2, most + 1)
         accuracy.plot(runs, 1 / runs, ":", color="black", label="guessing")
-        for name, of in found.items():
-            accuracy.plot(np.arange(2, len(of["accuracy"]) + 1), of["accuracy"][1:], label=name)
+        for (name, of), style in zip(found.items(), cycle(("-", "--", "-.")), strict=False):
+            # Strategies that say the same lie on each other: what is broken lets see what is below.
+            accuracy.plot(np.arange(2, len(of["accuracy"]) + 1), of["accuracy"][1:], style, label=name)
             at = [block["runs"] for block in of["cost"]]
             cpu.plot(at, [block["cpu_s"] for block in of["cost"]])
             memory.plot(at, [block["resident_mb"] / 1000 for block in of["cost"]])
