@@ -134,8 +134,8 @@ class Statistical(Incremental):
             self._merge()
         self._asked = None
         log = LearnLog(samples=len(train), flops=self.reference.response_flops(len(train)))
-        # A channel and lumisection: in each round 4 times 25 to settle conditions and 5 times 20 for gains; 25 for modes.
-        log.flops += len(train) * ((200.0 * _SETTLINGS + 25.0) * gain.size + 5.0 * len(SIGMAS) * len(self.modes.boxes))
+        # A channel and lumisection: in each round 4 times 25 to settle conditions and 6 times 20 for gains; 25 for modes.
+        log.flops += len(train) * ((220.0 * _SETTLINGS + 25.0) * gain.size + 5.0 * len(SIGMAS) * len(self.modes.boxes))
         log.notes |= {"common_modes": float(np.count_nonzero(sigmas)), "rows": float(len(self._rows["scale"]))}
         return log
 
