@@ -72,7 +72,8 @@ def test_a_file_names_several_tables_and_a_cell_in_two_of_them_is_one_cell() -> 
 def test_the_tables_of_the_readme_are_a_benchmark_whose_cells_train_on_as_much() -> None:
     path = Path(__file__).parents[2] / "benchmarks" / "readme.toml"
     chosen = benchmark_of(tomllib.loads(path.read_text()), path.name)
-    assert {spec.name for spec in chosen.tables} == {"learners", "closed-forms", "others", "models", "memory"}
+    names = {spec.name for spec in chosen.tables}
+    assert names == {"learners", "closed-forms", "others", "models", "memory", "two-runs"}
     assert {json.loads(cell.recipe)["steps"] for cell in chosen.cells() if cell.recipe} == {32}
 
 
