@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from dqmstream.errors import StateError, StateInUseError
-from dqmstream.storage.locks import empty_folder, try_exclusive, write_atomically
+from dqmstream.storage.locks import empty_folder, is_held, try_exclusive, write_atomically
 
 LIVE = "live"
 """Name of the learner that `consume` and `learn` keep."""
@@ -57,6 +57,8 @@ class StateFolder:
         Raises StateInUseError if another process holds it, StateError if it was made for another learner.
         """
         path.mkdir(parents=True, exist_ok=True)
+        if not anew:
+            check_identity(path, identity)  # before the lock: a start with wrong flags must not make a right one fail
         self.path = path
         lease = try_exclusive(path)
         if lease is None:
@@ -161,11 +163,8 @@ def read_status(folder: Path) -> dict[str, Any] | None:
 
 
 def is_running(folder: Path) -> bool:
-    """Whether a process holds the folder now; a folder that is not there is held by none."""
-    if not folder.exists():
+    """Whether a process holds the folder now; a folder that is not there is held by none. Takes no lock."""
+    try:
+        return is_held(folder)
+    except FileNotFoundError:
         return False
-    lease = try_exclusive(folder)
-    if lease is None:
-        return True
-    os.close(lease)
-    return False

@@ -10,6 +10,7 @@ import ctypes
 import fcntl
 import os
 import shutil
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,14 +33,43 @@ def exclusive(path: Path) -> Iterator[None]:
 
 
 def try_exclusive(path: Path) -> int | None:
-    """Lock the folder for the life of this process; the descriptor, or None where another process holds it."""
+    """Lock the folder for the life of this process; the descriptor, or None where another process holds it.
+
+    Beside the lock that excludes others, a record lock is set, which `is_held` can ask for.
+    """
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _whole(fcntl.F_RDLCK))
     except BlockingIOError:
         os.close(descriptor)
         return None
+    except BaseException:
+        os.close(descriptor)
+        raise
     return descriptor
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process holds the folder by `try_exclusive`. Takes no lock, so no start can fail because of the question.
+
+    The kernel has no way to ask for a flock(2) without taking it; it has one for record locks (F_OFD_GETLK). A read lock
+    is what a folder can have, since it cannot be opened for writing.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        answer = fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, _whole(fcntl.F_WRLCK))
+    finally:
+        os.close(descriptor)
+    return int(struct.unpack(_FLOCK, answer)[0]) != fcntl.F_UNLCK
+
+
+_FLOCK = "hhqqi4x"
+"""struct flock of Linux: type, whence, start, length, process."""
+
+
+def _whole(kind: int) -> bytes:
+    return struct.pack(_FLOCK, kind, os.SEEK_SET, 0, 0, 0)
 
 
 def sync_filesystem(path: Path) -> None:
