@@ -35,6 +35,7 @@ from dqmstream.cli_options import (
     Json,
     LabelDelay,
     LetterTopic,
+    MaxEvents,
     Memory,
     Name,
     Recipe,
@@ -148,6 +149,7 @@ def import_(
     dtype: Dtype = None,
     depths: Depths = None,
     source: Source = None,
+    max_events: MaxEvents = None,
     as_json: Json = False,
 ) -> None:
     """Import runs, or images, from files. All are checked before anything is written; importing twice changes nothing.
@@ -156,7 +158,7 @@ def import_(
     """
     from dqmstream.commands import ImportFlags, import_data
 
-    settings = load_settings(archive=archive, dtype=dtype, depths=depths, source=source)
+    settings = load_settings(archive=archive, dtype=dtype, depths=depths, source=source, max_events=max_events)
     with console.bars() as progress:
         kept = {stage: console.bar_callback(progress, stage) for stage in ("read", "check", "import")}
         flags = ImportFlags(run, interpolated, crop, golden, golden_only, luminosity or ())
@@ -209,6 +211,7 @@ def consume(
     dtype: Dtype = None,
     depths: Depths = None,
     source: Source = None,
+    max_events: MaxEvents = None,
     name: Name = None,
     strategy: Strategy = None,
     recipe: Recipe = None,
@@ -231,7 +234,7 @@ def consume(
     settings = load_settings(
         bootstrap=bootstrap, topic=topic, archive=archive, state=state, group=group, instance=instance,
         dead_letter_topic=dead_letter_topic, accept_gap=accept_gap or None, dtype=dtype, depths=depths, source=source,
-        name=name, strategy=strategy, recipe=recipe_flags(recipe, set_), reference=reference, seed=seed,
+        max_events=max_events, name=name, strategy=strategy, recipe=recipe_flags(recipe, set_), reference=reference, seed=seed,
         memory_bytes=memory_bytes, idle_s=idle_s, evaluation_samples=evaluation_samples, watch_samples=watch_samples,
         window=window, label_delay=label_delay, threads=threads, device=device,
     )  # fmt: skip

@@ -96,6 +96,7 @@ def _import_lumisections(
             source=settings.source,
             stored_source=standing.source if standing else "",
             scratch=path.parent if path.parent.is_dir() else None,
+            max_events=settings.max_events,
         )
         done, beside = import_runs(files, lambda: open_or_create(settings), taking, progress)
         tables = [table.for_run(done[0].run) for table in tables] + beside

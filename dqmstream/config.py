@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from dqmstream.errors import InputError
+from dqmstream.lumisection import MAX_EVENTS
 
 
 class Settings(BaseSettings):
@@ -31,6 +32,7 @@ class Settings(BaseSettings):
     session_timeout_ms: int = Field(45_000, ge=1000)
     accept_gap: bool = Field(False, description="record what the broker deleted before it was read, and go on")
     crc_required: bool = Field(True, description="refuse messages without the header crc32c")
+    max_events: int = Field(MAX_EVENTS, ge=1, le=2**31 - 1, description="most events of a lumisection, which bound its counts")
     max_rows: int = Field(1024, ge=1, le=65536, description="rows in one commit under load")
     flush_s: float = Field(1.0, gt=0, description="longest that a row waits for its commit")
     drain_s: float = Field(30.0, gt=0, description="longest that SIGTERM waits for the disk to take what was read")

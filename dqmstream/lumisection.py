@@ -25,6 +25,15 @@ LUMISECTION_S = 2**18 * 3564 / 40.0789e6
 MAX_NUMBER = 2**31 - 1
 """Run and lumisection numbers are stored as int64, but CMS numbers fit in an int32; a larger one is damage."""
 
+MAX_EVENTS = 3_000_000
+"""Most events that a lumisection can have, unless a setting says otherwise: Level-1 accepts at most 110 kHz, 2.6 million."""
+
+MAX_PILEUP = 1000.0
+"""Five times what the High-Luminosity LHC is built for; a larger pileup is damage."""
+
+ROUNDING_EVENTS = 1.0
+"""By how much counts may be above `n_events`, which is a rate times 23.31 s where triggers tell it, and rounded."""
+
 IETA = np.concatenate([np.arange(-32, 0), np.arange(1, 33)])
 """ieta of each row, shape (64,)."""
 
@@ -152,6 +161,32 @@ def check_counts(counts: np.ndarray, dtype: np.dtype) -> None:
         raise ValueError(f"occupancy holds {high}, above what an archive of {dtype} takes")
     if dtype.kind == "u" and counts.dtype.kind == "f" and not np.array_equal(counts, np.floor(counts)):
         raise ValueError(f"occupancy holds counts that are not whole, and the archive is {dtype}")
+
+
+def most_counts(n_events: np.ndarray, max_events: float) -> np.ndarray:
+    """The largest count that a lumisection of so many events can hold, float64, (n,): a channel counts an event once.
+
+    n_events: (n,), nan where unknown. max_events: most events of any lumisection.
+    """
+    return np.where(np.isnan(n_events), max_events, np.minimum(n_events + ROUNDING_EVENTS, max_events))
+
+
+def check_plausible(largest: float, n_events: float, pileup: float, max_events: float = MAX_EVENTS) -> None:
+    """Raise ValueError, with the reason, for a count, events or pileup that no lumisection can have.
+
+    largest: the largest count of the map. n_events, pileup: nan where unknown. max_events: most events of any lumisection.
+    """
+    for name, value, most in (("n_events", n_events, float(max_events)), ("pileup", pileup, MAX_PILEUP)):
+        if not (isnan(value) or 0 <= value <= most):
+            raise ValueError(f"{name} is {value}, no number from 0 to {most:.15g}")
+    if largest > n_events + ROUNDING_EVENTS:
+        raise ValueError(
+            f"occupancy holds {largest:.15g}, and the lumisection has {n_events:.15g} events: a channel counts each once"
+        )
+    if largest > max_events:
+        raise ValueError(
+            f"occupancy holds {largest:.15g}, above the {max_events:.15g} events that a lumisection can have (see --max-events)"
+        )
 
 
 def as_stored(occupancy: np.ndarray, geometry: Geometry, dtype: np.dtype) -> np.ndarray:

@@ -196,6 +196,7 @@ def consume(
         max_rows=settings.max_rows,
         flush_s=settings.flush_s,
         crc_required=settings.crc_required,
+        max_events=settings.max_events,
     )
     told, stops, expire_at = 0.0, 0, began + EXPIRE_EVERY_S
 

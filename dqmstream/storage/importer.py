@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from dqmstream.errors import InputError
-from dqmstream.lumisection import RUN_FILE, Lumisection, check_counts
+from dqmstream.lumisection import IETA, MAX_EVENTS, RUN_FILE, Lumisection, check_counts, check_plausible, most_counts
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.layout import IMPORT_FEED, Kind, Quality
 from dqmstream.storage.log import ArchiveWriter, Control, Entry, OffsetConflict, SourceConflict, make_row
@@ -64,6 +65,7 @@ class Taking:
     none. interpolated: mark every row as interpolated, as in the two published files. crop: leave out what lies beyond
     |ieta| 32. golden: only lumisections that it names. luminosity: tables that give events and pileup. source: dataset and
     monitoring element to file all under; stored_source: the archive's own. scratch: folder for maps that must be sorted.
+    max_events: the most that a lumisection can have.
     """
 
     dtype: np.dtype
@@ -76,6 +78,7 @@ class Taking:
     source: str | None = None
     stored_source: str = ""
     scratch: Path | None = None
+    max_events: float = MAX_EVENTS
 
 
 def import_files(
@@ -108,14 +111,14 @@ def import_runs(
     checked = []
     for i, data in enumerate(runs):
         progress("check", i, len(runs))
-        checked.append(_check(data, taking.interpolated, taking.dtype, taking.depths or 1))
+        checked.append(_check(data, taking.interpolated, taking.dtype, taking.depths or 1, taking.max_events))
     progress("check", len(runs), len(runs))
     writer = ArchiveWriter(archive())
     known = writer.archive.imported()
     done = []
     for i, one in enumerate(checked):
         progress("import", i, len(checked))
-        done.append(_import_run(writer, one, taking.interpolated, known))
+        done.append(_import_run(writer, one, taking, known))
         known[one.sha256] = one.data.run
     progress("import", len(checked), len(checked))
     return done, tables
@@ -200,7 +203,9 @@ def _check_sources(runs: Sequence[RunData], taking: Taking) -> None:
             stored, holder = data.source, f"run {data.run} of {data.name}"
 
 
-def _check(data: RunData, interpolated: bool, dtype: np.dtype, depths: int | None) -> CheckedRun:
+def _check(
+    data: RunData, interpolated: bool, dtype: np.dtype, depths: int | None, max_events: float = MAX_EVENTS
+) -> CheckedRun:
     """depths: of the archive; None where any number will do."""
     if depths is not None and data.depths != depths:
         raise InputError(
@@ -210,11 +215,20 @@ def _check(data: RunData, interpolated: bool, dtype: np.dtype, depths: int | Non
     shape = (data.size, *counts.shape[1:])
     digest = hashlib.sha256(f"run {data.run} interpolated {interpolated} {counts.dtype.str} {shape}".encode())
     rounding = 0.0
+    for k, (n_events, pileup) in enumerate(zip(data.events.tolist(), data.pileup.tolist(), strict=True)):
+        with _named(data, k):
+            check_plausible(0.0, n_events, pileup, max_events)
     for start, block in data.pieces():
         try:
             check_counts(block, dtype)
         except ValueError:
-            _name_bad_row(data, block, start, dtype)
+            for k, row in enumerate(block, start):
+                with _named(data, k):
+                    check_counts(row, dtype)
+        largest = block.reshape(len(block), -1).max(axis=1).astype(dtype)
+        for k in np.flatnonzero(largest > most_counts(data.events[start : start + len(block)], max_events)).tolist():
+            with _named(data, start + k, f", {_place(block[k])}"):
+                check_plausible(float(largest[k]), float(data.events[start + k]), np.nan, max_events)
         if block.dtype == np.float64:
             rounding = max(rounding, float(np.abs(block - block.astype(dtype)).max()))
         digest.update(block.tobytes())
@@ -225,16 +239,23 @@ def _check(data: RunData, interpolated: bool, dtype: np.dtype, depths: int | Non
     return CheckedRun(data, digest.hexdigest(), rounding)
 
 
-def _name_bad_row(data: RunData, block: np.ndarray, start: int, dtype: np.dtype) -> None:
-    """Raise InputError for the first row of a block that holds a bad one."""
-    for k, row in enumerate(block):
-        try:
-            check_counts(row, dtype)
-        except ValueError as error:
-            raise InputError(f"{data.name}, run {data.run}, lumisection {data.lumisection[start + k]}: {error}") from error
+@contextmanager
+def _named(data: RunData, k: int, place: str = "") -> Iterator[None]:
+    """Turn a ValueError about the k-th lumisection into an InputError that names the file and where in it that lies."""
+    try:
+        yield
+    except ValueError as error:
+        row = f", row {k if data.rows is None else int(data.rows[k])}" if data.row_is_in_file else ""
+        raise InputError(f"{data.name}{row}, run {data.run}, lumisection {data.lumisection[k]}{place}: {error}") from error
 
 
-def _import_run(writer: ArchiveWriter, run: CheckedRun, interpolated: bool, known: dict[str, int]) -> Imported:
+def _place(counts: np.ndarray) -> str:
+    """Where the largest count of a map lies."""
+    *depth, ieta, iphi = np.unravel_index(int(counts.argmax()), counts.shape)
+    return f"{f'depth {depth[0] + 1}, ' if depth else ''}ieta {IETA[ieta]}, iphi {iphi + 1}"
+
+
+def _import_run(writer: ArchiveWriter, run: CheckedRun, taking: Taking, known: dict[str, int]) -> Imported:
     data, size = run.data, run.data.size
     taken = Imported(data.name, data.run, size, 0, 0, 0, run.rounding, True, data.dropped, data.notes)
     if run.sha256 in known:
@@ -250,7 +271,7 @@ def _import_run(writer: ArchiveWriter, run: CheckedRun, interpolated: bool, know
             "rows": size,
             "offset": next_offset,
         }
-        parts = _parts(writer.archive, data, interpolated, next_offset)
+        parts = _parts(writer.archive, data, taking, next_offset)
         try:
             filed = writer.append_parts(IMPORT_FEED, 0, parts, next_offset, next_offset + size + 2, ledger)
         except OffsetConflict as conflict:  # another import came first: its offsets are taken, ours come after
@@ -263,9 +284,9 @@ def _import_run(writer: ArchiveWriter, run: CheckedRun, interpolated: bool, know
         return replace(taken, rows=filed.rows, duplicates=filed.duplicates, revisions=filed.revisions, known=False)
 
 
-def _parts(archive: Archive, data: RunData, interpolated: bool, offset: int) -> Iterator[list[Entry]]:
+def _parts(archive: Archive, data: RunData, taking: Taking, offset: int) -> Iterator[list[Entry]]:
     """The run's start, its lumisections and its stop, a block at a time."""
-    quality = Quality.INTERPOLATED if interpolated else Quality.GOOD
+    quality = Quality.INTERPOLATED if taking.interpolated else Quality.GOOD
     yield [Control(offset, offset + 1, Kind.START, data.run)]
     for start, block in data.pieces():
         entries: list[Entry] = []
@@ -278,7 +299,9 @@ def _parts(archive: Archive, data: RunData, interpolated: bool, offset: int) -> 
                 pileup=float(data.pileup[k]),
                 source=data.source,
             )
-            entries.append(make_row(record, offset + 1 + k, archive.geometry, archive.dtype, quality))
+            entries.append(
+                make_row(record, offset + 1 + k, archive.geometry, archive.dtype, quality, max_events=taking.max_events)
+            )
         yield entries
     stop = offset + 1 + data.size
     yield [Control(stop, stop + 1, Kind.STOP, data.run)]

@@ -17,7 +17,15 @@ import numpy as np
 import zarr
 
 from dqmstream.errors import ArchiveError
-from dqmstream.lumisection import Geometry, Lumisection, as_stored, check_numbers, content_hash
+from dqmstream.lumisection import (
+    MAX_EVENTS,
+    Geometry,
+    Lumisection,
+    as_stored,
+    check_numbers,
+    check_plausible,
+    content_hash,
+)
 from dqmstream.storage import layout
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.layout import NAT, Column, Kind, Quality
@@ -101,17 +109,16 @@ def make_row(
     quality: Quality = Quality.GOOD,
     *,
     produced_ns: int = 0,
+    max_events: float = MAX_EVENTS,
 ) -> Row:
     """The row of a lumisection. Raises ValueError, with the reason, for what this archive cannot hold.
 
     produced_ns: when the broker took it, UTC nanoseconds since 1970; what is no such time (a producer may claim any) is
-    unknown, and no reason to refuse the row.
+    unknown, and no reason to refuse the row. max_events: the most that a lumisection can have.
     """
     check_numbers(record.run, record.lumisection)
-    for name, value in (("n_events", record.n_events), ("pileup", record.pileup)):
-        if not (np.isnan(value) or 0 <= value < np.inf):
-            raise ValueError(f"{name} is {value}")
     occupancy = as_stored(record.occupancy, geometry, dtype)
+    check_plausible(float(occupancy.max()), record.n_events, record.pileup, max_events)
     return Row(
         offset=offset,
         run=record.run,

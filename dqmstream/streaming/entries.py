@@ -14,7 +14,7 @@ from contextlib import suppress
 
 import numpy as np
 
-from dqmstream.lumisection import MAX_NUMBER, Lumisection, RunStart, content_hash
+from dqmstream.lumisection import MAX_EVENTS, MAX_NUMBER, MAX_PILEUP, Lumisection, RunStart, content_hash, most_counts
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.layout import Kind
 from dqmstream.storage.log import LATEST_NS, Control, Row, make_row
@@ -30,11 +30,12 @@ TABLE_BYTES = 2**20
 
 
 class Sorter:
-    """What messages become in this archive."""
+    """What messages become in this archive. max_events: the most that a lumisection can have."""
 
-    def __init__(self, archive: Archive, *, crc_required: bool) -> None:
+    def __init__(self, archive: Archive, *, crc_required: bool, max_events: float = MAX_EVENTS) -> None:
         self._geometry, self._dtype = archive.geometry, archive.dtype
         self._crc_required = crc_required
+        self._max_events = max_events
 
     def entry(self, message: Message) -> Row | Control:
         """The message's entry. Raises Undecodable or ValueError, with the reason, where it is none."""
@@ -43,7 +44,9 @@ class Sorter:
             kind = Kind.START if isinstance(record, RunStart) else Kind.STOP
             return Control(message.offset, message.offset + 1, kind, record.run)
         produced_ns = message.timestamp_ms * NS_PER_MS
-        return make_row(record, message.offset, self._geometry, self._dtype, produced_ns=produced_ns)
+        return make_row(
+            record, message.offset, self._geometry, self._dtype, produced_ns=produced_ns, max_events=self._max_events
+        )
 
     def rows(self, messages: Sequence[Message]) -> dict[int, Row]:
         """By offset, the rows of those messages that could be taken together."""
@@ -81,17 +84,19 @@ class Sorter:
     def _take_sound(self, messages: list[Message], table: da00.Table, pattern: Row, found: dict[int, Row]) -> None:
         run, lumisection = table.column("run")[:, 0], table.column("lumisection")[:, 0]
         counts, time_ns = table.column("occupancy"), table.timestamps
-        sound = table.alike & _are_storable(counts, self._dtype) & (time_ns >= 0) & (time_ns <= MAX_TIME_NS)
+        sound = table.alike & (time_ns >= 0) & (time_ns <= MAX_TIME_NS)
         for number in (run, lumisection):
             sound &= (number >= 1) & (number <= MAX_NUMBER)
         reals = []
-        for name in ("n_events", "pileup"):
+        for name, most in (("n_events", self._max_events), ("pileup", MAX_PILEUP)):
             real = table.column(name)[:, 0] + 0.0 if table.has(name) else np.full(len(messages), np.nan)
             unknown = np.isnan(real)
-            sound &= unknown | ((real >= 0) & (real < np.inf))
-            reals.append(np.where(unknown, np.nan, real).tolist())
+            sound &= unknown | ((real >= 0) & (real <= most))
+            reals.append(np.where(unknown, np.nan, real))
+        sound &= _are_storable(counts, self._dtype, most_counts(reals[0], self._max_events))
         stored = np.ascontiguousarray(counts, self._dtype.newbyteorder("<")).reshape(-1, *self._geometry.shape)
-        columns = (messages, sound.tolist(), run.tolist(), lumisection.tolist(), time_ns.tolist(), *reals, stored)
+        numbers = (column.tolist() for column in (sound, run, lumisection, time_ns, *reals))
+        columns = (messages, *numbers, stored)
         for message, is_sound, a_run, a_lumisection, a_time_ns, n_events, pileup, occupancy in zip(*columns, strict=True):
             if not is_sound or message.key not in (None, b"%d" % a_run):
                 continue
@@ -112,11 +117,14 @@ class Sorter:
                 )
 
 
-def _are_storable(counts: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Of each row of counts, whether `lumisection.check_counts` takes it: bool, shape (n,). counts: shape (n, cells)."""
+def _are_storable(counts: np.ndarray, dtype: np.dtype, most: np.ndarray) -> np.ndarray:
+    """Of each row of counts, whether `lumisection.check_counts` takes it, and none is above `most`: bool, shape (n,).
+
+    counts: shape (n, cells). most: float64, shape (n,), compared to what is stored.
+    """
     low, high = counts.min(axis=1), counts.max(axis=1)
     limit = np.finfo(dtype).max if dtype.kind == "f" else np.iinfo(dtype).max
-    sound = np.isfinite(low) & np.isfinite(high) & (low >= 0) & (high <= limit)
+    sound = np.isfinite(low) & np.isfinite(high) & (low >= 0) & (high <= limit) & (high.astype(dtype) <= most)
     if dtype.kind == "u" and counts.dtype.kind == "f":
         sound &= (counts == np.floor(counts)).all(axis=1)
     return sound

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
+from dqmstream.lumisection import MAX_EVENTS
 from dqmstream.storage.layout import ROWS_PER_CHUNK, Kind
 from dqmstream.storage.log import ArchiveWriter, Control, Entry, OffsetConflict, Row, SourceConflict
 from dqmstream.streaming.entries import Sorter
@@ -62,7 +63,7 @@ class Filer:
     """The batches of all partitions of one feed. It knows neither threads nor the feed itself.
 
     name: of the feed. max_rows: rows in one commit under load. flush_s: longest that a row waits, and, unless so many rows are
-    there, the shortest time between two commits of a partition.
+    there, the shortest time between two commits of a partition. max_events: the most that a lumisection can have.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Filer:
         max_rows: int,
         flush_s: float,
         crc_required: bool,
+        max_events: float = MAX_EVENTS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.counts = IngestCounts()
@@ -84,7 +86,7 @@ class Filer:
         self._topic = topic
         self._max_rows = max_rows
         self._flush_s = flush_s
-        self._sorter = Sorter(writer.archive, crc_required=crc_required)
+        self._sorter = Sorter(writer.archive, crc_required=crc_required, max_events=max_events)
         self._clock = clock
         self._pending: dict[int, _Pending] = {}
         self._filed_at: dict[int, float] = {}

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from dqmstream.lumisection import MAX_EVENTS
 from dqmstream.storage.log import ArchiveWriter
 from dqmstream.streaming.feed import DeadLetters, Feed, Revoked, Slice
 from dqmstream.streaming.filer import Filer, IngestCounts
@@ -55,8 +56,9 @@ class Ingest:
     """Files what a feed gives, once. Call `step` again and again, then `drain`, then `close`.
 
     max_rows: rows filed in one commit under load; four times as many messages wait at most. flush_s: longest that a row
-    waits when little comes. topic: named in dead letters. What goes wrong while filing (ArchiveError, OSError) is raised by the
-    next `step` or `drain`; what the feed raises, as DataLostError where a topic was made again, comes from `step` at once.
+    waits when little comes. topic: named in dead letters. max_events: the most that a lumisection can have. What goes wrong
+    while filing (ArchiveError, OSError) is raised by the next `step` or `drain`; what the feed raises, as DataLostError where
+    a topic was made again, comes from `step` at once.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class Ingest:
         max_rows: int = 1024,
         flush_s: float = 1.0,
         crc_required: bool = True,
+        max_events: float = MAX_EVENTS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._feed = feed
@@ -85,6 +88,7 @@ class Ingest:
             max_rows=max_rows,
             flush_s=flush_s,
             crc_required=crc_required,
+            max_events=max_events,
             clock=clock,
         )
         self._queue: queue.SimpleQueue[_Item] = queue.SimpleQueue()

@@ -23,6 +23,7 @@ from tests.maps import SOURCE
 Headers = list[tuple[str, bytes]]
 RUNS = 5
 TIME_NS = 1_650_000_000_000_000_000
+EVENTS = 100_000.0
 MAP_AXES = ["ieta", "iphi"]
 
 
@@ -71,7 +72,7 @@ class Draw:
             "occupancy": occupancy(self.counts),
             "run": Variable("run", np.array(self.run)),
             "lumisection": Variable("lumisection", np.array(self.number)),
-            "n_events": Variable("n_events", np.array(1500.0)),
+            "n_events": Variable("n_events", np.array(EVENTS)),
             **changes,
         }
         return serialise_da00(source, time_ns, [v for v in variables.values() if v is not None])

@@ -157,7 +157,12 @@ def negative(draw: Draw) -> Made:
 
 @kind("dead")
 def above_uint16(draw: Draw) -> Made:
-    return plain(draw, bad_counts(draw, draw.one_of(65536.0, 1e30, 2.0**63)))
+    return plain(draw, bad_counts(draw, draw.one_of(65536.0, 70_000.0, 99_999.0)))
+
+
+@kind("dead")
+def above_any_events(draw: Draw) -> Made:
+    return plain(draw, bad_counts(draw, draw.one_of(100_002.0, 1e30, 2.0**63)))
 
 
 @kind("dead")
@@ -192,7 +197,7 @@ def named_twice(draw: Draw) -> Made:
 @kind("dead")
 def bad_conditions(draw: Draw) -> Made:
     name = draw.one_of("n_events", "pileup")
-    data = draw.one_of(np.array(-1.0), np.array(np.inf), np.array(-np.inf), np.array(3, np.int64), np.array(1.0, np.float32))
+    data = draw.one_of(np.array(-1.0), np.array(np.inf), np.array(1e30), np.array(3, np.int64), np.array(1.0, np.float32))
     return plain(draw, draw.da00(**{name: draw.one_of(Variable(name, data), Variable(name, "many"))}))
 
 

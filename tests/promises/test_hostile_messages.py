@@ -31,6 +31,7 @@ from dqmstream.streaming.kafka import KafkaDeadLetters, KafkaFeed, KafkaSender, 
 from dqmstream.streaming.kafka.letters import read_letters
 from dqmstream.streaming.wire import LONGEST_REASON, READ_HEADERS, Undecodable, decode
 from tests.hostile import KINDS, Draw, Sent, Witness, bomb, corpus, signed
+from tests.hostile.draw import EVENTS
 from tests.maps import SOURCE, check_tiling
 
 SOAK = os.environ.get("DQMSTREAM_SOAK") == "1"
@@ -168,7 +169,7 @@ def good_contents(messages: Sequence[Sent]) -> Counter[tuple[int, int, int]]:
     found: Counter[tuple[int, int, int]] = Counter()
     for index in range(0, len(messages), GOOD_EVERY):
         draw = Draw(np.random.default_rng(0), index)
-        record = Lumisection(draw.run, draw.number, draw.counts, n_events=1500.0)
+        record = Lumisection(draw.run, draw.number, draw.counts, n_events=EVENTS)
         row = make_row(record, index, GEOMETRY, DTYPE)
         found[row.run, row.lumisection, row.content] += 1
     return found

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from dqmstream.errors import InputError
+from dqmstream.experiments.simulator import interpolate
 from dqmstream.storage import importer
 from dqmstream.storage.archive import Archive
-from dqmstream.storage.importer import Imported, import_files
+from dqmstream.storage.importer import Imported, Taking, import_files, import_runs
 from dqmstream.storage.layout import Quality
 from dqmstream.storage.log import ArchiveWriter
 from dqmstream.storage.readers import runs
@@ -64,12 +65,12 @@ def test_sidecars_are_found_among_the_files_and_beside_them(tmp_path: Path) -> N
     path = write_run(tmp_path / "data", 2, counts(2, 5), sidecars=False)
     elsewhere = tmp_path / "elsewhere" / "Run2_events.npy"
     elsewhere.parent.mkdir()
-    np.save(elsewhere, np.arange(5) + 100.0)
+    np.save(elsewhere, np.arange(5) + 1000.0)
     np.save(path.with_name("Run2_pileup.npy"), np.full(5, 4.0))
     (path.parent / "truth.json").write_text("{}")
     run_import(tmp_path, [*path.parent.iterdir(), elsewhere])
     view = Archive.open(tmp_path / "A").run(2)
-    np.testing.assert_array_equal(view["n_events"], np.arange(5) + 100.0)
+    np.testing.assert_array_equal(view["n_events"], np.arange(5) + 1000.0)
     np.testing.assert_array_equal(view["pileup"], 4.0)
 
 
@@ -116,6 +117,42 @@ def test_a_bad_file_is_refused_before_anything_is_written(tmp_path: Path, array:
     assert not (tmp_path / "A").exists()
 
 
+def bad_count(path: Path, count: float, *, sidecars: bool, pileup: float = 5.0) -> Path:
+    written = write_run(path, 9, bad_values(count), sidecars=sidecars)
+    if sidecars:
+        np.save(path / "Run9_pileup.npy", np.array([5, 5, 5, pileup, 5]))
+    return written
+
+
+def test_counts_that_no_lumisection_has_are_refused_with_file_row_and_value(tmp_path: Path) -> None:
+    where = r"Run9_Dataset_x.npy, row 2, run 9, lumisection 3, ieta -27, iphi 7: occupancy holds"
+    few = {"max_events": 800}
+    cases: list[tuple[Path, dict[str, int], str]] = [
+        (bad_count(tmp_path / "a", 3e38, sidecars=False), {}, f"{where} 3.0000.*e[+]38, above the 3000000 events"),
+        (bad_count(tmp_path / "b", 1502, sidecars=True), {}, f"{where} 1502, and the lumisection has 1500 events"),
+        (bad_count(tmp_path / "c", 900, sidecars=False), few, f"{where} 900, above the 800 events"),
+        (bad_count(tmp_path / "d", 9, sidecars=True), few, "row 0, run 9, lumisection 1: n_events is 1500.0, no number from 0"),
+        (bad_count(tmp_path / "e", 9, sidecars=True, pileup=1e30), {}, "row 3, run 9, lumisection 4: pileup is 1e[+]30, no"),
+    ]
+    for path, limits, reason in cases:
+        with pytest.raises(InputError, match=reason):
+            import_runs([path], lambda: Archive.open_or_create(tmp_path / "A"), Taking(np.dtype("float32"), **limits))
+    assert not (tmp_path / "A").exists()
+
+
+def test_what_detectors_and_interpolation_give_is_taken(tmp_path: Path) -> None:
+    """Channels that count in every event, rates that are rounded, mixtures of neighbours, busy runs without events."""
+    maps = bad_values(1500.0)
+    mixed = interpolate(maps, 40)
+    (full,) = run_import(tmp_path, [write_run(tmp_path / "a", 1, np.clip(maps, 0, 1500) + (maps == 1500))])
+    path = write_run(tmp_path / "b", 2, mixed, sidecars=False)
+    np.save(path.with_name("Run2_events.npy"), interpolate(np.array([1500.0, 700, 1500, 400, 1500]), 40) + 400)
+    (between,) = run_import(tmp_path, [path], interpolated=True)
+    (busy,) = run_import(tmp_path, [write_run(tmp_path / "c", 3, 1500 * maps, sidecars=False)])
+    assert (full.rows, between.rows, busy.rows) == (5, 40, 5)
+    assert float(Archive.open(tmp_path / "A").run(1)["occupancy"].max()) == 1501
+
+
 def test_two_imports_at_once_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The other import files the same run between this one's look and its commit."""
     path = write_run(tmp_path, 1, counts(1, 5))
@@ -140,10 +177,10 @@ def test_an_import_that_dies_between_its_pieces_files_nothing(tmp_path: Path, mo
     monkeypatch.setattr(runs, "PIECE_BYTES", 1)  # a chunk of 64 rows at a time
     real, calls = importer.make_row, iter(range(1000))
 
-    def dying(*arguments: object) -> object:
+    def dying(*arguments: object, **settings: object) -> object:
         if next(calls) == 140:
             raise KeyboardInterrupt
-        return real(*arguments)  # type: ignore[arg-type]
+        return real(*arguments, **settings)  # type: ignore[arg-type]
 
     monkeypatch.setattr(importer, "make_row", dying)
     with pytest.raises(KeyboardInterrupt):

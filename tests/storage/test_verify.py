@@ -215,7 +215,7 @@ def noise(archive: Archive, size: int) -> list[Entry]:
     numbers = np.cumsum(rng.integers(1, 10_000, size)).tolist()
     return [
         make_row(
-            Lumisection(9, number, rng.integers(0, 9, (64, 72)), int(rng.integers(2**60)), rng.random(), rng.random()),
+            Lumisection(9, number, rng.integers(0, 9, (64, 72)), int(rng.integers(2**60)), 10 + rng.random(), rng.random()),
             offset,
             archive.geometry,
             archive.dtype,

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from streaming_data_types.dataarray_da00 import Variable
 
-from dqmstream.lumisection import Geometry
+from dqmstream.lumisection import MAX_EVENTS, Geometry
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.log import ArchiveWriter, Row
 from dqmstream.streaming import entries
@@ -48,6 +48,17 @@ def with_count(count: float) -> Callable[[Draw], Made]:
     return make
 
 
+def with_events_and_count(n_events: float, count: float) -> Callable[[Draw], Made]:
+    """A largest count that is, or is not, one that so many events can give."""
+
+    def make(draw: Draw) -> Made:
+        counts = np.minimum(draw.counts, np.float32(count))
+        counts[draw.rng.integers(64), draw.rng.integers(72)] = count
+        return plain(draw, draw.da00(occupancy=occupancy(counts), n_events=Variable("n_events", np.array(n_events))))
+
+    return make
+
+
 def with_time(time_ns: int) -> Callable[[Draw], Made]:
     return lambda draw: plain(draw, draw.da00(time_ns=time_ns))
 
@@ -73,7 +84,8 @@ def traced(draw: Draw) -> Made:
 
 LAID_OUT_ALIKE: list[Callable[[Draw], Made]] = [
     *(with_number(name, number) for name in ("run", "lumisection") for number in (0, -1, 2**31 - 1, 2**31, 2**40)),
-    *map(with_events, (0.0, -0.0, -1.0, np.inf, -np.inf, np.nan, NAN_WITH_A_PAYLOAD, 5e-324)),
+    *map(with_events, (0.0, -0.0, -1.0, np.inf, -np.inf, np.nan, NAN_WITH_A_PAYLOAD, 5e-324, 900.0, 3e6, 3e6 + 1, 1e300)),
+    *map(with_events_and_count, (900.0, 900.0, 1.5e6, np.nan, np.nan), (901.0, 902.0, 1.4e6, 3e6, 3_000_001.0)),
     *map(with_count, (np.nan, np.inf, -np.inf, -1.0, -0.0, 0.5, 65535.0, 65536.0, 3e38)),
     *map(with_time, (0, 1, -1, 2**62, 2**62 + 1, -(2**63))),
     *map(with_envelope, (None, b"", b"x", b" 1", b"0001")),
@@ -147,6 +159,41 @@ def test_in_any_mixture_a_row_is_the_row_that_it_is_alone(
     messages = mixture(seed, 60)
     for offset, row in sorter.rows(messages).items():
         assert told(row) == told(alone(sorter, messages[offset]))
+
+
+@pytest.mark.parametrize("max_events", [MAX_EVENTS, 5000])
+@pytest.mark.parametrize(("few", "dtype"), [(True, "float32"), (False, "float32"), (False, "uint16")])
+def test_values_that_no_lumisection_has_become_no_row_and_all_others_do(
+    few: bool, dtype: str, max_events: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By which way messages go makes no difference, nor does a float64 map that is rounded."""
+    monkeypatch.setattr(entries, "FEWEST", 10**9 if few else 2)
+    sorter = Sorter(Archive.create(tmp_path / "A", dtype=dtype), crc_required=True, max_events=max_events)
+    most = min(float(max_events), np.inf if dtype == "float32" else 65535.0)
+    cases = [  # n_events, pileup, largest count, whether it can be
+        (1000.0, 30.0, 1000.0, True),
+        (1000.0, 30.0, 1001.0, True),  # rates are rounded
+        (1000.0, 30.0, 1002.0, False),
+        (np.nan, np.nan, most, True),
+        (np.nan, np.nan, float(np.nextafter(np.float32(most), np.float32(np.inf))), False),
+        (np.nan, np.nan, 3e38, False),
+        (0.0, 0.0, 0.0, True),
+        (0.0, 0.0, 2.0, False),
+        (float(max_events), 1000.0, 100.0, True),
+        (max_events + 1.0, 62.0, 100.0, False),
+        (1000.0, 1000.5, 100.0, False),
+    ]
+    made = []
+    for index, (n_events, pileup, largest, _) in enumerate(cases):
+        draw = Draw(np.random.default_rng(index), index)
+        counts = np.zeros((64, 72))
+        counts[9, 8] = largest
+        variables = {name: Variable(name, np.array(value)) for name, value in (("n_events", n_events), ("pileup", pileup))}
+        made.append(Message(0, index, *plain(draw, draw.da00(occupancy=occupancy(counts), **variables))))
+    rows = sorter.rows(made)
+    assert len(rows) == (0 if few else sum(fine for *_, fine in cases))
+    taken = [isinstance(rows.get(m.offset) or alone(sorter, m), Row) for m in made]
+    assert taken == [fine for *_, fine in cases]
 
 
 def test_float64_maps_of_several_depths_are_taken_together_too(tmp_path: Path) -> None:

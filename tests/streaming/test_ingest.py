@@ -160,6 +160,24 @@ def test_a_bad_message_is_kept_with_its_reason_and_the_next_good_one_is_stored(a
     check_tiling(head)
 
 
+@pytest.mark.parametrize("n_events", [1500.0, float("nan")])
+def test_counts_that_no_lumisection_has_become_a_dead_letter_with_a_plain_reason(archive: Archive, n_events: float) -> None:
+    records = [lumisection(7, number, n_events=n_events) for number in range(1, 21)]
+    records[4].occupancy[5, 6] = 3e38
+    records[9].occupancy[5, 6] = 1600.0
+    loop = ingest(archive, feed_of(as_messages(records)))
+    run_dry(loop)
+    head = archive.refresh()
+    gone = [5] if np.isnan(n_events) else [5, 10]  # 1600 is too many only for 1500 events
+    assert head.run(7)["lumisection"].values.tolist() == [n for n in range(1, 21) if n not in gone]
+    reasons = head.control(FEED, 0)["reason"].values.tolist()
+    assert len(reasons) == loop.counts.dead == len(gone)
+    assert ("above the 3000000 events" if np.isnan(n_events) else "the lumisection has 1500 events") in reasons[0]
+    if len(gone) > 1:
+        assert reasons[1] == "occupancy holds 1600, and the lumisection has 1500 events: a channel counts each once"
+    check_tiling(head)
+
+
 def test_dead_letters_are_kept_before_the_commit_that_passes_them(archive: Archive) -> None:
     messages = as_messages(run_records(7, range(1, 3)))
     messages[1] = replace(messages[1], value=b"")

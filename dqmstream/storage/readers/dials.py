@@ -97,6 +97,7 @@ def read_dials(
                 _source(paths, run, element),
                 tuple(run.dropped),
                 (*note, *([] if found else notes)),  # what is of the files as a whole is said once
+                row_is_in_file=False,
             )
         )
     return found

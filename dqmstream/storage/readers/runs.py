@@ -32,7 +32,7 @@ class RunData:
     name: of the files. counts: (rows, 64, 72) or (rows, depth, 64, 72), on the disk (a memory map). lumisection: numbers of
     those that are taken, int64, (n,), ascending. events, pileup: float64, (n,), nan where unknown. source: dataset and
     monitoring element, empty where unknown. notes: what a reader of the result must know. rows: places in counts of the
-    lumisections, (n,); None: all of them.
+    lumisections, (n,); None: all of them. row_is_in_file: whether these are rows of the file, too.
     """
 
     name: str
@@ -45,6 +45,7 @@ class RunData:
     dropped: tuple[Dropped, ...] = ()
     notes: tuple[str, ...] = ()
     rows: np.ndarray | None = None
+    row_is_in_file: bool = True
 
     @property
     def depths(self) -> int:
