@@ -138,8 +138,13 @@ def import_(
     luminosity: Annotated[
         list[Path] | None,
         typer.Option(
-            "--lumi", help="OMS table of pileup, luminosity, events by lumisection: .csv, .json, .parquet; more than once"
+            "--lumi",
+            help="pileup, luminosity, events or HLT rates by lumisection (OMS, brilcalc): .csv, .json or .parquet; repeatable",
         ),
+    ] = None,
+    hlt_path: Annotated[
+        str | None,
+        typer.Option("--hlt-path", help="trigger path whose rate gives events, of HLT rates by --lumi (default: HLT_ZeroBias)"),
     ] = None,
     crop: Annotated[
         bool, typer.Option("--crop", help="of wider maps, leave out what lies beyond |ieta| 32, which else is refused")
@@ -161,7 +166,7 @@ def import_(
     settings = load_settings(archive=archive, dtype=dtype, depths=depths, source=source, max_events=max_events)
     with console.bars() as progress:
         kept = {stage: console.bar_callback(progress, stage) for stage in ("read", "check", "import")}
-        flags = ImportFlags(run, interpolated, crop, golden, golden_only, luminosity or ())
+        flags = ImportFlags(run, interpolated, crop, golden, golden_only, luminosity or (), hlt_path)
         done = import_data(settings, files or [], flags, lambda stage, n, total: kept[stage](n, total))
     show(done, as_json, *console.describe_imported(done))
 

@@ -23,7 +23,8 @@ from dqmstream.storage.importer import Imported, Taking, import_runs
 from dqmstream.storage.labels import file_golden, file_luminosity, label_versions
 from dqmstream.storage.layout import Kind
 from dqmstream.storage.readers.golden import read_golden
-from dqmstream.storage.readers.luminosity import read_luminosity
+from dqmstream.storage.readers.luminosity import read_tables
+from dqmstream.storage.readers.rates import ZERO_BIAS
 from dqmstream.streaming.filer import IngestCounts
 
 if TYPE_CHECKING:
@@ -44,7 +45,10 @@ def open_or_create(settings: Settings) -> Archive:
 
 @dataclass(frozen=True)
 class ImportFlags:
-    """What `import` is asked beside the files. golden_only: file no lumisection that the golden JSON does not name."""
+    """What `import` is asked beside the files.
+
+    golden_only: file no lumisection that the golden JSON does not name. hlt_path: the trigger path whose rate gives events.
+    """
 
     run: int | None = None
     interpolated: bool = False
@@ -52,6 +56,7 @@ class ImportFlags:
     golden: Path | None = None
     golden_only: bool = False
     luminosity: Sequence[Path] = ()
+    hlt_path: str | None = None
 
 
 def import_data(
@@ -63,6 +68,14 @@ def import_data(
 
     if flags.golden_only and not flags.golden:
         raise InputError("--golden-only needs the golden JSON: give --golden FILE too")
+    if flags.hlt_path and not flags.luminosity:
+        raise InputError("--hlt-path is for a table of HLT rates: give --lumi FILE too")
+    if flags.interpolated and (flags.golden_only or flags.luminosity):
+        flag = "golden-only" if flags.golden_only else "lumi"
+        raise InputError(
+            f"--{flag} goes by the number of a lumisection, and rows that were interpolated have none: "
+            f"leave out --{flag} or --interpolated"
+        )
     if images := images_among(files):
         _refuse_flags(settings, flags, images[0])
         done = [asdict(file) for file in import_images(images, settings.need("archive"), progress)]
@@ -81,7 +94,7 @@ def _import_lumisections(
 ) -> dict[str, Any]:
     path: Path = settings.need("archive")
     golden = read_golden(flags.golden) if flags.golden else None
-    tables = [read_luminosity(table) for table in flags.luminosity]
+    tables = read_tables(flags.luminosity, flags.hlt_path or ZERO_BIAS)
     standing = Archive.open(path) if Archive.exists(path) or not files else None
     done: list[Imported] = []
     if files:
@@ -103,7 +116,8 @@ def _import_lumisections(
     archive = Archive.open(path)
     labels = [file_golden(archive, golden)] if golden else []
     labels += [file_luminosity(archive, table) for table in tables]
-    return {"files": [asdict(file) for file in done], "labels": [asdict(label) for label in labels]}
+    notes = [note for table in tables for note in table.notes]
+    return {"files": [asdict(file) for file in done], "labels": [asdict(label) for label in labels], "notes": notes}
 
 
 def _refuse_flags(settings: Settings, flags: ImportFlags, image: Path) -> None:

@@ -129,6 +129,7 @@ def describe_imported(result: dict[str, Any]) -> list[Any]:
     if dropped:
         parts.append(table("not taken", ["file", "run", "count", "of", "because"], dropped))
     parts += [f"run {f['run']}: {note}" for f in result["files"] for note in f["notes"]]
+    parts += result["notes"]
     parts += [
         f"{label['kind']}: {label['name']} is version {label['version']}" + ("" if label["new"] else ", and was before")
         for label in result["labels"]

@@ -217,8 +217,8 @@ def content_hash(stored: np.ndarray, n_events: float, pileup: float) -> int:
     return int.from_bytes(digest.digest()[:8], "little")
 
 
-RUN_FILE = re.compile(r"^Run(?P<run>\d+)_Dataset_(?P<name>.+)\.npy$")
+RUN_FILE = re.compile(r"^Run(?P<run>\d+)_Dataset_(?P<name>.+)\.(?i:npy)$")
 """The original layout: Run355456_Dataset_x.npy, shape (lumisection, ieta, iphi)."""
 
-SIDECAR_FILE = re.compile(r"^Run(?P<run>\d+)_(?P<what>events|pileup)\.npy$")
+SIDECAR_FILE = re.compile(r"^Run(?P<run>\d+)_(?P<what>events|pileup)\.(?i:npy)$")
 """What the simulator writes beside it, shape (lumisection,)."""

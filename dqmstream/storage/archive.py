@@ -20,8 +20,8 @@ import zarr
 from dqmstream.errors import ArchiveError
 from dqmstream.lumisection import IETA, IPHI, Geometry
 from dqmstream.storage import layout
-from dqmstream.storage.labels import Labels
-from dqmstream.storage.layout import NAT
+from dqmstream.storage.labels import UNKNOWN, Labels
+from dqmstream.storage.layout import NAT, Quality
 from dqmstream.storage.locks import exclusive, sync_filesystem
 from dqmstream.storage.repository import first_line, is_repository, make_repository, open_repository
 from dqmstream.storage.rowindex import RowIndex, RunSummary
@@ -257,12 +257,13 @@ class Archive:
         occupancy = columns.pop("occupancy", None)
         times = {name: columns.pop(name).view("datetime64[ns]") for name in layout.TIMES}  # NAT is NumPy's own NaT
         axes = ("lumisection", "depth", "ieta", "iphi")
+        labels = self._labels_of(run, table[:, 0], columns["quality"])
         return xr.Dataset(
             {
                 **({} if occupancy is None else {"occupancy": (axes, occupancy, {"units": "count"})}),
                 **{name: ("lumisection", values) for name, values in (times | columns).items()},
                 "revision": ("lumisection", table[:, 1]),
-                **{name: ("lumisection", values) for name, values in self._labels_of(run, table[:, 0]).items()},
+                **{name: ("lumisection", values) for name, values in labels.items()},
             },
             coords={
                 "lumisection": table[:, 0],
@@ -273,14 +274,17 @@ class Archive:
             attrs={"run": run, "source": self.source, "snapshot": self.snapshot, "archive_id": self.archive_id},
         )
 
-    def _labels_of(self, run: int, lumisection: np.ndarray) -> dict[str, np.ndarray]:
-        """Labels of these lumisections, of the kinds that were imported."""
+    def _labels_of(self, run: int, lumisection: np.ndarray, quality: np.ndarray) -> dict[str, np.ndarray]:
+        """Labels of these lumisections, of the kinds that were imported; none of interpolated rows."""
         found: dict[str, np.ndarray] = {}
         if self.labels.golden is not None:
             found["golden"] = self.labels.golden_of(run, lumisection)
         if self.labels.luminosity is not None:
             said = self.labels.luminosity_of(run, lumisection)
             found |= {name: said[name] for name in ("delivered_lumi", "recorded_lumi")}
+        interpolated = (quality & Quality.INTERPOLATED) != 0
+        for name, values in found.items():
+            values[interpolated] = UNKNOWN if name == "golden" else np.nan
         return found
 
 

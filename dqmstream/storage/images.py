@@ -11,6 +11,7 @@ import numpy as np
 
 from dqmstream.errors import InputError
 from dqmstream.storage.image_archive import ImageArchive
+from dqmstream.storage.readers.find import has_rows, is_hidden
 from dqmstream.storage.readers.images import HDF5_SUFFIXES, Contents, ImageFile, blocks, is_image_file, open_image_file
 from dqmstream.storage.repository import is_repository
 
@@ -117,8 +118,9 @@ def images_among(paths: Sequence[Path]) -> list[Path]:
     for path in paths:
         if not path.exists():
             raise InputError(f"{path} does not exist")
-        for file in sorted(path.iterdir()) if path.is_dir() else [path]:
-            (found if is_image_file(file) else others).append(file)
+        for file in _data_in(path) if path.is_dir() else [path]:
+            if not is_hidden(file):
+                (found if is_image_file(file) else others).append(file)
     if found and others:
         raise InputError(f"{found[0]} holds images and {others[0]} does not: import them apart, into two archives")
     return found
@@ -126,11 +128,14 @@ def images_among(paths: Sequence[Path]) -> list[Path]:
 
 def image_files(folder: Path) -> list[Path]:
     """Files of images in a folder, by name. Raises InputError where there is none."""
-    found = sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix in (*HDF5_SUFFIXES, ".parquet") or (path.suffix == ".npy" and "_Dataset_" in path.name)
-    )
+    found = [path for path in _data_in(folder) if path.suffix.lower() != ".npy" or "_Dataset_" in path.name]
     if not found:
         raise InputError(f"{folder} holds no file of images (.hdf5, .h5, .parquet, Run<number>_Dataset_<name>.npy)")
     return found
+
+
+def _data_in(folder: Path) -> list[Path]:
+    """Files of a folder whose names may be of images or maps, without hidden ones and Parquet of no rows."""
+    suffixes = (*HDF5_SUFFIXES, ".parquet", ".npy")
+    named = (path for path in sorted(folder.iterdir()) if path.suffix.lower() in suffixes and not is_hidden(path))
+    return [path for path in named if path.suffix.lower() != ".parquet" or has_rows(path)]

@@ -160,6 +160,8 @@ def _read(paths: Sequence[Path], taking: Taking, progress: Progress) -> tuple[li
             scratch=taking.scratch,
             progress=lambda done, total: progress("read", done, total),
         )
+    if found.notes:
+        runs[0] = replace(runs[0], notes=(*runs[0].notes, *found.notes))  # what is of the files as a whole is said once
     only_run = len({data.run for data in runs}) == 1
     for table in taking.luminosity:
         if not (table.has_runs or only_run):

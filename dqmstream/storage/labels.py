@@ -6,13 +6,15 @@
 
 Tables only grow: version k (from 1) is what was imported k-th. A golden JSON speaks of the runs from the first to the last that
 it names (the JSON of 2022 says nothing of 2023); of each run the newest version that speaks of it counts, and a run that it
-leaves out is bad. Of luminosity the newest line for a lumisection counts. Rows of the log are never changed by a label.
+leaves out, or names without a range (a line with first and last 0), is bad in all lumisections. Of luminosity the newest known
+value of a lumisection counts, each quantity by itself: pileup may come from one table and events from another. Rows of the log
+are never changed by a label.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -103,29 +105,39 @@ class Labels:
         found = {name: np.full(len(lumisection), np.nan) for name in VALUES}
         if self.luminosity is None:
             return found
-        rows = np.flatnonzero(self.luminosity["run"] == run)  # in the order of versions
-        numbers, last = np.unique(self.luminosity["lumisection"][rows][::-1], return_index=True)
-        rows = rows[::-1][last]
-        if len(rows):
+        of_run = np.flatnonzero(self.luminosity["run"] == run)[::-1]  # newest version first
+        for name in VALUES:
+            rows = of_run[~np.isnan(self.luminosity[name][of_run])]
+            if not len(rows):
+                continue
+            numbers, newest = np.unique(self.luminosity["lumisection"][rows], return_index=True)
             at = np.minimum(np.searchsorted(numbers, lumisection), len(numbers) - 1)
             there = numbers[at] == lumisection
-            for name in VALUES:
-                found[name][there] = self.luminosity[name][rows[at[there]]]
+            found[name][there] = self.luminosity[name][rows[newest[at[there]]]]
         return found
+
+    def says(self, table: LuminosityTable) -> bool:
+        """Whether every value of the table, which names runs, is what the labels say already."""
+        for run in np.unique(table.run).tolist():
+            numbers = table.lumisection[table.run == run]
+            given, said = table.of(run, numbers), self.luminosity_of(run, numbers)
+            if any((~np.isnan(given[name]) & (given[name] != said[name])).any() for name in VALUES):
+                return False
+        return True
 
 
 def file_golden(archive: Archive, golden: Golden) -> LabelVersion:
     """File a golden JSON as the newest version, unless it is that already."""
-    run, first, last = golden.ranges.T
+    run, first, last = golden.lines.T
     return _file(archive, "golden", golden.name, golden.sha256, {"run": run, "first": first, "last": last})
 
 
 def file_luminosity(archive: Archive, table: LuminosityTable) -> LabelVersion:
-    """File a luminosity table, which names runs, as the newest version, unless it is that already."""
+    """File a luminosity table, which names runs, as the newest version, unless the labels say all of it already."""
     if not table.has_runs:
         raise ArchiveError(f"{table.name} names no run (run_number): add that column, or import it with the run's maps")
     columns = {"run": table.run, "lumisection": table.lumisection, **table.values}
-    return _file(archive, "luminosity", table.name, table.sha256, columns)
+    return _file(archive, "luminosity", table.name, table.sha256, columns, lambda root: Labels(root).says(table))
 
 
 def label_versions(root: zarr.Group) -> list[LabelVersion]:
@@ -138,7 +150,15 @@ def label_versions(root: zarr.Group) -> list[LabelVersion]:
     return found
 
 
-def _file(archive: Archive, kind: str, name: str, sha256: str, columns: Mapping[str, np.ndarray]) -> LabelVersion:
+def _file(
+    archive: Archive,
+    kind: str,
+    name: str,
+    sha256: str,
+    columns: Mapping[str, np.ndarray],
+    is_known: Callable[[zarr.Group], bool] = lambda root: False,
+) -> LabelVersion:
+    """File a version of labels, unless it is the newest already. is_known: whether labels of this root say as much."""
     with exclusive(archive.path):
         session = archive.writable_session()
         root = zarr.open_group(session.store, mode="r+", use_consolidated=False)
@@ -149,7 +169,7 @@ def _file(archive: Archive, kind: str, name: str, sha256: str, columns: Mapping[
             group = layout.make_table(root, where, "line", LABEL_COLUMNS[kind])
             layout.make_table(group, "versions", "version", VERSION_COLUMNS)
         before = group["versions/sha256"][:].tolist()
-        if before and before[-1] == sha256:
+        if before and (before[-1] == sha256 or is_known(root)):
             return LabelVersion(kind, len(before), name, False)
         version = len(before) + 1
         numbers = np.full(len(columns["run"]), version)

@@ -13,6 +13,7 @@ import zarr
 
 from dqmstream.errors import ArchiveError, InputError
 from dqmstream.storage.archive import Archive
+from dqmstream.storage.importer import import_files
 from dqmstream.storage.labels import file_golden, file_luminosity
 from dqmstream.storage.readers.golden import read_golden
 from dqmstream.storage.readers.luminosity import read_luminosity
@@ -31,7 +32,11 @@ def test_a_golden_json_is_read_whatever_its_order(tmp_path: Path) -> None:
     assert one.ranges.tolist() == [[3, 4, 4], [7, 1, 3], [7, 5, 12]]
     assert one.is_good(7, np.array([0, 1, 3, 4, 5, 12, 13])).tolist() == [False, True, True, False, True, True, False]
     assert not one.is_good(8, np.arange(1, 4)).any()
-    assert read_golden(golden_json(tmp_path / "h.json", {"3": [[4, 4]], "7": [[1, 3], [5, 12]]})).sha256 == one.sha256
+    assert not one.is_good(9, np.arange(1, 4)).any()
+    same = {"9": [], "3": [[4, 4]], "7": [[1, 3], [5, 12]]}
+    assert read_golden(golden_json(tmp_path / "h.json", same)).sha256 == one.sha256
+    del same["9"]
+    assert read_golden(golden_json(tmp_path / "i.json", same)).sha256 != one.sha256
 
 
 @pytest.mark.parametrize(
@@ -45,7 +50,6 @@ def test_a_golden_json_is_read_whatever_its_order(tmp_path: Path) -> None:
         ({"7": 5}, "run 7: 5 is no list"),
         ({"x": [[1, 2]]}, "'x' is no run number"),
         ({"0": [[1, 2]]}, "'0' is no run number"),
-        ({"7": []}, "names no good lumisection"),
         ({}, "is no golden JSON"),
         ([1], "is no golden JSON"),
         ('{"7": [[1, 2]], "7": [[3, 4]]}', "names 7 twice"),
@@ -81,6 +85,21 @@ def test_golden_labels_are_versions_and_an_older_one_is_read_by_snapshot(tmp_pat
         labels.golden_of(7, numbers, version=4)
     archive.refresh().expire(0)
     assert Archive.open(archive.path, "taught").labels.golden_of(7, numbers).tolist() == [1, 1, 1, 0, 0]
+    assert verify(archive.refresh()) == []
+
+
+def test_a_run_that_is_named_with_an_empty_list_is_bad_in_all_its_lumisections(tmp_path: Path) -> None:
+    """Whatever an older version said, wherever its number lies among those named, and for --golden-only as well."""
+    archive = Archive.create(tmp_path / "A")
+    numbers = np.arange(1, 4)
+    file_golden(archive, read_golden(golden_json(tmp_path / "old.json", {"7": [[1, 3]], "9": [[1, 3]], "10": [[1, 3]]})))
+    for run, bad in ((10, {"7": [[1, 2]], "10": []}), (7, {"7": [], "9": [[1, 1]]}), (9, {"9": []})):
+        golden = read_golden(golden_json(tmp_path / "new.json", bad))
+        assert file_golden(archive, golden).new and not file_golden(archive, golden).new
+        labels = archive.refresh().labels
+        assert labels.golden_of(run, numbers).tolist() == golden.is_good(run, numbers).astype(int).tolist() == [0, 0, 0]
+    assert labels.golden_of(11, numbers).tolist() == [-1, -1, -1]
+    assert labels.golden_of(10, numbers, version=1).tolist() == [1, 1, 1]
     assert verify(archive.refresh()) == []
 
 
@@ -165,6 +184,35 @@ def test_luminosity_labels_say_the_newest_of_each_lumisection(tmp_path: Path) ->
         file_luminosity(archive, read_luminosity(tmp_path / "c.csv"))
 
 
+def test_labels_of_one_lumisection_come_from_several_tables_and_twice_is_once(tmp_path: Path) -> None:
+    archive = Archive.create(tmp_path / "A")
+    (tmp_path / "oms.csv").write_text("run,ls,pileup,recorded_lumi\n7,1,30,.5\n7,2,31,.6\n")
+    (tmp_path / "hlt.csv").write_text("run,ls,events,pileup\n7,1,1200,\n")
+    tables = [read_luminosity(tmp_path / name) for name in ("oms.csv", "hlt.csv")]
+    assert [file_luminosity(archive, table).version for table in tables] == [1, 2]
+    said = archive.refresh().labels.luminosity_of(7, np.array([1, 2]))
+    np.testing.assert_array_equal(said["n_events"], [1200, np.nan])
+    np.testing.assert_array_equal(said["pileup"], [30, 31])
+    assert [file_luminosity(archive, table).new for table in tables] == [False, False]
+    (tmp_path / "newer.csv").write_text("run,ls,pileup\n7,1,29\n")
+    assert file_luminosity(archive, read_luminosity(tmp_path / "newer.csv")).new
+    assert archive.refresh().labels.luminosity_of(7, np.array([1]))["pileup"] == 29
+    assert file_luminosity(archive, tables[0]).new  # it says otherwise than the newest
+
+
+def test_interpolated_rows_have_no_labels_of_lumisections(tmp_path: Path) -> None:
+    archive = Archive.create(tmp_path / "A")
+    for run, interpolated in ((7, True), (8, False)):
+        path = write_run(tmp_path, run, counts(run, 3), sidecars=False)
+        import_files([path], lambda: archive, dtype=archive.dtype, depths=1, interpolated=interpolated)
+    (tmp_path / "oms.csv").write_text("run,ls,pileup,recorded_lumi\n7,1,30,.5\n8,1,31,.6\n")
+    file_luminosity(archive, read_luminosity(tmp_path / "oms.csv"))
+    file_golden(archive, read_golden(golden_json(tmp_path / "g.json", {"7": [[1, 2]], "8": [[1, 2]]})))
+    views = [archive.refresh().run(run, maps=False) for run in (7, 8)]
+    assert [view["golden"].values.tolist() for view in views] == [[-1, -1, -1], [1, 1, 0]]
+    assert np.isnan(views[0]["recorded_lumi"]).all() and views[1]["recorded_lumi"][0] == 0.6
+
+
 def test_import_filters_and_labels_as_flags_ask(tmp_path: Path) -> None:
     archive = tmp_path / "A"
     path = write_run(tmp_path / "data", 7, counts(7, 6), sidecars=False)
@@ -205,6 +253,9 @@ def test_flags_that_cannot_be_meant_are_refused(tmp_path: Path) -> None:
         (("--golden-only", path), 3, "give --golden FILE too"),
         (("--lumi", tmp_path / "t.csv", path, other), 3, "several runs are imported: add that column"),
         (("--golden", golden), 5, "is no archive"),
+        (("--lumi", tmp_path / "t.csv", path, "--interpolated"), 3, "leave out --lumi or --interpolated"),
+        (("--golden", golden, "--golden-only", path, "--interpolated"), 3, "leave out --golden-only or --interpolated"),
+        (("--hlt-path", "HLT_Physics", path), 3, "--hlt-path is for a table of HLT rates"),
         ((path, golden), 3, "a golden JSON is given by --golden"),
     )
     for words, code, says in cases:

@@ -1,6 +1,6 @@
 """Golden JSON: the lumisections of each run that are good for physics, as ranges with both ends in them.
 
-`{"355456": [[1, 501]], ...}`
+`{"355456": [[1, 501]], ...}`; a run with an empty list is bad in all its lumisections.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,21 @@ from dqmstream.lumisection import MAX_NUMBER
 
 @dataclass(frozen=True, eq=False)
 class Golden:
-    """ranges: int64, (n, 3): run, first and last good lumisection; sorted, apart from each other."""
+    """ranges: int64, (n, 3): run, first and last good lumisection; sorted, apart from each other.
+
+    bad: runs that are named without a range, ascending.
+    """
 
     name: str
     ranges: np.ndarray
     sha256: str
+    bad: tuple[int, ...] = ()
+
+    @property
+    def lines(self) -> np.ndarray:
+        """ranges, and for each run without one a line (run, 0, 0), in which no lumisection lies; sorted."""
+        lines = np.concatenate([self.ranges, [[run, 0, 0] for run in self.bad]]) if self.bad else self.ranges
+        return lines[np.lexsort(lines.T[::-1])]
 
     def is_good(self, run: int, lumisection: np.ndarray) -> np.ndarray:
         """Whether these lumisections of the run are good: bool, (n,). Of a run that is not named none is."""
@@ -45,6 +55,7 @@ def read_golden(path: Path) -> Golden:
     if not isinstance(given, dict) or not given:
         raise InputError(f'{path} is no golden JSON: it must be as {{"355456": [[1, 501]]}} and name a run')
     found: list[tuple[int, int, int]] = []
+    bad = tuple(sorted(int(run) for run, ranges in given.items() if ranges == [] and run.isdecimal()))
     for run, ranges in given.items():
         if not run.isdecimal() or not 1 <= int(run) <= MAX_NUMBER:
             raise InputError(f"{path}: {run!r} is no run number")
@@ -57,10 +68,9 @@ def read_golden(path: Path) -> Golden:
             else:
                 merged.append([first, last])
         found += [(int(run), first, last) for first, last in merged]
-    if not found:
-        raise InputError(f"{path} names no good lumisection")
-    table = np.array(sorted(found), np.int64)
-    return Golden(path.name, table, hashlib.sha256(b"golden" + table.astype("<i8").tobytes()).hexdigest())
+    table = np.array(sorted(found), np.int64).reshape(-1, 3)
+    golden = Golden(path.name, table, "", bad)
+    return replace(golden, sha256=hashlib.sha256(b"golden" + golden.lines.astype("<i8").tobytes()).hexdigest())
 
 
 def _range(path: Path, run: str, pair: Any) -> tuple[int, int]:

@@ -62,9 +62,9 @@ def open_image_file(path: Path) -> ImageFile:
     """The file at path, by its suffix and what is in it. Raises InputError, with the reason, for what holds no images."""
     if not path.exists():
         raise InputError(f"{path} does not exist")
-    if path.suffix in HDF5_SUFFIXES:
+    if path.suffix.lower() in HDF5_SUFFIXES:
         return open_hdf5(path)
-    if path.suffix == ".parquet":
+    if path.suffix.lower() == ".parquet":
         return open_jets(path)
     if RUN_FILE.match(path.name):
         return open_run(path)
@@ -75,9 +75,9 @@ def open_image_file(path: Path) -> ImageFile:
 
 def is_image_file(path: Path) -> bool:
     """Whether `import` takes the file for one of images, not of lumisections."""
-    if path.suffix in HDF5_SUFFIXES:
+    if path.suffix.lower() in HDF5_SUFFIXES:
         return True
-    return path.suffix == ".parquet" and JET_COLUMN in open_parquet(path).schema_arrow.names
+    return path.suffix.lower() == ".parquet" and JET_COLUMN in open_parquet(path).schema_arrow.names
 
 
 def blocks(file: ImageFile, first: int = 0, chunk: int = 1) -> Iterator[tuple[int, np.ndarray]]:

@@ -1,15 +1,17 @@
-"""Luminosity tables, as OMS gives them: a line a lumisection, in CSV, JSON or Parquet, with pileup and luminosities.
+"""Conditions by lumisection: pileup, events and luminosities, as OMS, brilcalc, HLT rates or a table of one's own give them.
 
-Columns, by any of their names: run (run_number, run_id), lumisection (lumisection_number, ls_number, ls), pileup,
-delivered_lumi, recorded_lumi (or lumi), events (n_events, num_events). JSON is a list of objects, an object of lists, or the
-answer of OMS (`{"data": [{"attributes": {...}}]}`). Units are those of the file.
+Columns, by any of their names: run (run_number, run:fill), lumisection (lumisection_number, ls_number, ls), pileup (avgpu),
+delivered_lumi and recorded_lumi (delivered_lumi_per_lumisection, delivered(/ub), lumi), events (n_events), or path_name and
+rate of triggers. Units are those of the file. What a file may look like: `readers.tables`.
+
+The luminosities of the result are of each lumisection alone. In answers of OMS `delivered_lumi` is a sum over the run: it is
+not used where `delivered_lumi_per_lumisection` stands beside it, and differenced where it stands alone. A bad line or value is
+left out and told; a file of which nothing is left is refused.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,17 +22,30 @@ import numpy as np
 
 from dqmstream.errors import InputError
 from dqmstream.lumisection import MAX_NUMBER
+from dqmstream.storage.readers.rates import ZERO_BIAS, events_of_rates
+from dqmstream.storage.readers.sums import own_of_sum
+from dqmstream.storage.readers.tables import join_pages, read_columns
 
 VALUES = ("pileup", "n_events", "delivered_lumi", "recorded_lumi")
 
+_OWN = "_per_lumisection"
 _NAMES: Mapping[str, str] = {
-    **dict.fromkeys(("run", "run_number", "runid", "run_id"), "run"),
+    **dict.fromkeys(("run", "run_number", "runid", "run_id", "run_fill"), "run"),
     **dict.fromkeys(("lumisection", "lumisection_number", "ls_number", "ls", "lumi_section", "lsid"), "lumisection"),
-    **dict.fromkeys(("pileup", "pu", "avg_pileup"), "pileup"),
+    "first_lumisection_number": "lumisection",
+    **dict.fromkeys(("pileup", "pu", "avg_pileup", "avgpu"), "pileup"),
     **dict.fromkeys(("delivered_lumi", "delivered"), "delivered_lumi"),
     **dict.fromkeys(("recorded_lumi", "recorded", "lumi"), "recorded_lumi"),
+    **{name + _OWN: name for name in ("delivered_lumi", "recorded_lumi")},
     **dict.fromkeys(("events", "n_events", "num_events", "numevents"), "n_events"),
 }
+_UNIT = re.compile(r"\(([^)]*)\)")
+_PAIR = re.compile(r"^\s*(\d+):\d+\s*$")
+"""Run and fill, or a lumisection and its number in CMS (0 where CMS took no data), as brilcalc writes them."""
+
+_NEGLIGIBLE: Mapping[str, float] = {"pileup": 1e-2, "delivered_lumi": 1e-6, "recorded_lumi": 1e-6}
+_LARGEST: Mapping[str, float] = {"pileup": 1e3, "n_events": 1e9}
+"""More than any collider gives; 1e9 is every crossing of a lumisection."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +53,7 @@ class LuminosityTable:
     """run: int64, (n,), -1 where the table names none. lumisection: int64, (n,). values: float64, (n,), by name, nan unknown.
 
     Sorted by run and lumisection, each once. ignored: columns that mean nothing here. repeats: lines that said the same again.
+    notes: what was left out, changed or taken in one of two possible ways.
     """
 
     name: str
@@ -47,6 +63,7 @@ class LuminosityTable:
     sha256: str
     ignored: tuple[str, ...] = ()
     repeats: int = 0
+    notes: tuple[str, ...] = ()
 
     @property
     def has_runs(self) -> bool:
@@ -69,25 +86,30 @@ class LuminosityTable:
         return found
 
 
-def read_luminosity(path: Path) -> LuminosityTable:
-    """The table at path. Raises InputError, with file, line and reason, for what cannot be used."""
-    if not path.exists():
-        raise InputError(f"{path} does not exist")
-    readers = {".csv": _csv, ".json": _json, ".parquet": _parquet}
-    if path.suffix not in readers:
-        raise InputError(f"{path} is no luminosity table: give .csv, .json or .parquet")
-    return make_table(path, readers[path.suffix](path))
+def read_luminosity(path: Path, hlt_path: str = ZERO_BIAS) -> LuminosityTable:
+    """The table at path. Raises InputError, with file and reason, for what cannot be used and for a part of a longer answer."""
+    return read_tables([path], hlt_path)[0]
 
 
-def make_table(path: Path, columns: Mapping[str, Sequence[Any] | np.ndarray]) -> LuminosityTable:
-    """A table of these columns, under any of their names. path: for messages."""
-    found, ignored = name_columns(path, columns)
-    lumisection = found["lumisection"]
+def read_tables(paths: Sequence[Path], hlt_path: str = ZERO_BIAS) -> list[LuminosityTable]:
+    """The tables of these files, pages of one answer joined. hlt_path: trigger whose rate gives events, without its version."""
+    made = []
+    for table in join_pages([read_columns(path) for path in paths]):
+        table = events_of_rates(table, hlt_path)
+        made.append(make_table(table.path, table.values, table.notes))
+    return made
+
+
+def make_table(path: Path, columns: Mapping[str, Sequence[Any] | np.ndarray], notes: Sequence[str] = ()) -> LuminosityTable:
+    """A table of these columns, under any of their names. path: for messages. notes: what is known of them already."""
+    named = _Named(path, columns)
+    found = named.good()
     if not set(found) & set(VALUES):
         raise InputError(f"{path} has none of the columns pileup, delivered_lumi, recorded_lumi, events")
-    run = found.get("run", np.full(len(lumisection), -1))
+    lumisection = found["lumisection"].astype(np.int64)
+    run = found.get("run", np.full(len(lumisection), -1)).astype(np.int64)
     values = {name: found.get(name, np.full(len(lumisection), np.nan)) for name in VALUES}
-    return _sorted(path, run, lumisection, values, ignored)
+    return _sorted(path, run, lumisection, values, named, notes)
 
 
 def name_columns(
@@ -95,113 +117,156 @@ def name_columns(
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """Columns under the names of this module, in the order of the file, and the names of those that mean nothing here.
 
-    run and lumisection are int64, all else float64 and nan where unknown.
+    run and lumisection are int64, all else float64 and nan where unknown. Raises InputError for any bad value.
     """
-    found: dict[str, np.ndarray] = {}
-    ignored = []
-    for name, values in columns.items():
-        meant = _NAMES.get(re.sub(r"[^a-z0-9]+", "_", str(name).strip().lower()).strip("_"))
-        if meant is None:
-            ignored.append(str(name))
-        elif meant in found:
-            raise InputError(f"{path} has two columns for {meant}: leave one")
+    named = _Named(path, columns)
+    for reason in (named.reasons[name] for name, bad in named.bad.items() if bad.any()):
+        raise InputError(f"{path}, {reason}")
+    whole = ("run", "lumisection")
+    found = {name: column.astype(np.int64 if name in whole else np.float64) for name, column in named.found.items()}
+    return found, named.ignored
+
+
+class _Named:
+    """Columns under the names of this module, and which of their entries are bad.
+
+    found: float64, (n,), by name, nan where unknown or bad. bad: bool, (n,), by name. reasons: of the first bad entry, by name.
+    sums: names of columns that may be sums over the run.
+    """
+
+    def __init__(self, path: Path, columns: Mapping[str, Sequence[Any] | np.ndarray]) -> None:
+        self._path = path
+        self.found: dict[str, np.ndarray] = {}
+        self.bad: dict[str, np.ndarray] = {}
+        self.reasons: dict[str, str] = {}
+        self.notes: list[str] = []
+        self.sums: set[str] = set()
+        unused: list[str] = []
+        given = {_plain(name) for name in columns}
+        for name, values in columns.items():
+            meant = _NAMES.get(plain := _plain(name))
+            if meant is None:
+                unused.append(str(name))
+            elif meant == plain and plain + _OWN in given:
+                self.notes.append(f"{name} not used: {plain + _OWN} stands beside it, and is of the lumisection alone")
+            elif meant in self.found:
+                raise InputError(f"{path} has two columns for {meant}: leave one")
+            else:
+                self._take(str(name), meant, values)
+                if meant == plain and plain + _OWN in _NAMES:
+                    self.sums.add(meant)
+        if "lumisection" not in self.found:
+            raise InputError(
+                f"{path} has no column lumisection_number (or ls_number, ls); it has {', '.join(map(str, columns)) or 'none'}"
+            )
+        if not len(self.found["lumisection"]):
+            raise InputError(f"{path} holds no line")
+        self.ignored = tuple(unused)
+        if unused := [name for name in unused if name.strip()]:
+            self.notes.append(f"columns not used: {', '.join(unused)}")
+
+    def good(self) -> dict[str, np.ndarray]:
+        """The columns, without lines of no run or lumisection; notes say what was left out. Raises InputError if all is bad."""
+        kept = np.ones(len(self.found["lumisection"]), bool)
+        for name, bad in self.bad.items():
+            known = ~np.isnan(self.found[name])
+            if bad.any() and not known.any():
+                raise InputError(f"{self._path}, {self.reasons[name]}")
+            if bad.any():
+                what = "lines" if name in ("run", "lumisection") else f"values of {name}"
+                self.notes.append(f"{int(bad.sum())} {what} left out, the first in {self.reasons[name]}")
+            if name in ("run", "lumisection"):
+                kept &= known
+        if not kept.any():
+            raise InputError(f"{self._path} holds no line with both run and lumisection")
+        return {name: column[kept] for name, column in self.found.items()}
+
+    def _take(self, name: str, meant: str, given: Sequence[Any] | np.ndarray) -> None:
+        values, bad, reason = _numbers(name, meant, given)
+        if meant in ("run", "lumisection"):
+            wrong = ~((values >= 1) & (values <= MAX_NUMBER) & (np.floor(values) == values))
+            says = f"not a number in 1..{MAX_NUMBER}"
         else:
-            found[meant] = _numbers(path, str(name), values)
-    if "lumisection" not in found:
-        raise InputError(f"{path} has no column lumisection_number (or ls_number, ls); it has {', '.join(map(str, columns))}")
-    if not len(found["lumisection"]):
-        raise InputError(f"{path} holds no line")
-    for name, column in found.items():
-        if name in ("run", "lumisection"):
-            found[name] = _whole(path, name, column)
-        elif (bad := ~np.isnan(column) & ~((column >= 0) & np.isfinite(column))).any():
-            line = int(np.argmax(bad))
-            raise InputError(f"{path}, line {line + 1} of data: {name} is {column[line]}")
-    return found, tuple(ignored)
+            self._clip(meant, values)
+            wrong = (values < 0) | np.isinf(values) | (values > _LARGEST.get(meant, np.inf))
+            says = "which cannot be"
+        if not bad.any() and wrong.any():
+            line = int(np.argmax(wrong))
+            reason = f"line {line + 1} of data: {meant} is {values[line]}, {says}"
+        bad |= wrong
+        self.found[meant], self.bad[meant] = np.where(bad, np.nan, values), bad
+        if reason:
+            self.reasons[meant] = reason
+        if unit := _UNIT.search(name):
+            self.notes.append(f"{meant} is in {unit[1]}")
+
+    def _clip(self, meant: str, values: np.ndarray) -> None:
+        """Take negative values next to nothing, as instruments without beam give them, for 0."""
+        finite = values[np.isfinite(values)]
+        if meant not in _NEGLIGIBLE or not len(finite):
+            return
+        lowest = -max(_NEGLIGIBLE[meant], 1e-3 * float(finite.max()))
+        if (below := (values < 0) & (values >= lowest)).any():
+            self.notes.append(f"{int(below.sum())} values of {meant} below 0 (the lowest {values[below].min():.3g}) taken as 0")
+            values[below] = 0.0
 
 
 def _sorted(
-    path: Path, run: np.ndarray, lumisection: np.ndarray, values: dict[str, np.ndarray], ignored: tuple[str, ...]
+    path: Path,
+    run: np.ndarray,
+    lumisection: np.ndarray,
+    values: dict[str, np.ndarray],
+    named: _Named,
+    before: Sequence[str],
 ) -> LuminosityTable:
     order = np.lexsort((lumisection, run))
     run, lumisection = run[order], lumisection[order]
-    values = {name: column[order] for name, column in values.items()}
     again = np.append(False, (np.diff(run) == 0) & (np.diff(lumisection) == 0))
+    starts = np.flatnonzero(~again)
+    run, lumisection = run[starts], lumisection[starts]
+    notes = [*before, *named.notes]
     for name, column in values.items():
-        differs = again & ~np.append(True, (column[1:] == column[:-1]) | (np.isnan(column[1:]) & np.isnan(column[:-1])))
-        if differs.any():
+        least, most = (reduce.reduceat(column[order], starts) for reduce in (np.fmin, np.fmax))
+        values[name] = np.where(least < most, np.nan, least)
+        if (differs := least < most).any():
             at = int(np.argmax(differs))
-            raise InputError(f"{path} names lumisection {lumisection[at]} twice, with {name} {column[at - 1]} and {column[at]}")
-    run, lumisection = run[~again], lumisection[~again]
-    values = {name: column[~again] for name, column in values.items()}
+            of = f"run {run[at]}, lumisection {lumisection[at]}" if run[at] >= 0 else f"lumisection {lumisection[at]}"
+            said = f"names {of} twice, with {name} {least[at]} and {most[at]}"
+            if not (~np.isnan(values[name])).any():
+                raise InputError(f"{path} {said}")
+            notes.append(f"{int(differs.sum())} values of {name} left out: it {said}")
+    for name in sorted(named.sums):
+        values[name], note = own_of_sum(name, run, lumisection, values[name], values["pileup"])
+        notes += [note] if note else []
     digest = hashlib.sha256(b"luminosity")
     for column in (run.astype("<i8"), lumisection.astype("<i8"), *(values[name].astype("<f8") for name in VALUES)):
         digest.update(column.tobytes())
-    return LuminosityTable(path.name, run, lumisection, values, digest.hexdigest(), ignored, int(again.sum()))
+    notes = [f"{path.name}: {note}" for note in notes]
+    return LuminosityTable(
+        path.name, run, lumisection, values, digest.hexdigest(), named.ignored, int(again.sum()), tuple(notes)
+    )
 
 
-def _numbers(path: Path, name: str, values: Sequence[Any] | np.ndarray) -> np.ndarray:
-    """float64; what is empty or null is nan."""
+def _plain(name: Any) -> str:
+    """The name of a column in small letters, without its unit."""
+    return re.sub(r"[^a-z0-9]+", "_", _UNIT.sub("", str(name).strip().lower())).strip("_")
+
+
+def _numbers(name: str, meant: str, values: Sequence[Any] | np.ndarray) -> tuple[np.ndarray, np.ndarray, str]:
+    """(float64 with nan for what is empty, null or bad; which are bad; the reason of the first bad one)."""
     empty = ("", "nan", "null", "none", "-")
-    out = np.empty(len(values))
+    out, bad = np.full(len(values), np.nan), np.zeros(len(values), bool)
+    reason = ""
     for line, value in enumerate(values.tolist() if isinstance(values, np.ndarray) else values):
         if value is None or (isinstance(value, str) and value.strip().lower() in empty):
-            out[line] = np.nan
             continue
+        if isinstance(value, str) and meant in ("run", "lumisection") and (pair := _PAIR.match(value)):
+            value = pair[1]
         try:
             if isinstance(value, bool):
                 raise ValueError
             out[line] = float(value)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"{path}, line {line + 1} of data: {name} is {value!r}, no number") from error
-    return out
-
-
-def _whole(path: Path, name: str, values: np.ndarray) -> np.ndarray:
-    if (bad := ~((values >= 1) & (values <= MAX_NUMBER) & (np.floor(values) == values))).any():
-        line = int(np.argmax(bad))
-        raise InputError(f"{path}, line {line + 1} of data: {name} is {values[line]}, not a number in 1..{MAX_NUMBER}")
-    return values.astype(np.int64)
-
-
-def _csv(path: Path) -> dict[str, list[str | None]]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            lines = csv.DictReader(file, strict=True)
-            columns: dict[str, list[str | None]] = {name: [] for name in lines.fieldnames or ()}
-            for number, line in enumerate(lines, start=2):
-                if None in line or None in line.values():
-                    raise InputError(f"{path}, line {number} does not have the {len(columns)} columns of the first line")
-                for name in columns:
-                    columns[name].append(line[name])
-    except (csv.Error, UnicodeDecodeError, OSError) as error:
-        raise InputError(f"{path} cannot be read as CSV: {error}") from error
-    return columns
-
-
-def _json(path: Path) -> dict[str, list[Any]]:
-    try:
-        given = json.loads(path.read_bytes())
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path} cannot be read as JSON: {error}") from error
-    if isinstance(given, dict) and isinstance(given.get("data"), list):
-        given = [line.get("attributes", line) if isinstance(line, dict) else line for line in given["data"]]
-    if isinstance(given, list) and given and all(isinstance(line, dict) for line in given):
-        names = dict.fromkeys(name for line in given for name in line)
-        return {name: [line.get(name) for line in given] for name in names}
-    if isinstance(given, dict) and given and all(isinstance(column, list) for column in given.values()):
-        if len({len(column) for column in given.values()}) > 1:
-            raise InputError(f"{path}: its columns are not equally long")
-        return dict(given)
-    raise InputError(f"{path} is no table: give a list of objects, an object of lists, or the answer of OMS")
-
-
-def _parquet(path: Path) -> dict[str, list[Any]]:
-    from dqmstream.storage.readers.nested import batches, open_parquet
-
-    file = open_parquet(path)
-    columns: dict[str, list[Any]] = {name: [] for name in file.schema_arrow.names}
-    for batch in batches(path, file, list(columns), 1 << 16):
-        for name, column in zip(batch.schema.names, batch.columns, strict=True):
-            columns[name] += column.to_pylist()
-    return columns
+        except (TypeError, ValueError, OverflowError):
+            bad[line] = True
+            reason = reason or f"line {line + 1} of data: {name} is {value!r}, no number"
+    return out, bad, reason
