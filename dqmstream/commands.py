@@ -171,6 +171,7 @@ def consume_topic(
 
     bootstrap, topic = settings.need("bootstrap"), settings.need("topic")
     kafka.check_topic(bootstrap, topic)
+    kafka.check_codecs(bootstrap, topic)
     dead_letters = kafka.KafkaDeadLetters(bootstrap, settings.dead_letter_topic or f"{topic}.deadletter")
     archive = open_or_create(settings)
     if learn:

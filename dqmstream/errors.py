@@ -18,7 +18,7 @@ class InputError(DqmstreamError):
 
 
 class BrokerError(DqmstreamError):
-    """The broker cannot be reached, or does not have the topic (exit code 4)."""
+    """The broker cannot be reached, or does not have the topic, or it cannot be read here (exit code 4)."""
 
     exit_code = 4
 
@@ -52,7 +52,7 @@ EXIT_CODES = {
     1: "a bug in dqmstream: a traceback is printed",
     2: "the command line is wrong",
     3: "a file, flag or setting that cannot be used",
-    4: "the broker cannot be reached, or has no such topic",
+    4: "the broker cannot be reached, or has no such topic, or one that cannot be read here",
     5: "the archive is missing, damaged, too new, or of another geometry or dtype",
     6: "offsets that the archive needs are gone from the broker",
     7: "the learner's state is damaged or of another model, or the learner was given up",

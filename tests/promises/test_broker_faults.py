@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -76,7 +74,7 @@ def send_batch(bootstrap: str, topic: str, records: Sequence[Record], codec: str
 def test_a_batch_that_cannot_be_read_becomes_dead_letters_and_the_next_good_message_is_stored(
     broker: Broker, topic: str, tmp_path: Path
 ) -> None:
-    """A damaged batch, a codec that the reader lacks, and at the end a damaged batch with nothing behind it."""
+    """A damaged batch, sound ones, and at the end a damaged batch with nothing behind it."""
     create_topic(broker.bootstrap, topic, 1)
     send_batch(broker.bootstrap, topic, [lumisection(7, n, source=SOURCE) for n in (1, 2)])
     with batches(broker.bootstrap, topic) as producer:
@@ -95,30 +93,18 @@ def test_a_batch_that_cannot_be_read_becomes_dead_letters_and_the_next_good_mess
         log[log.index(part) + 4] ^= 1
     segment.write_bytes(log)
     broker.start()
-    without_lz4 = "import kafka.codec as c; c.has_lz4 = lambda: False; from dqmstream.cli import main; main()"
-    command = [
-        sys.executable,
-        "-c",
-        without_lz4,
-        "consume",
-        *map(str, flags_of(broker.bootstrap, topic, tmp_path / "A")),
-        "--json",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
-    assert done.returncode == 0, done.stderr
-    counts = json.loads(done.stdout.splitlines()[-1])
-    assert (counts["rows"], counts["dead"]) == (5, DAMAGED + 2 + 3)
+    counts = result("consume", *flags_of(broker.bootstrap, topic, tmp_path / "A"))
+    assert (counts["rows"], counts["dead"]) == (7, DAMAGED + 3)
     head = Archive.open(tmp_path / "A")
-    assert head.run(7)["lumisection"].values.tolist() == [1, 2, 3, 4, 7]
+    assert head.run(7)["lumisection"].values.tolist() == list(range(1, 8))
     check_tiling(head)
-    dead = [*range(2, 2 + DAMAGED), DAMAGED + 4, DAMAGED + 5, *range(DAMAGED + 7, DAMAGED + 10)]
+    dead = [*range(2, 2 + DAMAGED), *range(DAMAGED + 7, DAMAGED + 10)]
     assert [offset for offset, _ in kinds(head, Kind.DEAD)] == dead
     letters = read_letters(broker.bootstrap, topic, len(dead))
     feed = next(iter(head.offsets()))
     assert [letter.key.decode() for letter in letters] == [f"{feed}/0/{offset}" for offset in dead]
     reasons = [dict(letter.headers)["reason"] for letter in letters]
     assert b"failed crc check" in reasons[0]
-    assert b"lz4" in reasons[DAMAGED]
 
 
 def test_a_broker_that_is_gone_for_longer_than_the_session_is_waited_for_without_a_word(

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
+import struct
+import sys
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 
-import kafka.codec
+import cramjam
+import lz4.frame
 import pytest
 from kafka import KafkaAdminClient, TopicPartition
 from kafka.errors import CorruptRecordError, GroupAuthorizationFailedError, KafkaTimeoutError, NodeNotReadyError
@@ -15,7 +21,7 @@ from kafka.structs import OffsetAndMetadata
 
 from dqmstream.errors import BrokerError, DataLostError
 from dqmstream.streaming.feed import Message, Polled, Slice
-from dqmstream.streaming.kafka import KafkaFeed, KafkaSender, create_topic
+from dqmstream.streaming.kafka import KafkaFeed, KafkaSender, create_topic, legacy, records
 from dqmstream.streaming.kafka.batches import HEADER_BYTES, BatchReader, Suspects
 
 HERE = TopicPartition("hcal", 0)
@@ -62,17 +68,17 @@ def read(segments: Sequence[bytes], start: int, end: int, *, fetches: int = 40) 
 def serve(segment: bytes, start: int) -> bytes:
     """What a broker sends: it follows the headers to the batch that ends at or behind start, and sends all from there."""
     at = 0
-    while at + HEADER_BYTES <= len(segment):
+    while at + 27 <= len(segment):
         first = int.from_bytes(segment[at : at + 8], "big", signed=True)
         length = int.from_bytes(segment[at + 8 : at + 12], "big", signed=True)
-        delta = int.from_bytes(segment[at + 23 : at + 27], "big", signed=True)
+        delta = int.from_bytes(segment[at + 23 : at + 27], "big", signed=True) if segment[at + 16] not in (0, 1) else 0
         if first + delta >= start or length < 14:
             break
         at += 12 + length
     return segment[at:] or segment
 
 
-def check(found: Sequence[Message], first: int, end: int, damaged: set[int]) -> None:
+def check(found: Sequence[Message], first: int, end: int, damaged: set[int], value: Callable[[int], bytes] = value_of) -> None:
     """Every offset at most once and in order, what is sound as it was sent, nothing unreadable or left out but what may be."""
     offsets = [record.offset for record in found]
     assert offsets == sorted(set(offsets))
@@ -82,7 +88,7 @@ def check(found: Sequence[Message], first: int, end: int, damaged: set[int]) -> 
             assert record.offset in damaged, record
             assert record.error.startswith("the client cannot read it: ")
         else:
-            assert record.value == value_of(record.offset)
+            assert record.value == value(record.offset)
 
 
 def test_a_sound_log_is_read_whole() -> None:
@@ -91,7 +97,7 @@ def test_a_sound_log_is_read_whole() -> None:
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
-@pytest.mark.parametrize("flip", [0x01, 0x80, 0xFF])
+@pytest.mark.parametrize("flip", [0x01, 0x02, 0x03, 0x80, 0xFF])
 def test_whichever_byte_of_a_batch_is_damaged_the_others_are_read(place: int, flip: int) -> None:
     """The header byte by byte, then every third byte of the messages."""
     parts = log(3)
@@ -130,15 +136,106 @@ def test_a_large_damaged_batch_is_passed_in_three_fetches() -> None:
     assert len(read([bytes(large)], 0, 900, fetches=3)) == 900  # and where nothing lies behind it
 
 
-def test_a_codec_that_is_missing_costs_the_batches_that_use_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    lz4 = [batch(104, [value_of(104 + k) for k in range(BATCH)], codec=3)]
-    assert lz4[0][22] == 3  # the codec: the builder leaves out what does not make the batch smaller
-    segment = b"".join([log(1)[0], *lz4, *log(1, 108)])
-    check(read([segment], 100, 112), 100, 112, set())
-    monkeypatch.setattr(kafka.codec, "has_lz4", lambda: False)
-    found = read([segment], 100, 112)
-    check(found, 100, 112, set(range(104, 108)))
-    assert "Libraries for lz4 compression codec not found" in found[4].error
+def old_batch(offset: int, values: Sequence[bytes], magic: int, codec: int) -> bytes:
+    """Messages of format 0 or 1 as they lie in a segment file: one by one, or wrapped in one that has the last one's offset."""
+    builder = MemoryRecordsBuilder(magic=magic, compression_type=codec, batch_size=2**20)
+    for value in values:
+        builder.append(timestamp=1, key=b"7", value=value, headers=[])
+    builder.close()
+    found = bytearray(builder.buffer())
+    if codec:
+        return bytes((offset + len(values) - 1).to_bytes(8, "big") + found[8:])
+    at = 0
+    for k in range(len(values)):
+        found[at : at + 8] = (offset + k).to_bytes(8, "big")
+        at += 12 + int.from_bytes(found[at + 8 : at + 12], "big")
+    return bytes(found)
+
+
+def absolute(offset: int, values: Sequence[bytes], codec: int) -> bytes:
+    """A message of format 0 that wraps others: their offsets are the log's own, and lz4's frame has the checksum of old."""
+    plain = old_batch(offset, values, 0, 0)
+    inner = {1: gzip.compress, 2: cramjam.snappy.compress_raw, 3: lz4.frame.compress}[codec](plain)
+    inner = bytearray(bytes(inner))
+    if codec == 3:
+        inner[14 if inner[4] & 8 else 6] ^= 0x5A
+    after_crc = struct.pack(">bbii", 0, codec, -1, len(inner)) + inner
+    return struct.pack(">qiI", offset + len(values) - 1, 4 + len(after_crc), zlib.crc32(after_crc)) + after_crc
+
+
+def formats() -> Iterator[tuple[str, Callable[[int, Sequence[bytes]], bytes]]]:
+    """How each format and codec lays out values from an offset on, if they pack: the builder leaves the codec out if not."""
+    for codec, name in enumerate(("none", "gzip", "snappy", "lz4", "zstd")):
+        yield f"2-{name}", partial(batch, codec=codec)
+        if codec < 4:
+            yield f"1-{name}", partial(old_batch, magic=1, codec=codec)
+            yield f"0-{name}", partial(absolute, codec=codec) if codec else partial(old_batch, magic=0, codec=0)
+
+
+FORMATS = dict(formats())
+
+
+def wide(offset: int) -> bytes:
+    return b"message %d \x02" % offset + bytes(400)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_and_codec_is_read_from_any_offset(name: str) -> None:
+    lay = FORMATS[name]
+    segment = b"".join(lay(start, [wide(start + k) for k in range(BATCH)]) for start in (100, 104, 108))
+    assert (len(segment) < 12 * 200) is not name.endswith("none")  # it is packed
+    for start in range(100, 112):
+        found = read([segment], start, 112)
+        assert [(m.offset, m.value, m.key, m.error) for m in found] == [(k, wide(k), b"7", "") for k in range(start, 112)]
+        assert {m.timestamp_ms for m in found} == {0 if name.startswith("0") else 1}
+
+
+@pytest.mark.parametrize("name", [name for name in FORMATS if name[0] in "01"])
+def test_a_damaged_message_of_an_old_format_costs_what_it_holds_and_no_other(name: str) -> None:
+    parts = [FORMATS[name](start, [wide(start + k) for k in range(BATCH)]) for start in (100, 104, 108)]
+    size = len(parts[1]) // (BATCH if name.endswith("none") else 1)
+    for at in (at for at in range(0, len(parts[1]), 5) if at % size >= 12):  # of the length below, the broker is lost itself
+        hurt = bytearray(parts[1])
+        hurt[at] ^= 0x55
+        found = read([b"".join([parts[0], bytes(hurt), parts[2]])], 100, 112)
+        check(found, 100, 112, set(range(104, 108)), wide)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError("no memory left"), AttributeError("a library's bug"), BrokerError("no codec")],
+    ids=["memory", "bug", "codec"],
+)
+@pytest.mark.parametrize("name", ["2-zstd", "1-gzip"])
+def test_what_is_no_fault_of_the_batch_passes_no_offset_of_it(
+    name: str, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The batch before it is given out; the reader stands at its first offset, and reads it when the fault is gone."""
+    segment = FORMATS[name](104, [wide(104 + k) for k in range(BATCH)])
+    whole = log(1)[0] + segment
+
+    def fail(*arguments: object) -> bytes:
+        raise error
+
+    suspects = Suspects()
+    with monkeypatch.context() as patched:
+        patched.setattr(records, "unpack", fail)
+        patched.setattr(legacy, "unpack", fail)
+        for _ in range(3):  # as often as it is fetched
+            reader = BatchReader(suspects, lambda tp: 108, 100, HERE, MemoryRecords(whole))
+            assert [m.offset for m in reader.take(4)] == [100, 101, 102, 103]
+            with pytest.raises(type(error), match=str(error)):
+                reader.take(4)
+            assert reader.next_fetch_offset == 104
+    assert [m.value for m in read([segment], 104, 108)] == [wide(104 + k) for k in range(BATCH)]
+
+
+def test_a_codec_that_is_missing_ends_the_feed_with_the_offset_and_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cramjam", None)
+    with pytest.raises(
+        BrokerError, match=r"hcal/0 cannot be read on from offset 104: it is compressed with snappy, .* install"
+    ):
+        read([FORMATS["2-snappy"](104, [wide(104 + k) for k in range(BATCH)])], 104, 108)
 
 
 def send(bootstrap: str, topic: str, values: Sequence[bytes]) -> None:

@@ -1,8 +1,17 @@
 """Kafka at the edge: the only room that knows the client library and its traps."""
 
-from dqmstream.streaming.kafka.client import check_broker, check_topic, create_topic
+from dqmstream.streaming.kafka.client import check_broker, check_codecs, check_topic, create_topic
 from dqmstream.streaming.kafka.feed import KafkaFeed
 from dqmstream.streaming.kafka.letters import MAX_LETTER_BYTES, KafkaDeadLetters
 from dqmstream.streaming.kafka.sender import KafkaSender
 
-__all__ = ["MAX_LETTER_BYTES", "KafkaDeadLetters", "KafkaFeed", "KafkaSender", "check_broker", "check_topic", "create_topic"]
+__all__ = [
+    "MAX_LETTER_BYTES",
+    "KafkaDeadLetters",
+    "KafkaFeed",
+    "KafkaSender",
+    "check_broker",
+    "check_codecs",
+    "check_topic",
+    "create_topic",
+]

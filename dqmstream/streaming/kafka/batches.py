@@ -3,7 +3,8 @@
 The client's reader raises at a damaged batch and is of no use after that: the next poll spins for ever, whatever its
 timeout, and a seek past the first offset meets the same batch again. `BatchReader` takes its place, and does not raise for
 what a batch holds. It has the batch fetched once more, since it may have been damaged on its way; if that does not help, it
-gives out each of its offsets as a message with an error and goes on with the next sound batch.
+gives out each of its offsets as a message with an error and goes on with the next sound batch. That is for damage alone: a
+codec that is missing, a lack of memory or a library's error is not the batch's fault, and raises before its offsets are passed.
 
 A batch's checksum does not cover its base offset, length and magic, so a batch must also lie where it claims to: behind the
 one before it, ahead of the one after it, and below the partition's end. How far a damaged batch reaches is told by the
@@ -23,12 +24,17 @@ from kafka.record import MemoryRecords
 from kafka.record.default_records import DefaultRecordBatch
 from kafka.structs import TopicPartition
 
+from dqmstream.errors import BrokerError
 from dqmstream.streaming.feed import Message
-from dqmstream.streaming.kafka.client import is_fatal
+from dqmstream.streaming.kafka.legacy import OldBatch
 from dqmstream.streaming.kafka.records import Batch
 
-HEADER = struct.Struct(">qi4xb4x2xi")
-"""Base offset, length of what follows it, magic, last offset less base offset; checksum and others left out."""
+PREFIX = struct.Struct(">qi4xb")
+"""Base offset, length of what follows it, and the format (magic), which lie alike in all formats."""
+
+DELTA = struct.Struct(">i")
+DELTA_AT = 23
+"""In format 2: last offset less base offset."""
 
 PREFIX_BYTES = 12
 """Base offset and length, which the length does not count."""
@@ -36,6 +42,8 @@ PREFIX_BYTES = 12
 HEADER_BYTES = DefaultRecordBatch.HEADER_STRUCT.size
 MAGIC_AT = 16
 MAGIC = 2
+LEAST_BYTES = {0: 14, 1: 22, MAGIC: HEADER_BYTES - PREFIX_BYTES}
+"""What the length at least says, by format."""
 
 log = structlog.get_logger("dqmstream.kafka")
 
@@ -56,12 +64,16 @@ class Suspects:
 
 
 class _Place(NamedTuple):
-    """A batch as its header tells it: bytes [at, until) of the buffer, offsets first to last."""
+    """A batch as its header tells it: bytes [at, until) of the buffer, offsets first to last.
+
+    Of formats 0 and 1 the header tells the last only, which is first here too.
+    """
 
     at: int
     until: int
     first: int
     last: int
+    magic: int
 
 
 class Batches:
@@ -79,15 +91,17 @@ class Batches:
         self._next = 0
         self._in_place = False
 
-    def next_batch(self) -> Batch | None:
+    def next_batch(self) -> Batch | OldBatch | None:
         """The next batch, None behind the last whole one. Raises CorruptRecordError where it is not what it claims to be."""
         self._at, self._in_place = self._next, False
         left = len(self._buffer) - self._at
         leads = self._at == 0  # the broker cuts what it sends anywhere, but never the first batch, which may begin early
-        if left == 0 or (left < HEADER_BYTES and not leads):
+        if left == 0:
             return None
         place = self._place(self._at)
         if place is None:
+            if left < HEADER_BYTES and not leads:
+                return None
             raise CorruptRecordError(f"no batch begins where offset {self._expected} should be")
         if place.until > len(self._buffer):
             if not leads:
@@ -107,22 +121,38 @@ class Batches:
         place = self._place(self._at)
         if place is not None and self._in_place and self._is_sound(place):
             return place.last + 1
-        for behind in self._candidates(place):
-            if start < behind.first <= behind.last < self._end:
-                self._next, self._expected = behind.at, behind.first
-                return behind.first
+        for behind in self._candidates():
+            if start < behind.first <= behind.last < self._end and (first := self._first(behind)) > start:
+                self._next, self._expected = behind.at, first
+                return first
         self._next = len(self._buffer)
         return place.last + 1 if place is not None and start <= place.last < self._end else start + 1
+
+    def _first(self, place: _Place) -> int:
+        """The first offset of a batch, which those of old formats tell only when they are unpacked; -1 where they cannot be."""
+        batch = self._batch(place)
+        if isinstance(batch, Batch):
+            return place.first
+        try:
+            return batch.first_offset()
+        except CorruptRecordError:
+            return -1
 
     def _runs_into_next(self, place: _Place) -> bool:
         behind = self._place(place.until)
         return behind is not None and behind.first <= place.last and self._is_sound(behind)
 
-    def _candidates(self, damaged: _Place | None) -> Iterator[_Place]:
-        """Where the next batch may begin: where the damaged one says that it ends, else wherever a sound one is found."""
-        framed = self._place(damaged.until) if damaged is not None else None
-        if framed is not None and (framed.until > len(self._buffer) or self._is_sound(framed)):
-            yield framed
+    def _candidates(self) -> Iterator[_Place]:
+        """Where the next batch may begin: where the damaged one says that it ends, else wherever a sound one is found.
+
+        One of an old format is found in the first way only: no byte of it is rare enough to search for.
+        """
+        length = int.from_bytes(self._buffer[self._at + 8 : self._at + PREFIX_BYTES], "big")
+        framed = self._place(self._at + PREFIX_BYTES + length)
+        if framed is not None:
+            was_cut = framed.until > len(self._buffer) and self._place(self._at) is not None
+            if was_cut or self._is_sound(framed):
+                yield framed
         found = self._buffer.find(MAGIC, self._at + 1 + MAGIC_AT)
         while found >= 0:
             place = self._place(found - MAGIC_AT)
@@ -132,19 +162,25 @@ class Batches:
 
     def _place(self, at: int) -> _Place | None:
         """What the header there says, None if it is no header."""
-        if at + HEADER.size > len(self._buffer):
+        if at + PREFIX_BYTES + LEAST_BYTES[0] > len(self._buffer):
             return None
-        first, length, magic, delta = HEADER.unpack_from(self._buffer, at)
-        if magic != MAGIC or length < HEADER_BYTES - PREFIX_BYTES:
+        first, length, magic = PREFIX.unpack_from(self._buffer, at)
+        if length < LEAST_BYTES.get(magic, 2**31):
             return None
-        return _Place(at, at + PREFIX_BYTES + length, first, first + delta)
+        if magic < MAGIC:
+            return _Place(at, at + PREFIX_BYTES + length, first, first, magic)
+        if at + DELTA_AT + 4 > len(self._buffer):
+            return None
+        (delta,) = DELTA.unpack_from(self._buffer, at + DELTA_AT)
+        return _Place(at, at + PREFIX_BYTES + length, first, first + delta, magic)
 
     def _is_sound(self, place: _Place) -> bool:
         """Whether its checksum is right."""
         return place.until <= len(self._buffer) and self._batch(place).validate_crc()
 
-    def _batch(self, place: _Place) -> Batch:
-        return Batch(self._view[place.at : place.until])
+    def _batch(self, place: _Place) -> Batch | OldBatch:
+        made = Batch if place.magic == MAGIC else OldBatch
+        return made(self._view[place.at : place.until])
 
 
 class BatchReader(Fetcher.PartitionRecords):
@@ -173,10 +209,11 @@ class BatchReader(Fetcher.PartitionRecords):
             try:
                 yield from self._messages(batches)
                 return
-            except Exception as error:
-                if is_fatal(error):
-                    raise
-                reason = f"the client cannot read it: {type(error).__name__}: {' '.join(map(str, error.args))}"
+            except CorruptRecordError as error:  # all else is no fault of the batch: it ends the feed where it is
+                reason = f"the client cannot read it: {' '.join(map(str, error.args))}"
+            except BrokerError as error:
+                at = max(self.fetch_offset, self.next_fetch_offset)
+                raise BrokerError(f"{tp.topic}/{tp.partition} cannot be read on from offset {at}: {error}") from error
             start = max(self.fetch_offset, self.next_fetch_offset)
             if not self._suspects.confirm(tp, start):
                 log.warning("fetching again", topic=tp.topic, partition=tp.partition, offset=start, reason=reason)
@@ -212,9 +249,11 @@ class BatchReader(Fetcher.PartitionRecords):
             self.next_fetch_offset = last.next_offset
         self.drain()
 
-    def _is_aborted(self, batch: Batch) -> bool:
+    def _is_aborted(self, batch: Batch | OldBatch) -> bool:
         """Whether the batch is of a transaction that was aborted; notes where transactions begin and end."""
-        if self.isolation_level != IsolationLevel.READ_COMMITTED or not batch.has_producer_id():
+        if isinstance(batch, OldBatch) or not batch.has_producer_id():
+            return False
+        if self.isolation_level != IsolationLevel.READ_COMMITTED:
             return False
         self._consume_aborted_transactions_up_to(batch.last_offset)
         if self._contains_abort_marker(batch):

@@ -7,18 +7,22 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import structlog
 from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
+from kafka.admin import ConfigResource
 from kafka.errors import (
     CorruptRecordError,
     KafkaError,
     LeaderNotAvailableError,
     TopicAlreadyExistsError,
     UnknownTopicOrPartitionError,
-    UnsupportedCodecError,
 )
 from kafka.protocol.metadata import MetadataRequest, MetadataResponse
 
 from dqmstream.errors import BrokerError, DataLostError
+from dqmstream.streaming.kafka.codecs import CODECS, missing_codecs
+
+log = structlog.get_logger("dqmstream.kafka")
 
 T = TypeVar("T")
 
@@ -30,15 +34,13 @@ CLIENT = {
 }
 
 
-def is_fatal(error: Exception) -> bool:
+def is_fatal(error: KafkaError) -> bool:
     """Whether reading cannot go on after it.
 
-    What passes by itself is not fatal (a broker that is away, a coordinator that moves), and what is wrong with one batch
-    costs that batch. All else that the client raises needs a person: rights, a password, a name that another worker took.
+    What passes by itself is not fatal (a broker that is away, a coordinator that moves, a batch that the broker finds damaged).
+    All else that the client raises needs a person: rights, a password, a name that another worker took.
     """
-    if isinstance(error, KafkaError):
-        return not (error.retriable or isinstance(error, (CorruptRecordError, UnsupportedCodecError)))
-    return isinstance(error, MemoryError)
+    return not (error.retriable or isinstance(error, CorruptRecordError))
 
 
 class _LastWords(logging.Handler):
@@ -107,6 +109,40 @@ def check_topic(bootstrap: str, topic: str) -> int:
         return len(consumer.partitions_for_topic(topic))
     finally:
         consumer.close()
+
+
+def topic_settings(bootstrap: str, topic: str) -> dict[str, str]:
+    """The topic's settings by name, its own and the broker's defaults; none where the broker does not tell them."""
+    admin = connect(KafkaAdminClient, bootstrap)
+    try:
+        told = admin.describe_configs([ConfigResource("topic", topic)], config_filter="all")
+    except KafkaError as error:
+        log.info("the topic's settings cannot be read", topic=topic, error=str(error))
+        return {}
+    finally:
+        admin.close()
+    return {
+        name: config["value"] for name, config in told.get("topic", {}).get(topic, {}).items() if config["value"] is not None
+    }
+
+
+def check_codecs(bootstrap: str, topic: str) -> None:
+    """Raise BrokerError where the topic is set to a codec that cannot be used here; warn of others that are missing."""
+    codec = topic_settings(bootstrap, topic).get("compression.type", "producer")
+    lacking = missing_codecs()
+    if codec not in {"producer", "uncompressed", *(known.name for known in CODECS.values())}:
+        raise BrokerError(
+            f"topic {topic} is compressed with {codec}, which this version of dqmstream does not know: update dqmstream, or "
+            "set the topic's compression.type to another"
+        )
+    if codec in lacking:
+        package = lacking[codec]
+        raise BrokerError(
+            f"topic {topic} is compressed with {codec}, which needs the package {package}: pip install {package}, then start "
+            "again"
+        )
+    for name, package in lacking.items():
+        log.warning("batches of this codec will end the service", codec=name, install=package)
 
 
 def missing(bootstrap: str, topic: str) -> str:

@@ -7,24 +7,17 @@ three times and makes two objects of each record, which costs more than all that
 
 from __future__ import annotations
 
-import gzip
-import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-import lz4.frame  # type: ignore[import-untyped]
-import zstandard
-from kafka.codec import snappy_decode
 from kafka.errors import CorruptRecordError
 from kafka.record.default_records import DefaultRecordBatch
 from kafka.record.util import decode_varint
 
 from dqmstream.streaming.feed import Message
+from dqmstream.streaming.kafka.codecs import unpack
 
 MAX_UNPACKED_BYTES = 256 * 2**20
 """Of one batch. A broker takes a megabyte packed unless told otherwise, and occupancy maps pack to a tenth at best."""
-
-PIECE_BYTES = 2**20
-"""Of what is unpacked, where it is not told how much that is."""
 
 
 class Batch(DefaultRecordBatch):
@@ -42,7 +35,8 @@ class Batch(DefaultRecordBatch):
     def messages(self, partition: int) -> Iterator[Message]:
         """The messages, as ones of this partition.
 
-        Raises CorruptRecordError where they are not what the batch claims, or it unpacks to more than MAX_UNPACKED_BYTES.
+        Raises CorruptRecordError where they are not what the batch claims, or it unpacks to more than MAX_UNPACKED_BYTES;
+        BrokerError where its codec is missing here, MemoryError.
         """
         records, at = self._records(), 0
         for _ in range(self.records_count):
@@ -59,11 +53,7 @@ class Batch(DefaultRecordBatch):
         packed = self._buffer[self.HEADER_STRUCT.size :]
         if self.compression_type == self.CODEC_NONE:
             return packed
-        self._assert_has_codec(self.compression_type)
-        unpacked = UNPACK.get(self.compression_type, _unpack_snappy)(packed, MAX_UNPACKED_BYTES + 1)
-        if len(unpacked) > MAX_UNPACKED_BYTES:
-            raise CorruptRecordError(f"{len(self._buffer)} bytes that unpack to more than {MAX_UNPACKED_BYTES}")
-        return unpacked
+        return unpack(self.compression_type, packed, MAX_UNPACKED_BYTES)
 
     def _message(self, records: bytes | memoryview, at: int, partition: int) -> tuple[Message, int]:
         """The message that begins at `at`, and where the next one begins.
@@ -96,37 +86,3 @@ class Batch(DefaultRecordBatch):
 def _bytes(records: bytes | memoryview, at: int) -> tuple[bytes | None, int]:
     size, at = decode_varint(records, at)
     return (None, at) if size < 0 else (bytes(records[at : at + size]), at + size)
-
-
-def _unpack_gzip(packed: memoryview, most: int) -> bytes:
-    with gzip.GzipFile(fileobj=io.BytesIO(packed)) as reader:
-        return reader.read(most)
-
-
-def _unpack_lz4(packed: memoryview, most: int) -> bytes:
-    return bytes(lz4.frame.LZ4FrameDecompressor().decompress(packed, max_length=most))
-
-
-def _unpack_zstd(packed: memoryview, most: int) -> bytes:
-    """The room that is asked for is filled by the kernel page by page: no more of it than the frame says that it needs."""
-    told = zstandard.frame_content_size(packed)  # -1 where it does not say
-    pieces: list[bytes] = []
-    with zstandard.ZstdDecompressor().stream_reader(packed, read_across_frames=True) as reader:
-        while most > 0 and (piece := reader.read(min(most, PIECE_BYTES if pieces or told <= 0 else told))):
-            pieces.append(piece)
-            most -= len(piece)
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-
-def _unpack_snappy(packed: memoryview, most: int) -> bytes:
-    unpacked: bytes = snappy_decode(packed.tobytes())
-    return unpacked
-
-
-UNPACK: dict[int, Callable[[memoryview, int], bytes]] = {
-    DefaultRecordBatch.CODEC_GZIP: _unpack_gzip,
-    DefaultRecordBatch.CODEC_LZ4: _unpack_lz4,
-    DefaultRecordBatch.CODEC_ZSTD: _unpack_zstd,
-}
-"""By codec: the first so many bytes of what is packed. Snappy is left to the client, which has no codec for it unless it is
-installed, and then no bound."""
