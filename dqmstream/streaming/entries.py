@@ -33,6 +33,7 @@ class Sorter:
     """What messages become in this archive. max_events: the most that a lumisection can have."""
 
     def __init__(self, archive: Archive, *, crc_required: bool, max_events: float = MAX_EVENTS) -> None:
+        wire.check_decoders()
         self._geometry, self._dtype = archive.geometry, archive.dtype
         self._crc_required = crc_required
         self._max_events = max_events

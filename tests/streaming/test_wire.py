@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -11,10 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from streaming_data_types.dataarray_da00 import Variable, deserialise_da00, serialise_da00
+from streaming_data_types.run_start_pl72 import serialise_pl72
+from streaming_data_types.run_stop_6s4t import serialise_6s4t
 
 from dqmstream.lumisection import Lumisection, RunStart, RunStop
+from dqmstream.streaming import wire
 from dqmstream.streaming.feed import Message
-from dqmstream.streaming.wire import Undecodable, checksum, decode, encode
+from dqmstream.streaming.wire import Undecodable, check_decoders, checksum, decode, encode
 from tests.maps import SOURCE, lumisection
 
 
@@ -84,14 +88,18 @@ def npy(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def da00(**changes: Variable | None) -> bytes:
+def da00(time_ns: int = 0, **changes: Variable | None) -> bytes:
     variables = {
         "occupancy": Variable("occupancy", np.zeros((64, 72), np.float32), axes=["ieta", "iphi"], unit="count"),
         "run": Variable("run", np.array(5)),
         "lumisection": Variable("lumisection", np.array(6)),
         **changes,
     }
-    return serialise_da00(SOURCE, 0, [variable for variable in variables.values() if variable is not None])
+    return serialise_da00(SOURCE, time_ns, [variable for variable in variables.values() if variable is not None])
+
+
+def start(name: str) -> bytes:
+    return serialise_pl72(job_id="", filename="", run_name=name, start_time=0, stop_time=0)
 
 
 GOOD = da00()
@@ -103,14 +111,28 @@ BAD = {
     "wrong checksum": (Message(0, 0, None, GOOD, [("crc32c", b"00000000")]), "header crc32c is"),
     "upper-case checksum": (Message(0, 0, None, GOOD, [("crc32c", checksum(GOOD).upper())]), "header crc32c is"),
     "unknown format": (signed(b"\x00" * 40), "no known format"),
-    "truncated": (signed(GOOD[:200]), "damaged|no variable|axes"),
+    "truncated": (signed(GOOD[:200]), "^the value is damaged, it cannot be read as da00: "),
     "key of another run": (signed(GOOD, key=b"6"), "the key is"),
     "no run": (signed(da00(run=None)), "no variable run"),
     "no map": (signed(da00(occupancy=None)), "no variable occupancy"),
     "run as a float": (signed(da00(run=Variable("run", np.array(5.0)))), "whole number"),
     "run as an array": (signed(da00(run=Variable("run", np.arange(3)))), "whole number"),
-    "run zero": (signed(da00(run=Variable("run", np.array(0)))), "run 0 is not in"),
-    "lumisection beyond int32": (signed(da00(lumisection=Variable("lumisection", np.array(2**31)))), "is not in"),
+    "run zero": (signed(da00(run=Variable("run", np.array(0)))), "^run 0 is not in 1..2147483647$"),
+    "lumisection beyond int32": (
+        signed(da00(lumisection=Variable("lumisection", np.array(2**31)))),
+        "^lumisection 2147483648 is not in",
+    ),
+    "run start below zero": (signed(start("-3")), "^run_name is b'-3', not a whole number$"),
+    "run start of run zero": (signed(start("0")), "^run 0 is not in"),
+    "run start beyond int32": (signed(start("9999999999")), "^run 9999999999 is not in"),
+    "no run name": (signed(serialise_6s4t(job_id="", run_name="", stop_time=0)), "^run_name is b'', not a whole number"),
+    "stop after all time": (signed(serialise_6s4t(job_id="", run_name="7", stop_time=2**63)), "^the time .* is not in 0"),
+    "time below zero": (signed(da00(time_ns=-1)), "^the time -1 ns since 1970 is not in 0"),
+    "source that is no text": (
+        signed(npy(np.zeros((64, 72))), run=b"1", lumisection=b"1", source=b"\xff"),
+        "^header source is .* not UTF-8$",
+    ),
+    "npy of lumisection zero": (signed(npy(np.zeros((64, 72))), run=b"1", lumisection=b"0"), "^lumisection 0 is not in"),
     "events as text": (signed(da00(n_events=Variable("n_events", "many"))), "float64"),
     "wrong axes": (
         signed(da00(occupancy=Variable("occupancy", np.zeros((72, 64), np.float32), axes=["iphi", "ieta"], unit="count"))),
@@ -156,3 +178,27 @@ def test_random_bytes_raise_undecodable_and_nothing_else(noise: bytes, magic: by
     value = noise[:4] + magic + noise[4:] if magic[:1] != b"\x93" else magic + noise
     with pytest.raises(Undecodable):
         decode(signed(value, run=b"1", lumisection=b"1"))
+
+
+@pytest.mark.parametrize("error", [MemoryError("none left"), ImportError("a library"), RuntimeError("a bug")])
+def test_what_is_no_fault_of_the_message_is_raised_as_it_is(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire.DA00, "read", raising(error))
+    with pytest.raises(type(error), match=str(error)):
+        decode(signed(GOOD))
+
+
+@pytest.mark.parametrize("name", ["deserialise_pl72", "deserialise_6s4t"])
+def test_a_library_that_reads_nothing_any_more_is_found_before_a_message_is_refused(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_decoders()
+    monkeypatch.setattr(wire, name, raising(AttributeError("module 'numpy' has no attribute 'gone'")))
+    with pytest.raises(RuntimeError, match=r"is broken: .* no attribute 'gone'"):
+        check_decoders()
+
+
+def raising(error: Exception) -> Callable[[bytes], None]:
+    def read(value: bytes) -> None:
+        raise error
+
+    return read
