@@ -43,6 +43,7 @@ FORMAT_TIMEOUT_S = 60
 START_TIMEOUT_S = 60
 STOP_TIMEOUT_S = 20
 HOST = "127.0.0.1"
+NOWHERE = "nowhere.invalid"
 PORTS = range(15000, 30000)
 """Below the ports that Linux and macOS lend to outgoing connections: one of those could take the port of a killed broker."""
 
@@ -51,7 +52,7 @@ SETTINGS = {
     "node.id": "1",
     "controller.listener.names": "CONTROLLER",
     "inter.broker.listener.name": "PLAINTEXT",
-    "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+    "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,LOST:PLAINTEXT",
     "offsets.topic.num.partitions": "1",
     "offsets.topic.replication.factor": "1",
     "transaction.state.log.num.partitions": "1",
@@ -160,7 +161,7 @@ class Broker:
 
     def __enter__(self) -> Self:
         self._java, self._lib = java(), fetch()
-        self._port, controller = _free_ports(2)
+        self._port, self._lost_port, controller = _free_ports(3)
         self._home = Path(tempfile.mkdtemp(prefix="dqmstream-broker-"))
         self._forker = ThreadPoolExecutor(1, "broker")
         try:
@@ -182,6 +183,11 @@ class Broker:
     def bootstrap(self) -> str:
         """host:port for clients; it stays the same through kill and start."""
         return f"{HOST}:{self._port}"
+
+    @property
+    def lost_bootstrap(self) -> str:
+        """host:port of a listener that answers, and says that the broker is at NOWHERE."""
+        return f"{HOST}:{self._lost_port}"
 
     @property
     def data(self) -> Path:
@@ -257,8 +263,8 @@ class Broker:
         listeners = f"PLAINTEXT://{HOST}:{self._port}"
         settings = SETTINGS | {
             "controller.quorum.bootstrap.servers": f"{HOST}:{controller}",
-            "listeners": f"{listeners},CONTROLLER://{HOST}:{controller}",
-            "advertised.listeners": listeners,
+            "listeners": f"{listeners},LOST://{HOST}:{self._lost_port},CONTROLLER://{HOST}:{controller}",
+            "advertised.listeners": f"{listeners},LOST://{NOWHERE}:9092",
             "log.dirs": str(self.data),
         }
         lines = [f"{name}={value}\n" for name, value in (settings | self._settings).items()]

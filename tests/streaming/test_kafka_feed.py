@@ -14,7 +14,7 @@ from functools import partial
 import cramjam
 import lz4.frame
 import pytest
-from kafka import KafkaAdminClient, TopicPartition
+from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
 from kafka.errors import CorruptRecordError, GroupAuthorizationFailedError, KafkaTimeoutError, NodeNotReadyError
 from kafka.record import MemoryRecords, MemoryRecordsBuilder
 from kafka.structs import OffsetAndMetadata
@@ -414,6 +414,55 @@ def test_what_was_read_waits_while_no_broker_says_of_which_topic_it_is(
             assert [piece.until for piece in feed._unconfirmed] == [4]  # no more is read meanwhile
         assert messages(poll_until(feed, lambda slices: len(messages(slices)) == 10)) == VALUES
         assert feed.exhausted
+
+
+@pytest.mark.kafka
+def test_partitions_that_are_taken_away_while_what_was_read_waits_leave_nothing_paused(
+    bootstrap: str, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker is silent while the only partition is lost; when it comes back, it is read on."""
+    create_topic(bootstrap, topic, 1)
+    send(bootstrap, topic, VALUES)
+    with started(bootstrap, topic, max_records=4) as feed:
+        with monkeypatch.context() as patched:
+            patched.setattr(feed._incarnation, "confirm", lambda *question: raising(KafkaTimeoutError())(0))
+            while not feed._waits:
+                assert feed.poll(0.1) == NOTHING
+            feed._assignments.on_partitions_revoked([TopicPartition(topic, 0)])  # as the I/O thread tells it
+            feed._assignments.on_partitions_assigned([TopicPartition(topic, 0)])
+            assert feed.poll(0.1) == Polled([0], [0], [])
+        feed.start(0, 2)
+        assert feed._consumer.paused() == set()
+        assert messages(poll_until(feed, lambda slices: len(messages(slices)) == 8)) == VALUES[2:]
+
+
+@pytest.mark.kafka
+def test_an_open_transaction_is_where_reading_ends_and_is_told(
+    bootstrap: str, topic: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also of what others sent meanwhile, outside of it: all is read once it has ended."""
+    create_topic(bootstrap, topic, 1)
+    send(bootstrap, topic, VALUES[:2])
+    with closing(KafkaProducer(bootstrap_servers=bootstrap, transactional_id=topic)) as producer:
+        producer.init_transactions()
+        producer.begin_transaction()
+        producer.send(topic, value=VALUES[2], key=b"7").get(30)
+        with started(bootstrap, topic, stall_s=0.3) as feed:
+            assert messages(poll_until(feed, lambda slices: len(messages(slices)) == 2)) == VALUES[:2]
+            send(bootstrap, topic, VALUES[3:5])
+            while not feed.exhausted or "nothing behind an open transaction can be read" not in capsys.readouterr().out:
+                assert feed.poll(0.1) == NOTHING
+            producer.commit_transaction()
+            assert messages(poll_until(feed, lambda slices: len(messages(slices)) == 3)) == VALUES[2:5]
+            poll_until(feed, lambda slices: feed.exhausted)
+            capsys.readouterr()
+        assert "open transaction" not in capsys.readouterr().out
+        producer.begin_transaction()
+        producer.send(topic, value=VALUES[5], key=b"7").get(30)
+        with started(bootstrap, topic, 6) as feed:
+            poll_until(feed, lambda slices: feed.exhausted)
+        assert "what lies behind an open transaction was not read" in capsys.readouterr().out
+        producer.abort_transaction()
 
 
 @pytest.mark.kafka

@@ -23,6 +23,7 @@ from dqmstream.streaming.feed import Message, Polled, Revoked, Slice
 from dqmstream.streaming.kafka.batches import BatchReader, Suspects
 from dqmstream.streaming.kafka.client import Incarnation, connect, is_fatal, missing
 from dqmstream.streaming.kafka.receiving import keep_freed_memory, receive_largely
+from dqmstream.streaming.kafka.transactions import StableEnds
 
 log = structlog.get_logger("dqmstream.kafka")
 
@@ -119,7 +120,9 @@ class KafkaFeed:
             allow_auto_create_topics=False,
             metadata_max_age_ms=5000,  # how soon a topic that was made again is noticed where nothing comes of it
         )
-        self._consumer._fetcher.PartitionRecords = partial(BatchReader, Suspects(), self._told_end)
+        fetcher = self._consumer._fetcher
+        fetcher.PartitionRecords = partial(BatchReader, Suspects(), self._told_end)
+        self._stable_ends = StableEnds(fetcher, topic)
         keep_freed_memory()
         receive_largely(self._consumer)
         self._assignments.consumer = self._consumer
@@ -140,8 +143,11 @@ class KafkaFeed:
 
     @property
     def exhausted(self) -> bool:
-        """Whether the group has settled and every partition was read up to the end that the broker last told."""
-        ends = {p: self._told_end(TopicPartition(self.topic, p)) for p in self._positions}
+        """Whether the group has settled and every partition was read up to the end that the broker last told.
+
+        Where a transaction is open that is where it began: what lies behind can be read only once it has ended.
+        """
+        ends = {p: self._stable_ends.readable(p, end) for p, end in self._told_ends().items()}
         return (
             self._assignments.joined
             and self._incarnation.exists
@@ -183,6 +189,7 @@ class KafkaFeed:
             self._positions.pop(partition, None)
             self._gaps.pop(partition, None)
             self._behind.pop(partition, None)
+        self._stable_ends.forget(partitions)
         self._unconfirmed = [piece for piece in self._unconfirmed if piece.partition not in partitions]
 
     def _slice(self, partition: int, records: Sequence[Message]) -> Slice | None:
@@ -216,20 +223,25 @@ class KafkaFeed:
         it still has the old one, all that was fetched before was of the old one. Each partition's leader is asked, since
         it learns of the new topic before it serves it. While none answers, what was fetched waits.
         """
+        if not self._unconfirmed:  # a rebalance may have taken away what was waiting
+            self._wait(False)
         if self._held or not self._unconfirmed:
             return []
         try:
             self._incarnation.confirm({piece.partition for piece in self._unconfirmed}, CONFIRM_TIMEOUT_S)
         except KafkaError as error:
             log.info("what was read waits until the broker says of which topic it is", topic=self.topic, error=str(error))
-            self._waits = True
-            self._pause(True)
+            self._wait(True)
             return []
         slices, self._unconfirmed = self._unconfirmed, []
-        if self._waits:
-            self._waits = False
-            self._pause(False)
+        self._wait(False)
         return slices
+
+    def _wait(self, waits: bool) -> None:
+        """Read no more, or on, while what was read waits for a broker's word."""
+        if waits != self._waits:
+            self._waits = waits
+            self._pause(self._held or waits)
 
     def start(self, partition: int, offset: int | None) -> int:
         tp = TopicPartition(self.topic, partition)
@@ -308,6 +320,7 @@ class KafkaFeed:
             self._absent = True
             return
         self._absent = False
+        self._stable_ends.look(self._positions, self._told_ends())
         watched = {TopicPartition(self.topic, p): at for p, at in self._positions.items() if p not in self._gaps}
         if self._held or self._unconfirmed or not watched:
             self._behind.clear()
@@ -324,6 +337,9 @@ class KafkaFeed:
                     f"the broker ends at {ends[tp]}; look for errors in the broker's log, and start again"
                 )
         self._behind = {tp.partition: at for tp, at in watched.items() if (ends[tp] or 0) > at}
+
+    def _told_ends(self) -> dict[int, int | None]:
+        return {p: self._told_end(TopicPartition(self.topic, p)) for p in self._positions}
 
     def _told_end(self, tp: TopicPartition) -> int | None:
         """The partition's end as the last fetch told it; None if none did, or the partition is gone."""
@@ -357,6 +373,7 @@ class KafkaFeed:
 
     def close(self) -> None:
         """Leave the group, and tell it once more how far the archive is, as far as the broker will listen."""
+        self._stable_ends.tell_unread(self._positions, self._told_ends())
         mine = {tp: offset for tp, offset in self._filed.items() if tp.partition in self._positions}
         try:
             if mine:
