@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -325,6 +326,8 @@ def archive_status(archive: Archive) -> dict[str, Any]:
         "archive": str(archive.path),
         "archive_id": archive.archive_id,
         "snapshot": archive.snapshot,
+        "committed": f"{archive.committed:%Y-%m-%dT%H:%M:%SZ}",
+        "clock_behind_s": max(round((archive.committed - datetime.now(UTC)).total_seconds(), 3), 0.0),
         "dtype": archive.dtype.name,
         "depths": archive.geometry.depths,
         "source": archive.source,

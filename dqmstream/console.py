@@ -175,10 +175,13 @@ def describe_status(result: dict[str, Any]) -> list[Any]:
     feeds = [[str(feed[kind]) for kind in kinds] for feed in result["feeds"]]
     parts: list[Any] = [
         f"{result['archive']} ({result['archive_id']}): {result['lumisections']} lumisections of {len(runs)} runs, "
-        f"{result['dtype']}, {result['depths']} depth(s), snapshot {result['snapshot']}",
+        f"{result['dtype']}, {result['depths']} depth(s), snapshot {result['snapshot']} of {result['committed']}",
         table("runs", columns, runs),
         table("feeds", [kind.replace("_", " ") for kind in kinds], feeds),
     ]
+    if result["clock_behind_s"]:
+        behind = f"Warning: the clock of this machine is {result['clock_behind_s']:.0f} s behind the newest commit"
+        parts.insert(1, f"{behind}: the next one waits for it, or moves the times of those before back")
     if learners := result["learners"]:
         shown = {
             "strategy": "strategy", "running": "running", "learnt": "experiences_learnt", "behind": "experiences_behind",

@@ -20,10 +20,12 @@ import zarr
 from dqmstream.errors import ArchiveError
 from dqmstream.lumisection import IETA, IPHI, Geometry
 from dqmstream.storage import layout
+from dqmstream.storage.commits import Commits
+from dqmstream.storage.failures import first_line, telling
 from dqmstream.storage.labels import UNKNOWN, Labels
 from dqmstream.storage.layout import NAT, Quality
-from dqmstream.storage.locks import exclusive, sync_filesystem
-from dqmstream.storage.repository import first_line, is_repository, make_repository, open_repository
+from dqmstream.storage.locks import exclusive
+from dqmstream.storage.repository import is_repository, make_repository, open_repository
 from dqmstream.storage.rowindex import RowIndex, RunSummary
 
 DTYPES = ("float32", "uint16")
@@ -160,39 +162,47 @@ class Archive:
         return {name: self._repository.lookup_tag(name) for name in sorted(self._repository.list_tags())}
 
     def expire(self, keep_s: float) -> int:
-        """Drop untagged snapshots older than keep_s seconds, and the files that only they needed. Returns how many snapshots.
+        """Drop untagged snapshots that were the newest at no time in the last keep_s seconds, and the files that only they
+        needed. Returns how many snapshots.
 
         A commit leaves about 13 small files behind, which a live feed would pile up to millions a year. The newest snapshot
-        and tagged ones stay; a reader that is pinned to one that goes will fail. No commit is under way meanwhile.
+        and tagged ones stay, and so does what a reader was refreshed to within keep_s; a reader that is pinned to one that goes
+        will fail. No commit is under way meanwhile. Raises ArchiveError where the storage cannot be read or written.
         """
-        with exclusive(self.path):
-            return self._collect(keep_s)
+        # What others edited or dropped must not be taken from what this process remembers, and written again.
+        repository = self._repository.reopen()
+        with exclusive(self.path), telling(self.path, "cannot be cleared of old snapshots"):
+            cut = datetime.now(UTC) - timedelta(seconds=keep_s)
+            for info in repository.ancestry(branch="main"):
+                if info.written_at < cut:
+                    cut = info.written_at  # it was the newest until the one before it was committed
+                    break
+            repository.expire_snapshots(cut)
+            return int(repository.garbage_collect(cut).snapshots_deleted)
 
     def compact(self, keep_s: float) -> Compacted:
         """Write the manifests of the newest snapshot anew, then expire as `expire` does. Rows and tags stay as they are.
 
         Readers that are pinned to a snapshot that goes will fail, as with `expire`; writers wait.
         """
-        with exclusive(self.path):
-            before = _files(self.path)
-            try:
-                self._repository.rewrite_manifests("compact", branch="main")
-            except icechunk.IcechunkError as error:
-                raise ArchiveError(f"{self.path} cannot be compacted, nothing was changed: {first_line(error)}") from error
-            sync_filesystem(self.path)
-            snapshots = self._collect(keep_s)
-            after = _files(self.path)
+        before = _files(self.path)
+        self.commits().rewrite_manifests()
+        snapshots = self.expire(keep_s)
+        after = _files(self.path)
         return Compacted(snapshots, len(before), len(after), sum(before), sum(after))
 
-    def _collect(self, keep_s: float) -> int:
-        """Expire and collect, with the lock held."""
-        cut = datetime.now(UTC) - timedelta(seconds=keep_s)
-        self._repository.expire_snapshots(cut)
-        return int(self._repository.garbage_collect(cut).snapshots_deleted)
-
     def writable_session(self) -> icechunk.Session:
-        """A session at the newest snapshot. For storage.log and storage.importer, which hold the lock."""
+        """A session at the newest snapshot, without the lock that writers hold."""
         return self._repository.writable_session("main")
+
+    def commits(self) -> Commits:
+        """What makes commits to this archive; for `storage.log` and `storage.labels`."""
+        return Commits(self.path, self._repository)
+
+    @property
+    def committed(self) -> datetime:
+        """When this snapshot was committed, by the clock of the machine that did it, as UTC."""
+        return self._repository.lookup_snapshot(self.snapshot).written_at
 
     @property
     def index(self) -> RowIndex:

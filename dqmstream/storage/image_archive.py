@@ -24,7 +24,7 @@ from zarr.codecs import BloscCodec
 
 from dqmstream.errors import ArchiveError, InputError
 from dqmstream.storage import layout
-from dqmstream.storage.locks import exclusive, sync_filesystem
+from dqmstream.storage.commits import Commits
 from dqmstream.storage.readers.images import Contents, ImageFile, blocks, check_finite, cut, open_image_file
 from dqmstream.storage.repository import is_repository, make_repository, open_repository
 from dqmstream.storage.verify_tables import UNREADABLE, Finding, line_of
@@ -114,9 +114,8 @@ class ImageArchive:
 
         progress: called with the rows done. Raises InputError, with nothing filed, where the file is not what sha256 says.
         """
-        with exclusive(self.path):
-            session = self._repository.writable_session("main")
-            root = zarr.open_group(session.store, mode="r+", use_consolidated=False)
+        with Commits(self.path, self._repository).begin() as change:
+            root = change.root
             if sha256 in root["imports/sha256"][:].tolist():
                 return False
             first, contents = int(root["images"].shape[0]), Contents(file.size)
@@ -134,7 +133,7 @@ class ImageArchive:
             root.attrs["class_names"] = names
             line: dict[str, str | int] = {"sha256": sha256, "name": file.path.name, "rows": file.size[0], "first": first}
             layout.append_line(root["imports"], FILE_COLUMNS, line)
-            self._commit(session, file.path.name, sha256)
+            change.commit(f"import {file.path.name}", lambda committed: sha256 in committed["imports/sha256"][:].tolist())
         return True
 
     def verify(self, progress: Callable[[int, int], None] = lambda done, total: None) -> list[Finding]:
@@ -159,15 +158,6 @@ class ImageArchive:
         if not at == self.size[0] == len(self.labels):
             findings.append(Finding("images", f"{self.size[0]} images and {len(self.labels)} labels of {at} rows imported"))
         return findings
-
-    def _commit(self, session: icechunk.Session, name: str, sha256: str) -> None:
-        try:
-            session.commit(f"import {name}")
-        except icechunk.IcechunkError as error:
-            # A commit can land and still raise, so the head decides; under the lock nobody else can have moved it.
-            if sha256 not in ImageArchive.open(self.path).digests:
-                raise ArchiveError(f"{self.path}: the commit failed, nothing was filed: {error}") from error
-        sync_filesystem(self.path)
 
 
 def is_image_archive(path: Path) -> bool:

@@ -17,6 +17,7 @@ import numpy as np
 from dqmstream.errors import InputError
 from dqmstream.lumisection import IETA, MAX_EVENTS, RUN_FILE, Lumisection, check_counts, check_plausible, most_counts
 from dqmstream.storage.archive import Archive
+from dqmstream.storage.clock import ClockSetBack
 from dqmstream.storage.layout import IMPORT_FEED, Kind, Quality
 from dqmstream.storage.log import ArchiveWriter, Control, Entry, OffsetConflict, SourceConflict, make_row
 from dqmstream.storage.readers.arrays import read_array
@@ -280,6 +281,8 @@ def _import_run(writer: ArchiveWriter, run: CheckedRun, taking: Taking, known: d
             if run.sha256 in writer.archive.refresh().imported():
                 return taken
             next_offset = conflict.stored or 0
+            continue
+        except ClockSetBack:
             continue
         except SourceConflict as conflict:
             raise InputError(f"run {data.run} of {data.name} is of {data.source}, and {conflict}: give --source") from conflict

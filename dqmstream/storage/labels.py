@@ -19,13 +19,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import icechunk
 import numpy as np
 import zarr
 
 from dqmstream.errors import ArchiveError
 from dqmstream.storage import layout
-from dqmstream.storage.locks import exclusive, sync_filesystem
 from dqmstream.storage.readers.golden import Golden
 from dqmstream.storage.readers.luminosity import VALUES, LuminosityTable
 
@@ -159,9 +157,8 @@ def _file(
     is_known: Callable[[zarr.Group], bool] = lambda root: False,
 ) -> LabelVersion:
     """File a version of labels, unless it is the newest already. is_known: whether labels of this root say as much."""
-    with exclusive(archive.path):
-        session = archive.writable_session()
-        root = zarr.open_group(session.store, mode="r+", use_consolidated=False)
+    with archive.commits().begin() as change:
+        root = change.root
         layout.check_version(root, archive.path)
         where = f"labels/{kind}"
         group = root.get(where)
@@ -176,18 +173,12 @@ def _file(
         layout.append_columns(group, {**columns, "version": numbers})
         line: dict[str, str | int] = {"sha256": sha256, "name": name, "committed": time.time_ns()}
         layout.append_line(group["versions"], VERSION_COLUMNS, line)
-        try:
-            session.commit(f"{kind} {version}: {name}")
-        except icechunk.IcechunkError as error:
-            # A commit can land and still raise, so the head decides; under the lock nobody else can have moved it.
-            if _newest(archive, kind) != version:
-                raise ArchiveError(f"{archive.path}: the commit failed, no label was filed: {error}") from error
-        sync_filesystem(archive.path)
+        change.commit(f"{kind} {version}: {name}", lambda committed: _newest(committed, kind) == version)
     return LabelVersion(kind, version, name, True)
 
 
-def _newest(archive: Archive, kind: str) -> int:
-    return max((label.version for label in label_versions(archive.refresh().root) if label.kind == kind), default=0)
+def _newest(root: zarr.Group, kind: str) -> int:
+    return max((label.version for label in label_versions(root) if label.kind == kind), default=0)
 
 
 def _read(root: zarr.Group, kind: str) -> dict[str, np.ndarray] | None:

@@ -12,22 +12,42 @@ import os
 import shutil
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from dqmstream.storage.failures import telling_system
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
+class Lock:
+    """A lock on the folder at path that this process holds."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.path = path
+        self._descriptor = descriptor
+
+    def sync(self) -> None:
+        """Put all that was written to the folder's filesystem on the disk.
+
+        Raises OSError where the disk reported an error since the lock was taken, also one that another process was told of.
+        """
+        _syncfs(self._descriptor, self.path)
+
+
 @contextmanager
-def exclusive(path: Path) -> Iterator[None]:
+def exclusive(path: Path) -> Iterator[Lock]:
     """Hold an advisory lock on the folder at path. Waits for its holder; the kernel frees a dead one's.
 
-    The folder itself is locked, so that no file of ours lies among those that Icechunk keeps.
+    The folder itself is locked, so that no file of ours lies among those that Icechunk keeps. Raises ArchiveError where the
+    folder cannot be opened or its filesystem keeps no locks.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    with telling_system(path, "cannot be locked"):
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
+        with telling_system(path, "cannot be locked"):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield Lock(path, descriptor)
     finally:
         os.close(descriptor)
 
@@ -35,18 +55,20 @@ def exclusive(path: Path) -> Iterator[None]:
 def try_exclusive(path: Path) -> int | None:
     """Lock the folder for the life of this process; the descriptor, or None where another process holds it.
 
-    Beside the lock that excludes others, a record lock is set, which `is_held` can ask for.
+    Beside the lock that excludes others, a record lock is set, which `is_held` can ask for. Raises ArchiveError where the
+    folder cannot be opened or its filesystem keeps no locks.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _whole(fcntl.F_RDLCK))
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    except BaseException:
-        os.close(descriptor)
-        raise
+    with telling_system(path, "cannot be locked"):
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _whole(fcntl.F_RDLCK))
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        except BaseException:
+            os.close(descriptor)
+            raise
     return descriptor
 
 
@@ -73,17 +95,22 @@ def _whole(kind: int) -> bytes:
 
 
 def sync_filesystem(path: Path) -> None:
-    """Ask the kernel to put all that was written to path's filesystem on the disk (syncfs; Python 3.11 has no os.syncfs).
+    """Ask the kernel to put all that was written to path's filesystem on the disk.
 
     Raises OSError where the disk reports an error, so that nobody is told of a commit that is not there.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        if _libc.syncfs(descriptor) != 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number), str(path))
+        _syncfs(descriptor, path)
     finally:
         os.close(descriptor)
+
+
+def _syncfs(descriptor: int, path: Path) -> None:
+    """syncfs(2); Python 3.11 has no os.syncfs."""
+    if _libc.syncfs(descriptor) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(path))
 
 
 def filesystem_kind(path: Path, table: str | None = None) -> str:
@@ -94,7 +121,7 @@ def filesystem_kind(path: Path, table: str | None = None) -> str:
     mounts = Path("/proc/self/mountinfo")
     if table is None:
         table = mounts.read_text() if mounts.exists() else ""
-    place = path.absolute()
+    place = path.resolve()  # a link, or "..", may lead to another filesystem
     found = {}
     for line in table.splitlines():
         fields, _, rest = line.partition(" - ")
@@ -114,10 +141,28 @@ def empty_folder(path: Path) -> None:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Replace the file at path by data: a reader sees the old bytes or the new ones, also after a crash."""
+    """Replace the file at path by data: a reader sees the old bytes or the new ones, also after a crash.
+
+    On return the new ones are on the disk, under that name. Where they cannot be written, nothing is left behind.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink()
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Put the names of the folder's files on the disk: a rename, or a new file, may else be gone after a crash."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

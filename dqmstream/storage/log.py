@@ -12,11 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import nan
 
-import icechunk
 import numpy as np
 import zarr
 
-from dqmstream.errors import ArchiveError
 from dqmstream.lumisection import (
     MAX_EVENTS,
     Geometry,
@@ -28,8 +26,9 @@ from dqmstream.lumisection import (
 )
 from dqmstream.storage import layout
 from dqmstream.storage.archive import Archive
+from dqmstream.storage.clock import ClockSetBack
+from dqmstream.storage.commits import Change
 from dqmstream.storage.layout import NAT, Column, Kind, Quality
-from dqmstream.storage.locks import exclusive, sync_filesystem
 from dqmstream.storage.migrate import migrate
 from dqmstream.storage.rowindex import ROW_FIELDS, RowIndex
 
@@ -139,6 +138,7 @@ class ArchiveWriter:
 
     def __init__(self, archive: Archive) -> None:
         self.archive = archive
+        self._commits = archive.commits()
         self._index = RowIndex()
         self._own_snapshot = ""
 
@@ -162,10 +162,13 @@ class ArchiveWriter:
         is filed as a revision. A partition without a log gets one that begins at expected_offset. ledger: a line for the
         table of imports, filed in the same commit. On return the commit is on the disk.
 
-        Raises, with nothing written, OffsetConflict unless the stored next_offset is expected_offset, and SourceConflict
-        where a row comes from another source than the archive's.
+        Raises, with nothing filed, OffsetConflict unless the stored next_offset is expected_offset, SourceConflict where a row
+        comes from another source than the archive's, and ArchiveError where the storage cannot be read or written.
         """
-        return self.append_parts(feed, partition, [entries], expected_offset, next_offset, ledger)
+        try:
+            return self.append_parts(feed, partition, [entries], expected_offset, next_offset, ledger)
+        except ClockSetBack:
+            return self.append_parts(feed, partition, [entries], expected_offset, next_offset, ledger)
 
     def append_parts(
         self,
@@ -178,17 +181,17 @@ class ArchiveWriter:
     ) -> Appended:
         """As `append`, of entries that come part by part: one commit, and no more than a part is held in memory.
 
-        parts: asked only once the offset was found to be the expected one. The archive stays locked until the last.
+        parts: asked only once the offset was found to be the expected one. The archive stays locked until the last. Raises
+        ClockSetBack where the same call may be made again.
         """
-        with exclusive(self.archive.path):
-            session = self.archive.writable_session()
-            root = zarr.open_group(session.store, mode="r+", use_consolidated=False)
-            if layout.check_version(root, self.archive.path) < layout.LAYOUT_VERSION:
-                session, root = self._migrate(session, root)
+        with self._commits.begin() as change:
+            if layout.check_version(change.root, self.archive.path) < layout.LAYOUT_VERSION:
+                self._migrate(change)
+            root = change.root
             stored = stored_next_offset(root, feed, partition)
             if stored is not None and stored != expected_offset:
                 raise OffsetConflict(expected_offset, stored)
-            if session.snapshot_id != self._own_snapshot:
+            if change.parent != self._own_snapshot:
                 self._index.update(root)
             # Order among partitions is told by this time, so a clock that was set back must not turn it round.
             committed_ns = max(time.time_ns(), self._index.last_committed_ns + 1)
@@ -217,26 +220,23 @@ class ArchiveWriter:
             log.attrs["next_offset"] = next_offset
             if ledger is not None:
                 layout.append_line(root["imports"], layout.IMPORT_COLUMNS, ledger)
-            snapshot = self._commit(session, feed, partition, expected_offset, next_offset)
+            snapshot = change.commit(
+                f"{feed}/{partition} [{expected_offset}, {next_offset})",
+                lambda committed: stored_next_offset(committed, feed, partition) == next_offset,
+            )
             for columns in for_index:
                 self._index.add((feed, partition), *columns)
             self._own_snapshot = snapshot
         return Appended(snapshot, filed, duplicates, revisions)
 
-    def _migrate(self, session: icechunk.Session, root: zarr.Group) -> tuple[icechunk.Session, zarr.Group]:
-        """Bring the archive to the present layout, in a commit of its own; returns a session after it, and its root."""
-        failed: icechunk.IcechunkError | None = None
-        before = migrate(root)
-        try:
-            session.commit(f"layout {before} to {layout.LAYOUT_VERSION}", rebase_with=icechunk.ConflictDetector())
-        except icechunk.IcechunkError as error:
-            failed = error
-        session = self.archive.writable_session()
-        root = zarr.open_group(session.store, mode="r+", use_consolidated=False)
-        if layout.check_version(root, self.archive.path) != layout.LAYOUT_VERSION:  # a commit can land and still raise
-            raise ArchiveError(f"{self.archive.path} stays at layout {before}: the commit failed: {failed}") from failed
-        sync_filesystem(self.archive.path)
-        return session, root
+    def _migrate(self, change: Change) -> None:
+        """Bring the archive to the present layout, in a commit of its own; the change goes on after it."""
+        before = migrate(change.root)
+        change.commit(
+            f"layout {before} to {layout.LAYOUT_VERSION}",
+            lambda committed: layout.check_version(committed, self.archive.path) == layout.LAYOUT_VERSION,
+        )
+        change.go_on()
 
     def _sort_out(self, entries: Sequence[Entry], fresh: Contents) -> tuple[list[tuple[Row, Quality]], list[Control], int]:
         """Rows to store with their quality, control entries (duplicates among them), number of revisions.
@@ -262,20 +262,6 @@ class ArchiveWriter:
             rows.append((entry, entry.quality | Quality.REVISION if revised else entry.quality))
             new.add(entry.content)
         return rows, control, revisions
-
-    def _commit(self, session: icechunk.Session, feed: str, partition: int, start: int, until: int) -> str:
-        """Commit, sync, and only then answer. Called with the lock held."""
-        try:
-            snapshot = session.commit(f"{feed}/{partition} [{start}, {until})", rebase_with=icechunk.ConflictDetector())
-        except icechunk.IcechunkError as error:
-            # A commit can land and still raise, so the head decides; under the lock nobody else can have moved it.
-            session = self.archive.writable_session()
-            root = zarr.open_group(session.store, mode="r", use_consolidated=False)
-            if stored_next_offset(root, feed, partition) != until:
-                raise ArchiveError(f"{self.archive.path}: the commit failed, nothing was filed: {error}") from error
-            snapshot = session.snapshot_id
-        sync_filesystem(self.archive.path)
-        return snapshot
 
 
 def _take_source(root: zarr.Group, entries: Sequence[Entry]) -> None:

@@ -11,13 +11,14 @@ import zarr
 
 from dqmstream.errors import ArchiveError
 from dqmstream.storage import layout
+from dqmstream.storage.failures import first_line
 from dqmstream.storage.locks import empty_folder, exclusive, filesystem_kind, sync_filesystem
 
 UNTRUSTED_FILESYSTEMS = frozenset({"nfs", "nfs4", "afs", "cifs", "smb3", "fuse.eosxd", "fuse.eos", "fuse.sshfs", "fuse.cvmfs2"})
 """Network filesystems on which flock is local to a machine, or not there: NFS, AFS, EOS, SMB."""
 
-# Icechunk warns on stdout that local commits need a lock; writers here hold one, and stdout belongs to results.
-icechunk.set_logs_filter("error")
+# Icechunk logs on stdout, which belongs to results; what it logs as an error it raises too.
+icechunk.set_logs_filter("off")
 
 
 def is_repository(path: Path) -> bool:
@@ -79,12 +80,6 @@ def check_local(path: Path) -> None:
             f"{path} lies on a network filesystem ({kind}), whose locks cannot be trusted to keep two writers apart: "
             "put the archive on a local disk"
         )
-
-
-def first_line(error: Exception) -> str:
-    """What an error of Icechunk says, without the frame around it."""
-    lines = str(error).strip().splitlines()
-    return lines[0].strip(" x") if lines else type(error).__name__
 
 
 def _storage(path: Path) -> icechunk.Storage:

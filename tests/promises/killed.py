@@ -18,8 +18,8 @@ from typing import Any, NoReturn
 import icechunk
 
 from dqmstream.lumisection import RunStart, RunStop
-from dqmstream.storage import log
 from dqmstream.storage.archive import Archive
+from dqmstream.storage.commits import Change, Commits
 from dqmstream.storage.log import ArchiveWriter
 from dqmstream.streaming.deadletters import FolderDeadLetters
 from dqmstream.streaming.feed import InProcessFeed, Message
@@ -84,11 +84,11 @@ def arm(step: str, commit: int, delay_s: float) -> None:
     elif step == "before the rows":
         ArchiveWriter._sort_out = at_commit(ArchiveWriter._sort_out, die)  # type: ignore[method-assign]
     elif step == "after the rows":
-        ArchiveWriter._commit = at_commit(ArchiveWriter._commit, die)  # type: ignore[method-assign]
+        Change.commit = at_commit(Change.commit, die)  # type: ignore[method-assign]
     elif step == "inside the commit":
         icechunk.Session.commit = at_commit(icechunk.Session.commit, lambda: die_after(delay_s))  # type: ignore[method-assign]
     elif step == "after the commit":
-        log.sync_filesystem = at_commit(log.sync_filesystem, die)
+        Commits._keep = at_commit(Commits._keep, die)  # type: ignore[method-assign]
     elif step == "before the Kafka commit":
         InProcessFeed.commit = at_commit(InProcessFeed.commit, die)  # type: ignore[method-assign]
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import signal
@@ -16,10 +17,11 @@ import numpy as np
 import pytest
 from streaming_data_types.dataarray_da00 import deserialise_da00
 
-from dqmstream.storage import log
+from dqmstream.errors import ArchiveError
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.layout import Kind
-from dqmstream.storage.log import ArchiveWriter
+from dqmstream.storage.locks import Lock
+from dqmstream.storage.log import ArchiveWriter, Control
 from dqmstream.streaming.deadletters import FolderDeadLetters
 from dqmstream.streaming.feed import DeadLetter, InProcessFeed, Message
 from dqmstream.streaming.ingest import Ingest
@@ -96,19 +98,19 @@ class _Recorder:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.events: list[str] = []
-        real_commit, real_sync = icechunk.Session.commit, log.sync_filesystem
+        real_commit, real_sync = icechunk.Session.commit, Lock.sync
 
         def commit(session: Any, *arguments: Any, **keywords: Any) -> str:
             snapshot = real_commit(session, *arguments, **keywords)
             self.events.append("commit")
             return snapshot
 
-        def sync(path: Path) -> None:
-            real_sync(path)
+        def sync(lock: Lock) -> None:
+            real_sync(lock)
             self.events.append("sync")
 
         monkeypatch.setattr(icechunk.Session, "commit", commit)
-        monkeypatch.setattr(log, "sync_filesystem", sync)
+        monkeypatch.setattr(Lock, "sync", sync)
 
     def put(self, letters: Sequence[DeadLetter]) -> None:
         self.events.append("letters")
@@ -130,27 +132,42 @@ def test_what_is_filed_is_on_the_disk_before_the_feed_is_told(tmp_path: Path, mo
     loop.step(0)
     loop.drain()
     loop.close()
-    assert recorder.events == ["letters", "commit", "sync", "tell"]
+    # the first sync is of what the writer before had left
+    assert recorder.events == ["letters", "sync", "commit", "sync", "tell"]
 
 
-def test_a_disk_that_reports_an_error_at_the_sync_is_told_and_the_feed_is_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def _fail_sync(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Have the disk report an error at the sync of that number, from 0, and at those after it."""
+    real, done = Lock.sync, itertools.count()
+
+    def sync(lock: Lock) -> None:
+        if next(done) >= number:
+            raise OSError(5, "Input/output error", str(lock.path))
+        real(lock)
+
+    monkeypatch.setattr(Lock, "sync", sync)
+
+
+@pytest.mark.parametrize("filed_before", [0, 1])
+def test_a_commit_that_the_disk_did_not_take_is_withdrawn_and_filed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, filed_before: int
 ) -> None:
-    """Nobody is told of a commit that may not be there; the next start finds what is there and goes on from it."""
+    """Nobody is told of it, and nobody builds on it: the kernel may have dropped its pages, and report them no more."""
     archive = Archive.create(tmp_path / "A")
     sent = messages(1, 10)
     feed = InProcessFeed(FEED, lambda: iter(sent))
-    loop = Ingest(feed, ArchiveWriter(archive), FolderDeadLetters(tmp_path / "L"), topic="hcal", flush_s=3600)
-
-    def broken(path: Path) -> None:
-        raise OSError(5, "Input/output error", str(path))
-
-    monkeypatch.setattr(log, "sync_filesystem", broken)
+    writer = ArchiveWriter(archive)
+    if filed_before:
+        writer.append("other", 0, [Control(0, 1, Kind.START, 5)], 0, 1)
+    before = archive.refresh().snapshot
+    loop = Ingest(feed, writer, FolderDeadLetters(tmp_path / "L"), topic="hcal", flush_s=3600)
+    _fail_sync(monkeypatch, 1 - filed_before)  # a new writer first asks for what was there
     loop.step(0)
     loop.step(0)
-    with pytest.raises(OSError, match="Input/output error"):
+    with pytest.raises(ArchiveError, match=r"A is not on the disk: the disk reports an I/O error"):
         loop.drain()
     assert feed.committed == 0
+    assert archive.refresh().snapshot == before
     monkeypatch.undo()
     again = Ingest(
         InProcessFeed(FEED, lambda: iter(sent)), ArchiveWriter(archive), FolderDeadLetters(tmp_path / "L"), topic="hcal"
@@ -160,6 +177,26 @@ def test_a_disk_that_reports_an_error_at_the_sync_is_told_and_the_feed_is_not(
     again.drain()
     assert_equals_oracle(tmp_path / "A", tmp_path / "L", sent)
     assert Archive.open(tmp_path / "A").next_offset(FEED, 0) == len(sent)
+
+
+def test_nothing_is_built_on_a_commit_whose_writer_ended_before_the_disk_had_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = Archive.create(tmp_path / "A")
+    sent = messages(1, 10)
+    killed = {"archive": str(tmp_path / "A"), "letters": str(tmp_path / "L"), "runs": 1, "length": 10}
+    code = exit_code_of_writer({**killed, "step": "after the commit", "commit": 1, "delay_s": 0, "poll": 3, "max_rows": 5})
+    assert code == -signal.SIGKILL
+    head = archive.refresh()
+    at = head.next_offset(FEED, 0)
+    assert at
+    _fail_sync(monkeypatch, 0)
+    with pytest.raises(ArchiveError, match="is not on the disk"):
+        ArchiveWriter(head).append(FEED, 0, [Control(at, at + 1, Kind.START, 5)], at, at + 1)
+    assert archive.refresh().snapshot == head.snapshot
+    monkeypatch.undo()
+    assert exit_code_of_writer({**killed, "step": "", "poll": 3, "max_rows": 5}) == 0
+    assert assert_equals_oracle(tmp_path / "A", tmp_path / "L", sent) == len(sent)
 
 
 @pytest.mark.parametrize("landed", [True, False])

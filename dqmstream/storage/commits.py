@@ -1,0 +1,126 @@
+"""One commit after another to a repository on a local disk: what all that write to an archive go through.
+
+    lock -> clock -> what is built on is on the disk -> session -> commit -> on the disk, or withdrawn
+
+A commit that is visible is on the disk, or its writer still holds the lock. Where the disk fails to take it, it is withdrawn,
+so that whoever comes next files it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import icechunk
+import structlog
+import zarr
+
+from dqmstream.errors import ArchiveError
+from dqmstream.storage import clock
+from dqmstream.storage.failures import reason, telling
+from dqmstream.storage.locks import Lock, exclusive
+
+log = structlog.get_logger("dqmstream.storage")
+
+
+class Commits:
+    """Makes commits to the branch `main` of the repository at path, in turn with all other processes."""
+
+    def __init__(self, path: Path, repository: icechunk.Repository) -> None:
+        self._path = path
+        self._repository = repository
+        self._on_disk = ""
+
+    @contextmanager
+    def begin(self) -> Iterator[Change]:
+        """Hold the lock, with a session at the newest snapshot. What is not committed within is dropped.
+
+        Raises ArchiveError where the storage cannot be read or written.
+        """
+        with exclusive(self._path) as lock, telling(self._path, "cannot be written"):
+            self._repository = clock.settle(self._path, self._repository)
+            head = self._repository.lookup_branch("main")
+            if head != self._on_disk:  # another process may have ended between its commit and the disk
+                self._sync(lock)
+                self._on_disk = head
+            yield Change(self, lock, self._repository.writable_session("main"))
+
+    def _sync(self, lock: Lock) -> None:
+        try:
+            lock.sync()
+        except OSError as error:
+            raise ArchiveError(f"{self._path} is not on the disk: {reason(error)}") from error
+
+    def _commit(self, lock: Lock, session: icechunk.Session, message: str, landed: Callable[[zarr.Group], bool]) -> str:
+        parent = session.snapshot_id
+        snapshot = self._make(session, message, landed)
+        self._keep(lock, parent)
+        self._on_disk = snapshot
+        return snapshot
+
+    def _make(self, session: icechunk.Session, message: str, landed: Callable[[zarr.Group], bool]) -> str:
+        parent = session.snapshot_id
+        while True:
+            try:
+                return str(session.commit(message, rebase_with=icechunk.ConflictDetector()))
+            except icechunk.IcechunkError as error:
+                # A commit can land and still raise, so the head decides; under the lock nobody else can have moved it.
+                head = self._repository.lookup_branch("main")
+                if head != parent and landed(_root(self._repository.readonly_session(snapshot_id=head))):
+                    return str(head)
+                if clock.lead_s(self._repository, parent) >= 0:
+                    clock.wait(self._repository, parent)
+                    continue
+                raise ArchiveError(f"{self._path}: the commit failed, nothing was filed: {reason(error)}") from error
+
+    def rewrite_manifests(self) -> None:
+        """Commit the newest snapshot with all its manifests written anew."""
+        with exclusive(self._path) as lock, telling(self._path, "cannot be compacted, nothing was changed"):
+            self._repository = clock.settle(self._path, self._repository)
+            parent = self._repository.lookup_branch("main")
+            self._on_disk = self._repository.rewrite_manifests("compact", branch="main")
+            self._keep(lock, parent)
+
+    def _keep(self, lock: Lock, parent: str) -> None:
+        """Put the commit on the disk; where that fails, withdraw it: nobody must build on what may be gone."""
+        try:
+            self._sync(lock)
+        except ArchiveError:
+            try:
+                self._repository.reset_branch("main", parent)
+            except icechunk.IcechunkError as error:
+                log.error("a commit that may not be on the disk could not be withdrawn", reason=reason(error))
+            raise
+
+
+class Change:
+    """A session that is to become a commit. root: the root group in it, to be read and written."""
+
+    def __init__(self, commits: Commits, lock: Lock, session: icechunk.Session) -> None:
+        self._commits = commits
+        self._lock = lock
+        self._session = session
+        self.root = _root(session, "r+")
+
+    @property
+    def parent(self) -> str:
+        """The snapshot that it changes."""
+        return str(self._session.snapshot_id)
+
+    def commit(self, message: str, landed: Callable[[zarr.Group], bool]) -> str:
+        """Commit, and put it on the disk; returns the snapshot.
+
+        landed: whether the root group of a snapshot holds the change. Raises ArchiveError, with nothing filed, where it
+        cannot be done; ClockSetBack where it can be done again at once.
+        """
+        return self._commits._commit(self._lock, self._session, message, landed)
+
+    def go_on(self) -> None:
+        """A new session on what was committed, with the lock still held."""
+        self._session = self._commits._repository.writable_session("main")
+        self.root = _root(self._session, "r+")
+
+
+def _root(session: icechunk.Session, mode: str = "r") -> zarr.Group:
+    return zarr.open_group(session.store, mode=mode, use_consolidated=False)

@@ -1,0 +1,90 @@
+"""What the storage raises, told as an ArchiveError in one line: which archive, what failed, and what to do.
+
+Icechunk reports every failure as one type, with the number of the system's error in its text. `telling` is the one place that
+turns these, and the system's own errors, into ours.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import icechunk
+
+from dqmstream.errors import ArchiveError
+
+_NO_LOCKS = "its filesystem keeps no locks, which keep two writers apart: put it on a local disk"
+
+ADVICE = {
+    errno.ENOLCK: _NO_LOCKS,
+    errno.ENOSYS: _NO_LOCKS,
+    errno.EOPNOTSUPP: _NO_LOCKS,
+    errno.ENOSPC: "the disk is full: make room and start again",
+    errno.EDQUOT: "the quota is used up: make room and start again",
+    errno.EROFS: "the disk is read-only: mount it writable",
+    errno.EIO: "the disk reports an I/O error: check the disk, then run `dqmstream archive verify`",
+    errno.EACCES: "permission denied: run as the owner of the archive",
+    errno.EPERM: "permission denied: run as the owner of the archive",
+    errno.EFBIG: "a file would be larger than this process may write: raise the limit (ulimit -f)",
+    errno.EMFILE: "too many files are open: raise the limit (ulimit -n)",
+    errno.ENFILE: "too many files are open on this machine",
+    errno.ENOTDIR: "a part of the path is no folder",
+}
+"""What is wrong and what to do, by the number of the system's error."""
+
+DAMAGED = "run `dqmstream archive verify` to list what is lost"
+
+
+class Unreadable(Exception):
+    """Values of an array that a codec could not decode; `telling` makes it an ArchiveError that names the archive."""
+
+
+def system_error(error: BaseException) -> int:
+    """Number of the system's error behind an exception; 0 where there is none."""
+    if isinstance(error, OSError):
+        return error.errno or 0
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else 0
+
+
+def reason(error: BaseException) -> str:
+    """What is wrong and what to do, in one line."""
+    text = str(error)
+    if gone := re.search(r"Object at location (?:\S*/)?(\w+/\S+) not found", text):
+        return f"{gone[1]} is missing: {DAMAGED}"
+    number = system_error(error)
+    if number in ADVICE:
+        return ADVICE[number]
+    if number:
+        return os.strerror(number)
+    if damaged := re.search(r"(manifest|snapshot)_id=(\w+)", text):
+        return f"{damaged[1]}s/{damaged[2]} is damaged: {DAMAGED}"
+    return first_line(error)
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of Icechunk says, without the frame around it."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip(" x×") if lines else type(error).__name__
+
+
+@contextmanager
+def telling(path: Path, what: str) -> Iterator[None]:
+    """Raise what the storage raises within as an ArchiveError that begins with the path and what failed."""
+    try:
+        yield
+    except (icechunk.IcechunkError, Unreadable) as error:
+        raise ArchiveError(f"{path} {what}: {reason(error)}") from error
+
+
+@contextmanager
+def telling_system(path: Path, what: str) -> Iterator[None]:
+    """As `telling`, of the system's own errors. Not for code of a caller, whose files may be others."""
+    try:
+        yield
+    except OSError as error:
+        raise ArchiveError(f"{path} {what}: {reason(error)}") from error
