@@ -54,7 +54,7 @@ from dqmstream.cli_options import (
     show,
 )
 from dqmstream.config import Settings, load_settings, recipe_flags
-from dqmstream.errors import EXIT_CODES, DqmstreamError, InputError, StateError
+from dqmstream.errors import EXIT_CODES, DqmstreamError, InputError
 
 app = typer.Typer(
     name="dqmstream",
@@ -251,8 +251,8 @@ def consume(
             progress=console.consume_bar(progress),
         )
     show(result, as_json, console.describe_consumed(result))
-    if (code := result["learner_exit_code"]) is not None:
-        raise typer.Exit(code if code > 0 else StateError.exit_code)  # a learner that a signal ended has no code of its own
+    if code := result["exit_code"]:
+        raise typer.Exit(code)
 
 
 @app.command(rich_help_panel=_LEARNING)
@@ -293,7 +293,7 @@ def status(archive: Archive = None, state: State = None, as_json: Json = False) 
 
     settings = load_settings(archive=archive, state=state)
     reader = Reader.open(settings.need("archive"))
-    result = {**archive_status(reader), "learners": learner_status(reader, settings.state_path)}
+    result = {**archive_status(reader), "learners": learner_status(reader, settings.state_path, settings.learner_hang_s)}
     show(result, as_json, *console.describe_status(result))
 
 

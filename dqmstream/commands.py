@@ -13,12 +13,14 @@ import structlog
 
 from dqmstream.config import Settings
 from dqmstream.errors import ArchiveError, InputError
+from dqmstream.learner_process import die_with_parent
 from dqmstream.learners.history import newest_average, prequential_results, read_history, results
 from dqmstream.learners.ledger import read_ledger
 from dqmstream.learners.registry import recipe_of, resolve
-from dqmstream.learners.state import check_identity, is_running, read_json, read_status
+from dqmstream.learners.state import check_identity, is_learner, life, read_json, read_status
 from dqmstream.lumisection import LUMISECTION_S, Geometry
-from dqmstream.service import Consumed, consume, die_with_parent, stop_on_signals
+from dqmstream.service import Consumed, consume
+from dqmstream.stopping import stop_on_signals
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.importer import Imported, Taking, import_runs
 from dqmstream.storage.labels import file_golden, file_luminosity, label_versions
@@ -190,11 +192,15 @@ def consume_topic(
             archive, feed, dead_letters, settings,
             topic=topic, learn=learn, until_idle_s=until_idle_s, stop=stop, progress=progress,
         )  # fmt: skip
-    return consumed_result(archive.refresh(), settings, done, learn)
+    return consumed_result(archive, settings, done, learn)
 
 
 def consumed_result(archive: Archive, settings: Settings, done: Consumed, learn: bool) -> dict[str, Any]:
-    """What `consume --json` prints."""
+    """What `consume --json` prints. snapshot and next_offsets are null where the disk did not take all that was read."""
+    if done.waiting:  # the disk hangs: nothing is read from it
+        known = {"snapshot": None, "next_offsets": None, "learner": None}
+        return {"archive": str(archive.path), "archive_id": archive.archive_id, **done.as_json(), **known}
+    archive = archive.refresh()
     history = settings.state_path / settings.name / "history.jsonl"
     lines = read_history(history) if learn and history.exists() else []
     learner = {
@@ -233,13 +239,10 @@ def learn_archive(settings: Settings, *, follow: bool, parent: int | None) -> di
     if parent is not None:
         die_with_parent(parent)
 
-    learner = Learner(archive, settings.state_path / settings.name, learner_settings(settings))
-    try:
+    with Learner(archive, settings.state_path / settings.name, learner_settings(settings)) as learner:
         with stop_on_signals() as stop:
             learner.follow(stop.is_set, wait=stop.wait, once=not follow)
         return learner.results()
-    finally:
-        learner.close()
 
 
 def replay_archive(
@@ -338,20 +341,21 @@ def archive_status(archive: Archive) -> dict[str, Any]:
     }
 
 
-def learner_status(archive: Archive, state: Path) -> dict[str, Any]:
-    """What each learner in the state folder last did, by name.
+def learner_status(archive: Archive, state: Path, hang_s: float = 300.0) -> dict[str, Any]:
+    """What each learner in the state folder last did, by name, and whether it lives (`learners.state.life`).
 
     How many complete runs it is behind is counted here, from archive and ledger, so that it is true of a dead learner too.
+    hang_s: a learner that shows no sign of life for longer hangs.
     """
     complete = {summary.run for summary in archive.runs() if summary.complete}
     found = {}
-    for folder in sorted(path for path in state.glob("*") if (path / "state.json").exists()):
+    for folder in sorted(path for path in state.glob("*") if is_learner(path)):
         ledger, history = folder / "ledger.jsonl", folder / "history.jsonl"
         frozen = [line for line in read_ledger(ledger) if line.window is None] if ledger.exists() else []
         lines = read_history(history) if history.exists() else []
         found[folder.name] = {
-            **(read_status(folder) or {"strategy": read_json(folder / "state.json").get("strategy")}),
-            "running": is_running(folder),
+            **(read_status(folder) or {"strategy": _stored_strategy(folder)}),
+            **life(folder, hang_s),
             "experiences_learnt": len(lines),
             "experiences_behind": len(complete - {line.run for line in frozen})
             + sum(line.id is not None for line in frozen)
@@ -360,3 +364,9 @@ def learner_status(archive: Archive, state: Path) -> dict[str, Any]:
             "average_accuracy": newest_average(lines),
         }
     return found
+
+
+def _stored_strategy(folder: Path) -> str | None:
+    """None where the disk was full before it was written."""
+    path = folder / "state.json"
+    return read_json(path).get("strategy") if path.exists() else None

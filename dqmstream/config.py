@@ -57,6 +57,7 @@ class Settings(BaseSettings):
     threads: int = Field(1, ge=1, description="CPU threads of the learner")
     device: str = "auto"
     learner_restarts: int = Field(5, ge=0, description="restarts of a learner that makes no progress")
+    learner_hang_s: float = Field(300.0, ge=10, description="a learner without a sign of life for longer is killed")
 
     @classmethod
     def settings_customise_sources(

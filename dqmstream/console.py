@@ -140,9 +140,11 @@ def describe_imported(result: dict[str, Any]) -> list[Any]:
 def describe_consumed(result: dict[str, Any]) -> str:
     learner = result["learner"]
     learnt = f"; {len(learner['runs'])} runs learnt, accuracy {number(learner['average_accuracy'])}" if learner else ""
+    left = f"; {result['waiting']} messages read and not filed, they will be read again" if result["waiting"] else ""
+    failed = f"; the learner failed: {result['learner_error']}" if result["learner_error"] else ""
     return (
         f"{result['messages']} messages: {result['rows']} lumisections filed, {result['duplicates']} duplicates, "
-        f"{result['revisions']} revisions, {result['dead']} dead letters in {result['seconds']:.1f} s{learnt}"
+        f"{result['revisions']} revisions, {result['dead']} dead letters in {result['seconds']:.1f} s{learnt}{left}{failed}"
     )
 
 
@@ -184,13 +186,25 @@ def describe_status(result: dict[str, Any]) -> list[Any]:
         parts.insert(1, f"{behind}: the next one waits for it, or moves the times of those before back")
     if learners := result["learners"]:
         shown = {
-            "strategy": "strategy", "running": "running", "learnt": "experiences_learnt", "behind": "experiences_behind",
+            "strategy": "strategy", "condition": "condition", "learnt": "experiences_learnt", "behind": "experiences_behind",
             "last run": "last_run", "accuracy": "average_accuracy", "prequential": "prequential_accuracy",
             "reference": "reference", "written": "written",
         }  # fmt: skip
         rows = [[name, *(one.get(key) for key in shown.values())] for name, one in learners.items()]
         parts.append(table("learners", ["name", *shown], rows))
+        parts += [f"learner {name}: {told}" for name, one in learners.items() if (told := _trouble(one))]
     return parts
+
+
+def _trouble(learner: dict[str, Any]) -> str:
+    """What is wrong with a learner, in a sentence; "" where nothing is."""
+    if learner.get("condition") == "failed":
+        return f"it failed: {learner['error']}"
+    if learner.get("condition") == "hangs":
+        return f"it runs, but has shown no sign of life for {learner['silent_s']:.0f} s; `consume` kills and restarts its own"
+    if learner.get("condition") == "killed":
+        return "it was killed, and does not run"
+    return ""
 
 
 def describe_demo(result: dict[str, Any]) -> list[Any]:

@@ -20,7 +20,8 @@ from dqmstream.config import Settings, load_settings
 from dqmstream.errors import InputError
 from dqmstream.experiments.simulator import write
 from dqmstream.learners.ledger import read_ledger
-from dqmstream.service import consume, stop_on_signals
+from dqmstream.service import consume
+from dqmstream.stopping import stop_on_signals
 from dqmstream.storage.archive import Archive
 from dqmstream.streaming.deadletters import FolderDeadLetters
 from dqmstream.streaming.feed import InProcessFeed
@@ -103,7 +104,7 @@ def _consume_in_process(published: Settings, settings: Settings, show: Any) -> d
             archive, feed, dead_letters, settings,
             topic=settings.need("topic"), until_idle_s=IDLE_S, stop=stop, progress=show,
         )  # fmt: skip
-    return consumed_result(archive.refresh(), settings, done, learn=True)
+    return consumed_result(archive, settings, done, learn=True)
 
 
 class _Replays:

@@ -47,6 +47,9 @@ class StateInUseError(StateError):
     exit_code = 8
 
 
+UNFILED = 9
+"""Exit code of a `consume` that was asked to end while the disk did not take what was read."""
+
 EXIT_CODES = {
     0: "done",
     1: "a bug in dqmstream: a traceback is printed",
@@ -57,6 +60,7 @@ EXIT_CODES = {
     6: "offsets that the archive needs are gone from the broker",
     7: "the learner's state is damaged or of another model, or the learner was given up",
     8: "another process holds the learner's state",
+    UNFILED: "the disk did not take what was read before the service had to end: it will be read again",
     130: "as the shell has it: a second SIGINT ended it at once; what was not filed will be read again",
     143: "the same by a second SIGTERM",
 }

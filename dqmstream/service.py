@@ -6,145 +6,27 @@ a bound, and what it has not learnt yet waits in the archive.
 
 from __future__ import annotations
 
-import ctypes
-import json
-import os
-import queue
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import structlog
 
 from dqmstream.config import Settings
-from dqmstream.errors import BrokerError, DataLostError, InputError, StateError, StateInUseError
-from dqmstream.learners.state import is_running, read_status
+from dqmstream.errors import UNFILED, BrokerError, DataLostError, StateError
+from dqmstream.learner_process import LearnerProcess
+from dqmstream.stopping import Stop
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.log import ArchiveWriter
 from dqmstream.streaming.feed import DeadLetters, Feed
 from dqmstream.streaming.filer import IngestCounts
 from dqmstream.streaming.ingest import Ingest
 
-PR_SET_PDEATHSIG = 1
-"""From linux/prctl.h."""
-
 log = structlog.get_logger("dqmstream.service")
 
 POLL_S = 0.2
-STOP_S = 30.0
-IN_USE_RETRY_S = 3.0
 EXPIRE_EVERY_S = 3600.0
-
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
-
-class LearnerProcess:
-    """The learner as a child process, started again when it ends before its time.
-
-    Where another process holds the state, that one learns, and the place is asked for again every few seconds. It is given
-    up after `learner_restarts` starts in a row that brought no experience, or at once where it says that its state cannot
-    be used: starting it again would change nothing.
-    """
-
-    def __init__(self, archive: Archive, state: Path, settings: Settings, idle_s: float) -> None:
-        self._command = _learn_command(archive, state, settings, idle_s)
-        self._folder = state / settings.name
-        self._restarts = settings.learner_restarts
-        self._process: subprocess.Popen[bytes] | None = None
-        self._failures = 0
-        self._learnt = -1
-        self._start_at = 0.0
-        self.gave_up: int | None = None
-
-    def watch(self) -> None:
-        """Start the child if it does not run and may; called from the ingest loop, never waits."""
-        if self._process is not None:
-            code = self._process.poll()
-            if code is None:
-                return
-            self._process = None
-            self._note_end(code)
-        if self.gave_up is None and time.monotonic() >= self._start_at:
-            if is_running(self._folder):  # an orphan of a service that was killed, or another worker's: it learns for us
-                self._start_at = time.monotonic() + IN_USE_RETRY_S
-                return
-            self._process = subprocess.Popen(
-                self._command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
-            )
-            log.info("learner started", pid=self._process.pid)
-
-    def _note_end(self, code: int) -> None:
-        """Decide when it is started again, if ever."""
-        if code == StateInUseError.exit_code:  # another worker's learner was quicker
-            self._start_at = time.monotonic() + IN_USE_RETRY_S
-            return
-        learnt = (read_status(self._folder) or {}).get("experiences_learnt", 0)
-        self._failures = 1 if learnt > self._learnt else self._failures + 1
-        self._learnt = learnt
-        log.error("learner ended", exit_code=code, failures=self._failures, learnt=learnt)
-        if code in (StateError.exit_code, InputError.exit_code, 2) or self._failures > self._restarts:
-            self.gave_up = code
-            log.error("learner given up: the archive goes on being filed, learn later with `dqmstream learn`", exit_code=code)
-        else:
-            self._start_at = time.monotonic() + min(30.0, 2.0 ** (self._failures - 1))
-
-    def caught_up(self, snapshot: str) -> bool:
-        """Whether everything in the archive at that snapshot is learnt, or the learner was given up."""
-        if self.gave_up is not None:
-            return True
-        status = read_status(self._folder)
-        return (
-            status is not None
-            and status["snapshot"] == snapshot
-            and status["experiences_behind"] == 0
-            and status.get("windows_behind", 0) == 0
-            and status["open_runs"] == 0
-        )
-
-    def stop(self) -> None:
-        """Ask the child to end, and end it when it does not within 30 s; the next start goes on from its checkpoint."""
-        if self._process is None:
-            return
-        self._process.terminate()
-        try:
-            self._process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._process = None
-
-
-def _learn_command(archive: Archive, state: Path, settings: Settings, idle_s: float) -> list[str]:
-    flags = {
-        "archive": archive.path,
-        "state": state,
-        "name": settings.name,
-        "strategy": settings.strategy,
-        "seed": settings.seed,
-        "memory-bytes": settings.memory_bytes,
-        "idle-s": idle_s,
-        "evaluation-samples": settings.evaluation_samples,
-        "watch-samples": settings.watch_samples,
-        "window": settings.window,
-        **({} if settings.label_delay is None else {"label-delay": settings.label_delay}),
-        "threads": settings.threads,
-        "device": settings.device,
-        "parent": os.getpid(),
-    }
-    if settings.reference is not None:
-        flags["reference"] = settings.reference.absolute()
-    recipe = (f"--set={name}={json.dumps(value)}" for name, value in settings.recipe.items())
-    return [
-        sys.executable, "-m", "dqmstream", "learn", "--follow",
-        *(word for name, value in flags.items() for word in (f"--{name}", str(value))), *recipe,
-    ]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -156,13 +38,27 @@ class Consumed:
     """Offsets that were read and could not be filed within `drain_s`; they will be read again."""
     seconds: float
     learner_exit_code: int | None
-    """Exit code of a learner that was given up; None where all went well."""
+    """Exit code of a learner that was given up, or that has not got on since it failed; None where all went well."""
+    learner_error: str | None
+    """What was wrong with it, in words."""
+
+    @property
+    def exit_code(self) -> int:
+        """Of the whole command. What is not filed comes before what is not learnt."""
+        if self.waiting:
+            return UNFILED
+        if self.learner_exit_code is None:
+            return 0
+        return self.learner_exit_code if self.learner_exit_code > 0 else StateError.exit_code  # a signal has no code
 
     def as_json(self) -> dict[str, Any]:
-        seconds = round(self.seconds, 3)
         return asdict(self.counts) | {
-            "waiting": self.waiting, "seconds": seconds, "learner_exit_code": self.learner_exit_code,
-        }  # fmt: skip
+            "waiting": self.waiting,
+            "seconds": round(self.seconds, 3),
+            "learner_exit_code": self.learner_exit_code,
+            "learner_error": self.learner_error,
+            "exit_code": self.exit_code,
+        }
 
 
 def consume(
@@ -198,10 +94,8 @@ def consume(
         crc_required=settings.crc_required,
         max_events=settings.max_events,
     )
+    learner_code: int | None = None
     told, stops, expire_at = 0.0, 0, began + EXPIRE_EVERY_S
-
-    def learner_status() -> dict[str, Any]:
-        return (read_status(settings.state_path / settings.name) or {}) if learn else {}
 
     try:
         while not stop.is_set():
@@ -218,75 +112,26 @@ def consume(
                 log.info("expired", snapshots=archive.expire(settings.keep_snapshots_s))
             if time.monotonic() - told >= POLL_S:
                 told = time.monotonic()
-                progress(ingest.counts, learner_status())
-        if not ingest.drain(settings.drain_s):
-            log.error("the disk did not take all in time: what is left will be read again", messages=ingest.waiting)
-        progress(ingest.counts, learner_status())
+                progress(ingest.counts, learner.status if learner else {})
+        if _drained(ingest, settings):
+            progress(ingest.counts, learner.status if learner else {})
     except (DataLostError, BrokerError):
         # What was read before the feed ended may be nowhere else any more.
-        ingest.drain(settings.drain_s)
+        _drained(ingest, settings)
         raise
     finally:
         ingest.close()
         if learner is not None:
-            learner.stop()
+            learner_code = learner.stop()
         feed.close()
         dead_letters.close()
-    return Consumed(ingest.counts, ingest.waiting, time.monotonic() - began, learner.gave_up if learner else None)
+    error = learner.error if learner is not None and learner_code is not None else None
+    return Consumed(ingest.counts, ingest.waiting, time.monotonic() - began, learner_code, error)
 
 
-def die_with_parent(parent: int) -> None:
-    """Have the kernel end this process when its parent is gone (Linux): an orphan would hold the state for ever.
-
-    SIGKILL at any moment costs no more than the experience under way. parent: process id, to see whether it is gone already.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        raise StateError(f"the service {parent} that started this learner is gone")
-
-
-class Stop:
-    """Whether the service is to end, and a wait that this cuts short; `set` may be called by a signal's handler.
-
-    A `threading.Event` may not: its lock may be held by the very frame that the handler interrupts, which then waits for ever.
-    """
-
-    def __init__(self) -> None:
-        self._asked = False
-        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()  # its put is reentrant, by its documentation
-
-    def is_set(self) -> bool:
-        return self._asked
-
-    def set(self) -> None:
-        self._asked = True
-        self._wake.put(None)
-
-    def wait(self, timeout_s: float) -> None:
-        """Return when it is set, or after so long."""
-        if not self._asked:
-            with suppress(queue.Empty):
-                self._wake.get(timeout=timeout_s)
-
-
-@contextmanager
-def stop_on_signals() -> Iterator[Stop]:
-    """A stop that SIGTERM and SIGINT set, so that what was read is filed before the process ends.
-
-    A second one ends the process at once, by the kernel: the disk may hang, and no Python would run. What is not filed will
-    be read again.
-    """
-    stop = Stop()
-
-    def end(number: int, frame: FrameType | None) -> None:
-        for one in SIGNALS:
-            signal.signal(one, signal.SIG_DFL)
-        stop.set()
-
-    before = {number: signal.signal(number, end) for number in SIGNALS}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _drained(ingest: Ingest, settings: Settings) -> bool:
+    """File what was read, within `drain_s`; says so where the disk takes longer."""
+    if ingest.drain(settings.drain_s):
+        return True
+    log.error("the disk did not take all in time: what is left will be read again", messages=ingest.waiting)
+    return False

@@ -16,11 +16,11 @@ from dqmstream import __version__
 from dqmstream.commands import learner_settings
 from dqmstream.config import load_settings, recipe_flags
 from dqmstream.errors import InputError, StateError
+from dqmstream.learner_process import _learn_command
 from dqmstream.learners.learner import LearnerSettings, identity
 from dqmstream.learners.recipe import Recipe
 from dqmstream.learners.registry import recipe_changes, recipe_of
 from dqmstream.learners.state import check_identity
-from dqmstream.service import _learn_command
 from tests import commandline
 from tests.commandline import told
 from tests.maps import counts, write_run

@@ -18,7 +18,8 @@ from dqmstream.config import Settings, load_settings
 from dqmstream.errors import DataLostError
 from dqmstream.experiments.replay import replay
 from dqmstream.learners.learner import Learner, LearnerSettings
-from dqmstream.service import Consumed, Stop, consume, stop_on_signals
+from dqmstream.service import Consumed, consume
+from dqmstream.stopping import Stop, stop_on_signals
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.layout import Kind
 from dqmstream.storage.log import ArchiveWriter, Control
@@ -108,35 +109,6 @@ def test_a_learner_that_is_killed_is_started_again_and_skips_nothing(source: Arc
     assert (done.counts.rows, done.learner_exit_code) == (600, None)
 
 
-def test_a_learner_that_hangs_slows_nothing_and_skips_nothing(source: Archive, tmp_path: Path) -> None:
-    """It is stopped when it has learnt one run; two more are filed meanwhile, and learnt when it goes on."""
-    settings = settings_for(tmp_path)
-    hung: list[int] = []
-    behind: list[int] = []
-    stop = Stop()
-
-    class Gated(InProcessFeed):
-        def poll(self, timeout_s: float) -> Polled:
-            return Polled() if self._position >= 202 and not hung else super().poll(timeout_s)
-
-    def hang(counts: IngestCounts, learner: dict[str, Any]) -> None:
-        if learner.get("experiences_learnt") == 1 and not hung:
-            os.kill(learner["pid"], signal.SIGSTOP)
-            hung.append(learner["pid"])
-        if counts.rows == 600 and hung and not behind:
-            told = learner_status(Archive.open(tmp_path / "A"), settings.state_path)["live"]
-            behind.append(told["experiences_behind"])
-            os.kill(hung[0], signal.SIGCONT)
-        if learner.get("experiences_learnt") == 3:
-            stop.set()
-
-    feed = Gated("runs@in-process", feed_of(source).messages, max_records=101)
-    done = run_service(source, settings, feed=feed, until_idle_s=None, stop=stop, progress=hang)
-    assert (behind, done.counts.rows, done.learner_exit_code) == ([2], 600, None)
-    status = json.loads((settings.state_path / "live" / "status.json").read_text())
-    assert (status["pid"], status["experiences_behind"]) == (hung[0], 0)
-
-
 def test_a_learner_that_can_never_start_is_given_up_and_ingest_goes_on(source: Archive, tmp_path: Path) -> None:
     settings = settings_for(tmp_path)
     folder = settings.state_path / "live"
@@ -150,7 +122,7 @@ def test_a_state_that_another_process_holds_is_waited_for(
     source: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As after a kill of the service, whose learner may still be at work: the new one waits its turn, and learns."""
-    monkeypatch.setattr("dqmstream.service.IN_USE_RETRY_S", 0.1)
+    monkeypatch.setattr("dqmstream.learner_process.IN_USE_RETRY_S", 0.1)
     settings = settings_for(tmp_path)
     archive = Archive.open_or_create(settings.need("archive"))
     orphan = Learner(archive, settings.state_path / "live", learner_settings(settings))
@@ -183,7 +155,7 @@ def test_a_learner_that_keeps_dying_is_given_up_within_a_bound(
 ) -> None:
     """In the learner's place runs a program that notes that it was started and kills itself."""
     dying = f"import os; open({str(tmp_path / 'starts')!r}, 'a').write('x'); os.kill(os.getpid(), 9)"
-    monkeypatch.setattr("dqmstream.service._learn_command", lambda *_: [sys.executable, "-c", dying])
+    monkeypatch.setattr("dqmstream.learner_process._learn_command", lambda *_: [sys.executable, "-c", dying])
     done = run_service(source, settings_for(tmp_path, learner_restarts=1))
     assert (tmp_path / "starts").read_text() == "xx"
     assert (done.counts.rows, done.learner_exit_code) == (600, -signal.SIGKILL)

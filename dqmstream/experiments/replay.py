@@ -36,8 +36,7 @@ def replay(
         raise InputError(f"{archive.path} has {learnable} run(s) long enough to learn, there is nothing to tell apart")
     for snapshot in {line.snapshot for line in wanted}:
         archive.at(snapshot)  # a ledger of another archive is refused before an older replay is dropped
-    learner = Learner(archive, state / name, settings, anew=not resume)
-    try:
+    with Learner(archive, state / name, settings, anew=not resume) as learner:
         frozen = learner.ledger.lines
         if ledger and frozen != wanted[: len(frozen)]:
             raise InputError(f"{ledger} has another order than the replay in {state / name}: leave out --resume to begin anew")
@@ -48,8 +47,6 @@ def replay(
             learner.step()
             progress(learner.learnt, total)
         return learner.results()
-    finally:
-        learner.close()
 
 
 def _of_ledger(path: Path, window: int) -> list[Experience]:

@@ -118,8 +118,8 @@ class Learner:
             self.windows = Windows(self.folder, self.strategy, runs, settings.label_delay, self._read, self._past, self._meta)
             self._at = 0
             self.learnt = self._resume()
-        except BaseException:
-            self.folder.close()
+        except BaseException as error:
+            self.folder.close(error)
             raise
 
     def _look_through(self, path: Path | None) -> About | None:
@@ -200,6 +200,7 @@ class Learner:
 
     def step(self) -> None:
         """Go through the next frozen line, and everything that goes with it."""
+        self.folder.beat()
         line = self.ledger.lines[self._at]
         if line.window is not None:
             self.windows.arrive(self._at, line)
@@ -276,6 +277,7 @@ class Learner:
         """
         seen, summaries = "", []
         while not stop():
+            self.folder.beat()
             self.archive = self.archive.refresh()
             is_new = self.archive.snapshot != seen
             if is_new:
@@ -347,8 +349,15 @@ class Learner:
             "prequential": prequential_results(self.folder.windows),
         }
 
-    def close(self) -> None:
-        self.folder.close()
+    def close(self, error: BaseException | None = None) -> None:
+        """Let go of the state folder. error: what ended the learner, told in `status`."""
+        self.folder.close(error)
+
+    def __enter__(self) -> Learner:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self.close(error if isinstance(error, Exception) else None)  # Control-C is no failure
 
 
 def identity(archive: Archive, settings: LearnerSettings) -> Identity:

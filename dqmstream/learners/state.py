@@ -8,6 +8,7 @@
                windows.jsonl    what each window was taken for, and was; where the learner takes windows
                windows/         its checkpoints between runs, the last two
                status.json      what the learner does now
+               heartbeat        signs of life, and how it ended (`learners.heartbeat`)
 """
 
 from __future__ import annotations
@@ -21,12 +22,16 @@ from pathlib import Path
 from typing import Any
 
 from dqmstream.errors import StateError, StateInUseError
+from dqmstream.learners.heartbeat import DONE, FILE_NAME, Heartbeat, read_sign
 from dqmstream.storage.locks import empty_folder, is_held, try_exclusive, write_atomically
 
 LIVE = "live"
 """Name of the learner that `consume` and `learn` keep."""
 
-HEARTBEAT_S = 5.0
+STATUS_S = 5.0
+"""Longest that status.json stays as it is."""
+
+HANGS = "hangs"
 
 
 @dataclass(frozen=True)
@@ -67,16 +72,19 @@ class StateFolder:
         self._status: dict[str, Any] = {}
         self._status_time = 0.0
         self.dropped_id = ""
+        self._heartbeat: Heartbeat | None = None
         try:
             if anew:
                 self._empty()
+            self._heartbeat = Heartbeat(path)
             self.id = self._claim(identity)
-        except BaseException:
-            self.close()
+        except BaseException as error:
+            self.close(error)
             raise
 
     def _empty(self) -> None:
-        if any(self.path.iterdir()) and not (self.path / "state.json").exists():
+        others = any(entry.name != FILE_NAME for entry in self.path.iterdir())
+        if others and not (self.path / "state.json").exists():
             raise StateError(f"{self.path} holds files that no learner wrote: give another --state")
         if (self.path / "state.json").exists():
             self.dropped_id = str(read_json(self.path / "state.json").get("id", ""))
@@ -118,13 +126,21 @@ class StateFolder:
     def write_status(self, status: dict[str, Any]) -> None:
         """Say what the learner does. Written where it says something new, and every few seconds as a sign of life."""
         now = time.time()
-        if status == self._status and now - self._status_time < HEARTBEAT_S:
+        if status == self._status and now - self._status_time < STATUS_S:
             return
         self._status, self._status_time = status, now
         written = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now))
         write_atomically(self.path / "status.json", json.dumps({**status, "written": written}, indent=1).encode())
 
-    def close(self) -> None:
+    def beat(self) -> None:
+        """Say that the learner gets on."""
+        if self._heartbeat is not None:
+            self._heartbeat.beat()
+
+    def close(self, error: BaseException | None = None) -> None:
+        """Let go of the folder. error: what ended the learner; it is left in the folder, also on a full disk."""
+        if self._heartbeat is not None:
+            self._heartbeat.close(error)
         os.close(self._lease)
 
 
@@ -143,6 +159,11 @@ def check_identity(folder: Path, identity: Identity) -> None:
                 f"{folder} belongs to a learner with {name} {before}, not {value}: "
                 "give another --state or --name, or the same flags as before"
             )
+
+
+def is_learner(folder: Path) -> bool:
+    """Whether a learner wrote the folder, or tried to."""
+    return (folder / "state.json").exists() or (folder / FILE_NAME).exists()
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -168,3 +189,28 @@ def is_running(folder: Path) -> bool:
         return is_held(folder)
     except FileNotFoundError:
         return False
+
+
+def life(folder: Path, hang_s: float) -> dict[str, Any]:
+    """Whether the folder's learner runs, and how it ended if it does not.
+
+    running: whether a process holds the folder. condition: running, hangs (no sign of life for hang_s), ended, failed,
+    killed (it ended without a word), or "not started". error: what it failed with. silent_s: seconds since its last sign of
+    life while it runs, None where that cannot be told, as on another machine. busy_s: how long it had been at work by then
+    since it last looked for runs.
+    """
+    running, sign = is_running(folder), read_sign(folder)
+    silent_s = sign.silent_s if running and sign else None
+    if running:
+        condition = HANGS if silent_s is not None and silent_s > hang_s else "running"
+    elif sign is None:
+        condition = "ended" if (folder / "status.json").exists() else "not started"
+    else:
+        condition = {"": "killed", DONE: "ended"}.get(sign.ended, "failed")
+    return {
+        "running": running,
+        "condition": condition,
+        "error": sign.ended if sign and condition == "failed" else None,
+        "silent_s": None if silent_s is None else round(silent_s, 1),
+        "busy_s": sign.busy_s if running and sign else None,
+    }

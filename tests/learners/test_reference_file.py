@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 
 from dqmstream.config import load_settings
 from dqmstream.errors import InputError, StateError
+from dqmstream.learner_process import _learn_command
 from dqmstream.learners.baselines import GainMap
 from dqmstream.learners.learner import Learner, LearnerSettings
 from dqmstream.learners.reference import Reference
@@ -20,7 +21,6 @@ from dqmstream.learners.registry import make_strategy
 from dqmstream.learners.splits import Part
 from dqmstream.learners.strategy import Strategy, joined
 from dqmstream.lumisection import Geometry, ieta_row
-from dqmstream.service import _learn_command
 from dqmstream.storage.archive import Archive
 from tests.commandline import dqmstream, result, told
 from tests.learners.conformance import check_growth, check_resumes_to_the_same_bits

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 
-from dqmstream.errors import BrokerError, DataLostError
+from dqmstream.errors import UNFILED, BrokerError, DataLostError
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.locks import exclusive
 from dqmstream.storage.log import ArchiveWriter, Control, Kind
@@ -168,8 +168,9 @@ def test_a_disk_that_hangs_is_waited_for_within_a_bound_and_a_second_sigterm_end
         if drain_s == 3600:
             assert process.returncode == -signal.SIGTERM, stderr
         else:
-            assert process.returncode == 0, stderr
-            assert json.loads(stdout.splitlines()[-1])["waiting"] > 0
+            assert process.returncode == UNFILED, stderr
+            done = json.loads(stdout.splitlines()[-1])
+            assert (done["waiting"] > 0, done["exit_code"], done["snapshot"]) == (True, 9, None)
             assert "will be read again" in stderr
         assert filed(archive) == 0
     result("consume", "--bootstrap", bootstrap, "--topic", published, "--archive", archive, "--no-learn", "--until-idle", 1)

@@ -1,0 +1,139 @@
+"""Signs of life of a learner, in a file that other processes read.
+
+The thread that learns cannot write while it trains or evaluates, so a second thread writes for it, once a second. It writes
+only if the learning thread got on: if that thread said so (`beat`), or used processor time. A thread that waits for a disk or
+a lock does neither, and a process that is stopped writes nothing. An endless loop uses processor time and is not noticed;
+`busy_s` shows it.
+
+The file has a fixed size and is written in place, so that a full disk can still be told in it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+
+FILE_NAME = "heartbeat"
+BEAT_S = 1.0
+WORK_S = 0.05
+"""Processor time of the learning thread that counts as a beat. A thread that polls a lock uses less in minutes."""
+SIZE = 4096
+LONGEST_ERROR = 1000
+DONE = "done"
+
+
+@dataclass(frozen=True)
+class Sign:
+    """What the file says.
+
+    beats: grows while the learner gets on. monotonic_s: this machine's monotonic clock at the last beat, which no setting
+    of the time changes; boot: since which start of the machine it counts. busy_s: since the learner last said that it got
+    on by itself. ended: "" while it runs, "done", or the error that ended it; error_number: errno of that error, if it has
+    one.
+    """
+
+    pid: int
+    beats: int
+    monotonic_s: float
+    boot: str
+    busy_s: float = 0.0
+    ended: str = ""
+    error_number: int | None = None
+
+    @property
+    def silent_s(self) -> float | None:
+        """Seconds since the last beat; None if it was on another machine, or before this one was started."""
+        return max(time.monotonic() - self.monotonic_s, 0.0) if self.boot == boot_id() else None
+
+
+class Heartbeat:
+    """Writes the signs of life of the thread that makes it, until `close`."""
+
+    def __init__(self, folder: Path) -> None:
+        """Make the file in the folder, or take the one that is there. Raises OSError where the disk is full."""
+        self._descriptor = os.open(folder / FILE_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            os.posix_fallocate(self._descriptor, 0, SIZE)
+            self._clock = time.pthread_getcpuclockid(threading.get_ident())
+            self._said, self._beats = 0, 0
+            self._said_at = time.monotonic()
+            self._write()
+        except BaseException:
+            os.close(self._descriptor)
+            raise
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._go_on, name="heartbeat", daemon=True)
+        self._thread.start()
+
+    def beat(self) -> None:
+        """Say that the learner gets on. Costs nothing: the other thread writes it."""
+        self._said += 1
+        self._said_at = time.monotonic()
+
+    def _go_on(self) -> None:
+        said, worked_s = self._said, self._worked_s()
+        while not self._closed.wait(BEAT_S):
+            now_s = self._worked_s()
+            if self._said == said and now_s - worked_s < WORK_S:
+                continue
+            said, worked_s = self._said, now_s
+            self._beats += 1
+            with suppress(OSError):  # a disk that fails shows as silence
+                self._write()
+
+    def _worked_s(self) -> float:
+        """Processor time of the learning thread; 0 when it has ended."""
+        try:
+            return time.clock_gettime(self._clock)
+        except OSError:
+            return 0.0
+
+    def _write(self, ended: str = "", error_number: int | None = None) -> None:
+        now = time.monotonic()
+        sign = Sign(os.getpid(), self._beats, now, boot_id(), round(now - self._said_at, 1), ended, error_number)
+        os.pwrite(self._descriptor, json.dumps(asdict(sign)).encode().ljust(SIZE), 0)
+
+    def close(self, error: BaseException | None = None) -> None:
+        """End, and leave the reason: error, or that all is done."""
+        self._closed.set()
+        self._thread.join(5 * BEAT_S)  # it may wait for the disk
+        with suppress(OSError):
+            if error is None:
+                self._write(DONE)
+            else:
+                told = " ".join(f"{type(error).__name__}: {error}".split())[:LONGEST_ERROR]
+                self._write(told, error_number(error))
+        os.close(self._descriptor)
+
+
+def error_number(error: BaseException | None) -> int | None:
+    """errno of an error, or of the one that caused it."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno is not None:
+            return error.errno
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def read_sign(folder: Path) -> Sign | None:
+    """The last sign of life of the folder's learner; None if there is none that can be read."""
+    try:
+        found = json.loads((folder / FILE_NAME).read_bytes())
+        return Sign(**found)
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+@cache
+def boot_id() -> str:
+    """Which start of this machine this is; the monotonic clock counts from there."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
