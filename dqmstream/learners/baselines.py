@@ -44,10 +44,6 @@ class _Streaming(Incremental):
         return LearnLog(samples=len(train), flops=flops)
 
     @abstractmethod
-    def scores(self, maps: Maps) -> np.ndarray:
-        """Log-scores, as `Strategy` defines them."""
-
-    @abstractmethod
     def _summarise(self, train: Maps) -> tuple[np.ndarray, ...]:
         """One row for each of `arrays`."""
 
@@ -86,7 +82,7 @@ class RingMeans(_Streaming):
         # Conditions that stand still in a run would make it infinitely sure of itself.
         return conditions.mean(axis=0), covariance + 1e-6 * np.eye(2)
 
-    def scores(self, maps: Maps) -> np.ndarray:
+    def _scores(self, maps: Maps) -> np.ndarray:
         deviations = self.reference.conditions(maps.counts)[:, None, :] - self._rows["mean"]
         inverse = np.linalg.inv(self._rows["covariance"])
         distance = np.einsum("nki,kij,nkj->nk", deviations, inverse, deviations)
@@ -111,7 +107,7 @@ class NaiveBayes(_Streaming):
         squares = ((residuals - mean) ** 2).sum(axis=0)
         return mean.astype(np.float32), ((squares + self.PRIOR) / (len(train) + self.PRIOR)).astype(np.float32)
 
-    def scores(self, maps: Maps) -> np.ndarray:
+    def _scores(self, maps: Maps) -> np.ndarray:
         residuals = self.reference.residuals(maps.counts).astype(np.float64)
         scores = np.empty((len(maps), self.classes))
         for k, (mean, variance) in enumerate(zip(self._rows["mean"], self._rows["variance"], strict=True)):
@@ -152,7 +148,7 @@ class GainMap(_Streaming):
         gain, error = fitted_gains((counts - expected) / deviation, expected / deviation)
         return gain.astype(np.float32), error.astype(np.float32)
 
-    def scores(self, maps: Maps) -> np.ndarray:
+    def _scores(self, maps: Maps) -> np.ndarray:
         counts = maps.counts[:, self.reference.live]
         expected, deviation, _ = self.reference.response(counts)
         residuals, leverage = (counts - expected) / deviation, expected / deviation

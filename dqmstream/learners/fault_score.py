@@ -5,6 +5,9 @@ g is its log-gain since the reference run, followed as a random walk (Kalman, J.
 are no fault. What can fail, and by how much, is a list (`ALONE`, `MODULE`, `BOX`); the evidence of a run's lumisections for
 each of it adds up in `learners.fault_filter`. The score is the logarithm of the odds that something has failed.
 
+A blank lumisection (`learners.blank`) is no evidence: the odds go on as time alone moves them. In a truncated one deviations
+are those of its few events.
+
 While it looks at a run it goes on following the gains of channels that are good, by what lies before, and forgets that again:
 what it knows changes by `learn` alone. A channel that jumps is not followed; it stays a fault until it comes back.
 """
@@ -87,6 +90,7 @@ class FaultScore:
     def learn(self, maps: Maps) -> None:
         """Follow the gains by lumisections of the next run. What stands out in them is left out, a channel at a time."""
         counts = maps.counts[:, self.reference.live].astype(np.float64)
+        counts = counts[~self.reference.blank(counts)]
         before = self.variance + (self.drift if self.runs else UNKNOWN**2)
         light = _Light.of(counts, self.reference, self.gain, before)
         change, error = self._change(counts, light, before, np.ones(counts.shape, dtype=bool))
@@ -106,15 +110,16 @@ class FaultScore:
         if not self.runs:
             raise InputError("no run is known yet: learn one before asking for faults")
         counts = maps.counts[:, self.reference.live].astype(np.float64)
+        told = ~self.reference.blank(counts)
         chains = FaultFilter(self._groups, RATES_ALONE, RATES_MODULE, RATES_BOX)
         gain, variance = self.gain, self.variance + apart * self.drift
         score, channels = np.empty(len(counts)), np.empty(counts.shape)
         for start in range(0, len(counts), STEPS):
             chunk = slice(start, start + STEPS)
             light = _Light.of(counts[chunk], self.reference, gain, variance)
-            found = chains.step(_likelihoods(counts[chunk], light, variance))
+            found = chains.step(_likelihoods(counts[chunk], light, variance, told[chunk]))
             score[chunk], channels[chunk] = found.score, found.channels
-            change, error = self._change(counts[chunk], light, variance, found.channels < CLEAN)
+            change, error = self._change(counts[chunk], light, variance, (found.channels < CLEAN) & told[chunk, None])
             gain, variance = _updated(gain, variance, change, error)
         return Suspicion(score, channels)
 
@@ -179,7 +184,10 @@ class _Light:
         for _ in range(ROUNDS):
             expected = light.expected()
             deviation = expected.deviation(variance)
-            residual = np.clip((counts - expected.mean) / deviation, -JUMP, JUMP)
+            # A dead channel knows nothing of events: where half the detector is off, the other half would look hot.
+            alive = (counts > 0) | (expected.mean < FEW)
+            residual = np.where(alive, np.clip((counts - expected.mean) / deviation, -JUMP, JUMP), 0.0)
+            deviation = np.where(alive, deviation, np.inf)
             along = np.stack([expected.mean / deviation, expected.slope / deviation], axis=1)
             product = np.einsum("nic,njc->nij", along, along) + 1e-9 * np.eye(2)
             shift = np.linalg.solve(product, np.einsum("nic,nc->ni", along, residual)[..., None])
@@ -228,9 +236,10 @@ class _Counts:
         return np.asarray((RELATIVE * self.mean) ** 2 + of_gains * self.slope**2)
 
 
-def _likelihoods(counts: np.ndarray, light: _Light, variance: np.ndarray) -> Likelihoods:
-    """Of counts (n, live) under gains of that variance."""
-    total = np.maximum(light.events, counts)
+def _likelihoods(counts: np.ndarray, light: _Light, variance: np.ndarray, told: np.ndarray) -> Likelihoods:
+    """Of counts (n, live) under gains of that variance; the same for all states where told, bool (n,), is False."""
+    # No events and no counts: a share of what is as good as nothing, not 0 / 0.
+    total = np.maximum(np.maximum(light.events, counts), np.finfo(np.float64).tiny)
     silent = total - counts
     best = xlogy(counts, counts / total) + xlogy(silent, silent / total)
 
@@ -240,9 +249,12 @@ def _likelihoods(counts: np.ndarray, light: _Light, variance: np.ndarray) -> Lik
     by_factor = {factor: of(factor) for factor in {*ALONE, *MODULE, *BOX}}
     scatter = np.maximum(counts * silent / total, 1 / 3)  # of a normal count that is as it was seen
     anything = 0.5 * np.log(2 * np.pi * scatter) - np.log1p(total)
-    return Likelihoods(
+    found = Likelihoods(
         of(1.0),
         np.stack([*(by_factor[factor] for factor in ALONE), anything], axis=2),
         np.stack([by_factor[factor] for factor in MODULE], axis=2),
         np.stack([by_factor[factor] for factor in BOX], axis=2),
     )
+    for values in vars(found).values():
+        values[~told] = 0.0
+    return found

@@ -46,6 +46,9 @@ class RunFlags:
     are any, else over all. channels: those whose pull is significant at the false-discovery rate (Benjamini and Hochberg),
     largest first: ieta, iphi, depth, pull, p, expected and seen counts a lumisection.
 
+    blank: lumisections that say nothing of any channel (`learners.blank`), bool (n,): no run is named for them, and the scores
+    of those after them are what they would be without them.
+
     fault: log-odds that something has failed (`learners.fault_score`), (n,). faulty: good has at most the probability of the
     rate of false alarms, bool (n,). failed: log-odds of each channel so, 0 where it is good, (n, channels of `places`). places:
     (ieta, iphi, depth).
@@ -54,6 +57,7 @@ class RunFlags:
     run: int
     learnt: bool
     lumisection: np.ndarray
+    blank: np.ndarray
     top: np.ndarray
     probability: np.ndarray
     score: np.ndarray
@@ -79,16 +83,18 @@ class RunFlags:
 
     def summary(self) -> dict[str, Any]:
         """The run in one object, ready for JSON."""
-        names, places = np.unique(self.top[:, 0], return_inverse=True)
+        told = ~self.blank if not self.blank.all() else self.blank
+        names, places = np.unique(self.top[told, 0], return_inverse=True)
         named = int(np.bincount(places).argmax())
         return {
             "run": self.run,
             "learnt": self.learnt,
             "lumisections": len(self.lumisection),
+            "blank": int(self.blank.sum()),
             "flagged": int(self.flagged.sum()),
             "most_probable": int(names[named]),
             "named_so": int((places == named).sum()),
-            "probability": float(self.probability[places == named, 0].mean()),
+            "probability": float(self.probability[told, 0][places == named].mean()),
             "median_score": float(np.median(self.score)),
             "against": self.against,
             "channels": self.channels,
@@ -105,6 +111,7 @@ class RunFlags:
             {
                 "run": self.run,
                 "lumisection": int(self.lumisection[i]),
+                "blank": int(self.blank[i]),
                 **{name: value for place in range(TOP) for name, value in self._named(i, place).items()},
                 "score": round(float(self.score[i]), 3),
                 "p": float(f"{self.p[i]:.3g}"),
@@ -123,7 +130,7 @@ class RunFlags:
         ]
 
     def _named(self, i: int, place: int) -> dict[str, Any]:
-        known = place < self.top.shape[1]
+        known = place < self.top.shape[1] and not self.blank[i]
         return {
             f"run_{place + 1}": int(self.top[i, place]) if known else "",
             f"probability_{place + 1}": round(float(self.probability[i, place]), 4) if known else "",
@@ -195,6 +202,7 @@ class Flagger:
             run=run,
             learnt=run in self.runs,
             lumisection=maps.lumisection,
+            blank=self.novelty.statistical.reference.blank(maps.counts[:, self.novelty.live]),
             top=np.array(self.runs)[order],
             probability=np.exp(np.take_along_axis(log_probability, order, axis=1)),
             score=noted.score,

@@ -62,6 +62,16 @@ class Incremental(ABC):
         self._reference = reference
         return self._learn(experience, train, validation, past, None)
 
+    def scores(self, maps: Maps) -> np.ndarray:
+        """Log-scores as `Strategy` defines them: 0 for every run where a lumisection is blank."""
+        scores = self._scores(maps)
+        scores[self.reference.blank(maps.counts[:, self.reference.live])] = 0.0
+        return scores
+
+    @abstractmethod
+    def _scores(self, maps: Maps) -> np.ndarray:
+        """Log-scores float64, (n, classes), of which those of blank lumisections mean nothing."""
+
     @abstractmethod
     def _learn(self, experience: int, train: Maps, validation: Maps, past: Past, watch: Watch | None) -> LearnLog:
         """Learn the train part of the next experience; the reference is there. validation: to choose by, never to fit."""

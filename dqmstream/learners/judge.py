@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from dqmstream.learners.blank import blank
 from dqmstream.learners.calibration import calibrate
 from dqmstream.learners.evaluation import Evaluator, Scores, evaluate_row
 from dqmstream.learners.heap import give_back
@@ -65,6 +66,7 @@ def learn_and_judge(
         "run": run.run,
         "strategy": strategy.name,
         "lumisections": {part.name.lower(): int(np.sum(run.parts == part)) for part in Part},
+        "blank": int(np.sum(blank(run.maps.counts))),
         **judged,
         "baselines": beside,
         "before": before,

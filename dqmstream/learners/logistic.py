@@ -91,7 +91,7 @@ class Logistic(Incremental):
             notes={"iterations": found.nit, "largest_derivative": float(np.abs(found.jac).max()), "fit_loss": float(found.fun)},
         )
 
-    def scores(self, maps: Maps) -> np.ndarray:
+    def _scores(self, maps: Maps) -> np.ndarray:
         return with_one(self.reference.residuals(maps.counts)) @ self._weights.T
 
     def state(self) -> dict[str, np.ndarray]:

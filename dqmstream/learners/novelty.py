@@ -12,6 +12,8 @@ runs are says nothing of this: a run that has drifted on is the more surely take
 It is the logarithm of a Bayes factor, so that of lumisections of a known run a share of exp(-score) at most scores as high, if
 the densities are right (an e-value: Vovk and Wang, Ann. Stat. 49 (2021) 1736). No past scores are kept for a p-value.
 
+A blank lumisection (`learners.blank`) adds nothing to the sums of its window, nor to those of a run's `deviation`.
+
 A gain and the median of each ring are free, so that neither luminosity nor calibration is news; and a pull carries the
 error of the known run's gain.
 """
@@ -194,7 +196,9 @@ class Novelty:
     def _scored(self, counts: np.ndarray, sizes: list[int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Score and nearest class of each lumisection, run by run. counts: (n, live), of runs of these sizes in order."""
         look = self.statistical.modes.look(counts)
+        untold = self.statistical.reference.blank(counts)
         of_class, ends = self.statistical.scores_of_look(look), np.cumsum(sizes)
+        of_class[untold] = 0.0
         near = _trailing(of_class, ends).argmax(axis=1)
         rows = self._known.row[near]
         # A block: all of a run's lumisections under one of the rows that are nearest to some of them.
@@ -202,7 +206,7 @@ class Novelty:
         blocks = [(places, row) for places, nearest in runs for row in nearest]
         place = np.concatenate([places for places, _ in blocks])
         under = np.repeat([row for _, row in blocks], [len(places) for places, _ in blocks])
-        left = self._left_under(under, look.rows(place))
+        left = self._left_under(under, look.rows(place), untold[place])
         block_ends = np.cumsum([len(places) for places, _ in blocks])
         found = self._channels(left, block_ends) + self._boxes(left, block_ends)
         score = np.empty(len(counts))
@@ -218,9 +222,11 @@ class Novelty:
         99 (2004) 96): what moves all channels alike is no find of one channel.
         """
         counts = maps.counts[:, self.live].astype(np.float64)
+        untold = self.statistical.reference.blank(counts)
+        counts = counts if untold.all() else counts[~untold]
         look = self.statistical.modes.look(counts)
         near = int(self.statistical.scores_of_look(look).sum(axis=0).argmax())
-        left = self._left_under(np.full(len(counts), self._known.row[near]), look)
+        left = self._left_under(np.full(len(counts), self._known.row[near]), look, np.full(len(counts), untold.all()))
         pull = self._pull(left.row[0], *left.sums(lambda values: values.sum(axis=0)))
         pull = pull / max(1.0, float(np.sqrt(np.median(pull**2) / MEDIAN_OF_SQUARE)))
         return Deviation(near, pull, left.expected.mean(axis=0), counts.mean(axis=0))
@@ -246,15 +252,18 @@ class Novelty:
             found.append(np.maximum(excess, 0) * both)
         return np.asarray(np.mean(found, axis=0, dtype=np.float64))
 
-    def _left_under(self, row: np.ndarray, look: Look) -> _Left:
-        """What lumisections leave over, each under a row of its own, (n,)."""
+    def _left_under(self, row: np.ndarray, look: Look, untold: np.ndarray) -> _Left:
+        """What lumisections leave over, each under a row of its own, (n,); nothing where untold, bool (n,), is True."""
         gain = self._known.gains[row]
         under = look.under(gain)
         noise, leverage = cut(under), under.leverage
         share = np.divide(noise, leverage, out=np.zeros_like(noise), where=leverage > 0)
         of_ring = medians(share, self.statistical.modes.ring)
         expected = under.deviation * leverage * (1 + of_ring)
-        return _Left(row, noise - leverage * of_ring, leverage, under.rate_leverage, expected)
+        noise, by_rate = noise - leverage * of_ring, under.rate_leverage
+        if untold.any():
+            noise, leverage, by_rate = (np.where(untold[:, None], 0.0, value) for value in (noise, leverage, by_rate))
+        return _Left(row, noise, leverage, by_rate, expected)
 
     def _pull(self, row: np.ndarray, squares: np.ndarray, onto: np.ndarray, by_gain: np.ndarray) -> np.ndarray:
         """Standardised change of each channel's counts over windows (n, live), with the errors of both runs. row: (n,)."""

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from dqmstream.errors import InputError, StateError
+from dqmstream.learners.blank import ALIKE, blank, telling
 from dqmstream.learners.response import KINDS, Expected, Response, fit
 from dqmstream.learners.stamp import prefixed, within
 from dqmstream.learners.strategy import Maps
@@ -47,10 +48,11 @@ class Reference:
 
     @classmethod
     def fit(cls, maps: Maps, left_out: np.ndarray | None = None) -> Reference:
-        """Fit on the lumisections of a run (its train part). Raises InputError if they hold no counts at all.
+        """Fit on the lumisections of a run (its train part) that are not blank. Raises InputError if nothing counted.
 
         left_out: bool, shape (depth, 64, 72), cells that are no channels of this reference.
         """
+        maps = maps.take(telling(maps.counts))
         live = np.asarray((maps.counts > 0).any(axis=0))
         if left_out is not None:
             live &= ~left_out
@@ -59,7 +61,8 @@ class Reference:
         counts = maps.counts[:, live].astype(np.float64)
         profile = counts.mean(axis=0)
         unfitted = cls(live, profile)
-        lit = unfitted._conditions(counts)[:, 1] > 0
+        cells, share = unfitted._boxes[1]
+        lit = np.median(counts[:, cells] @ share, axis=1) > 0
         if not lit.any():
             raise InputError("the reference run is dark in most readout boxes; start with a run that was read out")
         return cls(live, profile, fit(counts[lit], unfitted._conditions, profile, unfitted.ring))
@@ -90,7 +93,15 @@ class Reference:
 
     def _conditions(self, counts: np.ndarray) -> np.ndarray:
         # A median over readout boxes: in a mean one dead box moved the residuals of all other channels by 5 deviations.
-        return np.stack([np.median(counts[:, cells] @ share, axis=1) for cells, share in self._boxes], axis=1)
+        return np.stack([_middle(counts[:, cells] @ share) for cells, share in self._boxes], axis=1)
+
+    def blank(self, counts: np.ndarray) -> np.ndarray:
+        """Whether lumisections say nothing of the live channels: bool (n,), from their counts (n, live).
+
+        A saturated lumisection is not blank where those of the reference run are saturated too.
+        """
+        often_full = np.mean(self._profile > 0.999 * self._profile.max()) >= ALIKE
+        return blank(counts, often_full=bool(often_full)) | ~(self._conditions(counts.astype(np.float64))[:, 1] > 0)
 
     def conditions(self, counts: np.ndarray) -> np.ndarray:
         """a and b of each lumisection, relative to the reference run: float64, shape (n, 2), from maps (n, depth, 64, 72)."""
@@ -190,6 +201,14 @@ def _condition_cells(live: np.ndarray, profile: np.ndarray) -> tuple[np.ndarray,
         return groups[0], groups[1]
     order = np.argsort(profile, kind="stable")
     return order[: (order.size + 1) // 2], order[order.size // 2 :]
+
+
+def _middle(boxes: np.ndarray) -> np.ndarray:
+    """Medians of rows, (n, boxes) to (n,). Where most boxes of a row are dark, that of those which count: it is their light."""
+    middle = np.asarray(np.median(boxes, axis=1))
+    for row in np.flatnonzero((middle == 0) & (boxes > 0).any(axis=1)):
+        middle[row] = np.median(boxes[row][boxes[row] > 0])
+    return middle
 
 
 def _by_box(live: np.ndarray, cells: np.ndarray, profile: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -97,7 +97,7 @@ class Ridge(Incremental):
             self._solved = weights / max(float(error.mean()), np.finfo(np.float32).tiny)
         return self._solved
 
-    def scores(self, maps: Maps) -> np.ndarray:
+    def _scores(self, maps: Maps) -> np.ndarray:
         return np.asarray((self.features_of(maps) @ self._weights())[:, self.means.row_of_class])
 
     def state(self) -> dict[str, np.ndarray]:

@@ -81,7 +81,7 @@ class Slda(Incremental):
         own = np.maximum(self._squares - np.diag(together), 0.0)
         return np.asarray((together + np.diag(own)) / self._lumisections)
 
-    def scores(self, maps: Maps) -> np.ndarray:
+    def _scores(self, maps: Maps) -> np.ndarray:
         residuals = self.reference.residuals(maps.counts).astype(np.float64)
         if self._solved is None:
             means = self.means.rows.astype(np.float64)

@@ -149,7 +149,7 @@ class Statistical(Incremental):
         gain = np.stack([mode_log_likelihood(sigma**2, information, projection).sum(axis=0) for sigma in SIGMAS])
         return np.where(gain.max(axis=0) > EVIDENCE, gain.argmax(axis=0), 0).astype(np.uint8)
 
-    def scores(self, maps: Maps) -> np.ndarray:
+    def _scores(self, maps: Maps) -> np.ndarray:
         return self.scores_of_live(maps.counts[:, self.reference.live])
 
     def scores_of_live(self, counts: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from dqmstream.learners.blank import telling
 from dqmstream.learners.splits import Part
 
 if TYPE_CHECKING:
@@ -52,7 +53,10 @@ class RunData:
     parts: np.ndarray
 
     def part(self, part: Part) -> Maps:
-        return self.maps.take(np.flatnonzero(self.parts == part))
+        """The lumisections of a part, without blank ones (`learners.blank`); where all of them are blank, all of them."""
+        maps = self.maps.take(np.flatnonzero(self.parts == part))
+        rows = telling(maps.counts)
+        return maps if len(rows) == len(maps) else maps.take(rows)
 
 
 Past = Callable[[int], RunData]
@@ -111,7 +115,7 @@ class Strategy(Protocol):
     def scores(self, maps: Maps) -> np.ndarray:
         """Log-scores float64, shape (n, classes): a softmax over the columns gives the probability of each known run.
 
-        A row never depends on the rows beside it.
+        A row never depends on the rows beside it. All columns are equal where the lumisection is blank (`learners.blank`).
         """
         ...
 

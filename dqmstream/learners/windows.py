@@ -21,6 +21,7 @@ import numpy as np
 
 from dqmstream.errors import StateError
 from dqmstream.learners import checkpoint
+from dqmstream.learners.blank import telling
 from dqmstream.learners.history import append_line, read_history, write_lines
 from dqmstream.learners.judge import Clock
 from dqmstream.learners.ledger import Experience
@@ -49,9 +50,9 @@ class Windows:
     """What a learner does between two runs. The first run has no windows: there is nothing to tell it from.
 
     judged: windows whose label has come, one line each in windows.jsonl: window (its number), run, of_run (its number in the
-    run), first, last, lumisections, right (as many were named right), cumulative and sliding (`learners.prequential`), known
-    (whether anything of the run had been learnt when it came), classes (runs known then), no_change (right, had the run whose
-    label came last been named), named (run, how often), snapshot.
+    run), first, last, lumisections (that are not blank), right (as many were named right), cumulative and sliding
+    (`learners.prequential`), known (whether anything of the run had been learnt when it came), classes (runs known then),
+    no_change (right, had the run whose label came last been named), named (run, how often), snapshot.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class Windows:
         clock = Clock()
         run = self._read(line)
         own = run.maps.take(np.flatnonzero(run.maps.lumisection >= line.first))
+        own = own.take(telling(own.counts))
         names = self._names
         named = names[self._strategy.scores(own).argmax(axis=1)]
         newest = self._runs[-1] if self._newest is None else self._newest

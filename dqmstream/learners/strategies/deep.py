@@ -167,7 +167,7 @@ class DeepStrategy(Incremental):
         """Without a head, and with as many experts as there are when so many runs are learnt."""
         return build(self.reference.live, replace(recipe, experts=recipe.experts_at(classes)))
 
-    def scores(self, maps: Maps) -> np.ndarray:
+    def _scores(self, maps: Maps) -> np.ndarray:
         return self.network_scores(maps.counts[:, self.reference.live])
 
     def network_scores(self, counts: np.ndarray) -> np.ndarray:

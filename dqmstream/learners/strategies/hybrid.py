@@ -124,7 +124,7 @@ class Hybrid(StatisticalReplay):
         error = np.sqrt((gain - gain @ share) ** 2 @ share**2)
         return WEIGHTS[best] if gain @ share > SURE * error else WEIGHTS[0]
 
-    def scores(self, maps: Maps) -> np.ndarray:
+    def _scores(self, maps: Maps) -> np.ndarray:
         counts = maps.counts[:, self.reference.live]
         closed, network = self.weights
         scores = closed * self._closed_log_p(counts)
