@@ -18,6 +18,7 @@ from dqmstream.errors import UNFILED, BrokerError, DataLostError, StateError
 from dqmstream.learner_process import LearnerProcess
 from dqmstream.stopping import Stop
 from dqmstream.storage.archive import Archive
+from dqmstream.storage.expiry import Expiry
 from dqmstream.storage.log import ArchiveWriter
 from dqmstream.streaming.feed import DeadLetters, Feed
 from dqmstream.streaming.filer import IngestCounts
@@ -26,7 +27,6 @@ from dqmstream.streaming.ingest import Ingest
 log = structlog.get_logger("dqmstream.service")
 
 POLL_S = 0.2
-EXPIRE_EVERY_S = 3600.0
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def consume(
     """File what the feed gives and let a child learn from it, until stop is set, or until nothing is left to do.
 
     until_idle_s: end when nothing came for so long and no experience is behind; runs that were never stopped then count as
-    complete. Snapshots that nothing needs any more are dropped at run stops, at most once an hour. progress: called about
+    complete. Snapshots that nothing needs any more are dropped every hour (`storage.expiry`). progress: called about
     five times a second with the counts and the learner's status. On the way out all that was read is filed, unless the disk
     takes longer than `drain_s`, and the child is ended. Raises DataLostError and BrokerError as the feed does.
     """
@@ -95,8 +95,8 @@ def consume(
         max_events=settings.max_events,
     )
     learner_code: int | None = None
-    told, stops, expire_at = 0.0, 0, began + EXPIRE_EVERY_S
-
+    expiry = Expiry(archive.path, settings.keep_snapshots_s)
+    told = 0.0
     try:
         while not stop.is_set():
             idle = ingest.step(POLL_S) == 0 and until_idle_s is not None and ingest.idle_s >= until_idle_s
@@ -107,9 +107,6 @@ def consume(
                 stop.wait(POLL_S)  # an in-process feed that has ended does not wait by itself
             if learner is not None:
                 learner.watch()
-            if ingest.counts.stops > stops and time.monotonic() >= expire_at:
-                stops, expire_at = ingest.counts.stops, time.monotonic() + EXPIRE_EVERY_S
-                log.info("expired", snapshots=archive.expire(settings.keep_snapshots_s))
             if time.monotonic() - told >= POLL_S:
                 told = time.monotonic()
                 progress(ingest.counts, learner.status if learner else {})
@@ -121,6 +118,7 @@ def consume(
         raise
     finally:
         ingest.close()
+        expiry.close()
         if learner is not None:
             learner_code = learner.stop()
         feed.close()

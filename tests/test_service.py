@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -161,16 +162,26 @@ def test_a_learner_that_keeps_dying_is_given_up_within_a_bound(
     assert (done.counts.rows, done.learner_exit_code) == (600, -signal.SIGKILL)
 
 
-def test_snapshots_that_nothing_needs_are_dropped_at_run_stops(
+def test_snapshots_that_nothing_needs_are_dropped_without_any_stop(
     source: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those older than ten minutes at the least, once an hour; here at once, so no learner reads meanwhile."""
-    monkeypatch.setattr("dqmstream.service.EXPIRE_EVERY_S", 0.0)
+    """Those older than ten minutes at the least, once an hour; here at once, so no learner reads meanwhile. The first fails."""
+    monkeypatch.setattr("dqmstream.storage.expiry.EVERY_S", 0.1)
+    monkeypatch.setattr("dqmstream.storage.expiry.RETRY_S", 0.01)
+    failures = [OSError(5, "Input/output error")]
     real = Archive.expire
-    monkeypatch.setattr(Archive, "expire", lambda archive, keep_s: real(archive, 0.0))
-    feed = InProcessFeed("runs@in-process", feed_of(source).messages, max_records=10)
+
+    def expire(archive: Archive, keep_s: float) -> int:
+        if failures:
+            raise failures.pop()
+        return real(archive, 0.0)
+
+    monkeypatch.setattr(Archive, "expire", expire)
+    held = [message for message in messages(source, [s.run for s in source.runs()]) if message.value[4:8] != b"6s4t"]  # type: ignore[index]
+    sent = [replace(message, offset=offset) for offset, message in enumerate(held)]
+    feed = InProcessFeed("runs@in-process", lambda: iter(sent), max_records=10)
     done = run_service(source, settings_for(tmp_path, max_rows=10), feed=feed, learn=False)
-    assert done.counts.commits > 50
+    assert done.counts.commits > 50 and done.counts.stops == 0 and not failures
     assert len(list((tmp_path / "A" / "snapshots").iterdir())) < 25
     head = Archive.open(tmp_path / "A")
     assert [s.lumisections for s in head.runs()] == [200, 200, 200]
