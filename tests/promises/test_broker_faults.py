@@ -11,18 +11,19 @@ from pathlib import Path
 import pytest
 from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
 
+from dqmstream.errors import BrokerError
 from dqmstream.lumisection import Record
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.layout import Kind
 from dqmstream.storage.log import ArchiveWriter, Control
-from dqmstream.streaming.kafka import KafkaFeed, KafkaSender, create_topic
+from dqmstream.streaming.kafka import KafkaDeadLetters, KafkaFeed, KafkaSender, check_codecs, create_topic
 from dqmstream.streaming.publisher import publish
 from dqmstream.streaming.wire import encode
 from tests.commandline import dqmstream, result, told
 from tests.maps import SOURCE, check_tiling, lumisection
 from tests.promises.test_exactly_once import assert_equals, filed, read_letters, start_consume, wait_until
 from tests.runs import simulated_archive
-from tools.broker import Broker
+from tools.broker import NOWHERE, Broker
 
 pytestmark = pytest.mark.kafka
 
@@ -175,3 +176,27 @@ def test_a_topic_that_is_made_again_while_it_is_read_ends_the_feed_and_is_anothe
     assert head.offsets() == {before: {0: (0, 5)}, after: {0: (0, len(again))}}
     assert head.run(7)["lumisection"].values.tolist() == [*range(1, 6), *again]
     check_tiling(head)
+
+
+def test_a_broker_that_is_at_an_address_that_cannot_be_reached_is_told_by_every_command(
+    broker: Broker, topic: str, tmp_path: Path
+) -> None:
+    """It answers at --bootstrap, and advertises a host that does not exist."""
+    create_topic(broker.bootstrap, topic, 1)
+    flags = ("--bootstrap", broker.lost_bootstrap, "--topic", topic)
+    for command in (
+        ("consume", *flags, "--archive", tmp_path / "B", "--no-learn"),
+        ("deadletters", "list", *flags),
+    ):
+        line = told(dqmstream(*command), 4)
+        assert f"{broker.lost_bootstrap} answered, and says that its brokers are at {NOWHERE}:9092" in line
+        assert "advertised.listeners" in line
+    assert not Archive.exists(tmp_path / "B")
+    for attempt in (
+        lambda: create_topic(broker.lost_bootstrap, f"{topic}.new", 1),
+        lambda: check_codecs(broker.lost_bootstrap, topic),
+        lambda: KafkaFeed(broker.lost_bootstrap, topic, "group"),
+        lambda: KafkaDeadLetters(broker.lost_bootstrap, f"{topic}.deadletter"),
+    ):
+        with pytest.raises(BrokerError, match=f"brokers are at {NOWHERE}:9092"):
+            attempt()

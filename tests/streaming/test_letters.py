@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kafka import KafkaConsumer
+from kafka import KafkaConsumer, KafkaProducer
 
 from dqmstream.errors import BrokerError, InputError
 from dqmstream.streaming.feed import DeadLetter, Message
 from dqmstream.streaming.kafka import KafkaDeadLetters, KafkaSender, create_topic
+from dqmstream.streaming.kafka.client import topic_settings
 from dqmstream.streaming.kafka.letters import (
     HEAD,
     NOTHING,
@@ -26,6 +28,7 @@ from dqmstream.streaming.kafka.letters import (
     read_letters,
     republish,
 )
+from tests.hostile import NAME
 
 HEADERS = st.lists(st.tuples(st.text(max_size=300), st.none() | st.binary(max_size=300)), max_size=70)
 MESSAGES = st.builds(
@@ -172,3 +175,31 @@ def test_a_letter_is_one_of_the_broker_s_whatever_its_order() -> None:
         b"k", None, [("reason", b"\xff"), ("offset", b"1"), ("partition", b"0"), ("topic", b"t"), ("timestamp_ms", b"0")]
     )
     assert isinstance(got, Letter) and got.reason == "\ufffd"
+
+
+@pytest.mark.kafka
+def test_letters_are_kept_for_ever_and_a_topic_that_deletes_them_is_told(
+    bootstrap: str, topic: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    KafkaDeadLetters(bootstrap, topic).close()
+    found = topic_settings(bootstrap, topic)
+    assert [found[name] for name in ("cleanup.policy", "retention.ms", "retention.bytes")] == ["delete", "-1", "-1"]
+    KafkaDeadLetters(bootstrap, topic).close()
+    assert "deleted" not in capsys.readouterr().out
+    create_topic(bootstrap, f"{topic}.week", 1)
+    KafkaDeadLetters(bootstrap, f"{topic}.week").close()
+    told = capsys.readouterr().out
+    assert "dead letters are deleted by the broker" in told and "retention.ms=604800000" in told
+    assert topic_settings(bootstrap, f"{topic}.week")["retention.ms"] == "604800000"  # another's topic is left as it is
+
+
+@pytest.mark.kafka
+def test_a_stranger_s_record_among_the_letters_hides_none(bootstrap: str, topic: str) -> None:
+    """Not even with a header whose name is no text, at which the client's own reader gives up the batch."""
+    letters = KafkaDeadLetters(bootstrap, topic)
+    for offset in (1, 2):
+        letters.put([DeadLetter("hcal@x", "hcal", Message(0, offset, None, b"v"), "why")])
+        with closing(KafkaProducer(bootstrap_servers=bootstrap)) as stranger:
+            stranger.send(topic, value=b"v", headers=[(NAME, b"1")]).get(30)
+    letters.close()
+    assert [letter.offset for letter in list_letters(bootstrap, topic)] == [1, 2]

@@ -1,77 +1,30 @@
-"""Connections to a broker, and the topics on it."""
+"""The topics of a broker: made, checked, and told apart from others that had their name."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from collections.abc import Collection, Mapping
+from typing import Any
 
 import structlog
 from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 from kafka.admin import ConfigResource
 from kafka.errors import (
-    CorruptRecordError,
-    KafkaError,
+    AuthorizationError,
     LeaderNotAvailableError,
     TopicAlreadyExistsError,
     UnknownTopicOrPartitionError,
+    UnsupportedVersionError,
 )
 from kafka.protocol.metadata import MetadataRequest, MetadataResponse
 
 from dqmstream.errors import BrokerError, DataLostError
 from dqmstream.streaming.kafka.codecs import CODECS, missing_codecs
+from dqmstream.streaming.kafka.connection import connect, guarded, reason
 
 log = structlog.get_logger("dqmstream.kafka")
 
-T = TypeVar("T")
-
-BOOTSTRAP_TIMEOUT_MS = 10_000
-CLIENT = {
-    "client_id": "dqmstream",
-    "bootstrap_timeout_ms": BOOTSTRAP_TIMEOUT_MS,
-    "reconnect_backoff_max_ms": 1000,
-}
-
-
-def is_fatal(error: KafkaError) -> bool:
-    """Whether reading cannot go on after it.
-
-    What passes by itself is not fatal (a broker that is away, a coordinator that moves, a batch that the broker finds damaged).
-    All else that the client raises needs a person: rights, a password, a name that another worker took.
-    """
-    return not (error.retriable or isinstance(error, CorruptRecordError))
-
-
-class _LastWords(logging.Handler):
-    """Keeps the client's warnings: why a connection failed stands only there, the exception says `Unable to bootstrap`."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.said: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.said.append(record.getMessage())
-
-
-@contextmanager
-def _explained(bootstrap: str) -> Iterator[None]:
-    """Turn the client's errors into a BrokerError that says the reason."""
-    logger = logging.getLogger("kafka")
-    last_words = _LastWords()
-    logger.addHandler(last_words)
-    try:
-        yield
-    except (KafkaError, OSError) as error:
-        why = last_words.said[-1] if last_words.said else str(error) or type(error).__name__
-        raise BrokerError(f"no Kafka broker answers at {bootstrap}: {why}; is it running, and is --bootstrap right?") from error
-    finally:
-        logger.removeHandler(last_words)
-
-
-def connect(make: Callable[..., T], bootstrap: str, **settings: Any) -> T:
-    with _explained(bootstrap):
-        return make(bootstrap_servers=bootstrap.split(","), **CLIENT, **settings)
+NOT_TOLD = (AuthorizationError, UnsupportedVersionError)
+"""What the client raises where a broker does not tell settings to this user, or to anybody."""
 
 
 def check_broker(bootstrap: str) -> None:
@@ -87,14 +40,14 @@ def create_topic(
     Raises BrokerError where the broker cannot be reached, refuses, or has the topic and exist_ok is not given.
     """
     admin = connect(KafkaAdminClient, bootstrap)
+    asked = {topic: {"num_partitions": partitions, "configs": dict(settings or {})}}
     try:
-        admin.create_topics({topic: {"num_partitions": partitions, "configs": dict(settings or {})}}, wait_for_metadata=True)
+        with guarded(admin, bootstrap, f"topic {topic} could not be made on {bootstrap}", (TopicAlreadyExistsError,)):
+            admin.create_topics(asked, wait_for_metadata=True)
     except TopicAlreadyExistsError as error:
         if not exist_ok:
             raise BrokerError(f"topic {topic} exists already on {bootstrap}: leave out --create") from error
         return False
-    except KafkaError as error:
-        raise BrokerError(f"topic {topic} could not be made on {bootstrap}: {error}") from error
     finally:
         admin.close()
     return True
@@ -104,9 +57,10 @@ def check_topic(bootstrap: str, topic: str) -> int:
     """Number of partitions of the topic. Raises BrokerError if the broker has none of that name."""
     consumer = connect(KafkaConsumer, bootstrap, allow_auto_create_topics=False)
     try:
-        if topic not in consumer.topics():
-            raise BrokerError(missing(bootstrap, topic))
-        return len(consumer.partitions_for_topic(topic))
+        with guarded(consumer, bootstrap, f"topic {topic} cannot be read"):
+            if topic not in consumer.topics():
+                raise BrokerError(missing(bootstrap, topic))
+            return len(consumer.partitions_for_topic(topic))
     finally:
         consumer.close()
 
@@ -115,9 +69,10 @@ def topic_settings(bootstrap: str, topic: str) -> dict[str, str]:
     """The topic's settings by name, its own and the broker's defaults; none where the broker does not tell them."""
     admin = connect(KafkaAdminClient, bootstrap)
     try:
-        told = admin.describe_configs([ConfigResource("topic", topic)], config_filter="all")
-    except KafkaError as error:
-        log.info("the topic's settings cannot be read", topic=topic, error=str(error))
+        with guarded(admin, bootstrap, f"the settings of topic {topic} cannot be read", NOT_TOLD):
+            told = admin.describe_configs([ConfigResource("topic", topic)], config_filter="all")
+    except NOT_TOLD as error:
+        log.info("the topic's settings cannot be read", topic=topic, error=reason(error))
         return {}
     finally:
         admin.close()

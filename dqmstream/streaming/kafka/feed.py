@@ -21,7 +21,8 @@ from kafka.structs import OffsetAndMetadata
 from dqmstream.errors import BrokerError, DataLostError
 from dqmstream.streaming.feed import Message, Polled, Revoked, Slice
 from dqmstream.streaming.kafka.batches import BatchReader, Suspects
-from dqmstream.streaming.kafka.client import Incarnation, connect, is_fatal, missing
+from dqmstream.streaming.kafka.client import Incarnation, missing
+from dqmstream.streaming.kafka.connection import connect, guarded, is_fatal, reason
 from dqmstream.streaming.kafka.receiving import keep_freed_memory, receive_largely
 from dqmstream.streaming.kafka.transactions import StableEnds
 
@@ -89,6 +90,7 @@ class KafkaFeed:
         stall_s: float = 60.0,
     ) -> None:
         self.topic = topic
+        self._bootstrap = bootstrap
         self._accept_gap = accept_gap
         self._stall_s = stall_s
         self._missing = missing(bootstrap, topic)
@@ -104,6 +106,7 @@ class KafkaFeed:
         self._look_at = self._polled_at + stall_s
         self._behind: dict[int, int] = {}
         self._absent = False
+        self._last_error = ""
         self._consumer = connect(
             KafkaConsumer,
             bootstrap,
@@ -127,9 +130,13 @@ class KafkaFeed:
         receive_largely(self._consumer)
         self._assignments.consumer = self._consumer
         self._consumer.subscribe([topic], listener=self._assignments)
-        if not self._consumer.partitions_for_topic(topic):
+        try:
+            with guarded(self._consumer, bootstrap, f"topic {topic} cannot be read"):
+                if not self._consumer.partitions_for_topic(topic):
+                    raise BrokerError(self._missing)
+        except BrokerError:
             self._consumer.close(autocommit=False)
-            raise BrokerError(self._missing)
+            raise
         self._incarnation = Incarnation(self._consumer, topic)
 
     @property
@@ -168,7 +175,8 @@ class KafkaFeed:
         except KafkaError as error:
             if is_fatal(error):
                 raise BrokerError(f"reading topic {self.topic} failed: {error}") from error
-            log.info("reading goes on after", topic=self.topic, error=str(error))
+            self._last_error = reason(error)
+            log.info("reading goes on after", topic=self.topic, error=self._last_error)
         revoked, assigned = self._assignments.take()
         self._forget({*revoked, *assigned})
         if lost is not None:
@@ -280,11 +288,9 @@ class KafkaFeed:
         Raises DataLostError where the broker has not got what comes next and that is not accepted.
         """
         tp = TopicPartition(self.topic, partition)
-        try:
+        with guarded(self._consumer, self._bootstrap, f"the offsets of {self.topic}/{partition} cannot be read"):
             beginning = self._consumer.beginning_offsets([tp])[tp]
             end = self._consumer.end_offsets([tp])[tp]
-        except KafkaError as error:
-            raise BrokerError(f"the offsets of {self.topic}/{partition} cannot be read: {error}") from error
         with suppress(KafkaError):  # asked again for every slice; here only so that a topic made again is called that
             self._incarnation.confirm({partition}, CONFIRM_TIMEOUT_S)
         asked = beginning if offset is None else offset
@@ -320,6 +326,12 @@ class KafkaFeed:
             self._absent = True
             return
         self._absent = False
+        if not self._assignments.joined:
+            log.warning(
+                "the group gives out no partitions: is its coordinator up, and can advertised.listeners be reached?",
+                topic=self.topic,
+                last_error=self._last_error,
+            )
         self._stable_ends.look(self._positions, self._told_ends())
         watched = {TopicPartition(self.topic, p): at for p, at in self._positions.items() if p not in self._gaps}
         if self._held or self._unconfirmed or not watched:
@@ -380,4 +392,5 @@ class KafkaFeed:
                 self._consumer.commit(mine, timeout_ms=CLOSE_TIMEOUT_MS)
         except KafkaError as error:
             log.warning("the last advisory commit was refused", error=f"{type(error).__name__}: {error}")
-        self._consumer.close(autocommit=False, timeout_ms=CLOSE_TIMEOUT_MS)
+        with suppress(KafkaError):  # a broker that is away forgets this worker by itself
+            self._consumer.close(autocommit=False, timeout_ms=CLOSE_TIMEOUT_MS)

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import sha256
 
 import structlog
 from kafka import KafkaConsumer, TopicPartition
-from kafka.errors import KafkaError
 
 from dqmstream.errors import BrokerError, InputError
-from dqmstream.streaming.feed import DeadLetter
-from dqmstream.streaming.kafka.client import check_topic, connect, create_topic
+from dqmstream.streaming.feed import DeadLetter, Headers, Message
+from dqmstream.streaming.kafka.batches import BatchReader, Suspects
+from dqmstream.streaming.kafka.client import check_topic, create_topic, topic_settings
+from dqmstream.streaming.kafka.connection import connect, guarded
 from dqmstream.streaming.kafka.sender import MAX_REQUEST_BYTES, KafkaSender, TooLargeError
 
 MAX_LETTER_BYTES = MAX_REQUEST_BYTES
 READ_TIMEOUT_S = 30.0
 """Longest that reading goes on without a record, although the broker said that there are more."""
+
+RETENTION = ("retention.ms", "retention.bytes")
+KEPT = {"cleanup.policy": "delete", **dict.fromkeys(RETENTION, "-1")}
+"""Settings of a topic from which nothing is deleted; the broker's own are 7 days unless set otherwise."""
 
 ORIGINAL = "original."
 """Before the name of each header that the message itself had."""
@@ -46,10 +52,15 @@ class KafkaDeadLetters:
     A letter that the topic does not take whole, because its headers come on top of a message of the greatest size, is sent
     with the head of the message, or with nothing of it, and says so. The message itself stays at its offset for as long
     as the broker keeps it.
+
+    The topic is made where it is missing, to keep letters for ever. Of one that stands, settings by which letters are lost
+    are told, and left as they are.
     """
 
     def __init__(self, bootstrap: str, topic: str) -> None:
-        create_topic(bootstrap, topic, 1, {"max.message.bytes": str(MAX_LETTER_BYTES)}, exist_ok=True)
+        made = create_topic(bootstrap, topic, 1, {**KEPT, "max.message.bytes": str(MAX_LETTER_BYTES)}, exist_ok=True)
+        if not made:
+            _warn_of_loss(topic, topic_settings(bootstrap, topic))
         self.topic = topic
         self._bootstrap = bootstrap
         self._sender = KafkaSender(bootstrap, topic)
@@ -86,6 +97,18 @@ class KafkaDeadLetters:
 
     def close(self) -> None:
         self._sender.close()
+
+
+def _warn_of_loss(topic: str, settings: Mapping[str, str]) -> None:
+    """Warn of what a broker deletes by itself. settings: empty where the broker does not tell them."""
+    if settings.get("cleanup.policy", "delete") == "compact":  # letters have keys of their own, so all are kept
+        return
+    if losing := {name: settings[name] for name in RETENTION if settings.get(name, "-1") != "-1"}:
+        log.warning(
+            "dead letters are deleted by the broker: set retention.ms and retention.bytes of the topic to -1 to keep them",
+            topic=topic,
+            **losing,
+        )
 
 
 def _letter_headers(letter: DeadLetter, room: _Room) -> list[tuple[str, bytes]]:
@@ -158,7 +181,7 @@ class Letter:
         return ""
 
 
-def parse_letter(key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes]]) -> Letter | None:
+def parse_letter(key: bytes | None, value: bytes | None, headers: Headers) -> Letter | None:
     """The letter in a record of the topic, None if it is none. Of a name that comes twice, the first is the letter's own."""
     told = {name: content or b"" for name, content in reversed(headers) if not name.startswith(ORIGINAL)}
     own = tuple((name.removeprefix(ORIGINAL), content or b"") for name, content in headers if name.startswith(ORIGINAL))
@@ -189,41 +212,42 @@ def read_letters(bootstrap: str, topic: str) -> Iterator[Letter]:
     consumer = connect(
         KafkaConsumer, bootstrap, enable_auto_commit=False, auto_offset_reset="earliest", allow_auto_create_topics=False
     )
+    consumer._fetcher.PartitionRecords = partial(BatchReader, Suspects(), consumer.highwater)
     foreign = 0
     try:
-        if topic not in consumer.topics():
-            raise BrokerError(
-                f"{bootstrap} has no topic {topic}: no letter was ever written, or --dead-letter-topic is another"
-            )
-        assigned = [TopicPartition(topic, partition) for partition in sorted(consumer.partitions_for_topic(topic))]
-        consumer.assign(assigned)
-        ends = consumer.end_offsets(assigned)
-        for tp, beginning in consumer.beginning_offsets(assigned).items():
-            consumer.seek(tp, beginning)
-        news = time.monotonic()
-        while any(consumer.position(tp) < ends[tp] for tp in assigned):
-            records = consumer.poll(timeout_ms=1000)
-            if records:
-                news = time.monotonic()
-            elif time.monotonic() > news + READ_TIMEOUT_S:
+        with guarded(consumer, bootstrap, f"topic {topic} cannot be read"):
+            if topic not in consumer.topics():
                 raise BrokerError(
-                    f"{bootstrap} gives nothing of topic {topic} for {READ_TIMEOUT_S:.0f} s, although it holds more"
+                    f"{bootstrap} has no topic {topic}: no letter was ever written, or --dead-letter-topic is another"
                 )
-            for tp, found in records.items():
-                for record in found:
-                    if record.offset >= ends[tp]:
-                        break
-                    letter = parse_letter(record.key, record.value, record.headers)
-                    if letter is None:
-                        foreign += 1
-                    else:
-                        yield letter
-    except (KafkaError, ValueError) as error:  # a name of a header that is not UTF-8, say
-        raise BrokerError(f"topic {topic} cannot be read: {type(error).__name__}: {error}") from error
+            for message in _messages(consumer, bootstrap, topic):
+                letter = None if message.error else parse_letter(message.key, message.value, message.headers)
+                if letter is None:
+                    foreign += 1
+                else:
+                    yield letter
     finally:
         consumer.close(autocommit=False)
     if foreign:
         log.warning("records that are no dead letters were passed over", topic=topic, records=foreign)
+
+
+def _messages(consumer: KafkaConsumer, bootstrap: str, topic: str) -> Iterator[Message]:
+    """All that the topic holds now. Raises BrokerError where nothing comes for READ_TIMEOUT_S."""
+    assigned = [TopicPartition(topic, partition) for partition in sorted(consumer.partitions_for_topic(topic))]
+    consumer.assign(assigned)
+    ends = consumer.end_offsets(assigned)
+    for tp, beginning in consumer.beginning_offsets(assigned).items():
+        consumer.seek(tp, beginning)
+    news = time.monotonic()
+    while any(consumer.position(tp) < ends[tp] for tp in assigned):
+        records = consumer.poll(timeout_ms=1000)
+        if records:
+            news = time.monotonic()
+        elif time.monotonic() > news + READ_TIMEOUT_S:
+            raise BrokerError(f"{bootstrap} gives nothing of topic {topic} for {READ_TIMEOUT_S:.0f} s, although it holds more")
+        for tp, found in records.items():
+            yield from (message for message in found if message.offset < ends[tp])
 
 
 def list_letters(bootstrap: str, topic: str) -> list[Letter]:

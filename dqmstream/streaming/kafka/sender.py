@@ -10,7 +10,7 @@ from kafka import KafkaProducer
 from kafka.errors import KafkaError, MessageSizeTooLargeError, RecordListTooLargeError
 
 from dqmstream.errors import BrokerError
-from dqmstream.streaming.kafka.client import connect
+from dqmstream.streaming.kafka.connection import connect, hint, reason
 
 MAX_REQUEST_BYTES = 16 * 2**20
 DELIVERY_TIMEOUT_MS = 120_000
@@ -27,6 +27,7 @@ class KafkaSender:
 
     def __init__(self, bootstrap: str, topic: str) -> None:
         self.topic = topic
+        self._bootstrap = bootstrap
         self._futures: list[Any] = []
         self._producer = connect(
             KafkaProducer,
@@ -48,7 +49,7 @@ class KafkaSender:
         except MessageSizeTooLargeError as error:
             raise TooLargeError(f"a message is too large for topic {self.topic}: {error}") from error
         except KafkaError as error:
-            raise BrokerError(f"sending to topic {self.topic} failed: {error}") from error
+            raise self._failure(f"sending to topic {self.topic} failed", error) from error
         if len(self._futures) >= 4096:
             self.flush()
 
@@ -70,7 +71,10 @@ class KafkaSender:
             if isinstance(cause, (MessageSizeTooLargeError, RecordListTooLargeError)):
                 raise TooLargeError(f"topic {self.topic} does not take a message of that size: {cause}") from cause
         if errors:
-            raise BrokerError(f"topic {self.topic} did not acknowledge: {errors[0]}") from errors[0]
+            raise self._failure(f"topic {self.topic} did not acknowledge", errors[0]) from errors[0]
+
+    def _failure(self, what: str, error: KafkaError) -> BrokerError:
+        return BrokerError(f"{what}: {reason(error)}{hint(self._producer, self._bootstrap, error)}")
 
     def close(self) -> None:
         self._producer.close()
