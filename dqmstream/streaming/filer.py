@@ -18,6 +18,7 @@ from dqmstream.storage.layout import ROWS_PER_CHUNK, Kind
 from dqmstream.storage.log import ArchiveWriter, Control, Entry, OffsetConflict, Row, SourceConflict
 from dqmstream.streaming.entries import Sorter
 from dqmstream.streaming.feed import DeadLetter, DeadLetters, Message, Slice
+from dqmstream.streaming.repeats import Repeats
 from dqmstream.streaming.wire import LONGEST_REASON, Undecodable
 
 log = structlog.get_logger("dqmstream.ingest")
@@ -80,6 +81,7 @@ class Filer:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.counts = IngestCounts()
+        self.repeats = Repeats(clock=clock)
         self._name = name
         self._writer = writer
         self._dead_letters = dead_letters
@@ -161,7 +163,8 @@ class Filer:
         return min(due) - self._clock() if due else None
 
     def _due_at(self, partition: int, pending: _Pending, more_waits: bool) -> float:
-        if pending.rows >= self._max_rows:
+        # Messages that are no rows fill the room that the feed has as well: it must not be held for flush_s each time.
+        if pending.rows >= self._max_rows or len(pending.entries) >= 2 * self._max_rows:
             return float("-inf")
         latest = pending.since + self._flush_s
         # A row that comes alone, as at a detector's own rate, need not wait for others: the pause is behind it.
@@ -217,7 +220,7 @@ class Filer:
                 self.counts.stops += entry.kind is Kind.STOP
                 self.counts.gaps += entry.kind is Kind.GAP
         for letter in letters:
-            log.warning("dead letter", key=letter.key, reason=letter.reason)
+            self.repeats.tell(log.warning, "dead letter", letter.reason, key=letter.key)
         del pending.entries[:count], pending.sizes[:count]
         pending.letters = {offset: letter for offset, letter in pending.letters.items() if offset >= until}
         pending.messages = {offset: message for offset, message in pending.messages.items() if offset >= until}

@@ -108,6 +108,7 @@ class Ingest:
     def step(self, timeout_s: float) -> int:
         """Poll once, waiting up to timeout_s, and hand on what came. Returns how many messages came."""
         self._settle()
+        self._filer.repeats.tell_due()
         self._hold_or_let_go()
         if self._held:  # the group must see polls, the queue needs time
             self._moved.clear()
@@ -148,6 +149,7 @@ class Ingest:
         timeout_s to end."""
         self._queue.put(_Close())
         self._thread.join(timeout_s)
+        self._filer.repeats.tell_due(all_of_it=True)
 
     @property
     def waiting(self) -> int:

@@ -28,6 +28,7 @@ from dqmstream.errors import BrokerError
 from dqmstream.streaming.feed import Message
 from dqmstream.streaming.kafka.legacy import OldBatch
 from dqmstream.streaming.kafka.records import Batch
+from dqmstream.streaming.repeats import Repeats
 
 PREFIX = struct.Struct(">qi4xb")
 """Base offset, length of what follows it, and the format (magic), which lie alike in all formats."""
@@ -49,9 +50,10 @@ log = structlog.get_logger("dqmstream.kafka")
 
 
 class Suspects:
-    """The offset of each partition that could not be read when it was fetched last."""
+    """The offset of each partition that could not be read when it was fetched last. repeats: tells of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, repeats: Repeats | None = None) -> None:
+        self.repeats = repeats or Repeats()
         self._offsets: dict[TopicPartition, int] = {}
 
     def confirm(self, tp: TopicPartition, offset: int) -> bool:
@@ -216,15 +218,19 @@ class BatchReader(Fetcher.PartitionRecords):
                 raise BrokerError(f"{tp.topic}/{tp.partition} cannot be read on from offset {at}: {error}") from error
             start = max(self.fetch_offset, self.next_fetch_offset)
             if not self._suspects.confirm(tp, start):
-                log.warning("fetching again", topic=tp.topic, partition=tp.partition, offset=start, reason=reason)
+                self._tell(log.warning, "fetching again", reason, offset=start)
                 self.next_fetch_offset = start
                 self.drain()
                 return
             until = batches.skip(start)
-            log.error("unreadable", topic=tp.topic, partition=tp.partition, offset=start, until=until, reason=reason)
+            self._tell(log.error, "unreadable", reason, offset=start, until=until)
             for offset in range(start, until):
                 self.next_fetch_offset = offset + 1
                 yield Message(tp.partition, offset, None, None, error=reason)
+
+    def _tell(self, tell: Callable[..., Any], event: str, reason: str, **facts: int) -> None:
+        tp = self.topic_partition
+        self._suspects.repeats.tell(tell, event, reason, topic=tp.topic, partition=tp.partition, **facts)
 
     def _messages(self, batches: Batches) -> Iterator[Message]:
         """What the client's own generator does, without an object of the client's for each record."""

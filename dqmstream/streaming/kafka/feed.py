@@ -25,6 +25,7 @@ from dqmstream.streaming.kafka.client import Incarnation, missing
 from dqmstream.streaming.kafka.connection import connect, guarded, is_fatal, reason
 from dqmstream.streaming.kafka.receiving import keep_freed_memory, receive_largely
 from dqmstream.streaming.kafka.transactions import StableEnds
+from dqmstream.streaming.repeats import Repeats
 
 log = structlog.get_logger("dqmstream.kafka")
 
@@ -107,6 +108,7 @@ class KafkaFeed:
         self._behind: dict[int, int] = {}
         self._absent = False
         self._last_error = ""
+        self._repeats = Repeats()
         self._consumer = connect(
             KafkaConsumer,
             bootstrap,
@@ -124,7 +126,7 @@ class KafkaFeed:
             metadata_max_age_ms=5000,  # how soon a topic that was made again is noticed where nothing comes of it
         )
         fetcher = self._consumer._fetcher
-        fetcher.PartitionRecords = partial(BatchReader, Suspects(), self._told_end)
+        fetcher.PartitionRecords = partial(BatchReader, Suspects(self._repeats), self._told_end)
         self._stable_ends = StableEnds(fetcher, topic)
         keep_freed_memory()
         receive_largely(self._consumer)
@@ -176,7 +178,7 @@ class KafkaFeed:
             if is_fatal(error):
                 raise BrokerError(f"reading topic {self.topic} failed: {error}") from error
             self._last_error = reason(error)
-            log.info("reading goes on after", topic=self.topic, error=self._last_error)
+            self._repeats.tell(log.info, "reading goes on", self._last_error, topic=self.topic)
         revoked, assigned = self._assignments.take()
         self._forget({*revoked, *assigned})
         if lost is not None:
@@ -238,7 +240,7 @@ class KafkaFeed:
         try:
             self._incarnation.confirm({piece.partition for piece in self._unconfirmed}, CONFIRM_TIMEOUT_S)
         except KafkaError as error:
-            log.info("what was read waits until the broker says of which topic it is", topic=self.topic, error=str(error))
+            self._repeats.tell(log.info, "waiting for the broker to say which topic it has", reason(error), topic=self.topic)
             self._wait(True)
             return []
         slices, self._unconfirmed = self._unconfirmed, []
@@ -312,6 +314,7 @@ class KafkaFeed:
 
         Raises BrokerError. Without this a client that no longer reads would look like a topic on which nothing happens.
         """
+        self._repeats.tell_due()
         now = time.monotonic()
         pause, self._polled_at = now - self._polled_at, now
         if pause > self._stall_s:  # nobody polled, as in a process that was stopped
@@ -381,10 +384,11 @@ class KafkaFeed:
             self._consumer.commit_async(found)
         except KafkaError as error:  # what an earlier one met; nothing else tells a worker that its instance was taken
             self._fenced |= isinstance(error, FencedInstanceIdError)
-            log.info("an advisory commit was refused", error=str(error))
+            self._repeats.tell(log.info, "an advisory commit was refused", reason(error), topic=self.topic)
 
     def close(self) -> None:
         """Leave the group, and tell it once more how far the archive is, as far as the broker will listen."""
+        self._repeats.tell_due(all_of_it=True)
         self._stable_ends.tell_unread(self._positions, self._told_ends())
         mine = {tp: offset for tp, offset in self._filed.items() if tp.partition in self._positions}
         try:

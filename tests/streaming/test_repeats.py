@@ -1,0 +1,84 @@
+"""What repeats is told a few times in full, then in numbers, and no other kind of event is hidden by it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dqmstream.storage.archive import Archive
+from dqmstream.storage.log import ArchiveWriter
+from dqmstream.streaming.feed import DeadLetter, InProcessFeed, Message
+from dqmstream.streaming.ingest import Ingest
+from dqmstream.streaming.repeats import EVERY_S, MOST_KINDS, TOLD, Repeats
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_few_are_told_the_rest_counted_and_another_reason_told_at_once() -> None:
+    clock, lines = Clock(), []
+
+    def tell(event: str, **facts: Any) -> None:
+        lines.append((event, facts))
+
+    repeats = Repeats(clock=clock)
+    for number in range(1000):
+        repeats.tell(tell, "dead letter", f"run {number} is not 'that'", key=number)
+    assert lines == [("dead letter", {"reason": f"run {k} is not 'that'", "key": k}) for k in range(TOLD)]
+    repeats.tell(tell, "dead letter", "the value is empty", key=5)
+    assert lines.pop() == ("dead letter", {"reason": "the value is empty", "key": 5})
+    del lines[:]
+    repeats.tell_due()
+    assert lines == []
+    clock.now = EVERY_S
+    repeats.tell_due()
+    more = {"count": 1000 - TOLD, "last_reason": "run 999 is not 'that'", "key": 999}
+    assert lines == [("dead letter: more of its kind", more)]
+    repeats.tell(tell, "dead letter", "run 7 is not 'that'", key=7)
+    assert lines[-1] == ("dead letter", {"reason": "run 7 is not 'that'", "key": 7})
+
+
+def test_reasons_without_end_are_one_kind_from_some_number_on() -> None:
+    lines: list[str] = []
+    repeats = Repeats(clock=Clock())
+    for k in range(10_000):
+        repeats.tell(lambda event, **facts: lines.append(event), "dead letter", "x" * (k % 40) + chr(1000 + k))
+    assert len(lines) <= TOLD * (MOST_KINDS + 1)
+    repeats.tell_due(all_of_it=True)
+    assert len(lines) <= (TOLD + 1) * (MOST_KINDS + 1)
+
+
+class Kept:
+    def __init__(self) -> None:
+        self.letters: list[DeadLetter] = []
+
+    def put(self, letters: list[DeadLetter]) -> None:
+        self.letters += letters
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+def test_a_flood_of_refused_messages_is_kept_letter_by_letter_and_logged_in_a_few_lines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The clock stands, so nothing is filed for want of time: a full room is due at once, rows or not."""
+    count, kept = 6 * 64, Kept()
+    feed = InProcessFeed("hcal", lambda: (Message(0, offset, None, b"x") for offset in range(count)), max_records=32)
+    archive = Archive.create(tmp_path / "A")
+    loop = Ingest(feed, ArchiveWriter(archive), kept, topic="hcal", max_rows=64, crc_required=False, clock=Clock())
+    while loop.counts.messages < count:
+        loop.step(0.05)
+    assert loop.drain()
+    loop.close()
+    assert [letter.message.offset for letter in kept.letters] == list(range(count))
+    lines = [line for line in capsys.readouterr().out.splitlines() if "dead letter" in line]
+    assert len(lines) == TOLD + 1
+    assert f"count={count - TOLD}" in lines[-1]
