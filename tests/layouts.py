@@ -55,9 +55,18 @@ ELEMENT = "Hcal/DigiTask/Occupancy/depth/depth{}"
 DATASET = "/ZeroBias/Run2024C-PromptReco-v1/DQMIO"
 
 
+def booked(maps: np.ndarray) -> np.ndarray:
+    """Maps (..., 64, 72) in the 84 bins of cmssw: HE up to |ieta| 29 at x + 42 or x + 41, HF beyond at x + 41 or x + 42."""
+    wide = np.zeros((*maps.shape[:-2], 84, 72), maps.dtype)
+    for row, ieta in enumerate([*range(-32, 0), *range(1, 33)]):
+        is_hf = abs(ieta) > 29
+        wide[..., ieta + (42 - is_hf if ieta < 0 else 41 + is_hf), :] = maps[..., row, :]
+    return wide
+
+
 def dials_rows(run: int, maps: np.ndarray, *, dataset: str = DATASET, first: int = 1) -> list[dict[str, object]]:
-    """Rows of a run's maps, (n, depths, 64, 72), as DIALS has them: data is (72 iphi, 84 ieta), ten rows wider on each side."""
-    wide = np.pad(maps, ((0, 0), (0, 0), (10, 10), (0, 0)))
+    """Rows of a run's maps, (n, depths, 64, 72), as DIALS has them: data is (72 iphi, 84 ieta)."""
+    wide = booked(maps)
     return [
         {
             "dataset": dataset,

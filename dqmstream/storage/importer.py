@@ -215,7 +215,7 @@ def _check(
             f"{data.name} holds {data.depths} depth(s), the archive {depths}: a new one is made with --depths {data.depths}"
         )
     counts = data.counts
-    shape = (data.size, *counts.shape[1:])
+    shape = (data.size, *data.map_shape)
     digest = hashlib.sha256(f"run {data.run} interpolated {interpolated} {counts.dtype.str} {shape}".encode())
     rounding = 0.0
     for k, (n_events, pileup) in enumerate(zip(data.events.tolist(), data.pileup.tolist(), strict=True)):

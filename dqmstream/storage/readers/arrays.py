@@ -1,6 +1,6 @@
 """The original layout: `Run355456_Dataset_x.npy` holds a run, and row k of it is lumisection k + 1.
 
-Shape (n, 64, 72) or (n, depth, 64, 72); wider ones, as (n, 84, 72), have their 64 rows of ieta in the middle. Beside it, or
+Shape (n, 64, 72) or (n, depth, 64, 72), or wider as (n, 84, 72); which rows of ieta are meant, `places` tells. Beside it, or
 among the files given, `Run355456_events.npy` and `Run355456_pileup.npy` of shape (n,) say what is known of each lumisection.
 """
 
@@ -13,7 +13,8 @@ import numpy as np
 
 from dqmstream.errors import InputError
 from dqmstream.lumisection import N_IPHI, RUN_FILE, check_numbers
-from dqmstream.storage.readers.runs import Middle, RunData, is_width, unknown
+from dqmstream.storage.readers.places import UNSHIFTED, is_width
+from dqmstream.storage.readers.runs import NO_LUMISECTION, RunData, find_places, unknown
 
 Sidecars = Mapping[tuple[int, str], Path]
 """Files by (run, "events" | "pileup")."""
@@ -30,21 +31,28 @@ def read_array(path: Path, run: int | None, sidecars: Sidecars, crop: bool) -> R
         )
     if counts.dtype.kind not in "iuf":
         raise InputError(f"{path}: occupancy of dtype {counts.dtype} is not a real number")
-    middle = Middle(crop)
-    counts = middle.check(counts, path)
+    places, notes = find_places(counts, path, crop)
+    size, begins_empty = len(counts), not np.any(counts[0])
     scalars = {}
     for what in ("events", "pileup"):
         beside = path.with_name(f"Run{number}_{what}.npy")
         sidecar = sidecars.get((number, what)) or (beside if beside.exists() else None)
-        scalars[what] = _check_sidecar(sidecar, len(counts)) if sidecar else unknown(len(counts))
+        scalars[what] = _check_sidecar(sidecar, size) if sidecar else unknown(size)
+    is_converted = places is UNSHIFTED and begins_empty  # as the group's converter wrote it: row k is lumisection k
+    if begins_empty and size > 1 and not is_converted:
+        notes = (*notes, "row 0 is empty and was taken for lumisection 1; leave it out if row k is lumisection k")
+    skip = int(is_converted)
     return RunData(
         path.name,
         number,
         counts,
-        np.arange(1, len(counts) + 1),
-        scalars["events"],
-        scalars["pileup"],
-        notes=middle.notes,
+        np.arange(1, size + 1 - skip),
+        scalars["events"][skip:],
+        scalars["pileup"][skip:],
+        dropped=(NO_LUMISECTION,) if is_converted else (),
+        notes=notes,
+        rows=np.arange(1, size) if is_converted else None,
+        places=places,
     )
 
 

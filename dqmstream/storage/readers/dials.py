@@ -24,7 +24,8 @@ import pyarrow as pa
 from dqmstream.errors import InputError
 from dqmstream.lumisection import MAX_NUMBER, N_IETA, N_IPHI
 from dqmstream.storage.readers.nested import Ragged, batches, dense, open_parquet
-from dqmstream.storage.readers.runs import Dropped, Middle, RunData, is_width, unknown
+from dqmstream.storage.readers.places import is_width
+from dqmstream.storage.readers.runs import Dropped, RunData, Window, unknown
 
 ELEMENT = "Hcal/DigiTask/Occupancy/depth"
 _DEPTH = re.compile(rf"^/?{ELEMENT}/depth([1-7])$")
@@ -76,11 +77,11 @@ def read_dials(
     wanted = _wanted(paths, keys, depths)
     runs, slots = _place(keys, wanted)
     maps = _Maps(sum(len(run.lumisection) for run in runs) * len(wanted), _dtype(files), scratch)
-    middle = Middle(crop)
-    _fill(paths, files, keys, slots, maps, middle, progress)
+    window = Window(crop)
+    _fill(paths, files, keys, slots, maps, window, progress)
     name = paths[0].name if len(paths) == 1 else f"{paths[0].name} and {len(paths) - 1} more"
     element = f"{ELEMENT}/depth{wanted[0]}" if len(wanted) == 1 else ELEMENT
-    notes = list(middle.notes)
+    notes = list(window.notes)
     notes += [f"left out: {count} rows of {other}" for other, count in sorted(keys.others.items())]
     found: list[RunData] = []
     for run in runs:
@@ -265,7 +266,7 @@ def _fill(
     keys: _Keys,
     slots: np.ndarray,
     maps: _Maps,
-    middle: Middle,
+    window: Window,
     progress: Progress,
 ) -> None:
     row = 0
@@ -277,7 +278,7 @@ def _fill(
                 counts = _counts(path, batch.column(0).take(here), here + row - begins)
                 for place, one in zip((here + row).tolist(), counts, strict=True):
                     where = f"{path}, run {keys.run[place]}, lumisection {keys.lumisection[place]}, depth {keys.depth[place]}"
-                    if not maps.put(int(slots[place]), middle.of(one, where)):
+                    if not maps.put(int(slots[place]), window.of(one, where)):
                         raise InputError(f"{where}: there twice, with different counts")
             row += len(batch)
             progress(row, len(slots))

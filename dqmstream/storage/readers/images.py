@@ -16,9 +16,10 @@ import h5py
 import numpy as np
 
 from dqmstream.errors import InputError
-from dqmstream.lumisection import RUN_FILE
+from dqmstream.lumisection import N_IETA, N_IPHI, RUN_FILE
 from dqmstream.storage.importer import read_run_file
 from dqmstream.storage.readers.nested import Ragged, batches, dense, open_parquet
+from dqmstream.storage.readers.runs import RunData
 
 BLOCK_BYTES = 4 << 20
 """Of images that are held at once while a file goes by."""
@@ -228,20 +229,20 @@ class RunImages:
     labels: np.ndarray
     names: Mapping[int, str]
     group: np.ndarray
-    counts: np.ndarray
+    data: RunData
     what: str = "run"
     columns: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def read(self, rows: np.ndarray) -> np.ndarray:
-        return np.asarray(self.counts[rows], np.float32).reshape(len(rows), *self.size[1:])
+        return np.asarray(self.data.maps(rows), np.float32).reshape(len(rows), *self.size[1:])
 
 
 def open_run(path: Path) -> RunImages:
     """A run in the original layout, checked as an import checks it."""
     data = read_run_file(path).data
-    size = (data.size, data.depths, *data.counts.shape[-2:])
+    size = (data.size, data.depths, N_IETA, N_IPHI)
     labels = np.full(data.size, data.run, np.int64)
-    return RunImages(path, size, labels, {data.run: str(data.run)}, data.lumisection, data.counts)
+    return RunImages(path, size, labels, {data.run: str(data.run)}, data.lumisection, data)
 
 
 def check_finite(path: Path, rows: np.ndarray, images: np.ndarray) -> np.ndarray:

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from dqmstream.errors import InputError
-from dqmstream.lumisection import N_IETA
+from dqmstream.lumisection import N_IETA, N_IPHI
 from dqmstream.storage.layout import ROWS_PER_CHUNK
+from dqmstream.storage.readers.places import CMSSW_HF, CMSSW_HF_29, CMSSW_WIDTH, PLAIN, Places, find_shift, places_of
 
 PIECE_BYTES = 16 << 20
 """Of maps that are held at once while a run goes by."""
@@ -25,14 +26,17 @@ class Dropped:
     what: str = "lumisections"
 
 
+NO_LUMISECTION = Dropped("row 0, which is empty: row k is lumisection k", 1, "rows")
+
+
 @dataclass(frozen=True, eq=False)
 class RunData:
     """A run as one file, or several, hold it.
 
-    name: of the files. counts: (rows, 64, 72) or (rows, depth, 64, 72), on the disk (a memory map). lumisection: numbers of
-    those that are taken, int64, (n,), ascending. events, pileup: float64, (n,), nan where unknown. source: dataset and
-    monitoring element, empty where unknown. notes: what a reader of the result must know. rows: places in counts of the
-    lumisections, (n,); None: all of them. row_is_in_file: whether these are rows of the file, too.
+    name: of the files. counts: (rows, width, 72) or (rows, depth, width, 72), on the disk (a memory map), of which `places`
+    are taken. lumisection: numbers of those that are taken, int64, (n,), ascending. events, pileup: float64, (n,), nan where
+    unknown. source: dataset and monitoring element, empty where unknown. notes: what a reader of the result must know. rows:
+    places in counts of the lumisections, (n,); None: all of them. row_is_in_file: whether these are rows of the file, too.
     """
 
     name: str
@@ -46,6 +50,7 @@ class RunData:
     notes: tuple[str, ...] = ()
     rows: np.ndarray | None = None
     row_is_in_file: bool = True
+    places: Places = PLAIN
 
     @property
     def depths(self) -> int:
@@ -56,11 +61,19 @@ class RunData:
         """Lumisections that are taken."""
         return len(self.lumisection)
 
+    @property
+    def map_shape(self) -> tuple[int, ...]:
+        """Of a map as `maps` gives it: (64, 72) or (depth, 64, 72)."""
+        return (*self.counts.shape[1:-2], N_IETA, N_IPHI)
+
+    def maps(self, which: slice | np.ndarray) -> np.ndarray:
+        """Maps of these of the taken lumisections, in memory: (n, 64, 72) or (n, depth, 64, 72)."""
+        return np.ascontiguousarray(self.places.of(self.counts[which if self.rows is None else self.rows[which]]))
+
     def pieces(self) -> Iterator[tuple[int, np.ndarray]]:
         """(place of the first, maps) of the taken lumisections, a piece at a time in memory."""
         for start, stop in spans(self.counts, self.size):
-            places = slice(start, stop) if self.rows is None else self.rows[start:stop]
-            yield start, np.ascontiguousarray(self.counts[places])
+            yield start, self.maps(slice(start, stop))
 
     def only(self, good: np.ndarray, reason: str) -> RunData:
         """The run without the lumisections that are not good: bool, (n,)."""
@@ -85,52 +98,74 @@ def spans(maps: np.ndarray, size: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + step, size)
 
 
-class Middle:
-    """The 64 rows of ieta in the middle of wider maps, and what lay outside of them.
+class Window:
+    """The archive's rows of wider maps, and what lay outside of them.
 
-    crop: leave out what lies outside; else a count there is an InputError, since the archive's maps end at |ieta| 32.
+    crop: leave out what lies outside; else a count there is an InputError.
     """
 
     def __init__(self, crop: bool) -> None:
         self._crop = crop
-        self._cells: np.ndarray | None = None
-        self.counts = 0.0
+        self._cells: dict[int, np.ndarray] = {}
+        self._counts = 0.0
+        self._has_hf = False
 
     def of(self, maps: np.ndarray, where: str) -> np.ndarray:
-        """maps: (n, ..., width, 72), width 64 or more and even; returns (n, ..., 64, 72)."""
-        edge = (maps.shape[-2] - N_IETA) // 2
-        if not edge:
-            return maps
-        outside = np.delete(maps, np.s_[edge : edge + N_IETA], axis=-2)
-        filled = (outside != 0) & ~np.isnan(outside)
-        if filled.any():
-            cells = filled.any(axis=tuple(range(maps.ndim - 2)))
-            self._cells = cells if self._cells is None else self._cells | cells
-            self.counts += float(np.nansum(outside))
-            if not self._crop:
-                raise InputError(
-                    f"{where}: {int(cells.sum())} cells beyond |ieta| 32 hold {self.counts:g} counts, and the archive's maps "
-                    "end there (rows are the middle 64): give --crop to leave them out"
-                )
-        return maps[..., edge : edge + N_IETA, :]
+        """maps: (..., width, 72) of a width that `places.is_width` takes; returns (..., 64, 72)."""
+        self.check(maps, where)
+        return places_of(maps.shape[-2]).of(maps)
 
-    def check(self, maps: np.ndarray, path: Path) -> np.ndarray:
-        """`of` for all maps of a file, (n, ..., width, 72), read a piece at a time; the result is still on the disk."""
-        edge = (maps.shape[-2] - N_IETA) // 2
-        for start, stop in spans(maps, len(maps) if edge else 0):
-            self.of(np.asarray(maps[start:stop]), f"{path}, rows {start} to {stop - 1}")
-        return maps[..., edge : edge + N_IETA, :]
+    def check(self, maps: np.ndarray, where: str) -> None:
+        """Note what lies outside. Raises InputError where that has counts, and is not to be cropped."""
+        width = maps.shape[-2]
+        if width == N_IETA:
+            return
+        if width == CMSSW_WIDTH and not self._has_hf:
+            self._has_hf = bool((maps[..., CMSSW_HF, :] != 0).any())
+        outside = np.delete(maps, places_of(width).rows, axis=-2)
+        filled = (outside != 0) & ~np.isnan(outside)
+        if not filled.any():
+            return
+        cells = filled.any(axis=tuple(range(maps.ndim - 2)))
+        self._cells[width] = self._cells.get(width, False) | cells
+        self._counts += float(np.nansum(outside))
+        if not self._crop:
+            raise InputError(
+                f"{where}: {self._outside}, and the archive's maps have no place for them: give --crop to leave them out"
+            )
+
+    @property
+    def _outside(self) -> str:
+        """How many counts and cells lie outside, and where."""
+        of_hf = sum(int(cells[CMSSW_HF_29].sum()) for width, cells in self._cells.items() if width == CMSSW_WIDTH)
+        beyond = sum(int(cells.sum()) for cells in self._cells.values()) - of_hf
+        parts = [f"{beyond} cells beyond |ieta| 32"] if beyond else []
+        parts += [f"{of_hf} cells of HF at |ieta| 29, where the row is HE's"] if of_hf else []
+        return f"{self._counts:g} counts in {' and '.join(parts)}"
 
     @property
     def notes(self) -> tuple[str, ...]:
-        if self._cells is None:
-            return ()
-        return (f"cropped: {self.counts:g} counts in {int(self._cells.sum())} cells beyond |ieta| 32",)
+        """What was done with the maps, for who reads the result."""
+        notes = []
+        if self._has_hf:
+            notes.append("HF at |ieta| 30 to 32 was read one bin further out than HE, where cmssw books it")
+        if self._cells:
+            notes.append(f"cropped: {self._outside}")
+        return tuple(notes)
 
 
-def is_width(width: int) -> bool:
-    """Whether maps of so many rows of ieta have 64 in the middle."""
-    return width >= N_IETA and (width - N_IETA) % 2 == 0
+def find_places(maps: np.ndarray, path: Path, crop: bool) -> tuple[Places, tuple[str, ...]]:
+    """Places of the archive's rows and columns in all maps of a file, (n, ..., width, 72), and what is to be said of them.
+
+    The file is read a piece at a time. Raises InputError for counts outside, unless they are to be cropped.
+    """
+    width = maps.shape[-2]
+    if width == N_IETA:
+        return find_shift(np.asarray(maps[start:stop]) for start, stop in spans(maps, len(maps)))
+    window = Window(crop)
+    for start, stop in spans(maps, len(maps)):
+        window.check(np.asarray(maps[start:stop]), f"{path}, rows {start} to {stop - 1}")
+    return places_of(width), window.notes
 
 
 def unknown(size: int) -> np.ndarray:
