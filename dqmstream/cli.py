@@ -55,6 +55,7 @@ from dqmstream.cli_options import (
 )
 from dqmstream.config import Settings, load_settings, recipe_flags
 from dqmstream.errors import EXIT_CODES, DqmstreamError, InputError
+from dqmstream.libraries import keep_in_our_folder
 
 app = typer.Typer(
     name="dqmstream",
@@ -333,6 +334,7 @@ def main() -> None:
     """Run the command; an error that the user can mend is one line on stderr and its exit code."""
     # OpenMP threads that spin at barriers cost 10 to 20 times when another process wants the cores, as beside a DAQ.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    keep_in_our_folder()
     try:
         app()
     except DqmstreamError as error:

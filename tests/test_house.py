@@ -12,11 +12,12 @@ BASE = {"lumisection", "errors"}
 MAY_IMPORT = {
     "storage": BASE | {"storage"},
     "streaming": BASE | {"streaming", "storage"},
-    "learners": BASE | {"learners", "storage"},
+    "learners": BASE | {"learners", "libraries", "storage"},
     "experiments": BASE | {"experiments", "learners", "storage"},
     "service": BASE | {"config", "learner_process", "stopping", "streaming", "learners", "storage"},
     "learner_process": BASE | {"config", "learners", "storage"},
     "stopping": set[str](),
+    "libraries": set[str](),
     "lumisection": set[str](),
     "errors": set[str](),
     "config": {"errors"},

@@ -22,7 +22,9 @@ from dqmstream.learners.network import Network
 from dqmstream.learners.recipe import Recipe
 from dqmstream.learners.strategies.capture import CapturedStep, on_stream_of_captures
 from dqmstream.learners.strategy import Watch
+from dqmstream.libraries import load_avalanche_paths
 
+load_avalanche_paths()
 with warnings.catch_warnings():
     # Avalanche imports its GEM plugin, whose solver package warns that no solver is installed; we never call it.
     warnings.filterwarnings("ignore", message="no QP solver found", category=UserWarning)
