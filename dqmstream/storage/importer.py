@@ -18,8 +18,9 @@ from dqmstream.errors import InputError
 from dqmstream.lumisection import IETA, MAX_EVENTS, RUN_FILE, Lumisection, check_counts, check_plausible, most_counts
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.clock import ClockSetBack
+from dqmstream.storage.datasets import FiledDatasets, check_one_import
 from dqmstream.storage.layout import IMPORT_FEED, Kind, Quality
-from dqmstream.storage.log import ArchiveWriter, Control, Entry, OffsetConflict, SourceConflict, make_row
+from dqmstream.storage.log import ArchiveWriter, Control, Entry, OffsetConflict, Row, SourceConflict, make_row
 from dqmstream.storage.readers.arrays import read_array
 from dqmstream.storage.readers.find import find_files
 from dqmstream.storage.readers.golden import Golden
@@ -108,14 +109,19 @@ def import_runs(
     what is done and what there is in all. Raises InputError for the first file that cannot be used.
     """
     runs, tables = _read(paths, taking, progress)
+    check_one_import(runs)
     _check_sources(runs, taking)
     checked = []
     for i, data in enumerate(runs):
         progress("check", i, len(runs))
         checked.append(_check(data, taking.interpolated, taking.dtype, taking.depths or 1, taking.max_events))
     progress("check", len(runs), len(runs))
+    _check_each_run_once(checked)
     writer = ArchiveWriter(archive())
     known = writer.archive.imported()
+    filed = FiledDatasets(writer.archive)
+    for one in checked:
+        _check_dataset(writer.archive, filed, one, taking)
     done = []
     for i, one in enumerate(checked):
         progress("import", i, len(checked))
@@ -200,10 +206,40 @@ def _check_sources(runs: Sequence[RunData], taking: Taking) -> None:
         if data.source and stored and data.source != stored:
             raise InputError(
                 f"run {data.run} of {data.name} is of {data.source}, {holder} of {stored}: "
-                "give --source NAME to file both under one name"
+                "import it into an archive of its own, or give --source NAME to file both under one name"
             )
         if data.source and not stored:
             stored, holder = data.source, f"run {data.run} of {data.name}"
+
+
+def _check_each_run_once(checked: Sequence[CheckedRun]) -> None:
+    """Raise InputError where two files are of one run and differ: which of them is the revision nothing tells."""
+    first: dict[int, CheckedRun] = {}
+    for one in checked:
+        other = first.setdefault(one.data.run, one)
+        if one.sha256 != other.sha256:
+            raise InputError(
+                f"{other.data.name} and {one.data.name} are both of run {one.data.run}, with different contents: give one of "
+                "them (a newer file that is imported later is a revision)"
+            )
+
+
+def _check_dataset(archive: Archive, filed: FiledDatasets, run: CheckedRun, taking: Taking) -> None:
+    """Raise InputError where the run would replace, in the archive, that of another data set."""
+    data = run.data
+
+    def is_filed() -> bool:
+        """Whether those of its lumisections that the archive has are the same there, and there are any."""
+        contents, found = archive.index.contents(data.run), False
+        for entries in _parts(archive, data, taking, 0):
+            for entry in entries:
+                if isinstance(entry, Row) and (stored := contents.get(entry.lumisection)):
+                    found = True
+                    if entry.content not in stored:
+                        return False
+        return found
+
+    filed.check(data, is_filed)
 
 
 def _check(
@@ -281,6 +317,8 @@ def _import_run(writer: ArchiveWriter, run: CheckedRun, taking: Taking, known: d
             if run.sha256 in writer.archive.refresh().imported():
                 return taken
             next_offset = conflict.stored or 0
+            newest = writer.archive.refresh()
+            _check_dataset(newest, FiledDatasets(newest), run, taking)
             continue
         except ClockSetBack:
             continue
@@ -292,7 +330,7 @@ def _import_run(writer: ArchiveWriter, run: CheckedRun, taking: Taking, known: d
 def _parts(archive: Archive, data: RunData, taking: Taking, offset: int) -> Iterator[list[Entry]]:
     """The run's start, its lumisections and its stop, a block at a time."""
     quality = Quality.INTERPOLATED if taking.interpolated else Quality.GOOD
-    yield [Control(offset, offset + 1, Kind.START, data.run)]
+    yield [Control(offset, offset + 1, Kind.START, data.run, reason=data.dataset)]
     for start, block in data.pieces():
         entries: list[Entry] = []
         for k, counts in enumerate(block, start=start):

@@ -53,6 +53,7 @@ def read_array(path: Path, run: int | None, sidecars: Sidecars, crop: bool) -> R
         notes=notes,
         rows=np.arange(1, size) if is_converted else None,
         places=places,
+        dataset=match["name"] if (match := RUN_FILE.match(path.name)) else "",
     )
 
 

@@ -76,15 +76,16 @@ def read_dials(
     keys = _read_keys(paths, files)
     wanted = _wanted(paths, keys, depths)
     runs, slots = _place(keys, wanted)
+    element = f"{ELEMENT}/depth{wanted[0]}" if len(wanted) == 1 else ELEMENT
+    sources = [_source(paths, run, element) for run in runs]
     maps = _Maps(sum(len(run.lumisection) for run in runs) * len(wanted), _dtype(files), scratch)
     window = Window(crop)
     _fill(paths, files, keys, slots, maps, window, progress)
     name = paths[0].name if len(paths) == 1 else f"{paths[0].name} and {len(paths) - 1} more"
-    element = f"{ELEMENT}/depth{wanted[0]}" if len(wanted) == 1 else ELEMENT
     notes = list(window.notes)
     notes += [f"left out: {count} rows of {other}" for other, count in sorted(keys.others.items())]
     found: list[RunData] = []
-    for run in runs:
+    for run, source in zip(runs, sources, strict=True):
         n = len(run.lumisection)
         events, note = _events(keys, slots, run, maps, len(wanted))
         found.append(
@@ -95,10 +96,11 @@ def read_dials(
                 run.lumisection,
                 events,
                 unknown(n),
-                _source(paths, run, element),
+                source,
                 tuple(run.dropped),
                 (*note, *([] if found else notes)),  # what is of the files as a whole is said once
                 row_is_in_file=False,
+                dataset=source,
             )
         )
     return found
@@ -317,5 +319,8 @@ def _events(keys: _Keys, slots: np.ndarray, run: _Run, maps: _Maps, depths: int)
 
 def _source(paths: Sequence[Path], run: _Run, element: str) -> str:
     if len(run.datasets) > 1:
-        raise InputError(f"{paths[0]}, run {run.run}: of the data sets {' and '.join(run.datasets)}: import those of one")
+        raise InputError(
+            f"{paths[0]}, run {run.run}: of the data sets {' and '.join(run.datasets)}, and an archive holds one map of a "
+            "lumisection: import the files of each into an archive of its own"
+        )
     return f"{run.datasets[0]}#{element}" if run.datasets else ""

@@ -63,6 +63,7 @@ def read_group(path: Path, crop: bool) -> tuple[RunData, LuminosityTable | None]
         (*notes, *told),
         rows,
         places=places,
+        dataset=_source(meta),
     )
     if table is None or not set(table) & set(VALUES):
         return data, None

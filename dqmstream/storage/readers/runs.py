@@ -37,6 +37,7 @@ class RunData:
     are taken. lumisection: numbers of those that are taken, int64, (n,), ascending. events, pileup: float64, (n,), nan where
     unknown. source: dataset and monitoring element, empty where unknown. notes: what a reader of the result must know. rows:
     places in counts of the lumisections, (n,); None: all of them. row_is_in_file: whether these are rows of the file, too.
+    dataset: as file or file name tell it, whatever name it is filed under; empty where unknown.
     """
 
     name: str
@@ -51,6 +52,7 @@ class RunData:
     rows: np.ndarray | None = None
     row_is_in_file: bool = True
     places: Places = PLAIN
+    dataset: str = ""
 
     @property
     def depths(self) -> int:

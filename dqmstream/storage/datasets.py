@@ -1,0 +1,79 @@
+"""Which data set each run of an archive is of, so that the maps of another one never become revisions of it.
+
+An archive holds one map of a lumisection. Maps of ZeroBias and of JetHT are both maps of the same run and lumisection, and
+would replace each other. Imports therefore keep the data set that a file names as the reason of the run's start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from dqmstream.errors import InputError
+from dqmstream.lumisection import RUN_FILE
+from dqmstream.storage.archive import Archive
+from dqmstream.storage.layout import IMPORT_FEED, Kind
+from dqmstream.storage.readers.runs import RunData
+
+
+def are_one(name: str, other: str) -> bool:
+    """Whether two names can be those of one data set; an empty one is unknown, and can be any.
+
+    A file's name may be the short form (ZeroBias) of a full one (/ZeroBias/Run2024C-PromptReco-v1/DQMIO#...).
+    """
+    if not name or not other or name == other:
+        return True
+    if name.startswith("/") == other.startswith("/"):
+        return False
+    short, full = sorted((name, other), key=lambda one: one.startswith("/"))
+    return short == full.split("/")[1]
+
+
+def check_one_import(runs: Sequence[RunData]) -> None:
+    """Raise InputError where two of the files are of one run and of two data sets."""
+    first: dict[int, RunData] = {}
+    for data in runs:
+        other = first.setdefault(data.run, data)
+        if not are_one(data.dataset, other.dataset):
+            raise InputError(
+                f"{other.name} and {data.name} are two data sets of run {data.run}, {other.dataset} and {data.dataset}, and an "
+                "archive holds one map of a lumisection: import each into an archive of its own"
+            )
+
+
+class FiledDatasets:
+    """The data set of each run that an archive holds, as of the snapshot that it is pinned to."""
+
+    def __init__(self, archive: Archive) -> None:
+        self._source = archive.source
+        self._filed: dict[int, list[tuple[str, str]]] = {}
+        for (feed, _), log in archive.index.logs.items():
+            if feed != IMPORT_FEED and self._source:
+                for run in np.unique(log.rows["run"]).tolist():
+                    self._filed[run] = [(self._source, "messages")]
+        table = archive.root["imports"]
+        if not table["run"].shape[0]:
+            return
+        control = archive.control(IMPORT_FEED, 0)
+        begun = control["kind"].values == Kind.START
+        named = dict(zip(control["offset"].values[begun].tolist(), control["reason"].values[begun].tolist(), strict=True))
+        for file, run, offset in zip(*(table[name][:].tolist() for name in ("name", "run", "offset")), strict=True):
+            match = RUN_FILE.match(file)  # the name of the file is all that older imports kept
+            self._filed.setdefault(run, []).append((named.get(offset) or (match["name"] if match else ""), file))
+
+    def check(self, data: RunData, is_filed: Callable[[], bool]) -> None:
+        """Raise InputError where the archive holds the run of another data set.
+
+        is_filed: asked then whether the archive holds these maps all the same, under another name.
+        """
+        filed = [(name, holder) for name, holder in self._filed.get(data.run, ()) if name]
+        if not filed or any(are_one(name, data.dataset) for name, _ in filed) or is_filed():
+            return
+        name, holder = filed[0]
+        source = f" (its source is {self._source})" if self._source else ""
+        raise InputError(
+            f"{data.name} is of {data.dataset}, and the archive{source} holds run {data.run} of {name}, from {holder}: "
+            "two data sets of a run belong into two archives, since one holds one map of a lumisection; "
+            "if both are one data set, give the files one name"
+        )
