@@ -106,11 +106,11 @@ def test_a_channel_that_fails_within_a_run_is_named_with_its_lumisections(folder
     last = Archive.open(place).runs()[-1].run
     before = Flagger(Archive.open(place), state).flags(last, 0.01, 0.05)
     assert (-24, 21, 1) in before.places  # dead from the start
-    counts = np.load(next((folder / "runs").glob(f"Run{last}_Dataset_*")))
+    whole = next((folder / "runs").glob(f"Run{last}_Dataset_*"))
+    counts = np.load(whole)
     counts[100:, 9, 30], counts[100:, 55, 40] = 0, np.rint(0.3 * counts[100:, 55, 40])
-    np.save(tmp_path / f"Run{last}_Dataset_changed.npy", counts)
-    changed = [tmp_path / f"Run{last}_Dataset_changed.npy"]
-    import_files(changed, lambda: Archive.open(place), dtype=np.dtype("float32"), depths=1)
+    np.save(tmp_path / whole.name, counts)
+    import_files([tmp_path / whole.name], lambda: Archive.open(place), dtype=np.dtype("float32"), depths=1)
     found = Flagger(Archive.open(place), state).flags(last, 0.01, 0.05)
     told = {(row["ieta"], row["iphi"], row["depth"]): row for row in found.faults()}
     for channel in ((-23, 31, 1), (24, 41, 1)):
