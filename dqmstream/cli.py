@@ -208,7 +208,7 @@ def consume(
     until_idle: Annotated[
         float | None, typer.Option(min=0.1, help="end when nothing came for so many seconds and nothing is left to learn")
     ] = None,
-    group: Annotated[str | None, typer.Option(help="consumer group (default: dqmstream-ARCHIVE_ID)")] = None,
+    group: Annotated[str | None, typer.Option(help="consumer group (default: one of this copy of the archive)")] = None,
     instance: Annotated[str | None, typer.Option(help="static member id of this worker in the group")] = None,
     dead_letter_topic: LetterTopic = None,
     accept_gap: Annotated[

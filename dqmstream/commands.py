@@ -19,7 +19,7 @@ from dqmstream.learners.ledger import read_ledger
 from dqmstream.learners.registry import recipe_of, resolve
 from dqmstream.learners.state import check_identity, is_learner, life, read_json, read_status
 from dqmstream.lumisection import LUMISECTION_S, Geometry
-from dqmstream.service import Consumed, consume
+from dqmstream.service import Consumed, consume, default_group
 from dqmstream.stopping import stop_on_signals
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.importer import Imported, Taking, import_runs
@@ -179,11 +179,15 @@ def consume_topic(
     archive = open_or_create(settings)
     if learn:
         _check_learner(archive, settings)
+    own_name = default_group(archive)
+    if settings.group is not None:
+        kafka.warn_of_others(bootstrap, settings.group, own_name)
     feed = kafka.KafkaFeed(
         bootstrap,
         topic,
-        settings.group or f"dqmstream-{archive.archive_id}",
+        settings.group or own_name,
         instance=settings.instance,
+        client_id=own_name,
         session_timeout_ms=settings.session_timeout_ms,
         accept_gap=settings.accept_gap,
     )
@@ -212,6 +216,7 @@ def consumed_result(archive: Archive, settings: Settings, done: Consumed, learn:
     return {
         "archive": str(archive.path),
         "archive_id": archive.archive_id,
+        "group": settings.group or default_group(archive),
         "snapshot": archive.snapshot,
         "next_offsets": {
             feed: {str(partition): following for partition, (_, following) in sorted(partitions.items())}

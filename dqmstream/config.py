@@ -26,7 +26,7 @@ class Settings(BaseSettings):
 
     bootstrap: str | None = Field(None, description="host:port of the broker, several with commas")
     topic: str | None = None
-    group: str | None = Field(None, description="consumer group, default dqmstream-<archive id>")
+    group: str | None = Field(None, description="consumer group, default dqmstream-<archive id>-<copy>")
     instance: str | None = Field(None, description="static member id in the group")
     dead_letter_topic: str | None = Field(None, description="default <topic>.deadletter")
     session_timeout_ms: int = Field(45_000, ge=1000)

@@ -20,6 +20,7 @@ from dqmstream.stopping import Stop
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.expiry import Expiry
 from dqmstream.storage.log import ArchiveWriter
+from dqmstream.storage.place import copy_id
 from dqmstream.streaming.feed import DeadLetters, Feed
 from dqmstream.streaming.filer import IngestCounts
 from dqmstream.streaming.ingest import Ingest
@@ -27,6 +28,8 @@ from dqmstream.streaming.ingest import Ingest
 log = structlog.get_logger("dqmstream.service")
 
 POLL_S = 0.2
+SHARED_OUT_S = 15.0
+"""How long a group takes to share its partitions out, beside the session of a worker that died."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,8 @@ class Consumed:
     counts: IngestCounts
     waiting: int
     """Offsets that were read and could not be filed within `drain_s`; they will be read again."""
+    partitions: int
+    """How many this worker held at its end."""
     seconds: float
     learner_exit_code: int | None
     """Exit code of a learner that was given up, or that has not got on since it failed; None where all went well."""
@@ -54,6 +59,7 @@ class Consumed:
     def as_json(self) -> dict[str, Any]:
         return asdict(self.counts) | {
             "waiting": self.waiting,
+            "partitions": self.partitions,
             "seconds": round(self.seconds, 3),
             "learner_exit_code": self.learner_exit_code,
             "learner_error": self.learner_error,
@@ -97,6 +103,7 @@ def consume(
     learner_code: int | None = None
     expiry = Expiry(archive.path, settings.keep_snapshots_s)
     told = 0.0
+    empty = _Empty(default_group(archive) if settings.group is None else settings.group, settings.session_timeout_ms / 1000)
     try:
         while not stop.is_set():
             idle = ingest.step(POLL_S) == 0 and until_idle_s is not None and ingest.idle_s >= until_idle_s
@@ -107,9 +114,12 @@ def consume(
                 stop.wait(POLL_S)  # an in-process feed that has ended does not wait by itself
             if learner is not None:
                 learner.watch()
+            empty.look(ingest.partitions)
             if time.monotonic() - told >= POLL_S:
                 told = time.monotonic()
                 progress(ingest.counts, learner.status if learner else {})
+        if until_idle_s is not None and not ingest.counts.messages:
+            empty.tell(ingest.partitions)
         if _drained(ingest, settings):
             progress(ingest.counts, learner.status if learner else {})
     except (DataLostError, BrokerError):
@@ -124,7 +134,7 @@ def consume(
         feed.close()
         dead_letters.close()
     error = learner.error if learner is not None and learner_code is not None else None
-    return Consumed(ingest.counts, ingest.waiting, time.monotonic() - began, learner_code, error)
+    return Consumed(ingest.counts, ingest.waiting, ingest.partitions, time.monotonic() - began, learner_code, error)
 
 
 def _drained(ingest: Ingest, settings: Settings) -> bool:
@@ -133,3 +143,38 @@ def _drained(ingest: Ingest, settings: Settings) -> bool:
         return True
     log.error("the disk did not take all in time: what is left will be read again", messages=ingest.waiting)
     return False
+
+
+def default_group(archive: Archive) -> str:
+    """Consumer group of the workers of this archive.
+
+    A copy of the archive has another one: in the same it would take partitions from the original. Offsets are the
+    archive's own, so nothing is lost with a group's name.
+    """
+    return f"dqmstream-{archive.archive_id}-{copy_id(archive.path)}"
+
+
+class _Empty:
+    """Warns where this worker holds no partition, once until it has held one."""
+
+    def __init__(self, group: str, session_s: float) -> None:
+        self._group = group
+        self._patience_s = session_s + SHARED_OUT_S
+        self._since = time.monotonic()
+        self._told = False
+
+    def look(self, partitions: int) -> None:
+        """partitions: how many it holds now."""
+        if partitions:
+            self._since, self._told = time.monotonic(), False
+        elif time.monotonic() - self._since > self._patience_s:
+            self.tell(partitions)
+
+    def tell(self, partitions: int) -> None:
+        if not partitions and not self._told:
+            self._told = True
+            log.warning(
+                "this worker holds no partition: the others of its group hold all. It files nothing while they do; an archive "
+                "of its own needs a --group of its own",
+                group=self._group,
+            )

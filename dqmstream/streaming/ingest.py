@@ -98,6 +98,7 @@ class Ingest:
         self._outcomes: queue.SimpleQueue[tuple[dict[int, int], list[int]]] = queue.SimpleQueue()
         self._failure: BaseException | None = None
         self._held = False
+        self._partitions: set[int] = set()
         self._thread = threading.Thread(target=self._file_on, name="filer", daemon=True)
         self._thread.start()
 
@@ -118,8 +119,10 @@ class Ingest:
         else:
             polled = self._feed.poll(timeout_s)
         for partition in polled.revoked:
+            self._partitions.discard(partition)
             self._queue.put(_Drop(partition))
         for partition in polled.assigned:
+            self._partitions.add(partition)
             self._begin(partition)
         came = 0
         for piece in polled.slices:
@@ -157,6 +160,11 @@ class Ingest:
         return self._queued + self._filer.waiting
 
     @property
+    def partitions(self) -> int:
+        """How many partitions this worker holds."""
+        return len(self._partitions)
+
+    @property
     def held(self) -> bool:
         """Whether the feed is held, since as much waits as may."""
         return self._held
@@ -174,6 +182,7 @@ class Ingest:
         try:
             position = self._feed.start(partition, stored)
         except Revoked:
+            self._partitions.discard(partition)
             self._queue.put(_Drop(partition))
             return
         self._queue.put(_Begin(partition, position))

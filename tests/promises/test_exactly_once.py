@@ -182,7 +182,7 @@ def test_what_was_filed_is_also_told_to_kafka(bootstrap: str, published: str, tm
     done = result(
         "consume", "--bootstrap", bootstrap, "--topic", published, "--archive", tmp_path / "A", "--no-learn", "--until-idle", 1
     )
-    consumer = KafkaConsumer(bootstrap_servers=bootstrap, group_id=f"dqmstream-{done['archive_id']}", enable_auto_commit=False)
+    consumer = KafkaConsumer(bootstrap_servers=bootstrap, group_id=done["group"], enable_auto_commit=False)
     (offsets,) = done["next_offsets"].values()  # type: ignore[attr-defined]
     assert {str(p): consumer.committed(TopicPartition(published, p)) for p in (0, 1)} == offsets
     consumer.close()

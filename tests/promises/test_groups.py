@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,15 +17,16 @@ from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 from kafka.errors import RetriableError
 
 from dqmstream.learners.history import read_history
+from dqmstream.service import default_group
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.log import ArchiveWriter, OffsetConflict
 from dqmstream.streaming.deadletters import FolderDeadLetters
 from dqmstream.streaming.ingest import Ingest
 from dqmstream.streaming.kafka import KafkaFeed, KafkaSender, create_topic
 from dqmstream.streaming.publisher import publish
-from tests.commandline import Command, tell_messages
+from tests.commandline import Command, dqmstream, tell_messages
 from tests.maps import row
-from tests.promises.test_exactly_once import assert_equals, filed
+from tests.promises.test_exactly_once import assert_equals, filed, wait_until
 from tests.runs import simulated_archive
 
 pytestmark = pytest.mark.kafka
@@ -259,3 +261,26 @@ def learners_of(workers: Sequence[Worker]) -> list[int]:
         children = Path(f"/proc/{worker.process.pid}/task/{worker.process.pid}/children").read_text().split()
         found += [int(child) for child in children]
     return found
+
+
+def test_a_copy_of_an_archive_takes_nothing_from_the_original(
+    bootstrap: str, topic: str, source: Archive, tmp_path: Path
+) -> None:
+    """Both have one archive id. By default each has a group of its own; in the same group, both things are told."""
+    create_topic(bootstrap, topic, 1)
+    original, copy = Archive.create(tmp_path / "A").path, tmp_path / "B"
+    shutil.copytree(original, copy)
+    places = ("--bootstrap", bootstrap, "--topic", topic, "--no-learn")
+    worker = Command("consume", *places, "--archive", original)
+    with closing(KafkaSender(bootstrap, topic)) as sender:
+        publish(source, sender, [source.runs()[0].run])
+    wait_until(lambda: filed(original) == LUMISECTIONS, worker)
+    group = default_group(Archive.open(original))
+    shared = dqmstream("consume", *places, "--archive", copy, "--group", group, "--until-idle", 1)
+    assert "this worker holds no partition" in shared.stderr
+    assert "workers that do not file into this archive" in shared.stderr
+    assert (shared.returncode, filed(copy)) == (0, 0)
+    own = dqmstream("consume", *places, "--archive", copy, "--until-idle", 1)
+    assert (own.returncode, own.stderr.count("[warning"), filed(copy)) == (0, 0, LUMISECTIONS), own.stderr
+    worker.terminate()
+    assert worker.wait(60) == 0

@@ -2,6 +2,7 @@
 
 from dqmstream.streaming.kafka.client import check_broker, check_codecs, check_topic, create_topic
 from dqmstream.streaming.kafka.feed import KafkaFeed
+from dqmstream.streaming.kafka.groups import warn_of_others
 from dqmstream.streaming.kafka.letters import MAX_LETTER_BYTES, KafkaDeadLetters
 from dqmstream.streaming.kafka.sender import KafkaSender
 
@@ -14,4 +15,5 @@ __all__ = [
     "check_codecs",
     "check_topic",
     "create_topic",
+    "warn_of_others",
 ]

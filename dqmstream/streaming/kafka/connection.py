@@ -69,7 +69,7 @@ def _explained(bootstrap: str) -> Iterator[None]:
 
 def connect(make: Callable[..., T], bootstrap: str, **settings: Any) -> T:
     with _explained(bootstrap):
-        return make(bootstrap_servers=bootstrap.split(","), **CLIENT, **settings)
+        return make(bootstrap_servers=bootstrap.split(","), **{**CLIENT, **settings})
 
 
 @contextmanager

@@ -73,9 +73,10 @@ class _Assignments(ConsumerRebalanceListener):
 class KafkaFeed:
     """The partitions of a topic that the consumer group gives to this worker.
 
-    accept_gap: record what retention deleted before it was read, and go on. stall_s: how long a partition may give nothing
-    although the broker has more. `poll` takes up to a second longer than asked while a broker does not say which topic
-    it reads from. Raises BrokerError where reading cannot go on, DataLostError where the topic was made again.
+    client_id: tells others in the group for which archive this worker reads. accept_gap: record what retention deleted
+    before it was read, and go on. stall_s: how long a partition may give nothing although the broker has more. `poll` takes
+    up to a second longer than asked while a broker does not say which topic it reads from. Raises BrokerError where reading
+    cannot go on, DataLostError where the topic was made again.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class KafkaFeed:
         group: str,
         *,
         instance: str | None = None,
+        client_id: str = "dqmstream",
         max_records: int = 256,
         session_timeout_ms: int = 45_000,
         accept_gap: bool = False,
@@ -114,6 +116,7 @@ class KafkaFeed:
             bootstrap,
             group_id=group,
             group_instance_id=instance,
+            client_id=client_id,
             enable_auto_commit=False,
             auto_offset_reset="none",
             isolation_level="read_committed",
