@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "libraries": set[str](),
     "lumisection": set[str](),
     "errors": set[str](),
-    "config": {"errors"},
+    "config": {"errors", "lumisection"},
     "console": set[str](),
 }
 """Room or file, and what of dqmstream it may import. Above them: commands (one function a command), demo, cli."""
