@@ -14,6 +14,7 @@ import structlog
 from dqmstream.config import Settings
 from dqmstream.errors import ArchiveError, InputError
 from dqmstream.learner_process import die_with_parent
+from dqmstream.learners import checkpoint
 from dqmstream.learners.history import newest_average, prequential_results, read_history, results
 from dqmstream.learners.ledger import read_ledger
 from dqmstream.learners.registry import recipe_of, resolve
@@ -358,6 +359,7 @@ def learner_status(archive: Archive, state: Path, hang_s: float = 300.0) -> dict
         ledger, history = folder / "ledger.jsonl", folder / "history.jsonl"
         frozen = [line for line in read_ledger(ledger) if line.window is None] if ledger.exists() else []
         lines = read_history(history) if history.exists() else []
+        lines = lines[: checkpoint.learnt(folder / "checkpoints")]  # what no checkpoint has learnt is learnt again
         found[folder.name] = {
             **(read_status(folder) or {"strategy": _stored_strategy(folder)}),
             **life(folder, hang_s),

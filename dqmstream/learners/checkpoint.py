@@ -87,6 +87,12 @@ def load_newest(folder: Path) -> tuple[CheckpointMeta, dict[str, np.ndarray]] | 
     return meta, arrays
 
 
+def learnt(folder: Path) -> int:
+    """How many experiences the newest checkpoint under folder has learnt."""
+    found = _numbered(folder)
+    return int(found[-1].name) + 1 if found else 0
+
+
 def _numbered(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("[0-9]*") if path.is_dir()) if folder.exists() else []
 

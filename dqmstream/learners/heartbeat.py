@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 import time
 from contextlib import suppress
@@ -113,10 +114,12 @@ class Heartbeat:
 
 
 def error_number(error: BaseException | None) -> int | None:
-    """errno of an error, or of the one that caused it."""
+    """errno of an error, or of the one that caused it; libraries in Rust (safetensors, Icechunk) tell it in their words."""
     while error is not None:
         if isinstance(error, OSError) and error.errno is not None:
             return error.errno
+        if told := re.search(r"\(os error (\d+)\)", str(error)):
+            return int(told[1])
         error = error.__cause__ or error.__context__
     return None
 

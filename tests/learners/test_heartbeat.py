@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dqmstream.learners import heartbeat
-from dqmstream.learners.heartbeat import Heartbeat, Sign, read_sign
+from dqmstream.learners.heartbeat import Heartbeat, Sign, error_number, read_sign
 from dqmstream.learners.state import Identity, StateFolder, life
 
 
@@ -95,6 +95,21 @@ def test_how_a_learner_ended_is_left_in_its_folder(tmp_path: Path) -> None:
     assert failed["error"] == "OSError: [Errno 28] No space left on device"
     sign = read_sign(tmp_path / "live")
     assert sign is not None and sign.error_number == 28
+
+
+@pytest.mark.parametrize(
+    ("error", "number"),
+    [
+        (OSError(28, "No space left on device"), 28),
+        (RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"), 28),
+        (ValueError("28 channels"), None),
+    ],
+)
+def test_the_number_of_an_error_is_found_wherever_it_stands(error: Exception, number: int | None) -> None:
+    assert error_number(error) == number
+    wrapped = RuntimeError("the checkpoint cannot be written")
+    wrapped.__cause__ = error
+    assert error_number(wrapped) == number
 
 
 def test_silence_does_not_depend_on_the_time_of_day_and_is_not_told_of_another_machine(
