@@ -340,6 +340,13 @@ def main() -> None:
     except DqmstreamError as error:
         console.err.print(f"dqmstream: {error}", soft_wrap=True, markup=False, style="red")
         _leave(error.exit_code)
+    except OSError as error:
+        from dqmstream.storage.failures import of_system
+
+        if (known := of_system(error)) is None:
+            raise
+        console.err.print(f"dqmstream: {known}", soft_wrap=True, markup=False, style="red")
+        _leave(known.exit_code)
     except SystemExit as end:
         _leave(end.code if isinstance(end.code, int) else 0)
 

@@ -72,8 +72,15 @@ class Settings(BaseSettings):
 
     @property
     def state_path(self) -> Path:
-        """The state folder: as set, or beside the archive."""
-        return self.state or Path(f"{self.need('archive')}.state")
+        """The state folder: as set, or beside the archive, links to it followed.
+
+        One that stands beside a link, where older versions made it, is used on unless there is one beside the archive.
+        """
+        if self.state:
+            return self.state
+        archive: Path = self.need("archive")
+        beside, beside_link = Path(f"{archive.resolve()}.state"), Path(f"{archive}.state")
+        return beside_link if beside_link.exists() and not beside.exists() else beside
 
     def need(self, name: str) -> Any:
         """The setting's value. Raises InputError if it was given nowhere."""

@@ -24,7 +24,8 @@ class BrokerError(DqmstreamError):
 
 
 class ArchiveError(DqmstreamError):
-    """The archive is missing, damaged, newer than this program, or of another geometry or dtype (exit code 5)."""
+    """The archive is missing, damaged, newer than this program, or of another geometry or dtype, or the disk is full, read-only
+    or failing (exit code 5)."""
 
     exit_code = 5
 
@@ -56,7 +57,7 @@ EXIT_CODES = {
     2: "the command line is wrong",
     3: "a file, flag or setting that cannot be used",
     4: "the broker cannot be reached, or has no such topic, or one that cannot be read here",
-    5: "the archive is missing, damaged, too new, or of another geometry or dtype",
+    5: "the archive is missing, damaged, too new, or of another geometry or dtype; or the disk is full, read-only or fails",
     6: "offsets that the archive needs are gone from the broker",
     7: "the learner's state is damaged or of another model, or the learner was given up",
     8: "another process holds the learner's state",

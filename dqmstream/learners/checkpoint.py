@@ -21,6 +21,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from dqmstream.errors import StateError
+from dqmstream.storage.failures import system_error
+from dqmstream.storage.locks import naming
 
 FORMAT = 1
 KEEP = 2
@@ -56,9 +58,15 @@ def save(folder: Path, meta: CheckpointMeta, arrays: Mapping[str, np.ndarray]) -
         if leftover.exists():
             shutil.rmtree(leftover)
     partial.mkdir()
-    save_file({name: np.asarray(array, order="C") for name, array in arrays.items()}, partial / "arrays.safetensors")
+    try:
+        save_file({name: np.asarray(array, order="C") for name, array in arrays.items()}, partial / "arrays.safetensors")
+    except SafetensorError as error:
+        if number := system_error(error):
+            raise OSError(number, os.strerror(number), str(partial)) from error
+        raise
     digest = hashlib.sha256((partial / "arrays.safetensors").read_bytes()).hexdigest()
-    (partial / "checkpoint.json").write_text(json.dumps({**asdict(meta), "sha256": digest}, indent=1))
+    with naming(partial):
+        (partial / "checkpoint.json").write_text(json.dumps({**asdict(meta), "sha256": digest}, indent=1))
     for path in (*partial.iterdir(), partial):
         _fsync(path)
     partial.rename(target)

@@ -26,7 +26,7 @@ from dqmstream.learners.metrics import (
     min_accuracy_within_training,
     worst_case,
 )
-from dqmstream.storage.locks import write_atomically
+from dqmstream.storage.locks import naming, sync_folder, write_atomically
 
 Line = dict[str, Any]
 
@@ -68,10 +68,13 @@ class History:
 
 def append_line(path: Path, line: Line) -> None:
     """Write a line behind the others of a file, on the disk before this returns."""
-    with path.open("a") as file:
+    is_new = not path.exists()
+    with naming(path), path.open("a") as file:
         file.write(json.dumps(line) + "\n")
         file.flush()
         os.fsync(file.fileno())
+    if is_new:
+        sync_folder(path.parent)
 
 
 def write_lines(path: Path, lines: list[Line]) -> None:

@@ -22,6 +22,7 @@ from dqmstream.learners.splits import INTERPOLATED_SCALE, Part, assign
 from dqmstream.learners.strategy import Maps, RunData
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.layout import Quality
+from dqmstream.storage.locks import naming, sync_folder
 
 
 @dataclass(frozen=True)
@@ -154,13 +155,16 @@ class Ledger:
 
     def append(self, line: Experience) -> None:
         """Freeze a line. What a crash had cut off behind the last whole line is dropped first."""
-        with self.path.open("r+b" if self.path.exists() else "w+b") as file:
+        is_new = not self.path.exists()
+        with naming(self.path), self.path.open("w+b" if is_new else "r+b") as file:
             file.truncate(self._bytes)
             file.seek(self._bytes)
             file.write(json.dumps(asdict(line)).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
             self._bytes = file.tell()
+        if is_new:
+            sync_folder(self.path.parent)
         self._note(line)
 
 

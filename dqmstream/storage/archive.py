@@ -7,10 +7,12 @@ the newest snapshot, `archive.at(snapshot)` one of an older. Writing is `storage
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import wraps
 from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
 
 import icechunk
 import numpy as np
@@ -30,6 +32,9 @@ from dqmstream.storage.rowindex import RowIndex, RunSummary
 
 DTYPES = ("float32", "uint16")
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, slots=True)
 class Compacted:
@@ -40,6 +45,17 @@ class Compacted:
     files: int
     bytes_before: int
     bytes: int
+
+
+def _told(method: Callable[Concatenate[Archive, P], T]) -> Callable[Concatenate[Archive, P], T]:
+    """Have what the storage raises in the method told as an ArchiveError that names the archive."""
+
+    @wraps(method)
+    def told(archive: Archive, *arguments: P.args, **named: P.kwargs) -> T:
+        with telling(archive.path, "cannot be read" if method.__name__ not in ("tag", "untag") else "cannot be written"):
+            return method(archive, *arguments, **named)
+
+    return told
 
 
 class Archive:
@@ -92,7 +108,7 @@ class Archive:
         Raises ArchiveError if there is none, if it cannot be read, or if a newer dqmstream made it.
         """
         repository, head = open_repository(path)
-        archive = cls(path, repository, head)
+        archive = cls(path.resolve(), repository, head)
         return archive if snapshot is None else archive.at(snapshot)
 
     @classmethod
@@ -121,6 +137,7 @@ class Archive:
         """Whether there is an archive at path; it may still be unreadable."""
         return is_repository(path)
 
+    @_told
     def refresh(self) -> Archive:
         """A reader of the newest snapshot; itself where nothing was added. It takes over the index, which only grows."""
         head = self._repository.lookup_branch("main")
@@ -132,6 +149,7 @@ class Archive:
             index.update(archive.root)
         return archive
 
+    @_told
     def at(self, snapshot: str) -> Archive:
         """A reader of the archive as it was at a snapshot or a tag."""
         if snapshot in self._repository.list_tags():
@@ -143,6 +161,7 @@ class Archive:
             archive._index = self._index.as_of(archive.root)
         return archive
 
+    @_told
     def tag(self, name: str) -> None:
         """Name this snapshot, so that it outlives expiry. The same name for the same snapshot is no error."""
         if name in self._repository.list_tags():
@@ -151,12 +170,14 @@ class Archive:
             raise ArchiveError(f"{self.path} has a tag {name} for another snapshot")
         self._repository.create_tag(name, self.snapshot)
 
+    @_told
     def untag(self, prefix: str) -> None:
         """Remove the tags whose names begin with prefix. Icechunk never takes a removed name again."""
         for name in self._repository.list_tags():
             if name.startswith(prefix):
                 self._repository.delete_tag(name)
 
+    @_told
     def tags(self) -> dict[str, str]:
         """Snapshot of each tag."""
         return {name: self._repository.lookup_tag(name) for name in sorted(self._repository.list_tags())}
@@ -205,6 +226,7 @@ class Archive:
         return self._repository.lookup_snapshot(self.snapshot).written_at
 
     @property
+    @_told
     def index(self) -> RowIndex:
         if self._index is None:
             self._index = RowIndex()
@@ -235,16 +257,20 @@ class Archive:
             found.setdefault(feed, {})[partition] = (int(log.attrs["first_offset"]), int(log.attrs["next_offset"]))
         return found
 
+    @_told
     def control(self, feed: str, partition: int) -> xr.Dataset:
         """The partition's control entries: offset, until, kind, run, lumisection, reason."""
         group = self.root[f"{layout.feed_path(feed, partition)}/control"]
-        return xr.Dataset({name: ("entry", group[name][:]) for name in layout.CONTROL_COLUMNS})
+        return xr.Dataset({name: ("entry", layout.read_column(group, name)) for name in layout.CONTROL_COLUMNS})
 
+    @_told
     def imported(self) -> dict[str, int]:
         """Run of each file that was imported, by the SHA-256 of what was read."""
         table = self.root["imports"]
-        return dict(zip(table["sha256"][:].tolist(), table["run"][:].tolist(), strict=True))
+        digests, runs = (layout.read_column(table, name).tolist() for name in ("sha256", "run"))
+        return dict(zip(digests, runs, strict=True))
 
+    @_told
     def run(self, run: int, *, maps: bool = True) -> xr.Dataset:
         """The run's lumisections in order, the newest revision of each; without maps, all but `occupancy`.
 

@@ -20,6 +20,7 @@ from dqmstream.errors import ArchiveError
 from dqmstream.storage import clock
 from dqmstream.storage.failures import reason, telling
 from dqmstream.storage.locks import Lock, exclusive
+from dqmstream.storage.repository import warn_of_locks
 
 log = structlog.get_logger("dqmstream.storage")
 
@@ -31,6 +32,7 @@ class Commits:
         self._path = path
         self._repository = repository
         self._on_disk = ""
+        warn_of_locks(path)
 
     @contextmanager
     def begin(self) -> Iterator[Change]:

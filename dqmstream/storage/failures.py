@@ -15,7 +15,7 @@ from pathlib import Path
 
 import icechunk
 
-from dqmstream.errors import ArchiveError
+from dqmstream.errors import ArchiveError, DqmstreamError, InputError
 
 _NO_LOCKS = "its filesystem keeps no locks, which keep two writers apart: put it on a local disk"
 
@@ -36,11 +36,13 @@ ADVICE = {
 }
 """What is wrong and what to do, by the number of the system's error."""
 
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.ENOLCK)
+
 DAMAGED = "run `dqmstream archive verify` to list what is lost"
 
 
-class Unreadable(Exception):
-    """Values of an array that a codec could not decode; `telling` makes it an ArchiveError that names the archive."""
+class Unreadable(ArchiveError):
+    """Values of an array that cannot be read, since a file is gone or damaged. `telling` adds which archive it is."""
 
 
 def system_error(error: BaseException) -> int:
@@ -72,12 +74,37 @@ def first_line(error: BaseException) -> str:
     return lines[0].strip(" x×") if lines else type(error).__name__
 
 
+CODEC_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, EOFError)
+"""What codecs raise for damaged bytes."""
+
+
+@contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Raise what storage and codecs raise for a chunk that is gone or damaged as Unreadable. For calls of zarr alone."""
+    try:
+        with decoding(what, CODEC_ERRORS):
+            yield
+    except icechunk.IcechunkError as error:
+        raise Unreadable(f"{what}: {reason(error)}") from error
+
+
+@contextmanager
+def decoding(what: str, errors: tuple[type[Exception], ...]) -> Iterator[None]:
+    """Raise these errors of codecs as Unreadable."""
+    try:
+        yield
+    except errors as error:
+        raise Unreadable(f"{what} is damaged ({first_line(error)}): {DAMAGED}") from error
+
+
 @contextmanager
 def telling(path: Path, what: str) -> Iterator[None]:
     """Raise what the storage raises within as an ArchiveError that begins with the path and what failed."""
     try:
         yield
-    except (icechunk.IcechunkError, Unreadable) as error:
+    except Unreadable as error:
+        raise ArchiveError(f"{path} {what}: {error}") from error
+    except icechunk.IcechunkError as error:
         raise ArchiveError(f"{path} {what}: {reason(error)}") from error
 
 
@@ -88,3 +115,15 @@ def telling_system(path: Path, what: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise ArchiveError(f"{path} {what}: {reason(error)}") from error
+
+
+def of_system(error: OSError) -> DqmstreamError | None:
+    """What a command tells of an error of the system that nothing else has told; None where it says too little.
+
+    A disk that is full, read-only or failing is an ArchiveError, whatever file was written; any other file, which cannot be
+    used, an InputError.
+    """
+    place = error.filename or error.filename2
+    if error.errno in DISK_ERRORS:
+        return ArchiveError(f"{place or 'a file'} cannot be written: {reason(error)}")
+    return InputError(f"{place} cannot be used: {reason(error)}") if place else None

@@ -25,6 +25,7 @@ from zarr.codecs import BloscCodec
 from dqmstream.errors import ArchiveError, InputError
 from dqmstream.storage import layout
 from dqmstream.storage.commits import Commits
+from dqmstream.storage.failures import telling
 from dqmstream.storage.readers.images import Contents, ImageFile, blocks, check_finite, cut, open_image_file
 from dqmstream.storage.repository import is_repository, make_repository, open_repository
 from dqmstream.storage.verify_tables import UNREADABLE, Finding, line_of
@@ -75,18 +76,18 @@ class ImageArchive:
         self.archive_id = str(attributes["archive_id"])
         self.what = "y"
         self.names = {int(label): str(name) for label, name in attributes["class_names"].items()}
-        self.columns = {name: self.root[name][:] for name in attributes["columns"]}
+        self.columns = {name: layout.read_column(self.root, name) for name in attributes["columns"]}
         self.size: tuple[int, int, int, int] = tuple(self.root["images"].shape)
-        self.labels = self.root["label"][:]
+        self.labels = layout.read_column(self.root, "label")
         self.group = np.arange(self.size[0])
-        self.digests: list[str] = self.root["imports/sha256"][:].tolist()
+        self.digests: list[str] = _digests(self.root)
 
     @classmethod
     def open(cls, path: Path, snapshot: str | None = None) -> ImageArchive:
         """Open the archive at a snapshot, by default the newest. Raises ArchiveError if there is none, or of another kind."""
         repository, head = open_repository(path)
         try:
-            return cls(path, repository, snapshot or head)
+            return cls(path.resolve(), repository, snapshot or head)
         except UNREADABLE as error:
             if isinstance(error, ArchiveError):
                 raise
@@ -107,7 +108,9 @@ class ImageArchive:
         return archive
 
     def read(self, rows: np.ndarray) -> np.ndarray:
-        return check_finite(self.path, rows, layout.read_rows(self.root, ["images"], rows)["images"])
+        with telling(self.path, "cannot be read"):
+            images = layout.read_rows(self.root, ["images"], rows)["images"]
+        return check_finite(self.path, rows, images)
 
     def append(self, file: ImageFile, sha256: str, progress: Callable[[int], None]) -> bool:
         """File all of a file's images in one commit, held in memory a piece at a time. False: its contents are there already.
@@ -116,7 +119,7 @@ class ImageArchive:
         """
         with Commits(self.path, self._repository).begin() as change:
             root = change.root
-            if sha256 in root["imports/sha256"][:].tolist():
+            if sha256 in _digests(root):
                 return False
             first, contents = int(root["images"].shape[0]), Contents(file.size)
             for start, images in blocks(file, first, int(root["images"].chunks[0])):
@@ -133,7 +136,7 @@ class ImageArchive:
             root.attrs["class_names"] = names
             line: dict[str, str | int] = {"sha256": sha256, "name": file.path.name, "rows": file.size[0], "first": first}
             layout.append_line(root["imports"], FILE_COLUMNS, line)
-            change.commit(f"import {file.path.name}", lambda committed: sha256 in committed["imports/sha256"][:].tolist())
+            change.commit(f"import {file.path.name}", lambda committed: sha256 in _digests(committed))
         return True
 
     def verify(self, progress: Callable[[int, int], None] = lambda done, total: None) -> list[Finding]:
@@ -158,6 +161,11 @@ class ImageArchive:
         if not at == self.size[0] == len(self.labels):
             findings.append(Finding("images", f"{self.size[0]} images and {len(self.labels)} labels of {at} rows imported"))
         return findings
+
+
+def _digests(root: zarr.Group) -> list[str]:
+    """SHA-256 of the files that were imported, in their order."""
+    return layout.read_column(root, "imports/sha256").tolist()
 
 
 def is_image_archive(path: Path) -> bool:

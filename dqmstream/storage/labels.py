@@ -143,7 +143,7 @@ def label_versions(root: zarr.Group) -> list[LabelVersion]:
     found = []
     for kind in LABEL_COLUMNS:
         table = root.get(f"labels/{kind}/versions")
-        names = table["name"][:].tolist() if table is not None else []
+        names = layout.read_column(table, "name").tolist() if table is not None else []
         found += [LabelVersion(kind, number, name, False) for number, name in enumerate(names, start=1)]
     return found
 
@@ -165,7 +165,7 @@ def _file(
         if group is None:
             group = layout.make_table(root, where, "line", LABEL_COLUMNS[kind])
             layout.make_table(group, "versions", "version", VERSION_COLUMNS)
-        before = group["versions/sha256"][:].tolist()
+        before = layout.read_column(group, "versions/sha256").tolist()
         if before and (before[-1] == sha256 or is_known(root)):
             return LabelVersion(kind, len(before), name, False)
         version = len(before) + 1
@@ -183,4 +183,4 @@ def _newest(root: zarr.Group, kind: str) -> int:
 
 def _read(root: zarr.Group, kind: str) -> dict[str, np.ndarray] | None:
     group = root.get(f"labels/{kind}")
-    return None if group is None else {name: group[name][:] for name in LABEL_COLUMNS[kind]}
+    return None if group is None else {name: layout.read_column(group, name) for name in LABEL_COLUMNS[kind]}

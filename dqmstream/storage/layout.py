@@ -31,6 +31,7 @@ from zarr.core.sync import sync
 
 from dqmstream.errors import ArchiveError
 from dqmstream.lumisection import IETA, IPHI, Geometry
+from dqmstream.storage.failures import decoding, reading
 
 LAYOUT_VERSION = 2
 ROWS_PER_CHUNK = 64
@@ -205,7 +206,7 @@ def append_columns(group: zarr.Group, columns: Mapping[str, Column]) -> None:
     """Append equally long columns to the arrays of those names, all at once: zarr takes a millisecond to wait for each.
 
     A column is an array, or its rows one by one, which need not lie together. Raises ArchiveError where the arrays are not
-    equally long before.
+    equally long before, Unreadable where the last chunk of one cannot be read.
     """
 
     async def append(folder: zarr.AsyncGroup, name: str, values: Column) -> int:
@@ -233,7 +234,9 @@ def append_columns(group: zarr.Group, columns: Mapping[str, Column]) -> None:
         folder = await zarr.AsyncGroup.open(group.store_path, zarr_format=3, use_consolidated=False)
         return await asyncio.gather(*(append(folder, name, values) for name, values in columns.items()))
 
-    if len(set(sync(append_all()))) > 1:
+    with decoding(group.path, (RuntimeError,)):  # the last chunk of an array is read, and written again with what is added
+        starts = sync(append_all())
+    if len(set(starts)) > 1:
         raise ArchiveError(f"{group.path} has columns of different lengths: see `dqmstream archive verify`")
 
 
@@ -259,6 +262,8 @@ async def _write_chunk(array: zarr.AsyncArray[Any], place: int, values: Column) 
 def read_rows(group: zarr.Group, names: Sequence[str], rows: np.ndarray) -> dict[str, np.ndarray]:
     """Rows of columns, all at once; a column that is not there (of a later layout) is left out. rows: ascending or not.
 
+    Raises Unreadable where they cannot be read.
+
     A run lies almost in one piece: the span is read and picked from, not row by row.
     """
     start, stop = int(rows.min()), int(rows.max()) + 1
@@ -278,4 +283,12 @@ def read_rows(group: zarr.Group, names: Sequence[str], rows: np.ndarray) -> dict
         folder = await zarr.AsyncGroup.open(group.store_path, zarr_format=3, use_consolidated=False)
         return await asyncio.gather(*(read(folder, name) for name in names))
 
-    return {name: values for name, values in zip(names, sync(read_all()), strict=True) if values is not None}
+    with reading(group.path):
+        found = sync(read_all())
+    return {name: values for name, values in zip(names, found, strict=True) if values is not None}
+
+
+def read_column(group: zarr.Group, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+    """Entries start to stop of a column. Raises Unreadable where they cannot be read."""
+    with reading(f"{group.path}/{name}"):
+        return np.asarray(group[name][start:stop])

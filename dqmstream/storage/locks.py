@@ -114,7 +114,8 @@ def _syncfs(descriptor: int, path: Path) -> None:
 
 
 def filesystem_kind(path: Path, table: str | None = None) -> str:
-    """Kind of the filesystem that holds path, or will hold it: "ext4", "nfs4", ...; "" where the system does not tell.
+    """Kind of the filesystem that holds path, or will hold it, links followed: "ext4", "nfs4", ...; "" where the system does
+    not tell. A Lustre that is not mounted with `flock` is "lustre without flock".
 
     table: what /proc/self/mountinfo says (Linux).
     """
@@ -127,17 +128,24 @@ def filesystem_kind(path: Path, table: str | None = None) -> str:
         fields, _, rest = line.partition(" - ")
         mounted = Path(fields.split()[4].encode().decode("unicode_escape"))
         if place.is_relative_to(mounted):
-            found[len(mounted.parts)] = rest.split()[0]  # a later mount on the same place hides the earlier
-    return found[max(found)] if found else ""
+            kind, options = rest.split()[0], rest.split()[-1]
+            is_lockless = kind == "lustre" and "flock" not in options.split(",")
+            found[len(mounted.parts)] = f"{kind} without flock" if is_lockless else kind
+    return found[max(found)] if found else ""  # a later mount on the same place hides the earlier
 
 
 def empty_folder(path: Path) -> None:
     """Remove all that the folder holds; the folder, and a lock on it, stay."""
     for entry in path.iterdir():
-        if entry.is_dir():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink()
+        remove(entry)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that it holds; what is not there is no error."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -147,7 +155,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with partial.open("wb") as file:
+        with naming(path), partial.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -157,6 +165,17 @@ def write_atomically(path: Path, data: bytes) -> None:
             partial.unlink()
         raise
     sync_folder(path.parent)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Have the system's errors of a write say which file it was: those of an open file name none."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno and error.filename is None:
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+        raise
 
 
 def sync_folder(path: Path) -> None:

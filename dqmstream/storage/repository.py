@@ -7,15 +7,35 @@ from collections.abc import Callable
 from pathlib import Path
 
 import icechunk
+import structlog
 import zarr
 
 from dqmstream.errors import ArchiveError
 from dqmstream.storage import layout
-from dqmstream.storage.failures import first_line
-from dqmstream.storage.locks import empty_folder, exclusive, filesystem_kind, sync_filesystem
+from dqmstream.storage.failures import first_line, telling, telling_system
+from dqmstream.storage.locks import exclusive, filesystem_kind, remove, sync_filesystem
 
-UNTRUSTED_FILESYSTEMS = frozenset({"nfs", "nfs4", "afs", "cifs", "smb3", "fuse.eosxd", "fuse.eos", "fuse.sshfs", "fuse.cvmfs2"})
-"""Network filesystems on which flock is local to a machine, or not there: NFS, AFS, EOS, SMB."""
+UNTRUSTED_FILESYSTEMS = frozenset({
+    "nfs", "nfs4", "afs", "cifs", "smb3", "smbfs", "fuse.eosxd", "fuse.eos", "fuse.sshfs", "fuse.cvmfs2",
+    "lustre without flock",
+})  # fmt: skip
+"""Network filesystems on which flock is local to a machine, or not there: NFS, AFS, EOS, SMB, Lustre without `-o flock`."""
+
+TRUSTED_FILESYSTEMS = frozenset({
+    "ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "jfs", "nilfs2", "bcachefs", "reiserfs", "tmpfs", "ramfs", "overlay",
+    "ceph", "fuse.ceph", "fuse.ceph-fuse", "gfs2", "lustre", "",
+})  # fmt: skip
+"""Disks of one machine, and filesystems that keep flock among all their machines; "" where the system does not tell."""
+
+PARTIAL = ".partial"
+"""Folder in that of an archive in which the archive is made."""
+
+PARTS = ("chunks", "manifests", "snapshots", "transactions", "refs", "config.yaml")
+"""What Icechunk makes in the folder of a repository."""
+
+log = structlog.get_logger("dqmstream.storage")
+
+_warned: set[Path] = set()
 
 # Icechunk logs on stdout, which belongs to results; what it logs as an error it raises too.
 icechunk.set_logs_filter("off")
@@ -27,32 +47,48 @@ def is_repository(path: Path) -> bool:
 
 
 def make_repository(path: Path, write: Callable[[icechunk.IcechunkStore], None]) -> None:
-    """Make a repository at path, a folder that is missing or empty; write fills its first snapshot.
+    """Make a repository at path, a folder that is missing or empty, a mount point or a link to one; write fills its first
+    snapshot.
 
     Raises ArchiveError where something else is there, or where it cannot be made.
     """
     check_local(path)
-    try:
-        _make(path, write)
-    except OSError as error:
-        raise ArchiveError(f"{path} cannot be made: {error.strerror or error}") from error
+    warn_of_locks(path)
+    place = path.resolve()
+    with telling(path, "cannot be made"), telling_system(path, "cannot be made"):
+        is_new = not place.exists()
+        place.mkdir(parents=True, exist_ok=True)
+        with exclusive(place):
+            try:
+                _make(path, place, write)
+            except BaseException:
+                shutil.rmtree(place / PARTIAL, ignore_errors=True)
+                if is_new and not any(place.iterdir()):
+                    place.rmdir()
+                raise
 
 
-def _make(path: Path, write: Callable[[icechunk.IcechunkStore], None]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.mkdir(parents=True, exist_ok=True)
-    with exclusive(partial):
-        if path.exists() and any(path.iterdir()):
-            shutil.rmtree(partial, ignore_errors=True)
-            raise ArchiveError(f"{path} is not empty: give the path of a new archive")
-        empty_folder(partial)  # of what a process that was killed here had left
-        repository = icechunk.Repository.create(_storage(partial), config=layout.repository_config())
-        session = repository.writable_session("main")
-        write(session.store)
-        session.commit("make the archive")
-        # Icechunk makes a repository before its first commit; a kill between the two would leave half an archive.
-        partial.rename(path)
-        sync_filesystem(path)
+def _make(path: Path, place: Path, write: Callable[[icechunk.IcechunkStore], None]) -> None:
+    """Make it in a folder within, since a mount point cannot be replaced; `refs`, which makes it a repository, comes last."""
+    partial = place / PARTIAL
+    # What a process left that was killed here may be moved in part.
+    ours = (PARTIAL, *(PARTS if partial.exists() and not is_repository(place) else ()))
+    if any(entry.name not in (*ours, "lost+found") for entry in place.iterdir()):
+        raise ArchiveError(f"{path} is not empty: give the path of a new archive")
+    for name in ours:
+        remove(place / name)
+    partial.mkdir()
+    repository = icechunk.Repository.create(_storage(partial), config=layout.repository_config())
+    session = repository.writable_session("main")
+    write(session.store)
+    session.commit("make the archive")
+    # Icechunk makes a repository before its first commit; a kill between the two would leave half an archive.
+    for entry in sorted(partial.iterdir(), key=lambda entry: entry.name == "refs"):
+        if entry.name == "refs":
+            sync_filesystem(place)
+        entry.rename(place / entry.name)
+    partial.rmdir()
+    sync_filesystem(place)
 
 
 def open_repository(path: Path) -> tuple[icechunk.Repository, str]:
@@ -73,12 +109,28 @@ def check_local(path: Path) -> None:
     """Raise ArchiveError unless path is, or can become, a folder on a disk of this machine."""
     if "://" in str(path) or ":/" in str(path):
         raise ArchiveError(f"{path} is an address: this version keeps archives on local disks only")
-    if path.exists() and not path.is_dir():
+    try:
+        place = path.resolve()
+    except (OSError, RuntimeError) as error:  # RuntimeError until Python 3.12
+        raise ArchiveError(f"{path} leads nowhere: it is a link to itself") from error
+    if place.exists() and not place.is_dir():
         raise ArchiveError(f"{path} is a file, an archive is a folder")
     if (kind := filesystem_kind(path)) in UNTRUSTED_FILESYSTEMS:
         raise ArchiveError(
             f"{path} lies on a network filesystem ({kind}), whose locks cannot be trusted to keep two writers apart: "
             "put the archive on a local disk"
+        )
+
+
+def warn_of_locks(path: Path) -> None:
+    """Warn, once for each path, where it is not known whether the filesystem keeps locks among machines."""
+    kind = filesystem_kind(path)
+    if kind not in TRUSTED_FILESYSTEMS and path not in _warned:
+        _warned.add(path)
+        log.warning(
+            "it is not known whether this filesystem keeps two machines apart that write to the archive: use one machine",
+            archive=str(path),
+            filesystem=kind,
         )
 
 

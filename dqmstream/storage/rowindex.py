@@ -45,7 +45,7 @@ class _Columns:
         """Read what the group holds past what is here. first: the column whose length is asked."""
         start, total = self.size, group[first].shape[0]
         if total > start:
-            self.append({name: group[name][start:total] for name in self._arrays})
+            self.append({name: layout.read_column(group, name, start, total) for name in self._arrays})
 
     def append(self, columns: Mapping[str, Column]) -> None:
         """Add equally long columns; those that are not kept here are passed over."""

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import xarray as xr
 import zarr
+from structlog.testing import capture_logs
 
+from dqmstream.config import load_settings
 from dqmstream.errors import ArchiveError
 from dqmstream.lumisection import Geometry
 from dqmstream.storage.archive import Archive
@@ -17,6 +19,8 @@ from dqmstream.storage.locks import filesystem_kind
 from dqmstream.storage.log import ArchiveWriter
 from dqmstream.storage.repository import UNTRUSTED_FILESYSTEMS
 from dqmstream.storage.verify import verify
+from tests.commandline import forks
+from tests.disks import SmallDisk
 from tests.maps import check_tiling, row, rows
 
 FEED = "f"
@@ -126,16 +130,126 @@ def test_an_archive_on_a_network_filesystem_is_refused(tmp_path: Path, monkeypat
         "36 21 0:31 / /eos/cms rw - fuse.eosxd eosxd rw\n"
         "37 21 0:32 / /home rw shared:2 - nfs4 server:/home rw\n"
         "38 37 0:33 / /home/my\\040disk rw - xfs /dev/sdb rw\n"
+        "39 21 0:34 / /lustre rw - lustre 10.0.0.1@tcp:/scratch rw,flock,lazystatfs\n"
+        "40 21 0:35 / /lustre/local rw - lustre 10.0.0.1@tcp:/scratch rw,localflock,lazystatfs\n"
+        f"41 21 0:36 / {tmp_path}/far rw - nfs4 server:/far rw\n"
+        f"42 21 0:37 / {tmp_path}/unnamed rw - ceph  rw\n"
     )
     assert filesystem_kind(Path("/data/A"), table) == "ext4"
     assert filesystem_kind(Path("/home/me/A"), table) == "nfs4"
     assert filesystem_kind(Path("/home/my disk/A"), table) == "xfs"
     assert filesystem_kind(Path("/eos/cms/A"), table) == "fuse.eosxd"
+    assert filesystem_kind(Path("/lustre/A"), table) == "lustre"
+    assert filesystem_kind(Path("/lustre/local/A"), table) == "lustre without flock"
+    assert filesystem_kind(tmp_path / "unnamed" / "A", table) == "ceph"
+    (tmp_path / "near").symlink_to(tmp_path / "far")
+    for path in ("near/A", "x/../far/A", "near/../far/A"):  # a link, or "..", does not hide it
+        assert filesystem_kind(tmp_path / path, table) == "nfs4"
+    (tmp_path / "near").unlink()
     assert filesystem_kind(tmp_path) not in UNTRUSTED_FILESYSTEMS
     monkeypatch.setattr("dqmstream.storage.repository.filesystem_kind", lambda path: "nfs4")
     with pytest.raises(ArchiveError, match=r"network filesystem \(nfs4\), whose locks cannot be trusted"):
         Archive.create(tmp_path / "A")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["gpfs", "9p", "virtiofs", "fuse.rclone", "beegfs"])
+def test_a_filesystem_of_which_nothing_is_known_is_warned_of_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr("dqmstream.storage.repository.filesystem_kind", lambda path: kind)
+    with capture_logs() as told:
+        archive = Archive.create(tmp_path / "A")
+        for k in range(2):
+            ArchiveWriter(archive).append(FEED, 0, [row(archive, 1, k + 1, k)], k, k + 1)
+    assert [line["filesystem"] for line in told] == [kind]
+    assert "one machine" in told[0]["event"]
+    for known in ("ext4", "xfs", "overlay", "tmpfs", "ceph", "lustre", ""):
+        monkeypatch.setattr("dqmstream.storage.repository.filesystem_kind", lambda path, known=known: known)
+        with capture_logs() as told:
+            Archive.create(tmp_path / f"B{known}")
+        assert not told
+
+
+def test_an_archive_is_made_through_a_link_and_is_one_by_either_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "real").mkdir()
+    for link, target in (("to", "real"), ("to-none", "missing/yet")):
+        (tmp_path / link).symlink_to(tmp_path / target)
+        made = Archive.create(tmp_path / link)
+        assert made.path == tmp_path / target
+        assert Archive.open(tmp_path / target).archive_id == made.archive_id
+        assert {load_settings(archive=tmp_path / name).state_path for name in (link, target)} == {tmp_path / f"{target}.state"}
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for act in (Archive.create, Archive.open, Archive.open_or_create):
+        with pytest.raises(ArchiveError, match="is a link to itself"):
+            act(tmp_path / "loop")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert Archive.open_or_create(Path()).path == tmp_path / "here"
+    assert load_settings(archive=Path()).state_path == tmp_path / "here.state"
+    assert Archive.open(Path("../here")).runs() == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "loop", "missing", "real", "to", "to-none"]
+
+
+def test_a_state_beside_a_link_where_older_versions_made_it_is_used_on(tmp_path: Path) -> None:
+    Archive.create(tmp_path / "A")
+    (tmp_path / "link").symlink_to(tmp_path / "A")
+    (tmp_path / "link.state").mkdir()
+    assert load_settings(archive=tmp_path / "link").state_path == tmp_path / "link.state"
+    (tmp_path / "A.state").mkdir()
+    assert load_settings(archive=tmp_path / "link").state_path == tmp_path / "A.state"
+
+
+def _make_at_a_mount_point(folder: Path) -> None:
+    if not SmallDisk(folder).is_mounted:
+        raise SystemExit(77)
+    (folder / "lost+found").mkdir(mode=0o700)
+    archive = Archive.open_or_create(folder)
+    ArchiveWriter(archive).append(FEED, 0, rows(archive, 1, range(1, 4), 0), 0, 3)
+    assert Archive.open(folder).run(1).sizes["lumisection"] == 3
+    assert verify(archive.refresh()) == []
+    assert ".partial" not in [path.name for path in folder.iterdir()]
+
+
+def test_an_archive_is_made_at_a_mount_point(tmp_path: Path) -> None:
+    """As every volume of a container is."""
+    process = forks().Process(target=_make_at_a_mount_point, args=(tmp_path / "volume",))
+    process.start()
+    process.join()
+    if process.exitcode == 77:
+        pytest.skip("this machine permits no mount")
+    assert process.exitcode == 0
+
+
+@pytest.mark.parametrize("moved", range(5))
+def test_a_making_that_was_killed_while_it_moved_its_parts_is_begun_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moved: int
+) -> None:
+    real, done = Path.rename, 0
+
+    class Death(BaseException):
+        pass
+
+    def rename(path: Path, target: Path) -> Path:
+        nonlocal done
+        if done == moved:
+            raise Death
+        done += 1
+        return real(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    monkeypatch.setattr("dqmstream.storage.repository.shutil.rmtree", lambda *_, **__: None)  # which a kill leaves out too
+    with pytest.raises(Death):
+        Archive.create(tmp_path / "A")
+    monkeypatch.undo()
+    assert not Archive.exists(tmp_path / "A") and (tmp_path / "A" / ".partial").exists()
+    archive = Archive.open_or_create(tmp_path / "A")
+    assert archive.runs() == [] and not (tmp_path / "A" / ".partial").exists()
+    (tmp_path / "B" / ".partial").mkdir(parents=True)
+    (tmp_path / "B" / "notes.txt").write_text("mine")
+    with pytest.raises(ArchiveError, match="not empty"):
+        Archive.create(tmp_path / "B")
+    assert (tmp_path / "B" / "notes.txt").read_text() == "mine"
 
 
 def test_a_place_that_cannot_be_written_is_told_in_one_line() -> None:
