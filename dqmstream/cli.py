@@ -25,6 +25,8 @@ from dqmstream import (
     console,
 )
 from dqmstream.cli_options import (
+    MAX_LENGTH,
+    MAX_RUNS,
     Archive,
     Bootstrap,
     Depths,
@@ -51,11 +53,13 @@ from dqmstream.cli_options import (
     Topic,
     Watch,
     Window,
+    finite,
     show,
 )
-from dqmstream.config import Settings, load_settings, recipe_flags
+from dqmstream.config import MAX_SEED, MAX_WAIT_S, Settings, load_settings, recipe_flags
 from dqmstream.errors import EXIT_CODES, DqmstreamError, InputError
 from dqmstream.libraries import keep_in_our_folder
+from dqmstream.lumisection import MAX_NUMBER
 
 app = typer.Typer(
     name="dqmstream",
@@ -90,13 +94,19 @@ def root(
 def simulate(
     out: Annotated[Path, typer.Argument(help="folder for the files, new or empty")],
     stream: Stream = "moderate",
-    seed: Annotated[int, typer.Option(help="seeds make streams: 0-9 for tuning, 100 and up for what is reported")] = 0,
-    runs: Annotated[int | None, typer.Option(help="number of runs (default: the stream's own)")] = None,
+    seed: Annotated[
+        int, typer.Option(max=MAX_SEED, help="seeds make streams: 0-9 for tuning, 100 and up for what is reported")
+    ] = 0,
+    runs: Annotated[int | None, typer.Option(max=MAX_RUNS, help="number of runs (default: the stream's own)")] = None,
     lumisections: Annotated[
-        int | None, typer.Option(min=1, help="lumisections in each run (default: the stream's own; 400, of pair 501 and 1046)")
+        int | None,
+        typer.Option(
+            min=1, max=MAX_LENGTH, help="lumisections in each run (default: the stream's own; 400, of pair 501 and 1046)"
+        ),
     ] = None,
     interpolate_to: Annotated[
-        int | None, typer.Option(help="rows a run, interpolated between lumisections, as in the published files (10000)")
+        int | None,
+        typer.Option(max=MAX_LENGTH, help="rows a run, interpolated between lumisections, as in the published files (10000)"),
     ] = None,
     layout: cli_studies.Layout = None,
     images: cli_studies.Images = 2000,
@@ -150,7 +160,9 @@ def import_(
     crop: Annotated[
         bool, typer.Option("--crop", help="of wider maps, leave out what lies beyond |ieta| 32, which else is refused")
     ] = False,
-    run: Annotated[int | None, typer.Option(help="run number of the only file, where its name has none")] = None,
+    run: Annotated[
+        int | None, typer.Option(max=MAX_NUMBER, help="run number of the only file, where its name has none")
+    ] = None,
     interpolated: Interpolated = False,
     dtype: Dtype = None,
     depths: Depths = None,
@@ -177,11 +189,16 @@ def publish(
     archive: Archive = None,
     bootstrap: Bootstrap = None,
     topic: Topic = None,
-    runs: Annotated[list[int] | None, typer.Option("--run", help="publish this run only; may be given more than once")] = None,
-    rate: Annotated[float | None, typer.Option(min=0.001, help="lumisections a second (default: as fast as it goes)")] = None,
+    runs: Annotated[
+        list[int] | None, typer.Option("--run", max=MAX_NUMBER, help="publish this run only; may be given more than once")
+    ] = None,
+    rate: Annotated[
+        float | None,
+        typer.Option(min=0.001, max=1e6, callback=finite, help="lumisections a second (default: as fast as it goes)"),
+    ] = None,
     realtime: Annotated[bool, typer.Option("--realtime", help="one lumisection every 23.31 s")] = False,
     create: Annotated[bool, typer.Option("--create", help="make the topic")] = False,
-    partitions: Annotated[int | None, typer.Option(min=1, help="of a topic that is made (default: 1)")] = None,
+    partitions: Annotated[int | None, typer.Option(min=1, max=100_000, help="of a topic that is made (default: 1)")] = None,
     as_json: Json = False,
 ) -> None:
     """Send archived runs to Kafka as the data acquisition would: run start, lumisections, run stop."""
@@ -206,7 +223,13 @@ def consume(
     state: State = None,
     no_learn: Annotated[bool, typer.Option("--no-learn", help="only file, do not learn")] = False,
     until_idle: Annotated[
-        float | None, typer.Option(min=0.1, help="end when nothing came for so many seconds and nothing is left to learn")
+        float | None,
+        typer.Option(
+            min=0.1,
+            max=MAX_WAIT_S,
+            callback=finite,
+            help="end when nothing came for so many seconds and nothing is left to learn",
+        ),
     ] = None,
     group: Annotated[str | None, typer.Option(help="consumer group (default: one of this copy of the archive)")] = None,
     instance: Annotated[str | None, typer.Option(help="static member id of this worker in the group")] = None,
@@ -302,9 +325,9 @@ def status(archive: Archive = None, state: State = None, as_json: Json = False) 
 def demo(
     out: Annotated[Path, typer.Option("--out", help="folder for everything, made anew")] = Path("demo-out"),
     stream: Stream = "moderate",
-    seed: Annotated[int, typer.Option(help="seed of stream and learner")] = 0,
-    runs: Annotated[int, typer.Option(min=2, help="number of runs")] = 6,
-    lumisections: Annotated[int, typer.Option(min=180, help="lumisections in each run")] = 400,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="seed of stream and learner")] = 0,
+    runs: Annotated[int, typer.Option(min=2, max=MAX_RUNS, help="number of runs")] = 6,
+    lumisections: Annotated[int, typer.Option(min=180, max=MAX_LENGTH, help="lumisections in each run")] = 400,
     kafka: Annotated[bool, typer.Option("--kafka", help="through the broker at --bootstrap")] = False,
     bootstrap: Bootstrap = None,
     as_json: Json = False,

@@ -11,9 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from dqmstream import console
-from dqmstream.cli_options import Archive, Json, show
-from dqmstream.config import load_settings
+from dqmstream.cli_options import Archive, Json, finite, show
+from dqmstream.config import MAX_AGE_S, load_settings
 from dqmstream.errors import ArchiveError
+from dqmstream.lumisection import MAX_NUMBER
 
 if TYPE_CHECKING:
     from dqmstream.storage.archive import Archive as Reader
@@ -26,7 +27,13 @@ app = typer.Typer(
 
 Keep = Annotated[
     float,
-    typer.Option("--keep-s", min=0, help="untagged snapshots that are younger stay, so that who reads one now can go on"),
+    typer.Option(
+        "--keep-s",
+        min=0,
+        max=MAX_AGE_S,
+        callback=finite,
+        help="untagged snapshots that are younger stay, so that who reads one now can go on",
+    ),
 ]
 
 KEEP_S = 3600.0
@@ -100,7 +107,9 @@ def compact(archive: Archive = None, keep_s: Keep = KEEP_S, as_json: Json = Fals
 def export(
     out: Annotated[Path, typer.Argument(help="folder to make, such as NAME.zarr", show_default=False)],
     archive: Archive = None,
-    runs: Annotated[list[int] | None, typer.Option("--run", help="this run only; may be given more than once")] = None,
+    runs: Annotated[
+        list[int] | None, typer.Option("--run", max=MAX_NUMBER, help="this run only; may be given more than once")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Write plain Zarr v3: one table of the newest revision of every lumisection, by run and number."""

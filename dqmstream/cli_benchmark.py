@@ -15,7 +15,7 @@ import typer
 from dqmstream import cli_options as options
 from dqmstream import cli_studies as studies
 from dqmstream import console
-from dqmstream.config import read_table, recipe_flags
+from dqmstream.config import MAX_COUNT, MAX_MEMORY_BYTES, read_table, recipe_flags
 from dqmstream.errors import InputError, StateError
 
 if TYPE_CHECKING:
@@ -46,18 +46,24 @@ def benchmark(
         list[str] | None, typer.Option("--strategy", help="strategy or bound (ideal, ideal_profiled); more than once")
     ] = None,
     seeds: Annotated[
-        list[int] | None, typer.Option("--seed", help="0-9 for tuning, 100 and up for what is reported; more than once")
+        list[int] | None,
+        typer.Option("--seed", max=MAX_COUNT, help="0-9 for tuning, 100 and up for what is reported; more than once"),
     ] = None,
-    orders: Annotated[int | None, typer.Option(help="orders of the runs, the first as drawn (default: 1)")] = None,
-    runs: Annotated[int | None, typer.Option(help="runs of each stream (default: 20)")] = None,
-    lumisections: Annotated[int | None, typer.Option(help="lumisections in each run (default: 400)")] = None,
+    orders: Annotated[int | None, typer.Option(max=10_000, help="orders of the runs, the first as drawn (default: 1)")] = None,
+    runs: Annotated[int | None, typer.Option(max=options.MAX_RUNS, help="runs of each stream (default: 20)")] = None,
+    lumisections: Annotated[
+        int | None, typer.Option(max=options.MAX_LENGTH, help="lumisections in each run (default: 400)")
+    ] = None,
     split: Annotated[
         str | None, typer.Option(help="blocks (default), or for comparison random or folds: see the warning that it prints")
     ] = None,
     recipe: options.Recipe = None,
     set_: options.Set = None,
     memory_bytes: Annotated[
-        list[int] | None, typer.Option("--memory-bytes", help="kept of past runs, in all (default: 1000000); more than once")
+        list[int] | None,
+        typer.Option(
+            "--memory-bytes", max=MAX_MEMORY_BYTES, help="kept of past runs, in all (default: 1000000); more than once"
+        ),
     ] = None,
     evaluation_samples: options.Samples = None,
     reuse: Annotated[
@@ -73,7 +79,10 @@ def benchmark(
     weights: studies.Weights = None,
     device: options.Device = None,
     list_: studies.Listed = False,
-    workers: Annotated[int | None, typer.Option(min=1, help="processes of one thread each (default: the processors)")] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, max=options.MAX_PROCESSES, help="processes of one thread each (default: the processors)"),
+    ] = None,
     dask: Annotated[
         str | None, typer.Option("--dask", help="host:port of a Dask scheduler, whose workers compute", show_default=False)
     ] = None,

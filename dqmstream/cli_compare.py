@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dqmstream import console
-from dqmstream.cli_options import Archive, Interpolated, Json, show
+from dqmstream.cli_options import LEAST_RATE, MAX_RATE, Archive, Interpolated, Json, finite, show
 from dqmstream.config import load_settings
 
 _HELP = "a .npy file of a run, or with --archive the number of one"
@@ -19,7 +19,9 @@ def compare(
     b: Annotated[str, typer.Argument(metavar="B", help=_HELP, show_default=False)],
     archive: Archive = None,
     interpolated: Interpolated = False,
-    rate: Annotated[float, typer.Option(min=1e-6, max=0.5, help="share of what is named that may be chance")] = 0.05,
+    rate: Annotated[
+        float, typer.Option(min=LEAST_RATE, max=MAX_RATE, callback=finite, help="share of what is named that may be chance")
+    ] = 0.05,
     out: Annotated[
         Path | None, typer.Option("--out", help="folder for map (PNG) and tables (CSV, JSON)", show_default=False)
     ] = None,

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from dqmstream import console
 from dqmstream.cli_options import Bootstrap, Json, LetterTopic, Topic
-from dqmstream.config import Settings, load_settings
+from dqmstream.config import MAX_COUNT, Settings, load_settings
 from dqmstream.errors import InputError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def list_(
     topic: Topic = None,
     dead_letter_topic: LetterTopic = None,
     reason: Annotated[str | None, typer.Option("--reason", help="only those whose reason contains this text")] = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="only the newest so many")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, max=MAX_COUNT, help="only the newest so many")] = None,
     oldest: Annotated[bool, typer.Option("--oldest", help="with --limit: the oldest instead")] = False,
     as_json: Json = False,
 ) -> None:

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from dqmstream import console
-from dqmstream.cli_options import Json, show
+from dqmstream.cli_options import MAX_LENGTH, MAX_PROCESSES, MAX_RUNS, Json, finite, show
+from dqmstream.config import MAX_COUNT
 from dqmstream.errors import StateError
 
 
@@ -23,15 +24,21 @@ def faults(
         list[str] | None, typer.Option("--detector", help="this detector only; may be given more than once (default: all)")
     ] = None,
     seeds: Annotated[
-        list[int] | None, typer.Option("--seed", help="0-9 for tuning, 100 and up for what is reported; more than once")
+        list[int] | None,
+        typer.Option("--seed", max=MAX_COUNT, help="0-9 for tuning, 100 and up for what is reported; more than once"),
     ] = None,
-    runs: Annotated[int | None, typer.Option(help="runs of the stream (default: 40)")] = None,
-    lumisections: Annotated[int | None, typer.Option(help="lumisections in each run (default: 400)")] = None,
-    alarms: Annotated[float | None, typer.Option(help="false alarms a run that thresholds allow (default: 1)")] = None,
+    runs: Annotated[int | None, typer.Option(max=MAX_RUNS, help="runs of the stream (default: 40)")] = None,
+    lumisections: Annotated[int | None, typer.Option(max=MAX_LENGTH, help="lumisections in each run (default: 400)")] = None,
+    alarms: Annotated[
+        float | None, typer.Option(max=20, callback=finite, help="false alarms a run that thresholds allow (default: 1)")
+    ] = None,
     every: Annotated[
-        int | None, typer.Option(help="every so many runs are had again after later ones; 0 for none (default: 6)")
+        int | None,
+        typer.Option(max=MAX_COUNT, help="every so many runs are had again after later ones; 0 for none (default: 6)"),
     ] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="processes of one thread each (default: the processors)")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=MAX_PROCESSES, help="processes of one thread each (default: the processors)")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Find channels, modules and boxes that fail within the runs of the stream `tracks`, where conditions move more than

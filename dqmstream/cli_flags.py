@@ -8,20 +8,27 @@ from typing import Annotated
 import typer
 
 from dqmstream import console
-from dqmstream.cli_options import Archive, Json, Name, State, show
+from dqmstream.cli_options import LEAST_RATE, MAX_RATE, Archive, Json, Name, State, finite, show
 from dqmstream.config import load_settings
 from dqmstream.errors import InputError
+from dqmstream.lumisection import MAX_NUMBER
 
 
 def flags(
     archive: Archive = None,
     state: State = None,
     name: Name = None,
-    runs: Annotated[list[int] | None, typer.Option("--run", help="this run only; may be given more than once")] = None,
+    runs: Annotated[
+        list[int] | None, typer.Option("--run", max=MAX_NUMBER, help="this run only; may be given more than once")
+    ] = None,
     alarms: Annotated[
-        float, typer.Option(min=1e-12, max=0.5, help="share of a known run's lumisections that may be flagged")
+        float,
+        typer.Option(min=1e-12, max=MAX_RATE, callback=finite, help="share of a known run's lumisections that may be flagged"),
     ] = 0.01,
-    rate: Annotated[float, typer.Option(min=1e-6, max=0.5, help="share of the channels named that may be chance")] = 0.05,
+    rate: Annotated[
+        float,
+        typer.Option(min=LEAST_RATE, max=MAX_RATE, callback=finite, help="share of the channels named that may be chance"),
+    ] = 0.05,
     out: Annotated[Path | None, typer.Option("--out", help="CSV file, a line for each lumisection", show_default=False)] = None,
     as_json: Json = False,
 ) -> None:

@@ -28,7 +28,7 @@ from dqmstream.cli_options import (
     Window,
     show,
 )
-from dqmstream.config import load_settings, recipe_flags
+from dqmstream.config import MAX_COUNT, load_settings, recipe_flags
 
 
 def learn(
@@ -49,7 +49,7 @@ def learn(
     label_delay: LabelDelay = None,
     threads: Threads = None,
     device: Device = None,
-    parent: Annotated[int | None, typer.Option("--parent", hidden=True)] = None,
+    parent: Annotated[int | None, typer.Option("--parent", min=1, max=MAX_COUNT, hidden=True)] = None,
     as_json: Json = False,
 ) -> None:
     """The learner alone, as `consume` starts it: learn every complete run of the archive that is not learnt yet."""

@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from dqmstream import console
+
+MAX_LENGTH = 10_000_000
+"""Of a run, in lumisections or in rows made of them."""
+MAX_RUNS = 100_000
+"""Of a simulated stream."""
+MAX_PROCESSES = 1024
+LEAST_RATE, MAX_RATE = 1e-6, 0.5
+"""Of a share of false alarms, or of false discoveries."""
+
+
+def finite(value: float | None) -> float | None:
+    """The value of an option; bounds let NaN pass. Raises BadParameter for it."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a finite number")
+    return value
+
 
 Archive = Annotated[Path | None, typer.Option("--archive", help="folder of the archive", show_default=False)]
 State = Annotated[Path | None, typer.Option("--state", help="folder of the learners' state (default: ARCHIVE.state)")]

@@ -10,12 +10,14 @@ import typer
 
 from dqmstream import cli_options as options
 from dqmstream.config import load_settings
+from dqmstream.lumisection import MAX_NUMBER
 
 
 def reference(
     out: Annotated[Path, typer.Option("--out", help="file for the reference, .safetensors", show_default=False)],
     runs: Annotated[
-        list[int] | None, typer.Option("--run", help="run that is good; more than once to take several together")
+        list[int] | None,
+        typer.Option("--run", max=MAX_NUMBER, help="run that is good; more than once to take several together"),
     ] = None,
     archive: options.Archive = None,
     mask: Annotated[

@@ -11,7 +11,7 @@ from rich.progress import Progress, TaskID
 
 from dqmstream import cli_options as options
 from dqmstream import console
-from dqmstream.config import recipe_flags
+from dqmstream.config import MAX_COUNT, recipe_flags
 from dqmstream.errors import InputError
 
 PANEL = "An earlier study on your own files (with --data)"
@@ -20,17 +20,19 @@ Data = Annotated[
     list[Path] | None,
     typer.Option("--data", help="HDF5, Parquet or Run*_Dataset_*.npy files, a folder of them, or an image archive; --recipe then names a study; more than once", rich_help_panel=PANEL),  # noqa: E501
 ]  # fmt: skip
-Epochs = Annotated[int, typer.Option("--epochs", min=0, help="in place of the recipe's", rich_help_panel=PANEL)]
-Limit = Annotated[int, typer.Option("--limit", min=0, help="rows at most, for a quick look", rich_help_panel=PANEL)]
+Epochs = Annotated[int, typer.Option("--epochs", min=0, max=MAX_COUNT, help="in place of the recipe's", rich_help_panel=PANEL)]
+Limit = Annotated[
+    int, typer.Option("--limit", min=0, max=MAX_COUNT, help="rows at most, for a quick look", rich_help_panel=PANEL)
+]
 Size = Annotated[str, typer.Option("--size", help="study, or tiny for a quick look", rich_help_panel=PANEL)]
-Folds = Annotated[int, typer.Option("--folds", min=0, help="K of a K-fold", rich_help_panel=PANEL)]
+Folds = Annotated[int, typer.Option("--folds", min=0, max=1000, help="K of a K-fold", rich_help_panel=PANEL)]
 Augment = Annotated[list[str] | None, typer.Option("--augment", help="flip, rotate or shift, of images; more than once", rich_help_panel=PANEL)]  # fmt: skip # noqa: E501
 Weights = Annotated[Path | None, typer.Option("--weights", help="safetensors file to start from", rich_help_panel=PANEL)]
 Listed = Annotated[bool, typer.Option("--list", help="list the studies' recipes and end", rich_help_panel=PANEL)]
 IMAGES = "Images in place of runs"
 Layout = Annotated[str | None, typer.Option("--layout", help="electron_photon or quark_gluon: the files of these studies", rich_help_panel=IMAGES)]  # fmt: skip # noqa: E501
-Images = Annotated[int, typer.Option("--images", help="in all files", rich_help_panel=IMAGES)]
-Contrast = Annotated[float, typer.Option("--contrast", help="how far apart the classes are, 0 for not at all", rich_help_panel=IMAGES)]  # fmt: skip # noqa: E501
+Images = Annotated[int, typer.Option("--images", max=MAX_COUNT, help="in all files", rich_help_panel=IMAGES)]
+Contrast = Annotated[float, typer.Option("--contrast", max=100, callback=options.finite, help="how far apart the classes are, 0 for not at all", rich_help_panel=IMAGES)]  # fmt: skip # noqa: E501
 
 
 def simulate(out: Path, layout: str, images: int, seed: int, contrast: float, as_json: bool) -> None:

@@ -114,9 +114,15 @@ class Spec:
             seed_use(self.seeds)
         with _of_key("split"):
             Split(self.split)
-        for key, least in (("orders", 1), ("runs", 2), ("lumisections", 180), ("evaluation_samples", 1)):
-            if getattr(self, key) < least:
-                raise InputError(f"{key}: a benchmark needs {least} {key} at least, not {getattr(self, key)}")
+        for key, least, most in (
+            ("orders", 1, 10_000),
+            ("runs", 2, 100_000),
+            ("lumisections", 180, 10_000_000),
+            ("evaluation_samples", 1, 2**31 - 1),
+        ):
+            if not least <= getattr(self, key) <= most:
+                bound = f"{least} {key} at least" if getattr(self, key) < least else f"{most} {key} at most"
+                raise InputError(f"{key}: a benchmark needs {bound}, not {getattr(self, key)}")
         if min(_some(self.memory_bytes)) < 0:
             raise InputError(f"memory_bytes: {min(self.memory_bytes)} is negative")
         with _of_key("recipe"):

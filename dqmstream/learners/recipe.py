@@ -31,6 +31,29 @@ ROUTERS = ("top_k", "balanced", "soft")
 MAX_EXPERTS = 256
 """Of one mixture, so that an expert's number is a byte."""
 
+_WEIGHT = (0, 1e12)
+_BOUNDS: Mapping[str, tuple[float, float]] = {
+    "patch": (1, N_IPHI),
+    "patch_shift": (-N_IPHI, N_IPHI),
+    "dim": (1, 65_536),
+    "depth": (1, 1024),
+    "heads": (1, 1024),
+    "mlp_ratio": (1e-3, 1e3),
+    "moe_blocks": (0, 1024),
+    "experts": (1, MAX_EXPERTS),
+    "most_experts": (1, MAX_EXPERTS),
+    **dict.fromkeys(("aux_weight", "z_weight", "bias_rate", "noise", "weight_decay"), _WEIGHT),
+    **dict.fromkeys(("ewc_strength", "lwf_strength", "der_strength"), _WEIGHT),
+    **dict.fromkeys(("steps", "batch", "fisher_samples"), (1, 1e9)),
+    **dict.fromkeys(("micro_batch", "freeze_router", "grow_experts", "patience"), (0, 1e9)),
+    **dict.fromkeys(("places", "augment_copies"), (1, 65_536)),
+    "lr": (0, 1e38),
+    **dict.fromkeys(("warmup", "ewc_decay", "ema", "dropout"), (0, 1)),
+    "lwf_temperature": (1e-6, 1e6),
+    "cnn_widths": (1, 65_536),
+}
+"""Least and most of every number, or of each of several; top_k is between 1 and experts."""
+
 READOUTS = ("tokens", "mean", "class")
 """What a transformer's head reads, as `dqmstream.learners.model` has it."""
 
@@ -135,6 +158,11 @@ class Recipe:
     weights: str = ""
 
     def __post_init__(self) -> None:
+        for name, (least, most) in _BOUNDS.items():
+            given = getattr(self, name)
+            for value in given if isinstance(given, tuple) else (given,):
+                if not least <= value <= most:
+                    raise InputError(f"{name} {value} is not in {least:g}..{most:g}")
         for what, value, names in (
             *(("network", model, MODELS) for model in self.networks),
             ("router", self.router, ROUTERS),
@@ -146,8 +174,10 @@ class Recipe:
                 raise InputError(f"there is no {what} {value!r}; choose one of {', '.join(names)}")
         if "study_vit" in ensemble_members(self.model):
             raise InputError("study_vit learns from scaled counts and the others from residuals: it cannot be in an ensemble")
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"dropout {self.dropout} is not in 0..1 and below 1")
+        if self.dropout == 1 or self.ema == 1:
+            raise InputError("dropout and ema are below 1")
+        if not self.cnn_widths:
+            raise InputError("cnn_widths names no convolution: give the features of one at least")
         if self.weights and (len(self.networks) > 1 or self.model not in BACKBONES):
             raise InputError(f"weights are of one of {', '.join(BACKBONES)}, and {self.model} is none: leave them out")
         for name in self.augment:
@@ -158,19 +188,9 @@ class Recipe:
             raise InputError(f"patch {self.patch} does not divide a map of {N_IETA} x {N_IPHI} cells")
         if self.dim % self.heads:
             raise InputError(f"dim {self.dim} cannot be shared among {self.heads} heads")
-        if not 0 <= self.ema < 1 or self.patience < 0:
-            raise InputError("ema is in 0..1 and below 1, and patience is not negative")
-        if self.lwf_temperature <= 0:
-            raise InputError(f"lwf_temperature {self.lwf_temperature} is not above 0")
-        if self.experts > MAX_EXPERTS:
-            raise InputError(f"a mixture of {self.experts} experts is more than the {MAX_EXPERTS} that are offered")
         if not 1 <= self.top_k <= self.experts:
             raise InputError(f"top_k {self.top_k} is not in 1..{self.experts}, the number of experts")
-        if min(self.steps, self.batch, self.depth, self.places, self.fisher_samples, self.augment_copies) < 1:
-            raise InputError("steps, batch, depth, places, fisher_samples and augment_copies are at least 1")
-        if min(self.micro_batch, self.freeze_router, self.grow_experts, *self.moe_blocks, 0) < 0:
-            raise InputError("micro_batch, freeze_router, grow_experts and moe_blocks are not negative")
-        if self.grow_experts and not self.experts <= self.most_experts <= MAX_EXPERTS:
+        if self.grow_experts and self.experts > self.most_experts:
             raise InputError(f"most_experts {self.most_experts} is not in {self.experts}..{MAX_EXPERTS}: set it, or experts")
         if self.grow_experts and self.router == "soft":
             raise InputError(

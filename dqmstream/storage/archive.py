@@ -85,13 +85,14 @@ class Archive:
         self.labels = Labels(self.root)
 
     @classmethod
-    def create(cls, path: Path, *, geometry: Geometry | None = None, dtype: str = "float32", source: str = "") -> Archive:
+    def create(cls, path: Path | str, *, geometry: Geometry | None = None, dtype: str = "float32", source: str = "") -> Archive:
         """Make an empty archive at path, a folder that is missing or empty: whole or not at all.
 
         Raises ArchiveError where something else is there.
         """
         if dtype not in DTYPES:
             raise ArchiveError(f"an archive holds float32 or uint16, not {dtype}")
+        path = Path(path)
         identity = uuid.uuid4().hex[:12]
         make_repository(
             path,
@@ -102,18 +103,19 @@ class Archive:
         return cls.open(path)
 
     @classmethod
-    def open(cls, path: Path, snapshot: str | None = None) -> Archive:
+    def open(cls, path: Path | str, snapshot: str | None = None) -> Archive:
         """Open the archive at path, at a snapshot or a tag, by default at the newest snapshot.
 
         Raises ArchiveError if there is none, if it cannot be read, or if a newer dqmstream made it.
         """
+        path = Path(path)
         repository, head = open_repository(path)
         archive = cls(path.resolve(), repository, head)
         return archive if snapshot is None else archive.at(snapshot)
 
     @classmethod
     def open_or_create(
-        cls, path: Path, *, geometry: Geometry | None = None, dtype: str | None = None, source: str | None = None
+        cls, path: Path | str, *, geometry: Geometry | None = None, dtype: str | None = None, source: str | None = None
     ) -> Archive:
         """Open the archive, or make it from what is given. Raises ArchiveError if the one that stands differs."""
         if not cls.exists(path):
@@ -133,9 +135,9 @@ class Archive:
         return archive
 
     @staticmethod
-    def exists(path: Path) -> bool:
+    def exists(path: Path | str) -> bool:
         """Whether there is an archive at path; it may still be unreadable."""
-        return is_repository(path)
+        return is_repository(Path(path))
 
     @_told
     def refresh(self) -> Archive:

@@ -29,7 +29,7 @@ COLUMNS = tuple(name for name in layout.ROW_COLUMNS if name != "offset")
 
 def export(
     archive: Archive,
-    path: Path,
+    path: Path | str,
     runs: Sequence[int] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> int:
@@ -38,6 +38,7 @@ def export(
     A run at a time is held in memory. progress: rows written, rows in all. Raises InputError where something is at path, where
     it cannot be written, and for a run that the archive does not hold.
     """
+    path = Path(path)
     sizes = {summary.run: summary.lumisections for summary in archive.runs()}
     chosen = sorted(set(sizes if runs is None else runs))
     if unknown := [run for run in chosen if run not in sizes]:

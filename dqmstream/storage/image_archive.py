@@ -83,8 +83,9 @@ class ImageArchive:
         self.digests: list[str] = _digests(self.root)
 
     @classmethod
-    def open(cls, path: Path, snapshot: str | None = None) -> ImageArchive:
+    def open(cls, path: Path | str, snapshot: str | None = None) -> ImageArchive:
         """Open the archive at a snapshot, by default the newest. Raises ArchiveError if there is none, or of another kind."""
+        path = Path(path)
         repository, head = open_repository(path)
         try:
             return cls(path.resolve(), repository, snapshot or head)

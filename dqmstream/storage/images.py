@@ -89,15 +89,16 @@ def class_names(parts: Sequence[ImageFile]) -> dict[int, str]:
     return names
 
 
-def open_images(paths: Sequence[Path]) -> ImageSource:
+def open_images(paths: Sequence[Path | str]) -> ImageSource:
     """Images of files (.hdf5, .h5, .parquet, Run<number>_Dataset_<name>.npy), of folders of them, or of one image archive.
 
     Raises InputError for what cannot be used, ArchiveError for an archive of another kind.
     """
-    if len(paths) == 1 and is_repository(paths[0]):
-        return ImageSource([ImageArchive.open(paths[0])])
+    given = [Path(path) for path in paths]
+    if len(given) == 1 and is_repository(given[0]):
+        return ImageSource([ImageArchive.open(given[0])])
     files: list[Path] = []
-    for path in paths:
+    for path in given:
         if is_repository(path):
             raise InputError(f"{path} is an archive: give it alone")
         files += image_files(path) if path.is_dir() else [path]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -13,6 +13,9 @@ Move = Literal["flip", "rotate", "shift"]
 """Augmentations of images, as `dqmstream.learners.offline.moves` has them."""
 
 SIZES = ("tiny", "study")
+
+Pixels = Annotated[int, Field(ge=1, le=4096)]
+Width = Annotated[int, Field(ge=1, le=65_536)]
 
 
 class Plan(BaseModel):
@@ -41,23 +44,23 @@ class Plan(BaseModel):
     model: str
     size: Literal["tiny", "small", "study"] = "small"
     normalise: Literal["maximum", "unit", "standard", "none"] = "maximum"
-    pad: tuple[int, int] | None = None
-    resize: int = Field(0, ge=0)
+    pad: tuple[Pixels, Pixels] | None = None
+    resize: int = Field(0, ge=0, le=4096)
     loss: Literal["softmax", "sigmoid"] = "softmax"
     optimizer: Literal["adam", "adamw"] = "adam"
-    lr: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
-    epsilon: float = Field(1e-8, gt=0)
-    batch: int = Field(32, ge=2)
-    micro_batch: int = Field(0, ge=0)
-    epochs: int = Field(80, ge=1)
-    patience: int = Field(0, ge=0)
+    lr: float = Field(1e-3, gt=0, le=1e38)
+    weight_decay: float = Field(0.0, ge=0, le=1e12)
+    epsilon: float = Field(1e-8, gt=0, le=1)
+    batch: int = Field(32, ge=2, le=10**9)
+    micro_batch: int = Field(0, ge=0, le=10**9)
+    epochs: int = Field(80, ge=1, le=10**9)
+    patience: int = Field(0, ge=0, le=10**9)
     dropout: float = Field(0.0, ge=0, lt=1)
     augment: tuple[Move, ...] = ()
     bf16: bool = True
-    convolutions: tuple[int, ...] = (16, 32)
+    convolutions: tuple[Width, ...] = (16, 32)
     pooling: bool = False
-    hidden: tuple[int, ...] = (64,)
+    hidden: tuple[Width, ...] = (64,)
     initial: Literal["torch", "glorot"] = "torch"
     moe: dict[str, Any] = Field(default_factory=dict)
 
