@@ -57,9 +57,10 @@ from dqmstream.cli_options import (
     show,
 )
 from dqmstream.config import MAX_SEED, MAX_WAIT_S, Settings, load_settings, recipe_flags
-from dqmstream.errors import EXIT_CODES, DqmstreamError, InputError
+from dqmstream.errors import EXIT_CODES, DqmstreamError, InputError, OutputClosedError, OutputError
 from dqmstream.libraries import keep_in_our_folder
 from dqmstream.lumisection import MAX_NUMBER
+from dqmstream.terminal import open_streams, tell
 
 app = typer.Typer(
     name="dqmstream",
@@ -357,21 +358,27 @@ def main() -> None:
     """Run the command; an error that the user can mend is one line on stderr and its exit code."""
     # OpenMP threads that spin at barriers cost 10 to 20 times when another process wants the cores, as beside a DAQ.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    open_streams()
     keep_in_our_folder()
     try:
         app()
     except DqmstreamError as error:
-        console.err.print(f"dqmstream: {error}", soft_wrap=True, markup=False, style="red")
+        _tell(error)
         _leave(error.exit_code)
     except OSError as error:
         from dqmstream.storage.failures import of_system
 
         if (known := of_system(error)) is None:
             raise
-        console.err.print(f"dqmstream: {known}", soft_wrap=True, markup=False, style="red")
+        _tell(known)
         _leave(known.exit_code)
     except SystemExit as end:
         _leave(end.code if isinstance(end.code, int) else 0)
+
+
+def _tell(error: DqmstreamError) -> None:
+    if not isinstance(error, OutputClosedError):
+        tell(console.err, f"dqmstream: {error}", style="red")
 
 
 def _leave(code: int) -> NoReturn:
@@ -381,6 +388,10 @@ def _leave(code: int) -> NoReturn:
     commands that had just opened an archive, on busy cores, 3 ended by a signal in place of their exit code.
     """
     atexit._run_exitfuncs()
-    sys.stdout.flush()
+    try:
+        sys.stdout.flush()
+    except OutputError as error:
+        _tell(error)
+        code = code or error.exit_code
     sys.stderr.flush()
     os._exit(code)

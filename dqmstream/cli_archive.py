@@ -15,6 +15,7 @@ from dqmstream.cli_options import Archive, Json, finite, show
 from dqmstream.config import MAX_AGE_S, load_settings
 from dqmstream.errors import ArchiveError
 from dqmstream.lumisection import MAX_NUMBER
+from dqmstream.terminal import tell
 
 if TYPE_CHECKING:
     from dqmstream.storage.archive import Archive as Reader
@@ -73,11 +74,11 @@ def verify(archive: Archive = None, as_json: Json = False) -> None:
             made.add_column(column, overflow="fold")
         for finding in findings[:SHOWN_FINDINGS]:
             made.add_row(Text(finding.where), Text(finding.what))
-        console.out.print(made)
+        tell(console.out, made)
         if len(findings) > SHOWN_FINDINGS:
-            console.out.print(f"... {len(findings) - SHOWN_FINDINGS} more; --json lists them all")
+            tell(console.out, f"... {len(findings) - SHOWN_FINDINGS} more; --json lists them all")
     else:
-        console.out.print(Text(f"{reader.path} is whole: {rows} rows read, snapshot {reader.snapshot}"), soft_wrap=True)
+        tell(console.out, f"{reader.path} is whole: {rows} rows read, snapshot {reader.snapshot}")
     if findings:
         raise typer.Exit(ArchiveError.exit_code)
 

@@ -14,7 +14,7 @@ import typer
 
 from dqmstream import cli_options as options
 from dqmstream import cli_studies as studies
-from dqmstream import console
+from dqmstream import console, terminal
 from dqmstream.config import MAX_COUNT, MAX_MEMORY_BYTES, read_table, recipe_flags
 from dqmstream.errors import InputError, StateError
 
@@ -180,9 +180,7 @@ def _told(bars: Any) -> Callable[[Progress], None]:
             cell = progress.newest["cell"]
             came = progress.newest.get("error") or f"{progress.newest['seconds']:.0f} s"
             what = f"{cell['stream']} {cell['seed']} {cell['strategy']}"
-            console.err.print(
-                f"{progress.finished}/{progress.total}{failed}{left}: {what}, {came}", soft_wrap=True, markup=False
-            )
+            terminal.tell(console.err, f"{progress.finished}/{progress.total}{failed}{left}: {what}, {came}")
 
     return tell
 

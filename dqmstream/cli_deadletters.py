@@ -15,6 +15,7 @@ from dqmstream import console
 from dqmstream.cli_options import Bootstrap, Json, LetterTopic, Topic
 from dqmstream.config import MAX_COUNT, Settings, load_settings
 from dqmstream.errors import InputError
+from dqmstream.terminal import tell
 
 if TYPE_CHECKING:
     from dqmstream.streaming.kafka.letters import Letter
@@ -64,7 +65,7 @@ def list_(
     for letter in shown:
         cells = (letter.key, _time(letter), str(letter.size), "no" if letter.cut else "yes", letter.reason)
         made.add_row(*(Text(_printable(cell)) for cell in cells))
-    console.out.print(made)
+    tell(console.out, made)
 
 
 @app.command()
@@ -105,11 +106,11 @@ def show(
         *((f"header {name}", _readable(content)) for name, content in letter.headers),
     ]
     for name, content in lines:
-        console.out.print(Text(f"{_printable(name)}: {_printable(content)}"), soft_wrap=True)
+        tell(console.out, f"{_printable(name)}: {_printable(content)}")
     for line in hex_dump(value[:SHOWN_BYTES]):
-        console.out.print(Text(line), soft_wrap=True)
+        console.out.print(Text(line), soft_wrap=True)  # whose columns are bytes
     if len(value) > SHOWN_BYTES:
-        console.out.print(Text(f"... {len(value) - SHOWN_BYTES} more bytes in the letter; --out FILE writes them all"))
+        tell(console.out, f"... {len(value) - SHOWN_BYTES} more bytes in the letter; --out FILE writes them all")
 
 
 @app.command()
@@ -135,14 +136,13 @@ def republish(
         kept = console.bar_callback(progress, "republish")
         done = send_back(address, letter_topic, None if every else keys, to, kept)
     for letter in done.refused:
-        line = Text(_printable(f"dqmstream: letter {letter.key} was not sent: {letter.obstacle}"), style="red")
-        console.err.print(line, soft_wrap=True)
+        tell(console.err, _printable(f"dqmstream: letter {letter.key} was not sent: {letter.obstacle}"), style="red")
     if as_json:
         refused = [{**_facts(letter), "obstacle": letter.obstacle} for letter in done.refused]
         console.print_json({"sent": sum(done.sent.values()), "topics": done.sent, "refused": refused})
     else:
         targets = ", ".join(f"{count} to {name}" for name, count in sorted(done.sent.items()))
-        console.out.print(Text(f"{sum(done.sent.values())} messages sent{': ' if targets else ''}{targets}"), soft_wrap=True)
+        tell(console.out, f"{sum(done.sent.values())} messages sent{': ' if targets else ''}{targets}")
     if done.refused:
         raise typer.Exit(InputError.exit_code)
 

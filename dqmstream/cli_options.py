@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from dqmstream import console
+from dqmstream.terminal import tell
 
 MAX_LENGTH = 10_000_000
 """Of a run, in lumisections or in rows made of them."""
@@ -62,4 +63,4 @@ def show(result: dict[str, Any], as_json: bool, *readable: Any) -> None:
         console.print_json(result)
         return
     for part in readable:
-        console.out.print(part, soft_wrap=isinstance(part, str), markup=False)  # a path in brackets is no markup
+        tell(console.out, part)

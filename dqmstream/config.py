@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from dqmstream.errors import InputError
-from dqmstream.lumisection import MAX_EVENTS
+from dqmstream.lumisection import MAX_EVENTS, utf8
 
 MAX_SEED = 2**64 - 1
 """The largest that all random generators take."""
@@ -168,7 +168,7 @@ def load_settings(**flags: Any) -> Settings:
     """
     _check_environment(os.environ)
     try:
-        return Settings(**{name: value for name, value in flags.items() if value is not None})
+        settings = Settings(**{name: value for name, value in flags.items() if value is not None})
     except SettingsError as error:
         raise InputError(f"a setting in the environment is no JSON: {error}") from error
     except ValidationError as error:
@@ -177,6 +177,11 @@ def load_settings(**flags: Any) -> Settings:
         if first["type"] == "extra_forbidden":
             raise InputError(f"setting {where}: there is none of that name{_nearest(where)}") from None
         raise InputError(f"setting {where}: {first['msg']} (got {first.get('input')!r})") from error
+    for name in Settings.model_fields:  # archive and Kafka take UTF-8; other paths may be any that the file system has
+        value = getattr(settings, name)
+        if (isinstance(value, str) or name == "archive") and utf8(str(value)) != str(value):
+            raise InputError(f"setting {name}: {utf8(str(value))} is not UTF-8 text: choose another name")
+    return settings
 
 
 def _check_environment(names: Iterable[str]) -> None:

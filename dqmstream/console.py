@@ -15,20 +15,23 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from dqmstream.lumisection import utf8
+from dqmstream.terminal import is_terminal
+
 PLAIN_WIDTH = 120
 """Columns where the output is no terminal."""
 
-out = Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
-err = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else PLAIN_WIDTH)
+out = Console(highlight=False, width=None if is_terminal(sys.stdout) else PLAIN_WIDTH)
+err = Console(stderr=True, highlight=False, width=None if is_terminal(sys.stderr) else PLAIN_WIDTH)
 
 
 def configure_logs(verbose: bool = False) -> None:
-    """Send structlog's events to stderr, one line each, in colour on a terminal."""
+    """Send structlog's events to stderr, one line each, in colour on a terminal unless NO_COLOR or TERM=dumb says otherwise."""
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
+            structlog.dev.ConsoleRenderer(colors=err.color_system is not None and not err.no_color),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO if verbose else logging.WARNING),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
@@ -48,7 +51,7 @@ def _plain(value: Any) -> Any:
         return [_plain(inner) for inner in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    return value
+    return utf8(value) if isinstance(value, str) else value
 
 
 @contextmanager

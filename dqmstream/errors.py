@@ -48,6 +48,18 @@ class StateInUseError(StateError):
     exit_code = 8
 
 
+class OutputError(DqmstreamError):
+    """Standard output cannot be written (exit code 3)."""
+
+    exit_code = 3
+
+
+class OutputClosedError(OutputError):
+    """Whatever read standard output went away (exit code 141, as the shell has it)."""
+
+    exit_code = 141
+
+
 UNFILED = 9
 """Exit code of a `consume` that was asked to end while the disk did not take what was read."""
 
@@ -64,4 +76,5 @@ EXIT_CODES = {
     UNFILED: "the disk did not take what was read before the service had to end: it will be read again",
     130: "as the shell has it: a second SIGINT ended it at once; what was not filed will be read again",
     143: "the same by a second SIGTERM",
+    141: "as the shell has it: whatever read its output went away; nothing else was cut short",
 }

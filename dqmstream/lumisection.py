@@ -217,6 +217,12 @@ def content_hash(stored: np.ndarray, n_events: float, pileup: float) -> int:
     return int.from_bytes(digest.digest()[:8], "little")
 
 
+
+def utf8(text: str) -> str:
+    """The text with escapes for what UTF-8 has no bytes for, as in names of files that are not UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 RUN_FILE = re.compile(r"^Run(?P<run>\d+)_Dataset_(?P<name>.+)\.(?i:npy)$")
 """The original layout: Run355456_Dataset_x.npy, shape (lumisection, ieta, iphi)."""
 

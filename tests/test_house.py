@@ -20,8 +20,9 @@ MAY_IMPORT = {
     "libraries": set[str](),
     "lumisection": set[str](),
     "errors": set[str](),
-    "config": {"errors", "lumisection"},
-    "console": set[str](),
+    "config": BASE,
+    "console": {"lumisection", "terminal"},
+    "terminal": {"errors"},
 }
 """Room or file, and what of dqmstream it may import. Above them: commands (one function a command), demo, cli."""
 

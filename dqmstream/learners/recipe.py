@@ -45,10 +45,10 @@ _BOUNDS: Mapping[str, tuple[float, float]] = {
     **dict.fromkeys(("aux_weight", "z_weight", "bias_rate", "noise", "weight_decay"), _WEIGHT),
     **dict.fromkeys(("ewc_strength", "lwf_strength", "der_strength"), _WEIGHT),
     **dict.fromkeys(("steps", "batch", "fisher_samples"), (1, 1e9)),
-    **dict.fromkeys(("micro_batch", "freeze_router", "grow_experts", "patience"), (0, 1e9)),
+    **dict.fromkeys(("micro_batch", "freeze_router", "grow_experts"), (0, 1e9)),
     **dict.fromkeys(("places", "augment_copies"), (1, 65_536)),
     "lr": (0, 1e38),
-    **dict.fromkeys(("warmup", "ewc_decay", "ema", "dropout"), (0, 1)),
+    **dict.fromkeys(("warmup", "ewc_decay", "dropout"), (0, 1)),
     "lwf_temperature": (1e-6, 1e6),
     "cnn_widths": (1, 65_536),
 }
@@ -174,8 +174,10 @@ class Recipe:
                 raise InputError(f"there is no {what} {value!r}; choose one of {', '.join(names)}")
         if "study_vit" in ensemble_members(self.model):
             raise InputError("study_vit learns from scaled counts and the others from residuals: it cannot be in an ensemble")
-        if self.dropout == 1 or self.ema == 1:
-            raise InputError("dropout and ema are below 1")
+        if self.dropout == 1:
+            raise InputError("dropout is below 1")
+        if not (0 <= self.ema < 1 and 0 <= self.patience <= 10**9):
+            raise InputError(f"ema is in 0..1 and below 1, and patience in 0..{10**9}: not {self.ema:g} and {self.patience}")
         if not self.cnn_widths:
             raise InputError("cnn_widths names no convolution: give the features of one at least")
         if self.weights and (len(self.networks) > 1 or self.model not in BACKBONES):

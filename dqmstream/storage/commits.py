@@ -17,6 +17,7 @@ import structlog
 import zarr
 
 from dqmstream.errors import ArchiveError
+from dqmstream.lumisection import utf8
 from dqmstream.storage import clock
 from dqmstream.storage.failures import reason, telling
 from dqmstream.storage.locks import Lock, exclusive
@@ -116,7 +117,7 @@ class Change:
         landed: whether the root group of a snapshot holds the change. Raises ArchiveError, with nothing filed, where it
         cannot be done; ClockSetBack where it can be done again at once.
         """
-        return self._commits._commit(self._lock, self._session, message, landed)
+        return self._commits._commit(self._lock, self._session, utf8(message), landed)
 
     def go_on(self) -> None:
         """A new session on what was committed, with the lock still held."""

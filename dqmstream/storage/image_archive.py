@@ -23,6 +23,7 @@ import zarr
 from zarr.codecs import BloscCodec
 
 from dqmstream.errors import ArchiveError, InputError
+from dqmstream.lumisection import utf8
 from dqmstream.storage import layout
 from dqmstream.storage.commits import Commits
 from dqmstream.storage.failures import telling
@@ -132,7 +133,7 @@ class ImageArchive:
             if contents.hexdigest(file.labels, file.columns) != sha256:
                 raise InputError(f"{file.path} was changed while it was imported: nothing of it was filed")
             names = dict(root.attrs["class_names"])
-            for label, name in file.names.items():
+            for label, name in ((label, utf8(name)) for label, name in file.names.items()):
                 names[str(label)] = name if names.get(str(label), name) == name else str(label)
             root.attrs["class_names"] = names
             line: dict[str, str | int] = {"sha256": sha256, "name": file.path.name, "rows": file.size[0], "first": first}

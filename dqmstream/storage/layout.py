@@ -30,7 +30,7 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
 from dqmstream.errors import ArchiveError
-from dqmstream.lumisection import IETA, IPHI, Geometry
+from dqmstream.lumisection import IETA, IPHI, Geometry, utf8
 from dqmstream.storage.failures import decoding, reading
 
 LAYOUT_VERSION = 2
@@ -241,8 +241,9 @@ def append_columns(group: zarr.Group, columns: Mapping[str, Column]) -> None:
 
 
 def append_line(group: zarr.Group, columns: Mapping[str, tuple[str, Mapping[str, Any]]], line: Mapping[str, str | int]) -> None:
-    """Append one line to a table of these columns."""
-    values = {name: np.array([line[name]], dtype=object if dtype == "str" else dtype) for name, (dtype, _) in columns.items()}
+    """Append one line to a table of these columns; text with escapes for what UTF-8 has no bytes for."""
+    told = {name: utf8(value) if isinstance(value, str) else value for name, value in line.items()}
+    values = {name: np.array([told[name]], dtype=object if dtype == "str" else dtype) for name, (dtype, _) in columns.items()}
     append_columns(group, values)
 
 

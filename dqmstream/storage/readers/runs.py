@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from dqmstream.errors import InputError
-from dqmstream.lumisection import N_IETA, N_IPHI
+from dqmstream.lumisection import N_IETA, N_IPHI, utf8
 from dqmstream.storage.layout import ROWS_PER_CHUNK
 from dqmstream.storage.readers.places import CMSSW_HF, CMSSW_HF_29, CMSSW_WIDTH, PLAIN, Places, find_shift, places_of
 
@@ -37,7 +37,8 @@ class RunData:
     are taken. lumisection: numbers of those that are taken, int64, (n,), ascending. events, pileup: float64, (n,), nan where
     unknown. source: dataset and monitoring element, empty where unknown. notes: what a reader of the result must know. rows:
     places in counts of the lumisections, (n,); None: all of them. row_is_in_file: whether these are rows of the file, too.
-    dataset: as file or file name tell it, whatever name it is filed under; empty where unknown.
+    dataset: as file or file name tell it, whatever name it is filed under; empty where unknown. In name, source and dataset
+    escapes stand for what UTF-8 has no bytes for.
     """
 
     name: str
@@ -53,6 +54,10 @@ class RunData:
     row_is_in_file: bool = True
     places: Places = PLAIN
     dataset: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("name", "source", "dataset"):
+            object.__setattr__(self, name, utf8(getattr(self, name)))
 
     @property
     def depths(self) -> int:

@@ -1,0 +1,128 @@
+"""What a command writes to: a terminal of any width, a pipe that may break, a full disk, a stream that is closed.
+
+`open_streams` gives a command streams that print what they cannot encode as escapes. Where standard output cannot be written
+they raise OutputError, or OutputClosedError for a reader that went away; what standard error cannot take is lost, since nothing
+is left to tell it and data taking must go on. `tell` prints text and tables without ever breaking a number over two lines.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import textwrap
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from dqmstream.errors import OutputClosedError, OutputError
+
+_OUT, _ERR = 1, 2
+_TEXT_WIDTH = 16
+"""Columns that words without a digit may be folded to."""
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether the stream is a terminal; None is one that was closed."""
+    return stream is not None and stream.isatty()
+
+
+def open_streams() -> None:
+    """Put streams as described above in the place of sys.stdout and sys.stderr."""
+    for number in (0, _OUT, _ERR):  # a closed number would be that of the next file which is opened
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdout, sys.stderr = _stream(_OUT, sys.stdout), _stream(_ERR, sys.stderr)
+
+
+def _stream(number: int, given: TextIO | None) -> io.TextIOWrapper:
+    if given is None:
+        return io.TextIOWrapper(io.FileIO(os.devnull, "w"), "utf-8", write_through=True)
+    given.flush()
+    buffer = io.BufferedWriter(_Descriptor(number))
+    return io.TextIOWrapper(
+        buffer, given.encoding or "utf-8", "backslashreplace", line_buffering=number == _ERR or given.isatty()
+    )
+
+
+class _Descriptor(io.RawIOBase):
+    """An open file by its number, which it never closes. After a write that failed it takes everything and writes nothing."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self._number = number
+        self._failed = False
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._number
+
+    def isatty(self) -> bool:
+        return os.isatty(self._number)
+
+    def write(self, data: Any, /) -> int:
+        if self._failed:
+            return len(data)
+        try:
+            return os.write(self._number, data)
+        except OSError as error:
+            self._failed = True
+            if self._number == _ERR:
+                return len(data)
+            if isinstance(error, BrokenPipeError):
+                raise OutputClosedError("nobody reads standard output any more") from None
+            raise OutputError(
+                f"standard output cannot be written: {error.strerror}; what the command did apart from that stands"
+            ) from None
+
+
+def tell(console: Console, part: Any, **style: Any) -> None:
+    """Print text or a table. A table too wide for a terminal is printed row by row; elsewhere it is as wide as it must be."""
+    if not isinstance(part, Table):
+        lines = _plain(part).split("\n")
+        if console.is_terminal:  # elsewhere a program reads lines as they are
+            lines = [piece for line in lines for piece in _wrapped(line, console.width)]
+        console.print("\n".join(lines), soft_wrap=True, markup=False, **style)
+        return
+    needed = 1
+    for column in part.columns:
+        column.min_width = _least(column.cells)
+        needed += column.min_width + 3
+    if needed <= console.width:
+        console.print(part, markup=False)
+    elif console.is_terminal:
+        for line in _by_row(part):
+            tell(console, line)
+    else:
+        Console(file=console.file, highlight=False, width=needed).print(part, markup=False)
+
+
+def _wrapped(line: str, width: int) -> list[str]:
+    """The line in pieces between words, which are never broken."""
+    return textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False) or [line]
+
+
+def _least(cells: Any) -> int:
+    """Columns that keep all words with digits whole, and others readable."""
+    words = [word for cell in cells for word in _plain(cell).split()]
+    return max((len(word) if any(map(str.isdigit, word)) else min(len(word), _TEXT_WIDTH) for word in words), default=1)
+
+
+def _by_row(made: Table) -> list[str]:
+    """A table in lines: title, then each row's cells, a line for each, the first set off."""
+    names = [_plain(column.header) for column in made.columns]
+    lines = [_plain(made.title)] if made.title else []
+    for cells in zip(*(column.cells for column in made.columns), strict=True):
+        first, *others = [f"{name} {_plain(cell)}".strip() for name, cell in zip(names, cells, strict=True)]
+        lines += [first, *(f"  {other}" for other in others)]
+    return lines
+
+
+def _plain(cell: Any) -> str:
+    return cell.plain if isinstance(cell, Text) else str(cell)
