@@ -26,7 +26,7 @@ from dqmstream.errors import ArchiveError, InputError
 from dqmstream.lumisection import utf8
 from dqmstream.storage import layout
 from dqmstream.storage.commits import Commits
-from dqmstream.storage.failures import telling
+from dqmstream.storage.failures import CODEC_ERRORS, telling
 from dqmstream.storage.readers.images import Contents, ImageFile, blocks, check_finite, cut, open_image_file
 from dqmstream.storage.repository import is_repository, make_repository, open_repository
 from dqmstream.storage.verify_tables import UNREADABLE, Finding, line_of
@@ -88,12 +88,12 @@ class ImageArchive:
         """Open the archive at a snapshot, by default the newest. Raises ArchiveError if there is none, or of another kind."""
         path = Path(path)
         repository, head = open_repository(path)
-        try:
-            return cls(path.resolve(), repository, snapshot or head)
-        except UNREADABLE as error:
-            if isinstance(error, ArchiveError):
-                raise
-            raise ArchiveError(f"{path} cannot be read as an archive of images: {line_of(error)}") from error
+        what = "cannot be read as an archive of images"
+        with telling(path, what):
+            try:
+                return cls(path.resolve(), repository, snapshot or head)
+            except CODEC_ERRORS as error:  # attributes that are not there, or not of their kind
+                raise ArchiveError(f"{path} {what}: {line_of(error)}") from error
 
     @classmethod
     def open_or_create(cls, path: Path, like: ImageFile) -> ImageArchive:
