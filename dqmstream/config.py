@@ -137,7 +137,7 @@ def read_table(path: Path) -> dict[str, Any]:
         found = parse(path.read_text())
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read as {kind}: {error}") from error
     if not isinstance(found, dict):
         raise InputError(f"{path} holds no table of names and values")
@@ -156,7 +156,7 @@ def recipe_flags(path: Path | None, assignments: Sequence[str] | None) -> dict[s
             raise InputError(f"--set {assignment}: give name=value, as in --set steps=32")
         try:
             changes[name.strip()] = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             changes[name.strip()] = value.strip()
     return changes or None
 

@@ -143,6 +143,16 @@ def check_numbers(run: int, lumisection: int = 1) -> None:
             raise ValueError(f"{name} {value} is not in 1..{MAX_NUMBER}")
 
 
+MAX_SOURCE = 512
+"""Characters of a dataset and monitoring element; the first row's names the archive."""
+
+
+def check_source(source: str) -> None:
+    """Raise ValueError for a dataset and monitoring element that no one would give: too long, or not printable."""
+    if len(source) > MAX_SOURCE or not source.isprintable():
+        raise ValueError(f"the source {source[:40]!r}... is no name: {len(source)} characters, or some that cannot be printed")
+
+
 def check_counts(counts: np.ndarray, dtype: np.dtype) -> None:
     """Raise ValueError, with the reason, unless every count can be stored as dtype (float32 or uint16). Any shape.
 

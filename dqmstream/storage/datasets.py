@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from dqmstream.errors import InputError
-from dqmstream.lumisection import RUN_FILE
+from dqmstream.lumisection import RUN_FILE, check_source
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.layout import IMPORT_FEED, Kind
 from dqmstream.storage.readers.runs import RunData
@@ -31,9 +31,14 @@ def are_one(name: str, other: str) -> bool:
 
 
 def check_one_import(runs: Sequence[RunData]) -> None:
-    """Raise InputError where two of the files are of one run and of two data sets."""
+    """Raise InputError where two of the files are of one run and of two data sets, or one names what is no data set."""
     first: dict[int, RunData] = {}
     for data in runs:
+        for source in (data.source, data.dataset):
+            try:
+                check_source(source)
+            except ValueError as error:
+                raise InputError(f"{data.name}, run {data.run}: {error}") from error
         other = first.setdefault(data.run, data)
         if not are_one(data.dataset, other.dataset):
             raise InputError(

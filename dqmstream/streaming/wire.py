@@ -22,7 +22,7 @@ from streaming_data_types.dataarray_da00 import Variable, serialise_da00
 from streaming_data_types.run_start_pl72 import deserialise_pl72, serialise_pl72
 from streaming_data_types.run_stop_6s4t import deserialise_6s4t, serialise_6s4t
 
-from dqmstream.lumisection import Lumisection, Record, RunStart, RunStop, check_numbers
+from dqmstream.lumisection import Lumisection, Record, RunStart, RunStop, check_numbers, check_source
 from dqmstream.streaming import da00
 from dqmstream.streaming.feed import Message
 
@@ -32,9 +32,6 @@ NS_PER_MS = 1_000_000
 
 MAX_TIME_NS = 2**62
 """The year 2116: a later time is damage, and so is one before 1970."""
-
-MAX_SOURCE = 512
-"""Characters of a dataset and monitoring element; the first row's names the archive."""
 
 LONGEST_REASON = 500
 """Characters."""
@@ -169,8 +166,10 @@ def _check_time(time_ns: int) -> None:
 
 
 def _check_source(source: str) -> str:
-    if len(source) > MAX_SOURCE or not source.isprintable():
-        raise Undecodable(f"the source {source[:40]!r}... is no name: {len(source)} characters, or some that cannot be printed")
+    try:
+        check_source(source)
+    except ValueError as error:
+        raise Undecodable(str(error)) from error
     return source
 
 

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 
 from dqmstream.errors import InputError
 from dqmstream.lumisection import N_IPHI, RUN_FILE, check_numbers
 from dqmstream.storage.readers.places import UNSHIFTED, is_width
-from dqmstream.storage.readers.runs import NO_LUMISECTION, RunData, find_places, unknown
+from dqmstream.storage.readers.runs import NO_LUMISECTION, RunData, find_places, readable, unknown
+
+UNREADABLE = (ValueError, TypeError, OSError, EOFError, OverflowError, RecursionError, MemoryError, SyntaxError, TokenError)
+"""What NumPy raises for headers that are damaged, claim sizes that no file has, or nest too deep to be parsed."""
 
 Sidecars = Mapping[tuple[int, str], Path]
 """Files by (run, "events" | "pileup")."""
@@ -43,7 +47,7 @@ def read_array(path: Path, run: int | None, sidecars: Sidecars, crop: bool) -> R
         notes = (*notes, "row 0 is empty and was taken for lumisection 1; leave it out if row k is lumisection k")
     skip = int(is_converted)
     return RunData(
-        path.name,
+        readable(path.name),
         number,
         counts,
         np.arange(1, size + 1 - skip),
@@ -53,7 +57,7 @@ def read_array(path: Path, run: int | None, sidecars: Sidecars, crop: bool) -> R
         notes=notes,
         rows=np.arange(1, size) if is_converted else None,
         places=places,
-        dataset=match["name"] if (match := RUN_FILE.match(path.name)) else "",
+        dataset=readable(match["name"]) if (match := RUN_FILE.match(path.name)) else "",
     )
 
 
@@ -78,12 +82,14 @@ def checked_number(path: Path, number: int) -> int:
 def load_array(path: Path) -> np.ndarray:
     """A memory map of a .npy file. Raises InputError for what is none, and for objects, which only a pickle could hold."""
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+        with path.open("rb") as file:
+            is_zip = file.read(4) == b"PK\3\4"
+        array = None if is_zip else np.load(path, mmap_mode="r", allow_pickle=False)
+    except UNREADABLE as error:
         hint = (
             ": it holds Python objects, which are never unpickled; save it as numbers (a structured array, or a .csv)"
             if "Python objects" in str(error) or "allow_pickle" in str(error)
-            else f": {error}"
+            else f": {str(error) or type(error).__name__}"
         )
         raise InputError(f"{path} cannot be read as a NumPy array{hint}") from error
     if not isinstance(array, np.ndarray):

@@ -22,15 +22,17 @@ import numpy as np
 import pyarrow as pa
 
 from dqmstream.errors import InputError
-from dqmstream.lumisection import MAX_NUMBER, N_IETA, N_IPHI
-from dqmstream.storage.readers.nested import Ragged, batches, dense, open_parquet
+from dqmstream.lumisection import MAX_NUMBER, MAX_SOURCE, N_IETA, N_IPHI
+from dqmstream.storage.readers.nested import Ragged, batches, check_lists, dense, open_parquet
 from dqmstream.storage.readers.places import is_width
-from dqmstream.storage.readers.runs import Dropped, RunData, Window, unknown
+from dqmstream.storage.readers.runs import Dropped, RunData, Window, readable, unknown
 
 ELEMENT = "Hcal/DigiTask/Occupancy/depth"
 _DEPTH = re.compile(rf"^/?{ELEMENT}/depth([1-7])$")
 KEYS_AT_ONCE = 1 << 16
 MAPS_AT_ONCE = 64
+MAX_VALUES = 1 << 18
+"""Of a row, whatever its monitoring element: 43 times a map of HCAL."""
 
 Progress = Callable[[int, int], None]
 
@@ -81,7 +83,7 @@ def read_dials(
     maps = _Maps(sum(len(run.lumisection) for run in runs) * len(wanted), _dtype(files), scratch)
     window = Window(crop)
     _fill(paths, files, keys, slots, maps, window, progress)
-    name = paths[0].name if len(paths) == 1 else f"{paths[0].name} and {len(paths) - 1} more"
+    name = readable(paths[0].name) + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
     notes = list(window.notes)
     notes += [f"left out: {count} rows of {other}" for other, count in sorted(keys.others.items())]
     found: list[RunData] = []
@@ -107,7 +109,7 @@ def read_dials(
 
 
 def _open(path: Path) -> Any:
-    file = open_parquet(path)
+    file = open_parquet(path, coded=("me", "dataset"))
     names = file.schema_arrow.names
     if missing := [name for name in ("run_number", "ls_number", "me", "data") if name not in names]:
         hint = " (rows with `mse` are what a model said, not maps)" if "mse" in names else ""
@@ -115,6 +117,7 @@ def _open(path: Path) -> Any:
     for name in ("run_number", "ls_number"):
         if not pa.types.is_integer(kind := file.schema_arrow.field(name).type):
             raise InputError(f"{path}: {name} is {kind}, not whole numbers")
+    check_lists(path, file, "data", MAX_VALUES)
     return file
 
 
@@ -130,13 +133,13 @@ def _read_keys(paths: Sequence[Path], files: Sequence[Any]) -> _Keys:
         for batch in batches(path, file, columns, KEYS_AT_ONCE):
             given = dict(zip(batch.schema.names, batch.columns, strict=True))
             run, lumisection = (_whole(path, name, given[name]) for name in ("run_number", "ls_number"))
-            elements, codes = _coded(given["me"])
+            elements, codes = _coded(path, "me", given["me"])
             depth = np.array([_depth(element) for element in elements])[codes]
             for code, count in zip(*np.unique(codes[depth == 0], return_counts=True), strict=True):
                 others[elements[code]] = others.get(elements[code], 0) + int(count)
             dataset = np.full(len(run), -1)
             if "dataset" in given:
-                named, codes = _coded(given["dataset"])
+                named, codes = _coded(path, "dataset", given["dataset"])
                 dataset = np.array([datasets.setdefault(value, len(datasets)) for value in named])[codes]
             entries = unknown(len(run))
             if "entries" in given:
@@ -146,10 +149,15 @@ def _read_keys(paths: Sequence[Path], files: Sequence[Any]) -> _Keys:
     return _Keys(run, lumisection, depth, dataset, entries, list(datasets), others)
 
 
-def _coded(column: Any) -> tuple[list[str], np.ndarray]:
+def _coded(path: Path, name: str, column: Any) -> tuple[list[str], np.ndarray]:
     """The texts of a column, and for each row the place of its own; a null is the text "null"."""
-    coded = column.cast(pa.string()).fill_null("null").dictionary_encode()
-    return coded.dictionary.to_pylist(), np.asarray(coded.indices)
+    if not pa.types.is_dictionary(column.type):
+        column = column.cast(pa.string()).dictionary_encode()
+    texts = ["null" if text is None else readable(str(text)) for text in column.dictionary.to_pylist()]
+    places = np.asarray(column.indices.fill_null(len(texts)))
+    if long := [text for text in texts if len(text) > MAX_SOURCE]:
+        raise InputError(f"{path}: {name} holds {long[0][:40]!r}..., {len(long[0])} characters long, which is no name")
+    return [*texts, "null"] if column.null_count else texts, places
 
 
 def _depth(element: str) -> int:

@@ -44,20 +44,24 @@ class Golden:
         return good
 
 
+def _is_run(text: str) -> bool:
+    return text.isdecimal() and len(text) <= 10 and 1 <= int(text) <= MAX_NUMBER
+
+
 def read_golden(path: Path) -> Golden:
     """The file at path. Raises InputError, with file, run and reason, for what is no golden JSON."""
     if not path.exists():
         raise InputError(f"{path} does not exist")
     try:
         given = json.loads(path.read_bytes(), object_pairs_hook=lambda pairs: _once(path, pairs))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise InputError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(given, dict) or not given:
         raise InputError(f'{path} is no golden JSON: it must be as {{"355456": [[1, 501]]}} and name a run')
     found: list[tuple[int, int, int]] = []
-    bad = tuple(sorted(int(run) for run, ranges in given.items() if ranges == [] and run.isdecimal()))
+    bad = tuple(sorted(int(run) for run, ranges in given.items() if ranges == [] and _is_run(run)))
     for run, ranges in given.items():
-        if not run.isdecimal() or not 1 <= int(run) <= MAX_NUMBER:
+        if not _is_run(run):
             raise InputError(f"{path}: {run!r} is no run number")
         if not isinstance(ranges, list):
             raise InputError(f"{path}, run {run}: {ranges!r} is no list of ranges [first, last]")

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any, Protocol
 
-import h5py
 import numpy as np
 
 from dqmstream.errors import InputError
 from dqmstream.lumisection import N_IETA, N_IPHI, RUN_FILE
 from dqmstream.storage.importer import read_run_file
-from dqmstream.storage.readers.nested import Ragged, batches, dense, open_parquet
+from dqmstream.storage.readers.hdf5 import open_data_sets
+from dqmstream.storage.readers.nested import Ragged, batches, check_lists, dense, open_parquet
 from dqmstream.storage.readers.runs import RunData
 
 BLOCK_BYTES = 4 << 20
@@ -26,6 +27,9 @@ BLOCK_BYTES = 4 << 20
 
 CONTIGUOUS_ROWS = 8
 """Rows of HDF5 without chunks that are read at once where any of them is wanted."""
+
+MAX_IMAGE_VALUES = 1 << 22
+"""Of one image, all channels together: 4 million."""
 
 HDF5_SUFFIXES = (".hdf5", ".h5")
 JET_COLUMN = "X_jets"
@@ -135,32 +139,28 @@ class Hdf5Images:
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         images = np.empty((len(rows), *self.size[2:], self.size[1]), np.float32)
-        try:
-            with h5py.File(self.path) as file:
-                starts = np.flatnonzero(np.diff(rows // self.together, prepend=-1))
-                for start, stop in zip(starts, [*starts[1:], len(rows)], strict=True):
-                    first, here = int(rows[start]), rows[start:stop]
-                    images[start:stop] = file["X"][first : int(here[-1]) + 1][here - first]
-        except (OSError, KeyError) as error:
-            raise InputError(f"{self.path} is damaged: {error}") from error
+        with open_data_sets(self.path, ["X"]) as (found,):
+            if found.shape != (self.size[0], *self.size[2:], self.size[1]):
+                raise InputError(f"{self.path} was changed while it was read")
+            starts = np.flatnonzero(np.diff(rows // self.together, prepend=-1))
+            for start, stop in zip(starts, [*starts[1:], len(rows)], strict=True):
+                first, here = int(rows[start]), rows[start:stop]
+                images[start:stop] = found[first : int(here[-1]) + 1][here - first]
         return check_finite(self.path, rows, np.moveaxis(images, -1, 1))
 
 
 def open_hdf5(path: Path) -> Hdf5Images:
     """An electron/photon file: X (n, 32, 32, 2) = energy, time (any height, width and channels will do), y (n,)."""
-    try:
-        with h5py.File(path) as file:
-            found = {name: file[name] for name in ("X", "y") if isinstance(file.get(name), h5py.Dataset)}
-            if len(found) < 2:
-                raise InputError(f"{path} must hold the data sets X and y, and holds {', '.join(sorted(file)) or 'nothing'}")
-            shape, dtype = found["X"].shape, found["X"].dtype
-            if len(shape) != 4 or 0 in shape or dtype.kind not in "iuf":
-                raise InputError(f"{path}: X is {dtype} of shape {shape}, and must be numbers (rows, height, width, channels)")
-            labels = _labels(path, np.asarray(found["y"][:]), shape[0])
-            fit = max(BLOCK_BYTES // (int(np.prod(shape[1:])) * dtype.itemsize), 1)
-            together = min((found["X"].chunks or (CONTIGUOUS_ROWS,))[0], fit)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read as HDF5: {error}") from error
+    with open_data_sets(path, ["X", "y"]) as (images, y):
+        shape, dtype = images.shape, images.dtype
+        if len(shape) != 4 or 0 in shape or dtype.kind not in "iuf":
+            raise InputError(f"{path}: X is {dtype} of shape {shape}, and must be numbers (rows, height, width, channels)")
+        check_image_size(path, shape[1:])
+        if y.size != shape[0]:
+            raise InputError(f"{path}: y is {y.dtype} of shape {y.shape}, and there are {shape[0]} images")
+        labels = _labels(path, np.asarray(y[:]), shape[0])
+        fit = max(BLOCK_BYTES // (int(np.prod(shape[1:])) * dtype.itemsize), 1)
+        together = min((images.chunks or (CONTIGUOUS_ROWS,))[0], fit)
     n, height, width, channels = shape
     return Hdf5Images(path, (n, channels, height, width), labels, _names(path, labels), np.arange(n), together)
 
@@ -212,6 +212,7 @@ def open_jets(path: Path) -> JetImages:
     rows = file.metadata.num_rows
     if not rows:
         raise InputError(f"{path} holds no row")
+    check_lists(path, file, JET_COLUMN, MAX_IMAGE_VALUES)
     first = next(batches(path, file, [JET_COLUMN], 1, [0]))
     shape = _jets(path, first.column(0), np.zeros(1, np.int64), None).shape[1:]
     bounds = np.cumsum([0, *(file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups))])
@@ -251,6 +252,14 @@ def check_finite(path: Path, rows: np.ndarray, images: np.ndarray) -> np.ndarray
         bad = ~np.isfinite(images).reshape(len(images), -1).all(axis=1)
         raise InputError(f"{path}, row {int(rows[np.argmax(bad)])}: the image holds NaN or infinity")
     return images
+
+
+def check_image_size(path: Path, shape: Sequence[int]) -> None:
+    """Raise InputError for images of more values than are taken."""
+    if prod(shape) > MAX_IMAGE_VALUES:
+        raise InputError(
+            f"{path}: an image has {'x'.join(map(str, shape))} values, and no more than {MAX_IMAGE_VALUES} are taken"
+        )
 
 
 def _jets(path: Path, lists: Any, rows: np.ndarray, shape: tuple[int, ...] | None) -> np.ndarray:

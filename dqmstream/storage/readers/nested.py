@@ -16,6 +16,10 @@ from dqmstream.errors import InputError
 BUFFER_BYTES = 1 << 20
 
 
+MAX_ROWS = 1 << 25
+"""Of a file: 33 million, three times the maps that a year has at seven depths."""
+
+
 class Ragged(ValueError):
     """Lists that do not nest to one shape. row: the first, in the column that was given."""
 
@@ -62,12 +66,38 @@ def _lengths(values: Any, per_row: int, level: int) -> np.ndarray:
     return np.asarray(pc.list_value_length(values))
 
 
-def open_parquet(path: Path, metadata: Any = None) -> Any:
-    """A pyarrow ParquetFile that reads as it goes, not whole row groups ahead. Raises InputError for what is none."""
+def open_parquet(path: Path, metadata: Any = None, coded: Sequence[str] = ()) -> Any:
+    """A pyarrow ParquetFile that reads as it goes, not whole row groups ahead.
+
+    coded: columns of texts that stay dictionaries where they are there, so that one long text in all rows is held once.
+    Raises InputError for what is no Parquet, and for more rows than any data have, which a few kilobytes can claim.
+    """
+    settings: dict[str, Any] = {"pre_buffer": False, "buffer_size": BUFFER_BYTES}
     try:
-        return pq.ParquetFile(path, metadata=metadata, pre_buffer=False, buffer_size=BUFFER_BYTES)
+        file = pq.ParquetFile(path, metadata=metadata, **settings)
+        if there := [name for name in coded if name in file.schema_arrow.names]:
+            file = pq.ParquetFile(path, metadata=file.metadata, read_dictionary=there, **settings)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as Parquet: {_line(error)}") from error
+    if file.metadata.num_rows > MAX_ROWS:
+        raise InputError(f"{path} has {file.metadata.num_rows} rows, and no more than {MAX_ROWS} are taken: split the file")
+    return file
+
+
+def check_lists(path: Path, file: Any, column: str, most: int) -> None:
+    """Raise InputError where a column of lists holds more than `most` values a row, by what the row groups say of themselves.
+
+    Lists of one value pack so well that a kilobyte unpacks to gigabytes.
+    """
+    for group in range(file.metadata.num_row_groups):
+        told = file.metadata.row_group(group)
+        for leaf in range(told.num_columns):
+            values = told.column(leaf)
+            if values.path_in_schema.split(".")[0] == column and values.num_values > most * told.num_rows:
+                raise InputError(
+                    f"{path}, row group {group}: {column} holds {values.num_values} values in {told.num_rows} rows, "
+                    f"and no more than {most} a row are taken"
+                )
 
 
 def batches(path: Path, file: Any, columns: Sequence[str], size: int, row_groups: Sequence[int] | None = None) -> Iterator[Any]:
