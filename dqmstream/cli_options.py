@@ -51,7 +51,7 @@ Name = Annotated[str | None, typer.Option("--name", help="the learner's folder i
 Idle = Annotated[float | None, typer.Option("--idle-s", help="a run without a stop is complete after so many seconds without news (default: 300)")]  # fmt: skip # noqa: E501
 Dtype = Annotated[str | None, typer.Option("--dtype", help="of a new archive: float32, or uint16 for whole counts (default: float32)")]  # fmt: skip # noqa: E501
 Depths = Annotated[int | None, typer.Option("--depths", help="of a new archive, 1 to 7 (default: 1)")]
-Source = Annotated[str | None, typer.Option("--source", help="dataset and monitoring element of a new archive (default: that of the first message)")]  # fmt: skip # noqa: E501
+Source = Annotated[str | None, typer.Option("--source", help="dataset and monitoring element of a new archive (default: what 16 lumisections agree on)")]  # fmt: skip # noqa: E501
 MaxEvents = Annotated[int | None, typer.Option("--max-events", help="most events that a lumisection can have: larger counts are refused, and any above its n_events (default: 3000000)")]  # fmt: skip # noqa: E501
 Interpolated = Annotated[bool, typer.Option("--interpolated", help="rows were interpolated, as in the published files")]
 Stream = Annotated[str, typer.Option(help="null, moderate, small, structured, year, tracks or pair")]

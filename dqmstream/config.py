@@ -57,7 +57,7 @@ class Settings(BaseSettings):
 
     dtype: Literal["float32", "uint16"] | None = Field(None, description="of a new archive, default float32")
     depths: int | None = Field(None, ge=1, le=7, description="of a new archive, default 1")
-    source: str | None = Field(None, description="dataset and monitoring element of a new archive")
+    source: str | None = Field(None, description="dataset and monitoring element of a new archive, default what many rows name")
 
     keep_snapshots_s: float = Field(
         21_600.0, ge=600, le=MAX_AGE_S, description="`consume` drops untagged snapshots older than this"

@@ -14,7 +14,7 @@ from typing import Any
 import structlog
 
 from dqmstream.config import Settings
-from dqmstream.errors import UNFILED, BrokerError, DataLostError, StateError
+from dqmstream.errors import UNFILED, BrokerError, DataLostError, InputError, StateError
 from dqmstream.learner_process import LearnerProcess
 from dqmstream.stopping import Stop
 from dqmstream.storage.archive import Archive
@@ -84,7 +84,8 @@ def consume(
     until_idle_s: end when nothing came for so long and no experience is behind; runs that were never stopped then count as
     complete. Snapshots that nothing needs any more are dropped every hour (`storage.expiry`). progress: called about
     five times a second with the counts and the learner's status. On the way out all that was read is filed, unless the disk
-    takes longer than `drain_s`, and the child is ended. Raises DataLostError and BrokerError as the feed does.
+    takes longer than `drain_s`, and the child is ended. Raises DataLostError and BrokerError as the feed does, InputError
+    where the archive has no source, none is given and the messages do not agree on one.
     """
     stop = stop or Stop()
     began = time.monotonic()
@@ -99,6 +100,7 @@ def consume(
         flush_s=settings.flush_s,
         crc_required=settings.crc_required,
         max_events=settings.max_events,
+        source=settings.source or "",
     )
     learner_code: int | None = None
     expiry = Expiry(archive.path, settings.keep_snapshots_s)
@@ -122,9 +124,11 @@ def consume(
             empty.tell(ingest.partitions)
         if _drained(ingest, settings):
             progress(ingest.counts, learner.status if learner else {})
-    except (DataLostError, BrokerError):
+            if question := ingest.open_question:
+                raise InputError(question)
+    except (DataLostError, BrokerError) as ended:
         # What was read before the feed ended may be nowhere else any more.
-        _drained(ingest, settings)
+        _drained(ingest, settings, last=isinstance(ended, DataLostError))
         raise
     finally:
         ingest.close()
@@ -137,9 +141,9 @@ def consume(
     return Consumed(ingest.counts, ingest.waiting, ingest.partitions, time.monotonic() - began, learner_code, error)
 
 
-def _drained(ingest: Ingest, settings: Settings) -> bool:
-    """File what was read, within `drain_s`; says so where the disk takes longer."""
-    if ingest.drain(settings.drain_s):
+def _drained(ingest: Ingest, settings: Settings, *, last: bool = False) -> bool:
+    """File what was read, within `drain_s`; says so where the disk takes longer. last: the feed will not give it again."""
+    if ingest.drain(settings.drain_s, last=last):
         return True
     log.error("the disk did not take all in time: what is left will be read again", messages=ingest.waiting)
     return False

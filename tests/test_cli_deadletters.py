@@ -16,7 +16,7 @@ from dqmstream.streaming.feed import DeadLetter, Message
 from dqmstream.streaming.kafka import KafkaDeadLetters, KafkaSender, create_topic
 from dqmstream.streaming.wire import encode
 from tests.commandline import dqmstream, result, told
-from tests.maps import check_tiling, lumisection
+from tests.maps import SOURCE, check_tiling, lumisection
 
 HOSTILE = "\x1b[2J[bold]no[/nothing] good\n"
 
@@ -55,6 +55,8 @@ def test_what_was_mended_and_sent_back_is_in_the_archive_once(
         topic,
         "--archive",
         tmp_path / "A",
+        "--source",
+        SOURCE,
         "--no-learn",
         "--until-idle",
         1,

@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 
 import structlog
 
+from dqmstream.errors import InputError
 from dqmstream.lumisection import MAX_EVENTS
 from dqmstream.storage.layout import ROWS_PER_CHUNK, Kind
 from dqmstream.storage.log import ArchiveWriter, Control, Entry, OffsetConflict, Row, SourceConflict
+from dqmstream.streaming import agreement
 from dqmstream.streaming.entries import Sorter
 from dqmstream.streaming.feed import DeadLetter, DeadLetters, Message, Slice
 from dqmstream.streaming.repeats import Repeats
@@ -64,7 +66,9 @@ class Filer:
     """The batches of all partitions of one feed. It knows neither threads nor the feed itself.
 
     name: of the feed. max_rows: rows in one commit under load. flush_s: longest that a row waits, and, unless so many rows are
-    there, the shortest time between two commits of a partition. max_events: the most that a lumisection can have.
+    there, the shortest time between two commits of a partition. max_events: the most that a lumisection can have. source:
+    of an archive that has none yet; where that is not given either, rows that name one wait until enough agree
+    (`streaming.agreement`), and `file_due` raises InputError where many do not.
     """
 
     def __init__(
@@ -78,6 +82,7 @@ class Filer:
         flush_s: float,
         crc_required: bool,
         max_events: float = MAX_EVENTS,
+        source: str = "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.counts = IngestCounts()
@@ -92,6 +97,19 @@ class Filer:
         self._clock = clock
         self._pending: dict[int, _Pending] = {}
         self._filed_at: dict[int, float] = {}
+        self._source = writer.archive.source or source
+        self._asked_at = 0.0
+        self._undecided_since: float | None = None
+
+    @property
+    def undecided(self) -> bool:
+        """Whether rows wait for enough others that name the same source."""
+        return self._undecided_since is not None
+
+    @property
+    def open_question(self) -> str:
+        """What is to be done about rows that wait so, empty where none does."""
+        return agreement.open_question(self._sourced()) if self.undecided else ""
 
     @property
     def waiting(self) -> int:
@@ -163,6 +181,8 @@ class Filer:
         return min(due) - self._clock() if due else None
 
     def _due_at(self, partition: int, pending: _Pending, more_waits: bool) -> float:
+        if self._blocked(pending):  # another worker may have settled the source meanwhile
+            return self._asked_at + self._flush_s
         # Messages that are no rows fill the room that the feed has as well: it must not be held for flush_s each time.
         if pending.rows >= self._max_rows or len(pending.entries) >= 2 * self._max_rows:
             return float("-inf")
@@ -175,15 +195,17 @@ class Filer:
         partitions in which another worker has moved on: they are dropped, and must begin anew."""
         return self._file_those(lambda partition, pending: self._due_at(partition, pending, more_waits) <= self._clock())
 
-    def file_all(self) -> tuple[dict[int, int], list[int]]:
-        """File all that was taken; returns what `file_due` does."""
-        return self._file_those(lambda partition, pending: True)
+    def file_all(self, *, last: bool = False) -> tuple[dict[int, int], list[int]]:
+        """File all that was taken; returns what `file_due` does. last: the feed has nothing more and will not give this
+        again, so the source that most rows name is believed, however few they are."""
+        return self._file_those(lambda partition, pending: True, last=last)
 
-    def _file_those(self, due: Callable[[int, _Pending], bool]) -> tuple[dict[int, int], list[int]]:
+    def _file_those(self, due: Callable[[int, _Pending], bool], *, last: bool = False) -> tuple[dict[int, int], list[int]]:
+        self._settle_source(last)
         filed: dict[int, int] = {}
         overtaken: list[int] = []
         for partition, pending in list(self._pending.items()):
-            while pending.entries and due(partition, pending):
+            while pending.entries and not self._blocked(pending) and due(partition, pending):
                 if self._file(partition, pending):
                     filed[partition] = pending.start
                 else:
@@ -192,8 +214,39 @@ class Filer:
                     break
         return filed, overtaken
 
+    def _settle_source(self, last: bool) -> None:
+        """Settle of which source the archive is, where rows name one and nobody has said."""
+        if self._source or not any(pending.messages for pending in self._pending.values()):
+            self._undecided_since = None
+            return
+        rows = self._sourced()
+        self._asked_at = self._clock()
+        self._source = self._writer.archive.refresh().source or agreement.agreed_source(rows)
+        if last:
+            self._source = self._source or agreement.most_frequent(rows)
+        if self._source:
+            self._undecided_since = None
+            return
+        if self._undecided_since is None:
+            self._undecided_since = self._asked_at
+        if self.waiting >= agreement.ROOM or self.waiting_bytes >= agreement.ROOM_BYTES:
+            raise InputError(self.open_question)
+        if self._asked_at >= self._undecided_since + agreement.TOLD_AFTER_S:
+            self.repeats.tell(log.warning, "rows wait for a source", self.open_question)
+
+    def _sourced(self) -> list[Row]:
+        """Pending rows that name a source."""
+        pending = (pending for pending in list(self._pending.values()) if pending.messages)
+        return [entry for one in pending for entry in one.entries if isinstance(entry, Row) and entry.source]
+
+    def _blocked(self, pending: _Pending) -> bool:
+        """Whether the next entry is a row that waits for others to agree with it."""
+        return self.undecided and _names_source(pending.entries[0])
+
     def _file(self, partition: int, pending: _Pending) -> bool:
         """File the first of what is pending, dead letters first. False where another worker has filed it or more."""
+        if self._source:
+            self._bury_other_sources(pending, self._source)
         count = self._batch(partition, pending)
         while True:
             entries = pending.entries[:count]
@@ -207,6 +260,7 @@ class Filer:
                 log.warning("another worker has moved on", partition=partition, ours=pending.start, stored=conflict.stored)
                 return False
             except SourceConflict as conflict:
+                self._source = conflict.stored
                 self._bury_other_sources(pending, conflict.stored)
                 continue
             break
@@ -232,8 +286,10 @@ class Filer:
     def _batch(self, partition: int, pending: _Pending) -> int:
         """How many entries make the next batch: all, or under load so many that the log ends at a full chunk.
 
-        A partly filled chunk is written again by the next batch.
+        A partly filled chunk is written again by the next batch. Rows that wait for an agreement are left out.
         """
+        if self.undecided:
+            return next(k for k, entry in enumerate([*pending.entries, None]) if entry is None or _names_source(entry))
         if pending.rows < self._max_rows:
             return len(pending.entries)
         room = -self._writer.rows(self._name, partition) % ROWS_PER_CHUNK
@@ -253,3 +309,7 @@ class Filer:
                     message, pending, f"the source is {entry.source}, the archive holds {source}"
                 )
                 pending.rows -= 1
+
+
+def _names_source(entry: Entry) -> bool:
+    return isinstance(entry, Row) and bool(entry.source)

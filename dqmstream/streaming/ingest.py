@@ -18,6 +18,7 @@ import structlog
 
 from dqmstream.lumisection import MAX_EVENTS
 from dqmstream.storage.log import ArchiveWriter
+from dqmstream.streaming.agreement import ROOM
 from dqmstream.streaming.feed import DeadLetters, Feed, Revoked, Slice
 from dqmstream.streaming.filer import Filer, IngestCounts
 
@@ -40,9 +41,10 @@ class _Drop:
 
 @dataclass(frozen=True, slots=True)
 class _Drain:
-    """File all that came before this; `done` is set when it is filed."""
+    """File all that came before this; `done` is set when it is filed. last: as `Filer.file_all` has it."""
 
     done: threading.Event
+    last: bool
 
 
 class _Close:
@@ -56,9 +58,10 @@ class Ingest:
     """Files what a feed gives, once. Call `step` again and again, then `drain`, then `close`.
 
     max_rows: rows filed in one commit under load; four times as many messages wait at most. flush_s: longest that a row
-    waits when little comes. topic: named in dead letters. max_events: the most that a lumisection can have. What goes wrong
-    while filing (ArchiveError, OSError) is raised by the next `step` or `drain`; what the feed raises, as DataLostError where
-    a topic was made again, comes from `step` at once.
+    waits when little comes. topic: named in dead letters. max_events: the most that a lumisection can have. source: of an
+    archive that has none; where it is not given, many messages must agree on it (`streaming.agreement`). What goes wrong
+    while filing (ArchiveError, OSError, InputError where they do not agree) is raised by the next `step` or `drain`; what
+    the feed raises, as DataLostError where a topic was made again, comes from `step` at once.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class Ingest:
         flush_s: float = 1.0,
         crc_required: bool = True,
         max_events: float = MAX_EVENTS,
+        source: str = "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._feed = feed
@@ -89,6 +93,7 @@ class Ingest:
             flush_s=flush_s,
             crc_required=crc_required,
             max_events=max_events,
+            source=source,
             clock=clock,
         )
         self._queue: queue.SimpleQueue[_Item] = queue.SimpleQueue()
@@ -136,10 +141,14 @@ class Ingest:
             self.counts.messages += came
         return came
 
-    def drain(self, timeout_s: float | None = None) -> bool:
-        """File all that was read, within timeout_s. False where that was not enough: what is not filed will be read again."""
+    def drain(self, timeout_s: float | None = None, *, last: bool = False) -> bool:
+        """File all that was read, within timeout_s. False where that was not enough: what is not filed will be read again.
+
+        Rows that wait until it is known of which source the archive is are left (`open_question`), unless it is the last
+        chance: the feed will not give them again.
+        """
         done = threading.Event()
-        self._queue.put(_Drain(done))
+        self._queue.put(_Drain(done, last))
         deadline = time.monotonic() + timeout_s if timeout_s is not None else float("inf")
         while not done.wait(min(0.1, max(deadline - time.monotonic(), 0.0))):
             if not self._thread.is_alive() or time.monotonic() >= deadline:
@@ -163,6 +172,11 @@ class Ingest:
     def partitions(self) -> int:
         """How many partitions this worker holds."""
         return len(self._partitions)
+
+    @property
+    def open_question(self) -> str:
+        """What is to be done about rows that were read and wait for others that name the same source; empty where none."""
+        return self._filer.open_question
 
     @property
     def held(self) -> bool:
@@ -203,7 +217,8 @@ class Ingest:
     def _hold_or_let_go(self) -> None:
         waiting, waiting_bytes = self.waiting, self._queued_bytes + self._filer.waiting_bytes
         share = 2 if self._held else 1  # half of it must be filed before the feed is let go
-        full = share * waiting >= self._max_waiting or share * waiting_bytes >= MAX_WAITING_BYTES
+        most = max(self._max_waiting, ROOM) if self._filer.undecided else self._max_waiting
+        full = share * waiting >= most or share * waiting_bytes >= MAX_WAITING_BYTES
         if full != self._held:
             self._held = full
             self._feed.hold(full)
@@ -213,7 +228,7 @@ class Ingest:
         try:
             while not isinstance(item := self._next(), _Close):
                 if isinstance(item, _Drain):
-                    self._note(self._filer.file_all())
+                    self._note(self._filer.file_all(last=item.last))
                     item.done.set()
                     continue
                 if item is not None:

@@ -26,7 +26,7 @@ from dqmstream.streaming.feed import InProcessFeed, Message
 from dqmstream.streaming.ingest import Ingest
 from dqmstream.streaming.wire import encode
 from tests.commandline import forks
-from tests.maps import lumisection
+from tests.maps import SOURCE, lumisection
 
 FEED = "hcal@cluster.topic"
 STEPS = ("before the rows", "after the rows", "inside the commit", "after the commit", "before the Kafka commit", "anywhere")
@@ -98,7 +98,7 @@ def arm(step: str, commit: int, delay_s: float) -> None:
 def file_all(spec: dict[str, Any]) -> None:
     """File the feed to its end, unless a kill comes first."""
     sent = messages(spec["runs"], spec["length"])
-    archive = Archive.open_or_create(Path(spec["archive"]))
+    archive = Archive.open_or_create(Path(spec["archive"]), source=SOURCE)
     feed = InProcessFeed(FEED, lambda: iter(sent), max_records=spec["poll"])
     letters = FolderDeadLetters(Path(spec["letters"]))
     loop = Ingest(feed, ArchiveWriter(archive), letters, topic="hcal", max_rows=spec["max_rows"], flush_s=0.001)

@@ -45,7 +45,8 @@ def delete_topic(bootstrap: str, topic: str) -> None:
 
 
 def flags_of(bootstrap: str, topic: str, archive: Path) -> tuple[object, ...]:
-    return ("--bootstrap", bootstrap, "--topic", topic, "--archive", archive, "--no-learn", "--until-idle", 1)
+    flags = ("--bootstrap", bootstrap, "--topic", topic, "--archive", archive, "--source", SOURCE)
+    return (*flags, "--no-learn", "--until-idle", 1)
 
 
 def kinds(archive: Archive, kind: Kind) -> list[tuple[int, int]]:
@@ -138,7 +139,7 @@ def test_what_retention_deleted_is_told_with_its_number_or_recorded_as_a_gap(
     create_topic(bootstrap, topic, 1)
     send(bootstrap, topic, range(1, 11))
     with closing(KafkaFeed(bootstrap, topic, "group")) as feed:
-        ArchiveWriter(Archive.create(tmp_path / "A")).append(feed.name, 0, [Control(0, 3, Kind.HOLE)], 0, 3)
+        ArchiveWriter(Archive.create(tmp_path / "A", source=SOURCE)).append(feed.name, 0, [Control(0, 3, Kind.HOLE)], 0, 3)
     with closing(KafkaAdminClient(bootstrap_servers=bootstrap)) as admin:
         admin.delete_records({TopicPartition(topic, 0): 6})
     flags = flags_of(bootstrap, topic, tmp_path / "A")
@@ -159,7 +160,7 @@ def test_a_topic_that_is_made_again_while_it_is_read_ends_the_feed_and_is_anothe
 ) -> None:
     create_topic(bootstrap, topic, 1)
     send(bootstrap, topic, range(1, 6))
-    process = start_consume(bootstrap, topic, tmp_path / "A", "--no-learn")
+    process = start_consume(bootstrap, topic, tmp_path / "A", "--no-learn", "--source", SOURCE)
     wait_until(lambda: filed(tmp_path / "A") == 5, process)
     ((before, _),) = Archive.open(tmp_path / "A").offsets().items()
     delete_topic(bootstrap, topic)

@@ -60,9 +60,9 @@ def wait_until(condition: Callable[[], Any], process: Command) -> None:
         time.sleep(0.02)  # looking costs a processor, which the process needs to get there
 
 
-def waits_for_a_lock(pid: int) -> bool:
-    """Whether the process waits for a lock that another holds (Linux)."""
-    return any("->" in line and str(pid) in line.split() for line in Path("/proc/locks").read_text().splitlines())
+def threads_that_wait_for_a_lock(pid: int) -> int:
+    """How many threads of the process wait for a lock that another holds (Linux)."""
+    return sum("->" in line and str(pid) in line.split() for line in Path("/proc/locks").read_text().splitlines())
 
 
 def filed(archive: Path) -> int:
@@ -160,7 +160,8 @@ def test_a_disk_that_hangs_is_waited_for_within_a_bound_and_a_second_sigterm_end
         monkeypatch.setenv("DQMSTREAM_DRAIN_S", str(drain_s))
         with exclusive(archive):
             process = start_consume(bootstrap, published, archive, "--no-learn", "--json", "--group", f"group-{drain_s}")
-            wait_until(lambda process=process: waits_for_a_lock(process.pid), process)
+            # The one that files, and the one that drops old snapshots, which waits from the start.
+            wait_until(lambda process=process: threads_that_wait_for_a_lock(process.pid) == 2, process)
             process.terminate()
             while drain_s == 3600 and process.poll() is None:
                 process.terminate()  # again and again: two that come too close are one
@@ -199,8 +200,8 @@ def test_a_hostile_message_is_kept_with_its_reason_and_the_next_good_one_is_stor
     sender.send(b"7", None, [])
     sender.send(*encode(lumisection(7, 2)))
     sender.close()
-    flags = ("--bootstrap", bootstrap, "--topic", topic, "--archive", tmp_path / "A", "--no-learn", "--until-idle", 1)
-    done = result("consume", *flags)
+    places = ("--bootstrap", bootstrap, "--topic", topic, "--archive", tmp_path / "A", "--source", SOURCE)
+    done = result("consume", *places, "--no-learn", "--until-idle", 1)
     assert (done["rows"], done["dead"]) == (2, 2)
     head = Archive.open(tmp_path / "A")
     assert head.run(7)["lumisection"].values.tolist() == [1, 2]
@@ -240,7 +241,7 @@ def test_an_offset_that_the_broker_does_not_have_is_told_loudly(bootstrap: str, 
     create_topic(bootstrap, topic, 1)
     feed = KafkaFeed(bootstrap, topic, "group")
     name = feed.name
-    archive = Archive.create(tmp_path / "A")
+    archive = Archive.create(tmp_path / "A", source=SOURCE)
     ArchiveWriter(archive).append(name, 0, [Control(0, 9, Kind.HOLE)], 0, 9)
     while not (assigned := feed.poll(0.2).assigned):
         pass
@@ -280,9 +281,8 @@ def test_a_broker_that_is_away_at_the_advisory_commit_stops_nothing(broker: Brok
     sender.send(*encode(lumisection(7, 1)))
     sender.close()
     feed = KafkaFeed(broker.bootstrap, topic, "group")
-    loop = Ingest(
-        feed, ArchiveWriter(Archive.create(tmp_path / "A")), FolderDeadLetters(tmp_path / "L"), topic=topic, flush_s=3600
-    )
+    writer = ArchiveWriter(Archive.create(tmp_path / "A", source=SOURCE))
+    loop = Ingest(feed, writer, FolderDeadLetters(tmp_path / "L"), topic=topic, flush_s=3600)
     while loop.counts.messages == 0:
         loop.step(0.2)
     broker.kill()
@@ -308,9 +308,8 @@ def test_what_is_too_large_for_the_dead_letter_topic_is_cut_and_says_so(bootstra
     sender.send(b"7", noise, [("crc32c", b"x" * 50_000)])
     sender.send(*encode(lumisection(7, 1)))
     sender.close()
-    done = result(
-        "consume", "--bootstrap", bootstrap, "--topic", topic, "--archive", tmp_path / "A", "--no-learn", "--until-idle", 1
-    )
+    flags = ("--bootstrap", bootstrap, "--topic", topic, "--archive", tmp_path / "A", "--source", SOURCE)
+    done = result("consume", *flags, "--no-learn", "--until-idle", 1)
     assert (done["rows"], done["dead"]) == (1, 1)
     (letter,) = read_letters(bootstrap, topic, 1)
     headers = dict(letter.headers)
@@ -332,7 +331,8 @@ def test_a_missing_topic_and_an_unreachable_broker_write_nothing(bootstrap: str,
 
 
 def test_a_topic_made_again_is_another_feed(bootstrap: str, topic: str, tmp_path: Path) -> None:
-    flags = ("--bootstrap", bootstrap, "--topic", topic, "--archive", tmp_path / "A", "--no-learn", "--until-idle", 1)
+    places = ("--bootstrap", bootstrap, "--topic", topic, "--archive", tmp_path / "A", "--source", SOURCE)
+    flags = (*places, "--no-learn", "--until-idle", 1)
     for numbers in (range(1, 4), range(4, 6)):
         create_topic(bootstrap, topic, 1)
         sender = KafkaSender(bootstrap, topic)

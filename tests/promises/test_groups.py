@@ -23,7 +23,7 @@ from dqmstream.storage.log import ArchiveWriter, OffsetConflict
 from dqmstream.streaming.deadletters import FolderDeadLetters
 from dqmstream.streaming.ingest import Ingest
 from dqmstream.streaming.kafka import KafkaFeed, KafkaSender, create_topic
-from dqmstream.streaming.publisher import publish
+from dqmstream.streaming.publisher import UNNAMED_SOURCE, publish
 from tests.commandline import Command, dqmstream, tell_messages
 from tests.maps import row
 from tests.promises.test_exactly_once import assert_equals, filed, wait_until
@@ -73,7 +73,7 @@ class Lab:
         self._runs = [summary.run for summary in source.runs()]
         self._sent = 0
         self.workers: list[Worker] = []
-        Archive.create(archive)
+        Archive.create(archive, source=UNNAMED_SOURCE)
 
     def start(self, *flags: str, **settings: str) -> Worker:
         worker = Worker(self.bootstrap, self.topic, self.archive, *(flags or ("--no-learn",)), **settings)

@@ -25,7 +25,7 @@ from dqmstream.storage.log import ArchiveWriter, Control
 from dqmstream.streaming.deadletters import FolderDeadLetters
 from dqmstream.streaming.feed import DeadLetter, InProcessFeed, Message
 from dqmstream.streaming.ingest import Ingest
-from tests.maps import check_tiling, lumisection
+from tests.maps import SOURCE, check_tiling, lumisection
 from tests.promises.killed import BAD_EVERY, FEED, STEPS, draw, exit_code_of_writer, messages
 from tests.scale import scaled
 
@@ -119,7 +119,7 @@ class _Recorder:
 
 
 def test_what_is_filed_is_on_the_disk_before_the_feed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    archive = Archive.create(tmp_path / "A")
+    archive = Archive.create(tmp_path / "A", source=SOURCE)
     recorder = _Recorder(monkeypatch)
 
     class Told(InProcessFeed):
@@ -153,7 +153,7 @@ def test_a_commit_that_the_disk_did_not_take_is_withdrawn_and_filed_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, filed_before: int
 ) -> None:
     """Nobody is told of it, and nobody builds on it: the kernel may have dropped its pages, and report them no more."""
-    archive = Archive.create(tmp_path / "A")
+    archive = Archive.create(tmp_path / "A", source=SOURCE)
     sent = messages(1, 10)
     feed = InProcessFeed(FEED, lambda: iter(sent))
     writer = ArchiveWriter(archive)
@@ -182,7 +182,7 @@ def test_a_commit_that_the_disk_did_not_take_is_withdrawn_and_filed_again(
 def test_nothing_is_built_on_a_commit_whose_writer_ended_before_the_disk_had_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    archive = Archive.create(tmp_path / "A")
+    archive = Archive.create(tmp_path / "A", source=SOURCE)
     sent = messages(1, 10)
     killed = {"archive": str(tmp_path / "A"), "letters": str(tmp_path / "L"), "runs": 1, "length": 10}
     code = exit_code_of_writer({**killed, "step": "after the commit", "commit": 1, "delay_s": 0, "poll": 3, "max_rows": 5})
@@ -204,7 +204,7 @@ def test_a_commit_whose_answer_was_lost_is_found_by_reading_the_head_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, landed: bool
 ) -> None:
     """A store that drops the answer: icechunk raises, although the commit is there. One that did not land is an error."""
-    archive = Archive.create(tmp_path / "A")
+    archive = Archive.create(tmp_path / "A", source=SOURCE)
     real, lost = icechunk.Session.commit, []
 
     def drops_the_answer(session: Any, *arguments: Any, **keywords: Any) -> str:

@@ -204,7 +204,7 @@ def test_disorder_that_detectors_know(name: str, tmp_path: Path) -> None:
     oracle = Oracle()
     for event in SCENARIOS[name]:
         oracle.file(event)
-    check(file_all(Archive.create(tmp_path / "A"), SCENARIOS[name]), oracle)
+    check(file_all(Archive.create(tmp_path / "A", source=SOURCE), SCENARIOS[name]), oracle)
 
 
 EVENTS = st.builds(
@@ -219,7 +219,7 @@ EVENTS = st.builds(
 def template() -> Iterable[Path]:
     """An empty archive to copy, which is quicker than to make one."""
     folder = Path(tempfile.mkdtemp())
-    Archive.create(folder / "A")
+    Archive.create(folder / "A", source=SOURCE)
     yield folder
     shutil.rmtree(folder)
 
@@ -271,7 +271,7 @@ def test_a_run_in_two_partitions_is_one_run(template: Path, pieces: list[tuple[i
 
 def test_two_workers_that_take_turns_agree(tmp_path: Path) -> None:
     """Each has its own index of what is stored; what the other filed is a duplicate all the same."""
-    archive, oracle = Archive.create(tmp_path / "A"), Oracle()
+    archive, oracle = Archive.create(tmp_path / "A", source=SOURCE), Oracle()
     pieces = {0: [*data(1, [1, 2]), *data(1, [3])], 1: [*data(1, [2, 3]), *data(1, [3], seed=1)]}
     messages = {partition: as_messages(events, partition) for partition, events in pieces.items()}
     workers = [ingest(archive, Scripted([(p, 2), (p, 1)], {p: messages[p]})) for p in (0, 1)]

@@ -17,7 +17,7 @@ from dqmstream.streaming.deadletters import FolderDeadLetters
 from dqmstream.streaming.feed import InProcessFeed, Message, Polled
 from dqmstream.streaming.ingest import Ingest
 from dqmstream.streaming.wire import encode
-from tests.maps import check_tiling, lumisection
+from tests.maps import SOURCE, check_tiling, lumisection
 
 FEED = "hcal@cluster.topic"
 
@@ -52,7 +52,7 @@ def endless() -> Iterator[Message]:
 
 @pytest.fixture
 def archive(tmp_path: Path) -> Archive:
-    return Archive.create(tmp_path / "A")
+    return Archive.create(tmp_path / "A", source=SOURCE)
 
 
 def loop_over(feed: InProcessFeed, writer: ArchiveWriter, **flags: Any) -> Ingest:

@@ -22,7 +22,7 @@ from dqmstream.streaming.feed import DeadLetter, InProcessFeed, Message, Polled,
 from dqmstream.streaming.filer import Filer
 from dqmstream.streaming.ingest import Ingest
 from dqmstream.streaming.wire import encode
-from tests.maps import check_tiling, lumisection, row
+from tests.maps import SOURCE, check_tiling, lumisection, row
 
 FEED = "hcal@cluster.topic"
 
@@ -58,7 +58,7 @@ def run_dry(loop: Ingest) -> None:
 
 @pytest.fixture
 def archive(tmp_path: Path) -> Archive:
-    return Archive.create(tmp_path / "A")
+    return Archive.create(tmp_path / "A", source=SOURCE)
 
 
 def test_what_comes_is_filed_once_and_in_order(archive: Archive) -> None:
