@@ -2,11 +2,14 @@
 
     python -m benchmarks.compare                           # runs of 400 lumisections; some 7 minutes on a core
     python -m benchmarks.compare --seeds 2 --null-seeds 2  # a quick look
+    python -m benchmarks.compare --only real               # conditions as they are in data taking; some 3 minutes
 
 null      pairs of runs between which nothing changed: the share of pairs with any discovery must be at most the rate. It takes
           more streams than the others to see whether it is: seeds 100 to 139 for null, 100 to 109 for the others
 brighter  the same, the second run at 0.8 of the pileup and 0.7 of the events
 sparse    80 channels changed and all others exactly as before, so that precision has its plain meaning
+real      conditions as they are in data taking (`benchmarks.real_conditions`), nothing changed, and the changes of `sparse`;
+          `saturated`: with five times the rates, so that hardly a channel misses an event at the highest pileup
 moderate, small   every channel drifts, so that no discovery is false; precision is by the size of the true change
 """
 
@@ -18,13 +21,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from scipy.stats import binomtest, kstest
 
+from benchmarks.real_conditions import LENGTHS, PAIRS, R_A_PILEUP, conditions, draw, rates
 from dqmstream.experiments.compare import Comparison, compare
 from dqmstream.experiments.compare_inputs import RunCounts, pair_of
 from dqmstream.experiments.simulator import LIVE, READOUT_BOXES, SimulatedRun, draw_counts, stream, write
@@ -89,7 +93,13 @@ def brighter_pair(seed: int, lumisections: int) -> Known:
 
 def sparse_pair(seed: int, lumisections: int) -> Known:
     """A readout box at 0.95, 40 channels changed by 1 to 5 %, 10 at 0.2 to 0.8, 3 dead, 2 hot; all others exactly as before."""
-    rng = np.random.default_rng((seed, 2))
+    gain, box = sparse_gain(np.random.default_rng((seed, 2)))
+    first, second = redrawn(seed, lumisections, gain)
+    return Known(first, second, gain[LIVE], frozenset({box}))
+
+
+def sparse_gain(rng: np.random.Generator) -> tuple[np.ndarray, int]:
+    """The changes of `sparse_pair`: gains, (64, 72), and the name of the readout box."""
     side, n = READOUT_BOXES[rng.integers(len(READOUT_BOXES))]
     box = rbx_mask(side, n)
     gain = np.where(box, BOX_FACTOR, 1.0)
@@ -103,8 +113,31 @@ def sparse_pair(seed: int, lumisections: int) -> Known:
         ]
     )
     gain[tuple(rows.T)] = factors
-    first, second = redrawn(seed, lumisections, gain)
-    return Known(first, second, gain[LIVE], frozenset({side * n}))
+    return gain, side * n
+
+
+def real_pair(
+    kinds: tuple[str, str],
+    seed: int,
+    *,
+    changed: bool = False,
+    events_known: bool = True,
+    saturated: bool = False,
+    lengths: Sequence[int] = LENGTHS,
+) -> Known:
+    """Two runs of the kinds of pileup, each of one of the lengths, without a change or with those of `sparse_pair`."""
+    rng = np.random.default_rng((seed, 3, PAIRS.index(kinds)))
+    gain, boxes = np.ones(LIVE.shape), frozenset[int]()
+    if changed:
+        gain, box = sparse_gain(rng)
+        boxes = frozenset({box})
+    rate, both = rates(seed), []
+    for number, (kind, factor) in enumerate(zip(kinds, (np.ones(LIVE.shape), gain), strict=True), start=1):
+        given = conditions(kind, int(rng.choice(lengths)), rng)
+        counts = draw(rate * factor, given, rng, r_a_pileup=R_A_PILEUP * (5 if saturated else 1))
+        events = given.events if events_known else np.full(len(given.events), np.nan)
+        both.append(RunCounts(number, f"run {number}", counts, events, np.arange(1, len(events) + 1), 1))
+    return Known(both[0], both[1], gain[LIVE], boxes)
 
 
 @dataclass(frozen=True)
@@ -188,6 +221,58 @@ def print_score(what: str, known: list[Known], comparisons: list[Comparison]) ->
     print(f"  boxes: recall {share(found.boxes_found, found.boxes_moved)}")
 
 
+REAL = (
+    ("events known", {}),
+    ("events unknown", {"events_known": False}),
+    ("saturated, events known", {"saturated": True}),
+    ("saturated, events unknown", {"saturated": True, "events_known": False}),
+)
+
+
+def print_real(seeds: Sequence[int]) -> None:
+    """False channels and boxes for each kind of pair and over all, what was tested, and how much of known changes is named."""
+    for what, options in REAL:
+        print(f"\nreal conditions, {what}: {len(seeds)} pairs of each kind without a change, as many with those of sparse")
+        everything: list[Comparison] = []
+        for kinds in PAIRS:
+            done = [real_pair(kinds, seed, **options).compare() for seed in seeds]
+            known = [real_pair(kinds, seed, changed=True, **options) for seed in seeds]
+            found = [one.compare() for one in known]
+            everything += done
+            print(f"  {kinds[0]:>5} {kinds[1]:<5} {_false(done)}; {_tested(done)}; {_found(known, found)}")
+        print(f"  all         {_false(everything)}; {_tested(everything)}")
+        for name, tests in (("channel", [c.channels for c in everything]), ("box", [c.boxes for c in everything])):
+            print(f"  pairs with a {name} named: {share(sum(bool(one.changed.any()) for one in tests), len(tests))}")
+
+
+def _false(done: Sequence[Comparison]) -> str:
+    channels = [int(c.channels.changed.sum()) for c in done]
+    worst = max(float(np.nanmax(np.abs(c.channels.pull), initial=0.0)) for c in done)
+    return (
+        f"false: {sum(map(bool, channels))} of {len(done)} pairs ({sum(channels)} channels, largest pull {worst:.1f}),"
+        f" boxes {sum(bool(c.boxes.changed.any()) for c in done)}"
+    )
+
+
+def _tested(done: Sequence[Comparison]) -> str:
+    part = np.mean([np.isfinite(c.channels.p).mean() for c in done])
+    grounds = [c.ground.value for c in done]
+    judged = ", ".join(f"{grounds.count(name)} {name}" for name in dict.fromkeys(grounds))
+    return f"tested {part:.2f} of channels, refused {sum(not c.comparable for c in done)} ({judged})"
+
+
+def _found(known: Sequence[Known], done: Sequence[Comparison]) -> str:
+    """Recall of changes by more than 10 %, of the dead channels, and the precision of what is named."""
+    large = dead = named_large = named_dead = named = true = 0
+    for one, comparison in zip(known, done, strict=True):
+        said, died = _on_live(comparison, comparison.channels.changed), _on_live(comparison, comparison.died)
+        strong = np.abs(one.gain - 1) > 0.1
+        large, named_large = large + int(strong.sum()), named_large + int(said[strong].sum())
+        dead, named_dead = dead + int((one.gain == 0).sum()), named_dead + int(died[one.gain == 0].sum())
+        named, true = named + int(said.sum()), true + int((one.gain[said] != 1).sum())
+    return f"changes above 10 %: {named_large} of {large}; dead: {named_dead} of {dead}; of {named} named {true} are true"
+
+
 def print_times() -> None:
     """Two files of 10000 lumisections, as a user runs it."""
     with tempfile.TemporaryDirectory() as folder:
@@ -208,9 +293,15 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--seeds", type=int, default=10)
     options.add_argument("--null-seeds", type=int, default=40, help="of null, four pairs each")
+    options.add_argument("--only", choices=["simulated", "real"], help="one part alone")
+    options.add_argument("--first-seed", type=int, default=FIRST_SEED, help="what was tuned was tuned on seeds 0 to 9")
     given = options.parse_args()
-    seeds, null_seeds = (range(FIRST_SEED, FIRST_SEED + count) for count in (given.seeds, given.null_seeds))
+    seeds, null_seeds = (range(given.first_seed, given.first_seed + count) for count in (given.seeds, given.null_seeds))
     print(f"seeds {seeds[0]} to {seeds[-1]} (null: {null_seeds[-1]}), runs of {LUMISECTIONS} lumisections, rate {RATE}")
+    if given.only != "simulated":
+        print_real(seeds)
+    if given.only == "real":
+        return
     for known_events in (True, False):
         nulls = [
             known.compare()
@@ -224,10 +315,10 @@ def main() -> None:
         "moderate": lambda seed: list(stream_pairs("moderate", seed, LUMISECTIONS)),
         "small": lambda seed: list(stream_pairs("small", seed, LUMISECTIONS)),
     }
-    for name, draw in draws.items():
+    for name, pairs_of in draws.items():
         known, comparisons = [], []
         for seed in seeds:
-            for one in draw(seed):
+            for one in pairs_of(seed):
                 comparisons.append(one.compare())
                 known.append(Known(_bare(one.first), _bare(one.second), one.gain, one.boxes))
         print_score(name, known, comparisons)

@@ -10,6 +10,7 @@ import typer
 from dqmstream import console
 from dqmstream.cli_options import LEAST_RATE, MAX_RATE, Archive, Interpolated, Json, finite, show
 from dqmstream.config import load_settings
+from dqmstream.errors import NOT_COMPARABLE
 
 _HELP = "a .npy file of a run, or with --archive the number of one"
 
@@ -31,7 +32,8 @@ def compare(
 
     Files are Run<number>_Dataset_<name>.npy of shape (n, 64, 72); Run<number>_events.npy is taken where it lies beside.
     Channels are compared under the same conditions, so that luminosity is no change. A ratio is B's response over A's.
-    A factor common to all channels is taken for luminosity or calibration, and not seen.
+    A factor common to all channels is taken for luminosity or calibration, and not seen. Where the runs share no conditions,
+    channels are compared with their rings, with a larger error. If most channels cannot be tested, the exit code is 10.
     """
     from dqmstream.experiments.compare import compare as run
     from dqmstream.experiments.compare_inputs import read_pair
@@ -46,3 +48,5 @@ def compare(
     if out is not None:
         result["files"] = [str(path) for path in write(comparison, out)]
     show(result, as_json, *console.describe_comparison(result))
+    if not comparison.comparable:
+        raise typer.Exit(NOT_COMPARABLE)

@@ -233,6 +233,7 @@ def describe_comparison(result: dict[str, Any]) -> list[Any]:
     rows = [
         [what, f"{auc['value']:.3f}", f"{auc['low']:.3f} to {auc['high']:.3f}"]
         for what, auc in (("channels, under their conditions", result["auc"]), ("luminosity alone", result["luminosity_auc"]))
+        if auc
     ]
     interval = f"{result['confidence']:.0%} interval"
     parts: list[Any] = [

@@ -63,6 +63,9 @@ class OutputClosedError(OutputError):
 UNFILED = 9
 """Exit code of a `consume` that was asked to end while the disk did not take what was read."""
 
+NOT_COMPARABLE = 10
+"""Exit code of a comparison of two runs that leaves most channels untested; what it found is printed all the same."""
+
 EXIT_CODES = {
     0: "done",
     1: "a bug in dqmstream: a traceback is printed",
@@ -74,6 +77,7 @@ EXIT_CODES = {
     7: "the learner's state is damaged or of another model, or the learner was given up",
     8: "another process holds the learner's state",
     UNFILED: "the disk did not take what was read before the service had to end: it will be read again",
+    NOT_COMPARABLE: "two runs that cannot be compared: of most channels nothing can be said; what can be said is printed",
     130: "as the shell has it: a second SIGINT ended it at once; what was not filed will be read again",
     143: "the same by a second SIGTERM",
     141: "as the shell has it: whatever read its output went away; nothing else was cut short",

@@ -12,13 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dqmstream.errors import ArchiveError, InputError
+from benchmarks.compare import real_pair
+from dqmstream.errors import EXIT_CODES, NOT_COMPARABLE, ArchiveError, InputError
 from dqmstream.experiments.compare_inputs import read_pair
 from dqmstream.experiments.compare_output import check_folder
 from dqmstream.experiments.simulator import write
+from dqmstream.lumisection import ieta_row
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.importer import import_files
-from tests.commandline import result
+from tests.commandline import dqmstream, result
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +81,8 @@ def test_the_table_says_what_both_auc_mean_and_neither_torch_nor_a_broker_is_nee
 
 def test_what_cannot_be_compared_is_refused_with_the_reason(folder: Path, tmp_path: Path) -> None:
     a = str(files(folder)[0])
-    flat, nameless = tmp_path / "Run7_Dataset_x.npy", tmp_path / "x.npy"
+    flat, nameless, brief = tmp_path / "Run7_Dataset_x.npy", tmp_path / "x.npy", tmp_path / "Run8_Dataset_x.npy"
+    np.save(brief, np.ones((100, 64, 72)))
     np.save(flat, np.ones((300, 60, 72)))
     np.save(nameless, np.ones((300, 64, 72)))
     for b, archive, interpolated, expected in (
@@ -90,12 +93,40 @@ def test_what_cannot_be_compared_is_refused_with_the_reason(folder: Path, tmp_pa
         (a, None, False, "same counts"),
         ("355400", folder / "A", False, "same counts"),
         ("355411", None, False, "give --archive"),
-        (str(files(folder)[1]), None, True, "too short: 200 lumisections, and a comparison needs 4500"),
+        (
+            str(brief),
+            None,
+            True,
+            "too short: 100 of its 100 lumisections can be used, and a comparison needs 125 where rows are",
+        ),
     ):
         with pytest.raises(InputError, match=expected):
             read_pair(a, b, archive, interpolated)
     with pytest.raises(ArchiveError, match="no lumisection of run 9"):
         read_pair("355400", "9", folder / "A", False)
+
+
+def test_runs_of_which_nothing_can_be_said_end_with_a_code_of_their_own_and_what_can_be_said(tmp_path: Path) -> None:
+    known = real_pair(("level", "level"), 100, saturated=True, lengths=[100])
+    known.second.counts[:, ieta_row(28), 2] = 0
+    for one in (known.first, known.second):
+        np.save(tmp_path / f"Run{one.run}_Dataset_x.npy", one.counts.astype(np.float64))
+    done = dqmstream("compare", *sorted(tmp_path.glob("*.npy")), "--out", tmp_path / "out", "--json")
+    assert done.returncode == NOT_COMPARABLE in EXIT_CODES
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert not said["comparable"] and said["verdict"].startswith("These runs cannot be compared")
+    assert [(one["ieta"], one["iphi"], one["state"]) for one in said["changed"]] == [(28, 3, "dead")]
+    assert (tmp_path / "out/changes.png").exists()
+    assert f"| {NOT_COMPARABLE} | `compare`" in (Path(__file__).parents[1] / "README.md").read_text()
+
+
+def test_a_run_of_twenty_lumisections_is_compared_and_no_auc_is_shown(tmp_path: Path) -> None:
+    known = real_pair(("low", "low"), 101, lengths=[20])
+    for one in (known.first, known.second):
+        np.save(tmp_path / f"Run{one.run}_Dataset_x.npy", one.counts)
+    done = dqmstream("compare", *sorted(tmp_path.glob("*.npy")))
+    assert done.returncode == 0, done.stderr
+    assert "allows no AUC" in done.stdout and "No channel is found to have changed" in done.stdout
 
 
 def test_a_folder_of_other_files_is_left_alone(tmp_path: Path) -> None:

@@ -10,22 +10,29 @@ channel that fires in nearly every event anyway; a fault that comes and goes wit
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from enum import Enum
 
 import numpy as np
-from scipy.stats import false_discovery_control, theilslopes
+from scipy.stats import false_discovery_control
 
 from dqmstream.experiments.changes import DEAD
+from dqmstream.experiments.compare_across import compare_across
 from dqmstream.experiments.compare_conditions import Channels, Conditions, Sample
 from dqmstream.experiments.compare_inputs import Pair
-from dqmstream.experiments.compare_response import Estimate, Response, fit_response, moderate
-from dqmstream.experiments.compare_separation import Separation, separate, spread_of
+from dqmstream.experiments.compare_response import STEADY, Estimate, Response, fit_response, moderate
+from dqmstream.experiments.compare_separation import LEAST, Separation, separate, spread_of, testable
 
-COMMON = 0.2
-"""Least share of each run's lumisections whose ratio the other run has too; below it no response is known in both runs."""
+COMMON, COMMON_LUMISECTIONS = 0.02, 20
+"""Least share of each run's lumisections whose ratio the other run has too, and least number of them (times 25 where rows were
+interpolated); below it no response is known in both runs."""
 
-FEW = 25
-"""Fewer counts, or fewer events without a count, than this in both runs together are no sample for a normal test."""
+MISREAD = 0.3
+"""Part of a channel's error. If noise of the ratio may shift h by more, a fit in the ratio is not believed."""
+
+MOST = 0.5
+"""If fewer of the channels than this share can be tested, the runs are not comparable."""
 
 OUTLYING = 4.0
 """Channels that differ by more of their deviations than this are no ruler for the conditions."""
@@ -42,7 +49,25 @@ _HUBER, _HUBER_STEPS = 1.345, 20
 _EDGE = 0.005
 """Quantile at which the range of a run's ratio ends: a few lumisections at its edge would stretch the response."""
 
-_MAD = 1.4826
+
+class Ground(Enum):
+    """What channels are judged by: a response fitted in both runs, or, where they lack what it takes, their rings."""
+
+    SHARED = "shared"
+    LEVEL = "level"
+    APART = "apart"
+    SHORT = "short"
+
+
+_GROUNDS = {
+    Ground.LEVEL: "Where the runs share conditions, these hardly move: how channels respond to pileup cannot be seen.",
+    Ground.APART: "The runs hardly share conditions ({overlap:.0%} of a run's lumisections): no response is known in both.",
+    Ground.SHORT: "The runs share too few lumisections with the same conditions to fit how channels respond to pileup.",
+}
+_BY_RING = (
+    "Channels are judged by how they stand in their ring: a change that a whole ring shares is not seen, and a channel far "
+    "from its ring has a larger error."
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,24 +97,34 @@ class Comparison:
     """What came of it.
 
     box_names, box_channels: of the boxes, -18..18, and how many channels are in the test of each. common: lumisections of each
-    run under conditions that both had. overlap: the smaller share of a run's lumisections that these are. by_ring: conditions
-    hardly overlap, and channels are judged by how they stand in their ring. rho: overdispersion of each channel, zero where
+    run that are compared. overlap: the smaller share of a run's lumisections under conditions that both had. ground: what the
+    channels are judged by. separation: None where a run is too short for it. rho: overdispersion of each channel, zero where
     events are unknown. spread: deviation of the true ratios from 1 over the channels most sensitive to gain, whatever a few
     outliers do.
     """
 
     pair: Pair
     rate: float
-    separation: Separation
+    separation: Separation | None
     channels: Tested
     boxes: Tested
     box_names: np.ndarray
     box_channels: np.ndarray
     common: tuple[int, int]
     overlap: float
-    by_ring: bool
+    ground: Ground
     rho: np.ndarray
     spread: float
+
+    @property
+    def by_ring(self) -> bool:
+        """Channels are judged by how they stand in their ring, not by a response that was fitted in both runs."""
+        return self.ground is not Ground.SHARED
+
+    @property
+    def comparable(self) -> bool:
+        """Most channels could be tested."""
+        return bool(np.isfinite(self.channels.p).mean() >= MOST)
 
     @property
     def died(self) -> np.ndarray:
@@ -104,11 +139,21 @@ class Comparison:
     @property
     def verdict(self) -> str:
         """What both AUC together mean, in plain words."""
+        if not self.comparable:
+            return (
+                f"These runs cannot be compared: only {int(np.isfinite(self.channels.p).sum())} of {len(self.channels.p)} "
+                "channels can be tested. Nothing is said of the others: choose longer runs, or runs closer in pileup."
+            )
+        if self.separation is None:
+            if self.channels.changed.any() or self.boxes.changed.any():
+                return "Channels changed between these runs."
+            return "No channel is found to have changed between these runs."
         channels, luminosity = self.separation.channels, self.separation.luminosity
         if luminosity.above_chance:
             return (
                 f"Luminosity alone tells these runs apart (AUC {luminosity.value:.3f}), so an AUC proves nothing of the "
-                "detector by itself: judge by the channels that changed under the same conditions."
+                "detector by itself: judge by the channels that changed "
+                + ("against their rings." if self.by_ring else "under the same conditions.")
             )
         if channels.above_chance:
             return (
@@ -123,11 +168,10 @@ class Comparison:
     def warnings(self) -> list[str]:
         notes = list(self.pair.notes)
         if self.by_ring:
-            notes.append(
-                f"The runs hardly share conditions ({self.overlap:.0%} of a run's lumisections): no response is known in both. "
-                "Channels are judged by how they stand in their ring, which names outliers only, and no drift."
-            )
-        elif self.overlap < 0.5:
+            notes.append(_GROUNDS[self.ground].format(overlap=self.overlap) + " " + _BY_RING)
+        if self.separation is None:
+            notes.append(f"A run of fewer than {LEAST * self.pair.samples[0].scale} lumisections allows no AUC.")
+        if not self.by_ring and self.overlap < 0.5:
             notes.append(
                 f"The runs share conditions in part only: {self.common[0]} and {self.common[1]} lumisections are compared, "
                 "and what changed beyond them is not seen."
@@ -136,7 +180,10 @@ class Comparison:
             if dark:
                 notes.append(f"{dark} of {read} lumisections of {name} are left out: nothing counted, or no number of events.")
         if untested := int(np.isnan(self.channels.p).sum()):
-            notes.append(f"{untested} channels count too little, or in nearly every event: they could not be tested.")
+            notes.append(
+                f"{untested} channels could not be tested: they count too little, or in nearly every event"
+                + (", or stand too far from their ring." if self.by_ring else ".")
+            )
         return notes
 
 
@@ -151,22 +198,24 @@ class _Change:
     rho: np.ndarray
     common: tuple[int, int]
     overlap: float
-    by_ring: bool
+    ground: Ground
+    testable: np.ndarray
 
-    def spread(self, testable: np.ndarray) -> float:
+    def spread(self) -> float:
         """Variance that the true h of the most sensitive channels have, robustly: of the others by their sensitivity less."""
-        chosen = testable & np.isfinite(self.estimate.error)
+        chosen = self.testable
         return spread_of((self.estimate.h / self.sensitivity)[chosen], (self.estimate.error / self.sensitivity)[chosen])
 
-    def deviation(self, testable: np.ndarray) -> np.ndarray:
+    def deviation(self) -> np.ndarray:
         """Of each channel's h around zero: its error, and the scatter that all channels have on their own, (live,)."""
-        return np.sqrt(self.estimate.error**2 + self.sensitivity**2 * self.spread(testable))
+        return np.sqrt(self.estimate.error**2 + self.sensitivity**2 * self.spread())
 
-    def centred(self, testable: np.ndarray) -> _Change:
+    def centred(self) -> _Change:
         """The same without what a shift of all conditions would explain: a part like gain, and one like the number of events.
 
         By least squares with Huber's weights (Robust Statistics, 1981, sec. 7.8), which outliers do not carry.
         """
+        testable = self.testable
         h, error = self.estimate.h[testable], self.estimate.error[testable]
         design = np.stack([self.sensitivity, np.ones_like(self.sensitivity)], axis=1)
         chosen = design[testable] / error[:, None]
@@ -184,38 +233,30 @@ def compare(pair: Pair, rate: float = 0.05) -> Comparison:
     channels, known = pair.channels, pair.counts_events
     steady = np.ones(len(channels), dtype=bool)
     separation = separate(a, b, channels, steady, known)
-    testable = _testable(a, b, known)
     for _ in range(_ROUNDS):
         change = _change(a, b, channels, steady, known)
-        tested = _tested(change.estimate, testable, rate)
-        names, members, boxes = _boxes(change, channels, testable, rate)
+        tested = _tested(change.estimate, change.testable, rate)
+        names, members, boxes = _boxes(change, channels, rate)
         # What changed must not pass for luminosity: conditions are read off the others, until these stay the same.
-        kept = _steady(change, channels, testable, rate)
+        kept = _steady(change, channels, rate)
         if kept.mean() < 0.5 or (kept == steady).all():
             break
         steady = kept
     return Comparison(
-        pair, rate, separation, tested, boxes, names, members, change.common, change.overlap, change.by_ring, change.rho,
-        2 * float(np.sqrt(change.spread(testable))),
+        pair, rate, separation, tested, boxes, names, members, change.common, change.overlap, change.ground, change.rho,
+        2 * float(np.sqrt(change.spread())),
     )  # fmt: skip
 
 
-def _steady(change: _Change, channels: Channels, testable: np.ndarray, rate: float) -> np.ndarray:
+def _steady(change: _Change, channels: Channels, rate: float) -> np.ndarray:
     """The channels that neither stand out, nor lie in a box that does, from what all have in common: bool, (live,).
 
     As long as conditions are read off channels that changed, all the others seem to have changed by a little.
     """
-    relative = change.centred(testable)
-    outlying = np.abs(relative.estimate.h) > OUTLYING * relative.deviation(testable)
-    names, _, boxes = _boxes(relative, channels, testable, rate)
+    relative = change.centred()
+    outlying = np.abs(relative.estimate.h) > OUTLYING * relative.deviation()
+    names, _, boxes = _boxes(relative, channels, rate)
     return np.asarray(~outlying & ~np.isin(channels.box, names[boxes.changed]))
-
-
-def _testable(a: Sample, b: Sample, counts_events: bool) -> np.ndarray:
-    """Channels with enough counts, and enough events without one, for a normal test: bool, (live,)."""
-    counts = sum(part.sum(axis=0) for sample in (a, b) for _, part in sample.parts())
-    enough = counts >= FEW
-    return np.asarray(enough & (a.events.sum() + b.events.sum() - counts >= FEW) if counts_events else enough)
 
 
 def _change(a: Sample, b: Sample, channels: Channels, steady: np.ndarray, counts_events: bool) -> _Change:
@@ -227,15 +268,44 @@ def _change(a: Sample, b: Sample, channels: Channels, steady: np.ndarray, counts
     rows = [np.flatnonzero((ratio >= low) & (ratio <= high)) for ratio in ratios]
     common = (len(rows[0]), len(rows[1]))
     overlap = min(common[0] / len(a), common[1] / len(b))
-    if overlap < COMMON:
-        estimate = _within_rings(a, b, channels)
-        nothing = np.zeros(len(channels))
-        return _Change(estimate, nothing[None], 1, np.ones(len(channels)), nothing, common, overlap, by_ring=True)
+    if overlap < COMMON or min(common) < COMMON_LUMISECTIONS * a.scale:
+        return _across(a, b, channels, counts_events, overlap, Ground.APART if overlap < COMMON else Ground.SHORT)
     shared = [sample.take(index) for sample, index in zip((a, b), rows, strict=True)]
+    level, noise = _level(shared, conditions)
+    if high - low <= STEADY or noise > 0.5:
+        return _across(shared[0], shared[1], channels, counts_events, overlap, Ground.LEVEL)
     response = fit_response(shared[0], shared[1], conditions, float(low), float(high))
+    chosen = testable(shared[0], shared[1], counts_events)
+    estimate = response.estimate(chosen)
+    if chosen.any() and noise * level / 2 > MISREAD * float(np.median(estimate.error[chosen])):
+        return _across(shared[0], shared[1], channels, counts_events, overlap, Ground.LEVEL)
     return _Change(
-        response.estimate(), response.influence, response.dof, _sensitivity(response), response.rho, common, overlap, False
+        estimate, response.influence, response.dof, _sensitivity(response), response.rho, common, overlap, Ground.SHARED, chosen
     )
+
+
+def _level(samples: Sequence[Sample], conditions: Conditions) -> tuple[float, float]:
+    """How far the mean ratios of two runs lie apart, and the part of a ratio's movement within the runs that is noise, 0..1.
+
+    Lumisections that seem to have the same ratio differ in the true one by the product of both.
+    """
+    ratios = [conditions.of(sample)[1] for sample in samples]
+    movement = float(np.mean([ratio.var() for ratio in ratios]))
+    noise = float(np.mean([conditions.noise(sample) for sample in samples]))
+    apart = float(abs(ratios[0].mean() - ratios[1].mean()))
+    if np.isnan(noise):
+        return apart, 0.0
+    return apart, min(noise / movement, 1.0) if movement > 0 else 1.0
+
+
+def _across(a: Sample, b: Sample, channels: Channels, counts_events: bool, overlap: float, ground: Ground) -> _Change:
+    """The change of channels against their rings."""
+    done = compare_across(a, b, channels, counts_events)
+    nothing = np.zeros(len(channels))
+    return _Change(
+        done.estimate, nothing[None], 1, done.sensitivity, nothing, (len(a), len(b)), overlap, ground,
+        np.isfinite(done.estimate.error),
+    )  # fmt: skip
 
 
 def _sensitivity(response: Response) -> np.ndarray:
@@ -252,33 +322,6 @@ def _sensitivity(response: Response) -> np.ndarray:
     return np.ones_like(slope) if highest <= 0 else np.clip(slope / highest, 0.05, 1.0)
 
 
-def _within_rings(a: Sample, b: Sample, channels: Channels) -> Estimate:
-    """h from how a channel's mean stands to its ring's median in each run, and the ring's own scatter as its error.
-
-    In B it is expected at a power of what it is in A, one for each ring and depth, since a response near its end compresses
-    all differences (Theil and Sen's slope of the logarithms, which a third of outliers does not move).
-    """
-    means = [sum(part.sum(axis=0) for _, part in sample.parts()) / len(sample) for sample in (a, b)]
-    h, error, dof = np.zeros(len(channels)), np.full(len(channels), np.inf), np.ones(len(channels))
-    ring = np.abs(channels.ieta) * 8 + channels.depth
-    for one in np.unique(ring):
-        mine = np.flatnonzero(ring == one)
-        stands = [mean[mine] / max(float(np.median(mean[mine])), np.finfo(float).tiny) for mean in means]
-        gone = [stand < DEAD for stand in stands]
-        h[mine] = np.where(gone[1] & ~gone[0], -1.0, np.where(gone[0] & ~gone[1], 1.0, 0.0))
-        both = mine[~gone[0] & ~gone[1]]
-        if len(both) < 2 * BOX_CHANNELS:
-            continue
-        x, y = (np.log(stand[~gone[0] & ~gone[1]]) for stand in stands)
-        slope, intercept, *_ = theilslopes(y, x)
-        beyond = y - intercept - slope * x
-        scatter = _MAD * float(np.median(np.abs(beyond)))
-        h[both] = np.tanh(beyond / 2)  # the ratio is then exp(beyond)
-        error[mine] = max(scatter, 1e-6) / 2
-        dof[mine] = 0.37 * len(both)  # what a median of absolute deviations is worth (Huber, Robust Statistics, 1981, sec. 5.1)
-    return Estimate(h, error, dof)
-
-
 def _tested(estimate: Estimate, testable: np.ndarray, rate: float) -> Tested:
     h = np.where(testable, estimate.h, np.nan)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -291,7 +334,7 @@ def _tested(estimate: Estimate, testable: np.ndarray, rate: float) -> Tested:
     return Tested(ratio, error, np.where(testable, estimate.pull, np.nan), p, q, np.nan_to_num(q, nan=1.0) <= rate)
 
 
-def _boxes(change: _Change, channels: Channels, testable: np.ndarray, rate: float) -> tuple[np.ndarray, np.ndarray, Tested]:
+def _boxes(change: _Change, channels: Channels, rate: float) -> tuple[np.ndarray, np.ndarray, Tested]:
     """Names of the readout boxes, how many channels each has in its test, and the test whether they moved together.
 
     A box's h is the slope of its channels' over their sensitivity to gain, by weighted least squares: what its most sensitive
@@ -301,7 +344,7 @@ def _boxes(change: _Change, channels: Channels, testable: np.ndarray, rate: floa
     or stand out of their box, are left to the channels' own test.
     """
     h, error, sensitivity = change.estimate.h, change.estimate.error, change.sensitivity
-    deviation = change.deviation(testable)
+    deviation, testable = change.deviation(), change.testable
     names = np.unique(channels.box)
     rows = []
     for name in names:
@@ -309,20 +352,21 @@ def _boxes(change: _Change, channels: Channels, testable: np.ndarray, rate: floa
         if mine.any():
             common = float(np.median(h[mine] / sensitivity[mine])) * sensitivity
             mine &= np.abs(h - common) < STRANGE * deviation + np.abs(common)
-        weight = np.where(mine, sensitivity / deviation**2, 0.0)
+        weight = np.where(mine, sensitivity, 0.0) / deviation**2
         rows.append(weight / max(float(weight @ sensitivity), np.finfo(float).tiny))
     weights = np.stack(rows)
     members = (weights > 0).sum(axis=1)
     enough = members >= BOX_CHANNELS
     independent, scatter = (weights**2 @ np.where(np.isfinite(error), one**2, 0.0) for one in (error, deviation))
-    dof = np.full(len(names), float(np.median(change.estimate.dof)))
+    dof = np.full(len(names), float(np.median(change.estimate.dof[testable])) if testable.any() else 1.0)
     left = np.stack([np.where(row > 0, h - (row @ h) * sensitivity, 0.0) / deviation for row in weights])
     total = scatter.copy()
-    if not change.by_ring and enough.sum() > 1:
+    if change.ground is Ground.SHARED and enough.sum() > 1:
         together = change.influence @ weights[enough].T
         squares = (together**2).sum(axis=0) * (len(together) / change.dof)
         noise, dof[enough] = moderate(squares / independent[enough], change.dof)
         alone, _ = moderate((left**2).sum(axis=1)[enough] / (members[enough] - 1), int(np.median(members[enough])) - 1)
-        total[enough] = scatter[enough] * alone + independent[enough] * (noise - 1)
+        moved = scatter[enough] * alone + independent[enough] * (noise - 1)
+        total[enough] = np.maximum(moved, scatter[enough] / 4)  # few blocks that happen to agree prove nothing
     estimate = Estimate(weights @ h, np.where(enough, np.sqrt(total), np.inf), dof)
     return names, members, _tested(estimate, enough, rate)

@@ -21,6 +21,9 @@ import numpy as np
 from dqmstream.learners.reference import A_RINGS, B_RINGS
 from dqmstream.lumisection import IETA, readout_box
 
+FEW = 25
+"""Fewer counts, or fewer events without a count, than this are no sample for a normal test."""
+
 _ROWS = 256
 """A few megabytes at a time, which stay in the processor's cache."""
 
@@ -43,6 +46,10 @@ class Sample:
 
     def take(self, index: np.ndarray) -> Sample:
         return Sample(self.counts[index], self.events[index], self.lumisection[index], self.scale)
+
+    def totals(self) -> np.ndarray:
+        """Counts of each channel over all lumisections, (live,)."""
+        return sum((counts.sum(axis=0) for _, counts in self.parts()), np.zeros(self.counts.shape[1]))
 
     def parts(self) -> Iterator[tuple[slice, np.ndarray]]:
         """Rows, and their counts as float64, a few at a time: both runs in double precision would double the memory."""
@@ -95,9 +102,9 @@ class Conditions:
     @classmethod
     def fit(cls, samples: Sequence[Sample], channels: Channels, steady: np.ndarray, counts_events: bool) -> Conditions:
         """steady: bool, (live,), the channels that may be trusted not to have changed."""
-        profile = _profile(samples, counts_events)
-        a, b = _groups(channels, profile)
-        fraction, dim, bright = (_by_box(channels, steady & group, profile) for group in (np.ones_like(a), a, b))
+        profile, counting = _profile(samples, counts_events)
+        a, b = _groups(channels, profile, counting)
+        fraction, dim, bright = (_by_box(channels, steady, group, profile) for group in (counting, a, b))
         return cls(counts_events, fraction, dim, bright)
 
     def of(self, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
@@ -109,6 +116,20 @@ class Conditions:
             level, exposure = self.rings(sample).T
         return exposure, np.divide(level, exposure, out=np.zeros_like(level), where=exposure > 0)
 
+    def noise(self, sample: Sample) -> float:
+        """Variance of the ratio that is measurement: what the ratios by every second readout box differ in.
+
+        nan where there are too few boxes to tell.
+        """
+        halves = []
+        for start in (0, 1):
+            shares = [share[:, start::2] for share in (self.fraction, self.dim, self.bright)]
+            if any(share.shape[1] == 0 for share in shares):
+                return float("nan")
+            halves.append(Conditions(self.counts_events, *shares).of(sample)[1])
+        difference = halves[0] - halves[1]
+        return float(np.mean((difference - difference.mean()) ** 2)) / 4
+
     def rings(self, sample: Sample) -> np.ndarray:
         """a and b of each lumisection, what luminosity alone says: float64, (n, 2)."""
         return np.stack([_level(sample, self.dim), _level(sample, self.bright)], axis=1)
@@ -119,30 +140,38 @@ def _level(sample: Sample, share: np.ndarray) -> np.ndarray:
     return np.concatenate([np.median(counts @ share, axis=1) for _, counts in sample.parts()])
 
 
-def _profile(samples: Sequence[Sample], counts_events: bool) -> np.ndarray:
-    """Mean of each channel over both runs, each run with the same weight: counts an event or a lumisection, (live,)."""
-    means = []
-    for sample in samples:
-        total = sum((counts.sum(axis=0) for _, counts in sample.parts()), np.zeros(sample.counts.shape[1]))
-        means.append(total / (sample.events.sum() if counts_events else len(sample)))
-    return np.asarray(np.mean(means, axis=0))
+def _profile(samples: Sequence[Sample], counts_events: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Mean of each channel over both runs, each run with the same weight, and the channels that count in all of them.
+
+    The means are counts an event or a lumisection, (live,). Where no channel counts in all runs, all do as a ruler.
+    """
+    totals = [sample.totals() for sample in samples]
+    sizes = [sample.events.sum() if counts_events else len(sample) for sample in samples]
+    profile = np.mean([total / size for total, size in zip(totals, sizes, strict=True)], axis=0)
+    counting = np.all([total >= FEW for total in totals], axis=0)
+    return np.asarray(profile), counting if counting.any() else profile > 0
 
 
-def _groups(channels: Channels, profile: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The channels of rings a and of rings b, bool, (live,) each.
+def _groups(channels: Channels, profile: np.ndarray, counting: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The channels of rings a and of rings b that count in all runs, bool, (live,) each.
 
-    Where a ring group has no live channel (another part of the detector) a is the dimmer half of all, b the brighter half.
+    Where a ring group has none (another part of the detector, or dead) a is the dimmer half of all, b the brighter half.
     """
     ring = np.abs(channels.ieta)
-    a, b = ((ring >= low) & (ring <= high) for low, high in (A_RINGS, B_RINGS))
+    a, b = ((ring >= low) & (ring <= high) & counting for low, high in (A_RINGS, B_RINGS))
     if a.any() and b.any():
         return a, b
-    dimmer = profile <= np.median(profile)
-    return dimmer, ~dimmer if (~dimmer).any() else dimmer
+    dimmer = counting & (profile <= np.median(profile[counting]))
+    brighter = counting & ~dimmer
+    return dimmer, brighter if brighter.any() else dimmer
 
 
-def _by_box(channels: Channels, cells: np.ndarray, profile: np.ndarray) -> np.ndarray:
-    """A matrix (live, boxes) from counts to each readout box's total over its mean total, of the chosen cells."""
+def _by_box(channels: Channels, steady: np.ndarray, group: np.ndarray, profile: np.ndarray) -> np.ndarray:
+    """A matrix (live, boxes) from counts to each readout box's total over its mean total, of a group's steady channels.
+
+    Of all its channels if none is steady.
+    """
+    cells = group & steady if (group & steady).any() else group
     boxes = np.unique(channels.box[cells])
     share = ((channels.box[:, None] == boxes) & cells[:, None]).astype(np.float64)
     return share / (profile @ share)

@@ -10,13 +10,15 @@ import numpy as np
 
 from dqmstream.errors import InputError
 from dqmstream.experiments.compare_conditions import Channels, Sample
-from dqmstream.experiments.compare_separation import LEAST
 from dqmstream.learners.ledger import scale_of
 from dqmstream.learners.splits import INTERPOLATED_SCALE
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.importer import read_run_file
 
 _ROWS = 512
+
+LEAST = 5
+"""Lumisections of a run that a comparison needs (times 25 where rows were interpolated)."""
 
 WITH_EVENTS = 0.9
 """Share of a run's lumisections whose number of events must be known, or the numbers are not used."""
@@ -95,10 +97,6 @@ def pair_of(first: RunCounts, second: RunCounts) -> Pair:
         raise InputError(
             f"{first.name} holds {first.depths} depth(s) and {second.name} {second.depths}: give runs of one shape"
         )
-    for one in both:
-        if (span := int(one.lumisection[-1] - one.lumisection[0]) + 1) < (least := LEAST * one.scale):
-            hint = " where rows are interpolated" if one.scale > 1 else ""
-            raise InputError(f"{one.name} is too short: {span} lumisections, and a comparison needs {least}{hint}")
     alive = [one.live() for one in both]
     for one, live in zip(both, alive, strict=True):
         if not live.any():
@@ -122,8 +120,12 @@ def pair_of(first: RunCounts, second: RunCounts) -> Pair:
         kept = lit & (np.nan_to_num(one.events) > 0) if counts_events else lit
         dark.append(len(part) - int(kept.sum()))
         samples.append(Sample(part[kept], one.events[kept], one.lumisection[kept], one.scale))
-        if kept.sum() < LEAST * one.scale / 2:
-            raise InputError(f"{one.name} is too short: only {int(kept.sum())} of {len(part)} lumisections can be used")
+        if kept.sum() < (least := LEAST * one.scale):
+            hint = " where rows are interpolated" if one.scale > 1 else ""
+            raise InputError(
+                f"{one.name} is too short: {int(kept.sum())} of its {len(part)} lumisections can be used, and a comparison "
+                f"needs {least}{hint}"
+            )
     return Pair(
         (first.run, second.run), (first.name, second.name), (len(counts[0]), len(counts[1])), (dark[0], dark[1]),
         channels, (samples[0], samples[1]), counts_events, notes,
@@ -157,9 +159,12 @@ def _fractional(counts: np.ndarray) -> bool:
 
 
 def _events_known(both: Sequence[RunCounts], counts: Sequence[np.ndarray], notes: list[str]) -> bool:
-    """Whether the numbers of events are known of both runs and bound the counts; if of one only, a note says so."""
+    """Whether the numbers of events are known of both runs and bound the counts; if of one only, a note says so.
+
+    Lumisections in which nothing counted are left out anyway, and tell nothing.
+    """
     known = [np.nan_to_num(one.events) > 0 for one in both]
-    enough = [share.mean() >= WITH_EVENTS for share in known]
+    enough = [has[part.any(axis=1)].mean() >= WITH_EVENTS for has, part in zip(known, counts, strict=True)]
     if not all(enough):
         if any(enough):
             without = both[enough.index(False)]

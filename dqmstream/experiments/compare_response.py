@@ -38,15 +38,30 @@ STEADY = 5e-3
 BLOCK = 10
 """Fewest lumisections whose residuals are summed before they are squared (times 25 where rows were interpolated)."""
 
+LEAST_BLOCKS = 10
+"""Of a run: blocks of a short one hold fewer lumisections."""
+
 BLOCKS_A_RUN = 50
 """Blocks are longer where a run would have more of them than this: what moves slowly stays inside one."""
 
 OWN_VARIANCE_P = 1e-3
 """A channel noisier than chance explains at this level keeps its own variance: it flickers, and the others do not."""
 
+_ALIKE = 1e-8
+"""Variance of log s² over what chance gives below which all vary alike."""
+
 _STEPS = 15
 _RIDGE = 1e-10
 """Of the normal equations, relative to their diagonal: where conditions do not overlap, h is hardly determined beside f."""
+
+_LEAST_EXPOSURE = 1e-3
+"""In variances where events are unknown (a mean lumisection has 1): the bright rings may be dark where others count."""
+
+_LEAST_SPREAD = 1e-3
+"""Variance over mean that a channel has at least where events are unknown."""
+
+_SUREST = 0.25
+"""Part of its variance by the model that h has at least, however little its blocks differ."""
 
 _NEAREST = 0.3
 """In variances p and 1 - p are never less than this share of their means in both runs: where a channel fires in nearly every
@@ -95,11 +110,14 @@ class Response:
     def dof(self) -> int:
         return len(self.influence) - len(self.weights) - 1
 
-    def estimate(self) -> Estimate:
-        """h of each channel with its moderated error."""
-        own = (self.influence**2).sum(axis=0) * (len(self.influence) / self.dof)
-        scale, dof = moderate(own / self.model_error**2, self.dof)
-        return Estimate(self.h, self.model_error * np.sqrt(scale), dof)
+    def estimate(self, testable: np.ndarray) -> Estimate:
+        """h of each channel with its moderated error, which is inf for channels that are not testable: bool, (live,)."""
+        error, degrees = np.full_like(self.h, inf), np.ones_like(self.h)
+        if testable.any():
+            own = (self.influence[:, testable] ** 2).sum(axis=0) * (len(self.influence) / self.dof)
+            scale, degrees[testable] = moderate(own / self.model_error[testable] ** 2, self.dof)
+            error[testable] = self.model_error[testable] * np.sqrt(np.maximum(scale, _SUREST))
+        return Estimate(self.h, error, degrees)
 
     def ends(self) -> tuple[np.ndarray, np.ndarray]:
         """f at the lower and upper quarter of the ratio's range, (live,) each."""
@@ -112,7 +130,7 @@ class Response:
         exposure, ratio = self.conditions.of(sample)
         middle = exposure[:, None] * (_basis(ratio, self.low, self.high, len(self.weights)) @ self.weights)
         if not self.conditions.counts_events:
-            return middle, exposure[:, None] * self.spread
+            return middle, np.maximum(exposure, _LEAST_EXPOSURE)[:, None] * self.spread
         return middle, beta_binomial(middle, exposure, self.share, self.rho)
 
 
@@ -145,7 +163,8 @@ class _Side:
         self.upper = np.triu_indices(self.basis.shape[1])
         self.products = self.basis[:, self.upper[0]] * self.basis[:, self.upper[1]]
         span = sample.lumisection[-1] - sample.lumisection[0] + 1
-        length = max(BLOCK * sample.scale, -(-span // BLOCKS_A_RUN))
+        shortest = min(BLOCK * sample.scale, max(int(span) // LEAST_BLOCKS, 1))
+        length = max(shortest, -(-span // BLOCKS_A_RUN))
         _, block = np.unique((sample.lumisection - sample.lumisection[0]) // length, return_inverse=True)
         self.block = first_block + block
 
@@ -161,8 +180,9 @@ class _Fit:
         self._weights = np.zeros((terms, channels))
         self._h = np.zeros(channels)
         self._rho, self._spread = np.zeros(channels), np.ones(channels)
-        counts = sum(part.sum(axis=0) for side in self._sides for _, part in side.sample.parts())
-        self._share = counts / sum(side.exposure.sum() for side in self._sides)
+        counts = sum(side.sample.totals() for side in self._sides)
+        # A channel that counts in every event, or in none, is as likely to stop as half an event in all says.
+        self._share = (counts + 0.5) / (sum(side.exposure.sum() for side in self._sides) + 1)
         self._weighted = False
 
     def solve(self) -> None:
@@ -189,7 +209,8 @@ class _Fit:
                 exposure = side.exposure[rows]
                 middle = self._middle(side, rows)
                 residual = counts - middle * (1 + side.sign * self._h)
-                plain = beta_binomial(middle, exposure, self._share, 0.0) if counts_events else exposure[:, None]
+                least = np.maximum(exposure, _LEAST_EXPOSURE)[:, None]
+                plain = beta_binomial(middle, exposure, self._share, 0.0) if counts_events else least
                 squares += (residual**2 / plain).sum(axis=0)
                 sizes += float((exposure - 1).sum())
                 used += len(counts)
@@ -197,7 +218,7 @@ class _Fit:
         if counts_events:
             self._rho = np.maximum((squares - dof) / max(sizes, 1.0), 0.0)
         else:
-            self._spread = np.maximum(squares / dof, np.finfo(float).tiny)
+            self._spread = np.maximum(squares / dof, _LEAST_SPREAD * self._share)
         self._weighted = True
 
     def response(self) -> Response:
@@ -230,7 +251,7 @@ class _Fit:
 
     def _variance(self, middle: np.ndarray, exposure: np.ndarray) -> np.ndarray:
         if not self._weighted or not self._conditions.counts_events:
-            return exposure[:, None] * self._spread
+            return np.maximum(exposure, _LEAST_EXPOSURE)[:, None] * self._spread
         return beta_binomial(middle, exposure, self._share, self._rho)
 
     def _side_moments(self, side: _Side) -> tuple[np.ndarray, np.ndarray]:
@@ -277,7 +298,7 @@ def moderate(scale: np.ndarray, dof: int) -> tuple[np.ndarray, np.ndarray]:
     near = np.abs(logs - middle) < 4 * 1.4826 * max(float(np.median(np.abs(logs - middle))), np.sqrt(polygamma(1, dof / 2)) / 2)
     mean = float(logs[near].mean())
     excess = float(logs[near].var(ddof=1) - polygamma(1, dof / 2)) if near.sum() > 1 else 0.0
-    if excess <= 0:
+    if excess <= _ALIKE:
         prior_dof, prior = inf, np.exp(mean)
         moderated, degrees = np.full_like(scale, prior), np.full(scale.shape, inf)
     else:

@@ -21,7 +21,7 @@ from sklearn.discriminant_analysis import QuadraticDiscriminantAnalysis
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from dqmstream.experiments.compare_conditions import Channels, Conditions, Sample
+from dqmstream.experiments.compare_conditions import FEW, Channels, Conditions, Sample
 from dqmstream.experiments.compare_response import Response, fit_response
 from dqmstream.learners.reference import CLIP
 from dqmstream.learners.splits import BETWEEN, TEST
@@ -66,9 +66,11 @@ class Separation:
     blocks: tuple[int, int]
 
 
-def separate(a: Sample, b: Sample, channels: Channels, steady: np.ndarray, counts_events: bool) -> Separation:
-    """Judge both. steady: bool, (live,), the channels that conditions are read off."""
+def separate(a: Sample, b: Sample, channels: Channels, steady: np.ndarray, counts_events: bool) -> Separation | None:
+    """Judge both. steady: bool, (live,), the channels that conditions are read off. None if a run has too few lumisections."""
     blocks = (blocks_of(a), blocks_of(b))
+    if any(not _enough(sample, block) for sample, block in zip((a, b), blocks, strict=True)):
+        return None
     scores = [np.full((len(sample), 2), np.nan) for sample in (a, b)]
     for fold in range(FOLDS):
         rows = [rows_of_fold(sample, block, fold) for sample, block in zip((a, b), blocks, strict=True)]
@@ -79,23 +81,44 @@ def separate(a: Sample, b: Sample, channels: Channels, steady: np.ndarray, count
         luminosity = _luminosity(conditions, train)
         for out, sample, (_, judge) in zip(scores, (a, b), rows, strict=True):
             test = sample.take(judge)
-            out[judge, 0] = score(response, test)
+            out[judge, 0] = score(response, test, testable(train[0], train[1], counts_events))
             out[judge, 1] = luminosity.decision_function(conditions.rings(test))
     rng = np.random.default_rng(_SEED)
     by_channels, by_luminosity = (_auc(blocks, scores[0][:, k], scores[1][:, k], rng) for k in (0, 1))
     return Separation(by_channels, by_luminosity, (int(blocks[0].max()) + 1, int(blocks[1].max()) + 1))
 
 
-def score(response: Response, sample: Sample) -> np.ndarray:
-    """Log-likelihood of run B minus that of run A, float64 (n,), with h drawn towards zero by its own error."""
-    estimate = response.estimate()
-    h = shrunk(estimate.h, estimate.error)
-    noise = estimate.error / response.model_error
+def _enough(sample: Sample, block: np.ndarray) -> bool:
+    """Whether a run spans `LEAST` lumisections, half of which can be used, and each fold can teach and be tested."""
+    span = sample.lumisection[-1] - sample.lumisection[0] + 1
+    if span < LEAST * sample.scale or len(sample) < LEAST * sample.scale / 2 or block[-1] + 1 < FOLDS:
+        return False
+    return all(len(rows_of_fold(sample, block, fold)[0]) >= TEST_BLOCK * sample.scale for fold in range(FOLDS))
+
+
+def testable(a: Sample, b: Sample, counts_events: bool) -> np.ndarray:
+    """Channels with enough counts, and enough events without one, for a normal test: bool, (live,)."""
+    counts = a.totals() + b.totals()
+    enough = counts >= FEW
+    return np.asarray(enough & (a.events.sum() + b.events.sum() - counts >= FEW) if counts_events else enough)
+
+
+def score(response: Response, sample: Sample, chosen: np.ndarray) -> np.ndarray:
+    """Log-likelihood of run B minus that of run A, float64 (n,), with h drawn towards zero by its own error.
+
+    chosen: bool, (live,), the channels that take part.
+    """
+    if not chosen.any():
+        return np.zeros(len(sample))
+    estimate = response.estimate(chosen)
+    h = shrunk(estimate.h[chosen], estimate.error[chosen])
+    noise = estimate.error[chosen] / response.model_error[chosen]
     out = []
     for start in range(0, len(sample), _ROWS):
         part = sample.take(np.arange(start, min(start + _ROWS, len(sample))))
-        middle, variance = response.expected(part)
-        residual, step = (part.counts - middle) / (np.sqrt(variance) * noise), middle * h / (np.sqrt(variance) * noise)
+        middle, variance = (values[:, chosen] for values in response.expected(part))
+        deviation = np.sqrt(variance) * noise
+        residual, step = (part.counts[:, chosen] - middle) / deviation, middle * h / deviation
         apart = np.clip(residual + step, -CLIP, CLIP) ** 2 - np.clip(residual - step, -CLIP, CLIP) ** 2
         out.append(apart.sum(axis=1) / 2)
     return np.concatenate(out)
@@ -117,6 +140,8 @@ def spread_of(h: np.ndarray, error: np.ndarray) -> float:
 
     Robust: a few dead channels or boxes do not move it.
     """
+    if not len(h):
+        return 0.0
     low, high = 0.0, float(np.median(h**2)) / _CHI2_MEDIAN
     if np.median((h / error) ** 2) <= _CHI2_MEDIAN:
         return 0.0
