@@ -87,6 +87,31 @@ def test_a_learner_that_has_failed_and_not_got_on_since_is_told_by_the_exit_code
     assert done.counts.rows == 600
 
 
+def test_a_learner_on_a_full_disk_is_not_given_up(source: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In its place runs a program that ends as it does there. Somebody may make room; until then it is tried again."""
+    folder, starts = tmp_path / "A.state" / "live", tmp_path / "starts"
+    folder.mkdir(parents=True)
+    full = (
+        "import sys; from pathlib import Path; from dqmstream.learners.heartbeat import Heartbeat; "
+        f"Heartbeat(Path({str(folder)!r})).close(OSError(28, 'No space left on device')); "
+        f"open({str(starts)!r}, 'a').write('x'); sys.exit(5)"
+    )
+    monkeypatch.setattr("dqmstream.learner_process._learn_command", lambda *_: [sys.executable, "-c", full])
+    stop = Stop()
+
+    def end(counts: IngestCounts, learner: dict[str, Any]) -> None:
+        if counts.rows == 600 and starts.exists() and starts.read_text() == "xx":
+            stop.set()
+
+    settings = settings_for(tmp_path, learner_restarts=0)
+    done = run_service(source, settings, until_idle_s=None, stop=stop, progress=end)
+    assert (done.counts.rows, done.exit_code) == (600, 5)
+    assert done.learner_error == "OSError: [Errno 28] No space left on device"
+    starts.unlink()
+    done = run_service(source, settings)
+    assert (starts.read_text(), done.exit_code) == ("x", 5), "with --until-idle the bound holds"
+
+
 def test_a_learner_that_cannot_be_forked_is_tried_again_and_ingest_goes_on(
     source: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

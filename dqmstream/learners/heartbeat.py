@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import threading
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
+
+from dqmstream.storage.failures import system_error
 
 FILE_NAME = "heartbeat"
 BEAT_S = 1.0
@@ -114,12 +115,10 @@ class Heartbeat:
 
 
 def error_number(error: BaseException | None) -> int | None:
-    """errno of an error, or of the one that caused it; libraries in Rust (safetensors, Icechunk) tell it in their words."""
+    """errno of an error, or of the one that caused it."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno is not None:
-            return error.errno
-        if told := re.search(r"\(os error (\d+)\)", str(error)):
-            return int(told[1])
+        if number := system_error(error):
+            return number
         error = error.__cause__ or error.__context__
     return None
 
