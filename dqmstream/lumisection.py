@@ -28,6 +28,9 @@ MAX_NUMBER = 2**31 - 1
 MAX_EVENTS = 3_000_000
 """Most events that a lumisection can have, unless a setting says otherwise: Level-1 accepts at most 110 kHz, 2.6 million."""
 
+CROSSINGS = 2**18 * 3564
+"""Bunch places that pass in a lumisection, 9.3e8: no channel can count more, whatever the settings say."""
+
 MAX_PILEUP = 1000.0
 """Five times what the High-Luminosity LHC is built for; a larger pileup is damage."""
 

@@ -15,7 +15,7 @@ import numpy as np
 from dqmstream.errors import InputError
 from dqmstream.lumisection import N_IPHI, RUN_FILE, check_numbers
 from dqmstream.storage.readers.places import UNSHIFTED, is_width
-from dqmstream.storage.readers.runs import NO_LUMISECTION, RunData, find_places, readable, unknown
+from dqmstream.storage.readers.runs import NO_LUMISECTION, RunData, find_places, unknown
 
 UNREADABLE = (ValueError, TypeError, OSError, EOFError, OverflowError, RecursionError, MemoryError, SyntaxError, TokenError)
 """What NumPy raises for headers that are damaged, claim sizes that no file has, or nest too deep to be parsed."""
@@ -47,7 +47,7 @@ def read_array(path: Path, run: int | None, sidecars: Sidecars, crop: bool) -> R
         notes = (*notes, "row 0 is empty and was taken for lumisection 1; leave it out if row k is lumisection k")
     skip = int(is_converted)
     return RunData(
-        readable(path.name),
+        path.name,
         number,
         counts,
         np.arange(1, size + 1 - skip),
@@ -57,7 +57,7 @@ def read_array(path: Path, run: int | None, sidecars: Sidecars, crop: bool) -> R
         notes=notes,
         rows=np.arange(1, size) if is_converted else None,
         places=places,
-        dataset=readable(match["name"]) if (match := RUN_FILE.match(path.name)) else "",
+        dataset=match["name"] if (match := RUN_FILE.match(path.name)) else "",
     )
 
 

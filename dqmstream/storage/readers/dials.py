@@ -25,7 +25,7 @@ from dqmstream.errors import InputError
 from dqmstream.lumisection import MAX_NUMBER, MAX_SOURCE, N_IETA, N_IPHI
 from dqmstream.storage.readers.nested import Ragged, batches, check_lists, dense, open_parquet
 from dqmstream.storage.readers.places import is_width
-from dqmstream.storage.readers.runs import Dropped, RunData, Window, readable, unknown
+from dqmstream.storage.readers.runs import Dropped, RunData, Window, unknown
 
 ELEMENT = "Hcal/DigiTask/Occupancy/depth"
 _DEPTH = re.compile(rf"^/?{ELEMENT}/depth([1-7])$")
@@ -83,7 +83,7 @@ def read_dials(
     maps = _Maps(sum(len(run.lumisection) for run in runs) * len(wanted), _dtype(files), scratch)
     window = Window(crop)
     _fill(paths, files, keys, slots, maps, window, progress)
-    name = readable(paths[0].name) + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
+    name = paths[0].name + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
     notes = list(window.notes)
     notes += [f"left out: {count} rows of {other}" for other, count in sorted(keys.others.items())]
     found: list[RunData] = []
@@ -153,7 +153,7 @@ def _coded(path: Path, name: str, column: Any) -> tuple[list[str], np.ndarray]:
     """The texts of a column, and for each row the place of its own; a null is the text "null"."""
     if not pa.types.is_dictionary(column.type):
         column = column.cast(pa.string()).dictionary_encode()
-    texts = ["null" if text is None else readable(str(text)) for text in column.dictionary.to_pylist()]
+    texts = ["null" if text is None else str(text) for text in column.dictionary.to_pylist()]
     places = np.asarray(column.indices.fill_null(len(texts)))
     if long := [text for text in texts if len(text) > MAX_SOURCE]:
         raise InputError(f"{path}: {name} holds {long[0][:40]!r}..., {len(long[0])} characters long, which is no name")

@@ -21,7 +21,7 @@ from dqmstream.storage.readers.arrays import checked_number, load_array
 from dqmstream.storage.readers.find import META_FILE, TABLE_FILE
 from dqmstream.storage.readers.luminosity import VALUES, LuminosityTable, make_table, name_columns
 from dqmstream.storage.readers.places import is_width
-from dqmstream.storage.readers.runs import NO_LUMISECTION, Dropped, RunData, find_places, readable, unknown
+from dqmstream.storage.readers.runs import NO_LUMISECTION, Dropped, RunData, find_places, unknown
 
 _FOLDER = re.compile(r"^Run(\d+)$")
 
@@ -52,7 +52,7 @@ def read_group(path: Path, crop: bool) -> tuple[RunData, LuminosityTable | None]
         if without := len(set(table["lumisection"].tolist()) - set(numbers[rows].tolist())):
             told = (*told, f"{TABLE_FILE} names {without} lumisections that have no map")
     data = RunData(
-        f"{readable(path.absolute().parent.name)}/{path.name}",
+        f"{path.absolute().parent.name}/{path.name}",
         run,
         counts,
         numbers[rows],

@@ -175,11 +175,5 @@ def find_places(maps: np.ndarray, path: Path, crop: bool) -> tuple[Places, tuple
     return places_of(width), window.notes
 
 
-def readable(name: str) -> str:
-    """The name of a file as text that can be stored and printed, whatever bytes it is made of."""
-    text = name.encode("utf-8", "backslashreplace").decode()
-    return text if text.isprintable() else repr(text)[1:-1]
-
-
 def unknown(size: int) -> np.ndarray:
     return np.full(size, np.nan)
