@@ -173,7 +173,7 @@ def _read(paths: Sequence[Path], taking: Taking, progress: Progress) -> tuple[li
     for table in taking.luminosity:
         if not (table.has_runs or only_run):
             raise InputError(f"{table.name} names no run (run_number), and several runs are imported: add that column")
-        runs = [_with_luminosity(data, table) for data in runs]
+        runs = [_with_luminosity(data, table, taking.max_events) for data in runs]
     if taking.source:
         runs = [replace(data, source=taking.source if data.source else "") for data in runs]
     if taking.golden:
@@ -185,16 +185,25 @@ def _read(paths: Sequence[Path], taking: Taking, progress: Progress) -> tuple[li
     return runs, tables
 
 
-def _with_luminosity(data: RunData, table: LuminosityTable) -> RunData:
-    """The run with events and pileup as the table has them, and as before where it has none."""
+def _with_luminosity(data: RunData, table: LuminosityTable, max_events: float) -> RunData:
+    """The run with events and pileup as the table has them, and as before where it has none, or none that the map allows."""
     found = table.of(data.run, data.lumisection)
+    given = ~np.logical_and.reduce([np.isnan(values) for values in found.values()])
+    notes = [f"{table.name}: conditions of {int(given.sum())} of {data.size} lumisections"]
+    if len(known := np.flatnonzero(~np.isnan(found["n_events"]))):
+        largest = np.concatenate([block.reshape(len(block), -1).max(axis=1) for _, block in data.pieces()])
+        said = found["n_events"][known]
+        if len(wrong := known[(said > max_events) | (largest[known] > most_counts(said, max_events))]):
+            notes.append(
+                f"{table.name}: events of {len(wrong)} lumisections left out, from {data.lumisection[wrong[0]]} on: a channel "
+                "counts more, or they are above --max-events"
+            )
+            found["n_events"][wrong] = np.nan
     events, pileup = (
         np.where(np.isnan(found[name]), before, found[name])
         for name, before in (("n_events", data.events), ("pileup", data.pileup))
     )
-    given = ~np.logical_and.reduce([np.isnan(values) for values in found.values()])
-    note = f"{table.name}: conditions of {int(given.sum())} of {data.size} lumisections"
-    return replace(data, events=events, pileup=pileup, notes=(*data.notes, note))
+    return replace(data, events=events, pileup=pileup, notes=(*data.notes, *notes))
 
 
 def _check_sources(runs: Sequence[RunData], taking: Taking) -> None:

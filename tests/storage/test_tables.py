@@ -202,13 +202,14 @@ def test_compressed_files_capital_suffixes_and_decimal_commas_are_read(tmp_path:
 def test_the_import_joins_rates_and_conditions_and_says_what_it_left_out(tmp_path: Path) -> None:
     path = write_run(tmp_path / "data", 7, counts(7, 3), sidecars=False)
     (tmp_path / "oms.csv").write_text("run,ls,pileup\n7,1,30\n7,2,-9\n7,3,31\n")
-    (tmp_path / "hlt.json").write_text(json.dumps(rates(7, HLT_ZeroBias_v12=[80.0, 85.0])))
+    (tmp_path / "hlt.json").write_text(json.dumps(rates(7, HLT_ZeroBias_v12=[80.0, 85.0, 0.04])))
     asked = ("import", path, "--archive", tmp_path / "A", "--lumi", tmp_path / "oms.csv", "--lumi", tmp_path / "hlt.json")
     done = result(*asked)
     assert "oms.csv: 1 values of pileup left out, the first in line 2 of data: pileup is -9.0, which cannot be" in done["notes"]  # type: ignore[operator]
     assert done["files"][0]["notes"] == [  # type: ignore[index]
         "oms.csv: conditions of 2 of 3 lumisections",
-        "hlt.json: conditions of 2 of 3 lumisections",
+        "hlt.json: conditions of 3 of 3 lumisections",
+        "hlt.json: events of 1 lumisections left out, from 3 on: a channel counts more, or they are above --max-events",
     ]
     view = Archive.open(tmp_path / "A").run(7, maps=False)
     np.testing.assert_array_equal(view["pileup"], [30, np.nan, 31])

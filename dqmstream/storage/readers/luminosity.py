@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from dqmstream.errors import InputError
-from dqmstream.lumisection import MAX_NUMBER
+from dqmstream.lumisection import MAX_NUMBER, MAX_PILEUP
 from dqmstream.storage.readers.rates import ZERO_BIAS, events_of_rates
 from dqmstream.storage.readers.sums import own_of_sum
 from dqmstream.storage.readers.tables import join_pages, read_columns
@@ -44,8 +44,8 @@ _PAIR = re.compile(r"^\s*(\d+):\d+\s*$")
 """Run and fill, or a lumisection and its number in CMS (0 where CMS took no data), as brilcalc writes them."""
 
 _NEGLIGIBLE: Mapping[str, float] = {"pileup": 1e-2, "delivered_lumi": 1e-6, "recorded_lumi": 1e-6}
-_LARGEST: Mapping[str, float] = {"pileup": 1e3, "n_events": 1e9}
-"""More than any collider gives; 1e9 is every crossing of a lumisection."""
+_LARGEST: Mapping[str, float] = {"pileup": MAX_PILEUP, "n_events": MAX_NUMBER}
+"""More is no value of a lumisection. What --max-events and the maps allow, the import asks."""
 
 
 @dataclass(frozen=True, eq=False)
