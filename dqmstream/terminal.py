@@ -20,8 +20,8 @@ from rich.text import Text
 from dqmstream.errors import OutputClosedError, OutputError
 
 _OUT, _ERR = 1, 2
-_TEXT_WIDTH = 16
-"""Columns that words without a digit may be folded to."""
+_TEXT_WIDTH, _HEADER_WIDTH = 16, 8
+"""Columns that words without a digit may be folded to, in the cells of a table and in its head."""
 
 
 def is_terminal(stream: TextIO | None) -> bool:
@@ -90,17 +90,32 @@ def tell(console: Console, part: Any, **style: Any) -> None:
             lines = [piece for line in lines for piece in _wrapped(line, console.width)]
         console.print("\n".join(lines), soft_wrap=True, markup=False, **style)
         return
-    needed = 1
-    for column in part.columns:
-        column.min_width = _least(column.cells)
-        needed += column.min_width + 3
-    if needed <= console.width:
+    widths = _widths(part, console.width)
+    if widths is not None:
+        for column, width in zip(part.columns, widths, strict=True):
+            column.width = width
         console.print(part, markup=False)
     elif console.is_terminal:
         for line in _by_row(part):
             tell(console, line)
     else:
-        Console(file=console.file, highlight=False, width=needed).print(part, markup=False)
+        Console(file=console.file, highlight=False, width=1 << 16).print(part, markup=False)
+
+
+def _widths(made: Table, width: int) -> list[int] | None:
+    """Widths of the columns at which the table fits in and no word with a digit is broken; None where there are none."""
+    texts = [[_plain(text) for text in (column.header, *column.cells)] for column in made.columns]
+    widths = [max([_least(header, _HEADER_WIDTH), *(_least(text, _TEXT_WIDTH) for text in cells)]) for header, *cells in texts]
+    wanted = [max(len(line) for text in column for line in text.split("\n")) for column in texts]
+    slack = width - sum(widths) - 3 * len(widths) - 1  # of which two are beside each column, and one between
+    if slack < 0:
+        return None
+    by_need = sorted(range(len(widths)), key=lambda place: wanted[place] - widths[place])
+    for left, place in zip(range(len(widths), 0, -1), by_need, strict=True):
+        more = min(max(wanted[place] - widths[place], 0), slack // left)
+        widths[place] += more
+        slack -= more
+    return widths
 
 
 def _wrapped(line: str, width: int) -> list[str]:
@@ -108,10 +123,9 @@ def _wrapped(line: str, width: int) -> list[str]:
     return textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False) or [line]
 
 
-def _least(cells: Any) -> int:
-    """Columns that keep all words with digits whole, and others readable."""
-    words = [word for cell in cells for word in _plain(cell).split()]
-    return max((len(word) if any(map(str.isdigit, word)) else min(len(word), _TEXT_WIDTH) for word in words), default=1)
+def _least(text: str, readable: int) -> int:
+    """Width that keeps words with a digit whole; others may be folded to a readable one."""
+    return max((len(word) if any(map(str.isdigit, word)) else min(len(word), readable) for word in text.split()), default=1)
 
 
 def _by_row(made: Table) -> list[str]:

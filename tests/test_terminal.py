@@ -39,7 +39,7 @@ def printed(part: object, width: int, *, terminal: bool) -> str:
     return file.getvalue()
 
 
-@pytest.mark.parametrize("width", [10, 20, 40, 80])
+@pytest.mark.parametrize("width", [10, 20, 40, 70, 80, 90, 100])
 def test_a_narrow_terminal_breaks_no_number(width: int) -> None:
     for part in console.describe_status(status()):
         wide, narrow = (printed(part, columns, terminal=True) for columns in (1000, width))

@@ -167,7 +167,8 @@ def _file(
             layout.make_table(group, "versions", "version", VERSION_COLUMNS)
         before = layout.read_column(group, "versions/sha256").tolist()
         if before and (before[-1] == sha256 or is_known(root)):
-            return LabelVersion(kind, len(before), name, False)
+            same = [version for version, known in enumerate(before, start=1) if known == sha256]
+            return LabelVersion(kind, same[-1] if same else len(before), name, False)
         version = len(before) + 1
         numbers = np.full(len(columns["run"]), version)
         layout.append_columns(group, {**columns, "version": numbers})
