@@ -19,6 +19,7 @@ from dqmstream.terminal import tell
 
 if TYPE_CHECKING:
     from dqmstream.storage.archive import Archive as Reader
+    from dqmstream.storage.verify_tables import Finding
 
 app = typer.Typer(
     name="archive",
@@ -54,7 +55,9 @@ def verify(archive: Archive = None, as_json: Json = False) -> None:
     from dqmstream.storage.verify import rows_of
     from dqmstream.storage.verify import verify as find
 
-    path = load_settings(archive=archive).need("archive")
+    settings = load_settings(archive=archive)
+    path = settings.need("archive")
+    implausible: list[Finding] = []
     with console.bars() as progress:
         kept = console.bar_callback(progress, "verify")
         reader: Reader | ImageArchive
@@ -63,24 +66,32 @@ def verify(archive: Archive = None, as_json: Json = False) -> None:
             findings, rows = reader.verify(kept), reader.size[0]
         else:
             reader = _open(archive)
-            findings, rows = find(reader, kept), rows_of(reader)
+            findings = find(reader, kept, max_events=settings.max_events, implausible=implausible)
+            rows = rows_of(reader)
     if as_json:
         told = {"archive": str(reader.path), "archive_id": reader.archive_id, "snapshot": reader.snapshot, "rows": rows}
-        listed = [asdict(finding) for finding in findings]
-        console.print_json({**told, "layout_version": reader.layout_version, "whole": not findings, "findings": listed})
-    elif findings:
-        made = Table(title=f"{len(findings)} findings in {reader.path} ({rows} rows read)", title_justify="left")
-        for column in ("where", "what"):
-            made.add_column(column, overflow="fold")
-        for finding in findings[:SHOWN_FINDINGS]:
-            made.add_row(Text(finding.where), Text(finding.what))
-        tell(console.out, made)
-        if len(findings) > SHOWN_FINDINGS:
-            tell(console.out, f"... {len(findings) - SHOWN_FINDINGS} more; --json lists them all")
+        found = {"findings": list(map(asdict, findings)), "implausible": list(map(asdict, implausible))}
+        console.print_json({**told, "layout_version": reader.layout_version, "whole": not findings, **found})
     else:
-        tell(console.out, f"{reader.path} is whole: {rows} rows read, snapshot {reader.snapshot}")
+        if findings:
+            _show(findings, f"{len(findings)} findings in {reader.path} ({rows} rows read)")
+        else:
+            tell(console.out, f"{reader.path} is whole: {rows} rows read, snapshot {reader.snapshot}")
+        if implausible:
+            _show(implausible, f"{len(implausible)} rows that were filed so, and would be refused today")
     if findings:
         raise typer.Exit(ArchiveError.exit_code)
+
+
+def _show(findings: list[Finding], title: str) -> None:
+    made = Table(title=title, title_justify="left")
+    for column in ("where", "what"):
+        made.add_column(column, overflow="fold")
+    for finding in findings[:SHOWN_FINDINGS]:
+        made.add_row(Text(finding.where), Text(finding.what))
+    tell(console.out, made)
+    if len(findings) > SHOWN_FINDINGS:
+        tell(console.out, f"... {len(findings) - SHOWN_FINDINGS} more; --json lists them all")
 
 
 @app.command()

@@ -194,11 +194,11 @@ def check_plausible(largest: float, n_events: float, pileup: float, max_events: 
             raise ValueError(f"{name} is {value}, no number from 0 to {most:.15g}")
     if largest > n_events + ROUNDING_EVENTS:
         raise ValueError(
-            f"occupancy holds {largest:.15g}, and the lumisection has {n_events:.15g} events: a channel counts each once"
+            f"occupancy holds {largest:.9g}, and the lumisection has {n_events:.15g} events: a channel counts each once"
         )
     if largest > max_events:
         raise ValueError(
-            f"occupancy holds {largest:.15g}, above the {max_events:.15g} events that a lumisection can have (see --max-events)"
+            f"occupancy holds {largest:.9g}, above the {max_events:.15g} events that a lumisection can have (see --max-events)"
         )
 
 

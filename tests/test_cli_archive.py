@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ import zarr
 
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.importer import import_files
+from dqmstream.storage.log import ArchiveWriter, make_row
 from tests.commandline import dqmstream, result, told
-from tests.maps import counts, write_run
+from tests.maps import counts, lumisection, write_run
 
 
 @pytest.fixture
@@ -43,6 +45,24 @@ def test_verify_expire_and_compact(path: Path) -> None:
     found = dqmstream("archive", "verify", "--archive", path, "--json")
     assert found.returncode == 5
     assert '"whole": false, "findings": [{"where": "import/0 row 4' in found.stdout.splitlines()[-1]
+
+
+def test_rows_that_would_be_refused_today_are_listed_and_are_no_damage(tmp_path: Path) -> None:
+    """An archive of before such values were refused."""
+    archive = Archive.create(tmp_path / "A")
+    records = [lumisection(3, number, n_events=1500.0) for number in (1, 2, 3)]
+    records[1].occupancy[5, 6] = 3e38
+    rows = [make_row(one, k, archive.geometry, archive.dtype, max_events=np.inf) for k, one in enumerate(records) if k != 1]
+    old = replace(records[1], n_events=np.nan)
+    rows.insert(1, make_row(old, 1, archive.geometry, archive.dtype, max_events=np.inf))
+    ArchiveWriter(archive).append("hcal@cluster.topic", 0, rows, 0, 3)
+    found = result("archive", "verify", "--archive", archive.path)
+    assert found["whole"] is True and found["findings"] == []
+    (row,) = found["implausible"]  # type: ignore[misc]
+    assert row["where"] == "hcal@cluster.topic/0 row 1 (run 3, lumisection 2)"
+    assert row["what"].startswith("occupancy holds 3.00000001e+38, above the 3000000 events")
+    shown = dqmstream("archive", "verify", "--archive", archive.path)
+    assert shown.returncode == 0 and "1 rows that were filed so, and would be refused today" in shown.stdout
 
 
 def test_export(path: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import zarr
 
-from dqmstream.lumisection import IETA, IPHI, MAX_NUMBER, check_counts, content_hash
+from dqmstream.lumisection import IETA, IPHI, MAX_EVENTS, MAX_NUMBER, check_counts, check_plausible, content_hash
 from dqmstream.storage import layout
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.labels import LABEL_COLUMNS, VERSION_COLUMNS
@@ -30,9 +30,16 @@ def rows_of(archive: Archive) -> int:
     return sum(length_of(log, "run") for _, _, log in archive.logs())
 
 
-def verify(archive: Archive, progress: Progress = lambda done, total: None) -> list[Finding]:
+def verify(
+    archive: Archive,
+    progress: Progress = lambda done, total: None,
+    *,
+    max_events: float = MAX_EVENTS,
+    implausible: list[Finding] | None = None,
+) -> list[Finding]:
     """Everything that is wrong in the archive at the snapshot it is pinned to. progress: rows done, rows in all.
 
+    implausible: a list that rows are added to which are what was filed, and are refused today (`lumisection.check_plausible`).
     Rows are told apart by when they were filed, so flags of revisions are only as good as the clock was (of layout 1; since
     then that time never goes back).
     """
@@ -40,7 +47,7 @@ def verify(archive: Archive, progress: Progress = lambda done, total: None) -> l
     total, done = rows_of(archive), 0
     logs = []
     for feed, partition, group in archive.logs():
-        log = _Log(f"{feed}/{partition}", group, findings)
+        log = _Log(f"{feed}/{partition}", group, findings, max_events, [] if implausible is None else implausible)
         log.read(archive)
         for rows in log.check_maps(archive):
             done += rows
@@ -63,6 +70,8 @@ class _Log:
     name: str
     group: zarr.Group
     findings: list[Finding]
+    max_events: float
+    implausible: list[Finding]
     rows: Table = field(default_factory=Table)
     control: Table = field(default_factory=Table)
 
@@ -99,6 +108,7 @@ class _Log:
             stop = min(start + CHUNKS_AT_ONCE * ROWS_PER_CHUNK, self.rows.size)
             for first, block in self._blocks(array, start, stop):
                 self._check_values(block, first, archive.dtype)
+                self._check_plausible(block, first)
                 for row in np.flatnonzero(hashed[first : first + len(block)]).tolist():
                     n_events, pileup = (float(self.rows.columns[name][first + row]) for name in ("n_events", "pileup"))
                     altered[first + row] = (
@@ -130,6 +140,16 @@ class _Log:
                     check_counts(counts, dtype)
                 except ValueError as error:
                     self.findings.append(Finding(self.rows_at(first + row, first + row), str(error)))
+
+    def _check_plausible(self, block: np.ndarray, first: int) -> None:
+        here = slice(first, first + len(block))
+        conditions = [np.where(self.rows.known[n][here], self.rows.columns[n][here], np.nan) for n in ("n_events", "pileup")]
+        largest = block.reshape(len(block), -1).max(axis=1)
+        for row, (high, n_events, pileup) in enumerate(zip(largest.tolist(), *(c.tolist() for c in conditions), strict=True)):
+            try:
+                check_plausible(high, n_events, pileup, self.max_events)
+            except ValueError as error:
+                self.implausible.append(Finding(self.rows_at(first + row, first + row), str(error)))
 
     def check_rows(self) -> None:
         """Values that no row can have, and offsets that do not increase."""
