@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 
 from dqmstream.commands import learner_status
+from dqmstream.learner_process import START_S, Silence
 from dqmstream.stopping import Stop
 from dqmstream.storage.archive import Archive
+from dqmstream.storage.locks import try_exclusive
 from dqmstream.streaming.feed import InProcessFeed, Polled
 from dqmstream.streaming.filer import IngestCounts
 from tests.commandline import Command, dqmstream, result
@@ -161,3 +163,35 @@ def test_a_disk_that_takes_nothing_more_from_the_learner_is_told_by_status_and_e
     assert (live["running"], live["condition"], live["experiences_learnt"]) == (False, "failed", 0), "no checkpoint"
     assert "too large" in live["error"]
     assert "it failed: " in " ".join(dqmstream("status", *flags).stdout.split())
+
+
+def test_a_learner_of_another_process_that_hangs_is_told_and_not_waited_for_with_until_idle(
+    source: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not ours to end. This process holds its folder, and no sign of life comes."""
+    monkeypatch.setattr("dqmstream.learner_process.IN_USE_RETRY_S", 0.1)
+    settings = settings_for(tmp_path)
+    settings.learner_hang_s = 1.0
+    folder = settings.state_path / "live"
+    folder.mkdir(parents=True)
+    lease = try_exclusive(folder)
+    assert lease is not None
+    done = run_service(source, settings)
+    os.close(lease)
+    assert (done.counts.rows, done.exit_code) == (600, 8)
+    assert done.learner_error is not None and "another process holds" in done.learner_error
+
+
+def test_time_in_which_the_service_itself_was_stopped_is_no_silence_of_the_learner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a machine that was suspended, or a container that was paused."""
+    now = [1000.0]
+    monkeypatch.setattr("dqmstream.learner_process.time.monotonic", lambda: now[0])
+    silence = Silence(tmp_path)
+    for passed, silent_s in ((1.0, 1.0), (0.2, 1.0), (1.0, 2.2), (3600.0, 6.2)):
+        now[0] += passed
+        assert silence.seconds() == pytest.approx(silent_s)
+    silence.forget()
+    now[0] += 1.0
+    assert silence.seconds() == 1.0 - START_S, "a child that was just started has time to import"

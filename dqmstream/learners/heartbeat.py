@@ -10,6 +10,7 @@ The file has a fixed size and is written in place, so that a full disk can still
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import threading
@@ -58,7 +59,10 @@ class Heartbeat:
     """Writes the signs of life of the thread that makes it, until `close`."""
 
     def __init__(self, folder: Path) -> None:
-        """Make the file in the folder, or take the one that is there. Raises OSError where the disk is full."""
+        """Make the file in the folder, or take the one that is there.
+
+        Raises OSError where the disk is full, or no thread can be started.
+        """
         self._descriptor = os.open(folder / FILE_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             os.posix_fallocate(self._descriptor, 0, SIZE)
@@ -66,12 +70,12 @@ class Heartbeat:
             self._said, self._beats = 0, 0
             self._said_at = time.monotonic()
             self._write()
+            self._closed = threading.Event()
+            self._thread = threading.Thread(target=self._go_on, name="heartbeat", daemon=True)
+            _start(self._thread)
         except BaseException:
             os.close(self._descriptor)
             raise
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._go_on, name="heartbeat", daemon=True)
-        self._thread.start()
 
     def beat(self) -> None:
         """Say that the learner gets on. Costs nothing: the other thread writes it."""
@@ -112,6 +116,13 @@ class Heartbeat:
                 told = " ".join(f"{type(error).__name__}: {error}".split())[:LONGEST_ERROR]
                 self._write(told, error_number(error))
         os.close(self._descriptor)
+
+
+def _start(thread: threading.Thread) -> None:
+    try:
+        thread.start()
+    except RuntimeError as error:
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN), "a thread") from error
 
 
 def error_number(error: BaseException | None) -> int | None:
