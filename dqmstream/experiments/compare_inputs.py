@@ -143,7 +143,7 @@ def _read(name: str, archive: Archive | None, interpolated: bool) -> RunCounts:
             raise InputError(f"{path} is a folder: give the .npy file of one run")
         data = read_run_file(path, interpolated=interpolated).data
         scale = INTERPOLATED_SCALE if interpolated else 1
-        return RunCounts(data.run, path.name, data.counts, data.events, data.lumisection, scale)
+        return RunCounts(data.run, path.name, data.all_maps(), data.events, data.lumisection, scale)
     if archive is None:
         raise InputError(f"there is no file {name}; to compare run {name} of an archive give --archive")
     view = archive.run(int(name))

@@ -12,6 +12,7 @@ import pytest
 import xarray as xr
 
 from dqmstream.errors import InputError
+from dqmstream.experiments.compare_inputs import read_pair
 from dqmstream.lumisection import IETA, IPHI, Geometry
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.importer import Imported, Taking, import_runs
@@ -177,6 +178,18 @@ def test_booking_as_cmssw_does_and_reading_it_are_inverse(tmp_path: Path) -> Non
     maps = channels(lambda ieta, iphi: abs(ieta) <= 20 or iphi % 2 == 1, depths=1)
     _, run = take(write_run(tmp_path, 7, booked(maps[:, 0]), sidecars=False), tmp_path / "A")
     np.testing.assert_array_equal(run["occupancy"].values, maps)
+
+
+@pytest.mark.parametrize("moved", [lambda maps: booked(maps[:, 0]), lambda maps: as_converted(maps, moved=False)[:, 0]])
+def test_compare_reads_the_same_channels_whatever_the_file(tmp_path: Path, moved: Callable[[np.ndarray], np.ndarray]) -> None:
+    first, second = (channels(lambda ieta, iphi: hbhe(ieta, iphi) and iphi != 72, 6, 1) + k for k in (0, 3))
+    second *= first > 0
+    one = write_run(tmp_path, 1, first[:, 0], sidecars=False)
+    plain = write_run(tmp_path / "plain", 2, second[:, 0], sidecars=False)
+    other = write_run(tmp_path / "other", 2, moved(second), sidecars=False)
+    expected, found = (read_pair(str(one), str(path), None, False) for path in (plain, other))
+    np.testing.assert_array_equal(found.channels.live, expected.channels.live)
+    np.testing.assert_array_equal(found.samples[1].counts, expected.samples[1].counts)
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="files that others made are not here")

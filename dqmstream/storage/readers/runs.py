@@ -77,6 +77,10 @@ class RunData:
         """Maps of these of the taken lumisections, in memory: (n, 64, 72) or (n, depth, 64, 72)."""
         return np.ascontiguousarray(self.places.of(self.counts[which if self.rows is None else self.rows[which]]))
 
+    def all_maps(self) -> np.ndarray:
+        """All that are taken: on the disk where they lie there so, else in memory."""
+        return self.counts if self.rows is None and self.places.are_plain else self.maps(slice(None))
+
     def pieces(self) -> Iterator[tuple[int, np.ndarray]]:
         """(place of the first, maps) of the taken lumisections, a piece at a time in memory."""
         for start, stop in spans(self.counts, self.size):
