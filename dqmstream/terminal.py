@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+import select
 import sys
 import textwrap
 from typing import Any, TextIO
@@ -50,7 +51,11 @@ def _stream(number: int, given: TextIO | None) -> io.TextIOWrapper:
 
 
 class _Descriptor(io.RawIOBase):
-    """An open file by its number, which it never closes. After a write that failed it takes everything and writes nothing."""
+    """Standard output or error by its number, which it never closes.
+
+    After a write to standard output that failed, it takes everything and writes nothing: what is still buffered is written at
+    the end once more. Standard error is tried again each time, since a disk may have room again.
+    """
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -71,10 +76,13 @@ class _Descriptor(io.RawIOBase):
             return len(data)
         try:
             return os.write(self._number, data)
+        except BlockingIOError:  # whoever shares the pipe has set it so
+            select.select([], [self._number], [])
+            return 0
         except OSError as error:
-            self._failed = True
             if self._number == _ERR:
                 return len(data)
+            self._failed = True
             if isinstance(error, BrokenPipeError):
                 raise OutputClosedError("nobody reads standard output any more") from None
             raise OutputError(

@@ -9,14 +9,16 @@ import pty
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from dqmstream import console
+from dqmstream.experiments.compare_inputs import read_pair
 from dqmstream.storage.archive import Archive
-from dqmstream.terminal import tell
+from dqmstream.terminal import _Descriptor, tell
 from tests.commandline import Command, dqmstream, told
 from tests.maps import counts, write_run
 
@@ -97,6 +99,29 @@ def test_an_archive_that_cannot_be_named_in_utf8_is_refused_and_not_made(tmp_pat
         says = told(dqmstream("import", path, "--archive", tmp_path / "A", flag, value), 3)
         assert r"\udcff is not UTF-8 text" in says
     assert sorted(tmp_path.iterdir()) == [tmp_path / "data"]
+
+
+def test_names_of_compared_files_can_be_drawn_and_written(tmp_path: Path) -> None:
+    paths = [write_run(tmp_path / str(run), run, counts(run, 30)) for run in (355400, 355401)]
+    odd = paths[0].rename(paths[0].with_name(NOT_UTF8))
+    pair = read_pair(str(odd), str(paths[1]), None, False)
+    assert pair.names[0] == r"Run355400_Dataset_\udcff.npy"
+
+
+def test_a_pipe_that_does_not_wait_loses_nothing() -> None:
+    """As one is that is shared with a program which set it so."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    came: list[bytes] = []
+    thread = threading.Thread(target=lambda: came.extend(iter(lambda: os.read(reader, 65536), b"")))
+    with io.BufferedWriter(_Descriptor(writer)) as file:
+        file.write(b"x" * 65536)  # all that it holds
+        thread.start()
+        file.write(b"y" * 1_000_000)
+    os.close(writer)
+    thread.join()
+    os.close(reader)
+    assert b"".join(came) == b"x" * 65536 + b"y" * 1_000_000
 
 
 def no_space() -> None:

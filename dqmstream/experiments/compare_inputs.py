@@ -12,6 +12,7 @@ from dqmstream.errors import InputError
 from dqmstream.experiments.compare_conditions import Channels, Sample
 from dqmstream.learners.ledger import scale_of
 from dqmstream.learners.splits import INTERPOLATED_SCALE
+from dqmstream.lumisection import utf8
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.importer import read_run_file
 
@@ -143,13 +144,13 @@ def _read(name: str, archive: Archive | None, interpolated: bool) -> RunCounts:
             raise InputError(f"{path} is a folder: give the .npy file of one run")
         data = read_run_file(path, interpolated=interpolated).data
         scale = INTERPOLATED_SCALE if interpolated else 1
-        return RunCounts(data.run, path.name, data.all_maps(), data.events, data.lumisection, scale)
+        return RunCounts(data.run, utf8(path.name), data.all_maps(), data.events, data.lumisection, scale)
     if archive is None:
         raise InputError(f"there is no file {name}; to compare run {name} of an archive give --archive")
     view = archive.run(int(name))
     counts, events = view["occupancy"].values, view["n_events"].values
     return RunCounts(
-        int(name), f"run {name} of {archive.path.name}", counts, events, view["lumisection"].values, scale_of(view)
+        int(name), f"run {name} of {utf8(archive.path.name)}", counts, events, view["lumisection"].values, scale_of(view)
     )
 
 

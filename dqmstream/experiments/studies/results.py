@@ -10,6 +10,7 @@ import numpy as np
 
 from dqmstream.experiments.studies.recipes import described, recipe
 from dqmstream.experiments.studies.sweep import Study
+from dqmstream.lumisection import utf8
 from dqmstream.storage.locks import write_atomically
 
 COLUMNS = ("", "test AUC", "test accuracy", "validation AUC", "validation accuracy", "train AUC", "published")
@@ -94,7 +95,7 @@ def notes(study: Study, result: Mapping[str, Any]) -> list[str]:
 
 
 def title(study: Study) -> str:
-    files = ", ".join(path.name for path in study.paths)
+    files = ", ".join(utf8(path.name) for path in study.paths)
     return f"{study.recipe.name} on {files}: 95 % intervals by the rows tested" + (
         ", averages over seeds and folds" if len(study.options.seeds) * len(study.folds) > 1 else ""
     )
