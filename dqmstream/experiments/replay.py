@@ -8,7 +8,7 @@ from typing import Any
 
 from dqmstream.errors import InputError
 from dqmstream.learners.learner import Learner, LearnerSettings
-from dqmstream.learners.ledger import Experience, describe, describe_windows, read_ledger
+from dqmstream.learners.ledger import Experience, describe, describe_windows, frozen_view, read_ledger
 from dqmstream.learners.registry import resolve
 from dqmstream.storage.archive import Archive
 
@@ -31,22 +31,32 @@ def replay(
     """
     name = f"replay-{resolve(settings.strategy)}-{settings.seed}"
     wanted = _of_ledger(ledger, settings.window) if ledger else _ascending(archive, settings.window)
-    learnable = sum(line.id is not None for line in wanted)
-    if learnable < 2:
-        raise InputError(f"{archive.path} has {learnable} run(s) long enough to learn, there is nothing to tell apart")
-    for snapshot in {line.snapshot for line in wanted}:
-        archive.at(snapshot)  # a ledger of another archive is refused before an older replay is dropped
+    _need_two(archive, wanted)
+    for line in wanted if ledger else ():
+        if line.id is not None:
+            frozen_view(archive, line, maps=False)  # a ledger of another archive is refused before an older replay is dropped
     with Learner(archive, state / name, settings, anew=not resume) as learner:
         frozen = learner.ledger.lines
-        if ledger and frozen != wanted[: len(frozen)]:
+        if ledger and [_place(line) for line in frozen] != [_place(line) for line in wanted[: len(frozen)]]:
             raise InputError(f"{ledger} has another order than the replay in {state / name}: leave out --resume to begin anew")
         learner.freeze([line for line in wanted if not learner.ledger.holds(line)])
-        total = len(learner.ledger.experiences)
-        progress(learner.learnt, total)
+        progress(learner.learnt, len(learner.ledger.experiences))
         while learner.waiting:
             learner.step()
-            progress(learner.learnt, total)
+            progress(learner.learnt, len(learner.ledger.experiences))
+        _need_two(archive, learner.ledger.experiences)
         return learner.results()
+
+
+def _need_two(archive: Archive, lines: list[Experience]) -> None:
+    learnable = sum(line.id is not None for line in lines)
+    if learnable < 2:
+        raise InputError(f"{archive.path} has {learnable} run(s) long enough to learn, there is nothing to tell apart")
+
+
+def _place(line: Experience) -> tuple[int, int | None, str]:
+    """Run, window and contents of a line: what it is, whether or not it was left out."""
+    return line.run, line.window, line.digest
 
 
 def _of_ledger(path: Path, window: int) -> list[Experience]:

@@ -6,7 +6,7 @@ two runs before there is anything to tell apart: row 0 is empty. What the matric
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,8 +14,11 @@ import numpy as np
 from scipy.special import log_softmax
 from scipy.stats import rankdata
 
+from dqmstream.errors import StateError
+from dqmstream.learners.kept_maps import packed, unpacked
 from dqmstream.learners.novelty import Novelty
 from dqmstream.learners.splits import Part
+from dqmstream.learners.stamp import prefixed, within
 from dqmstream.learners.strategy import Maps, RunData, Strategy, joined
 
 VALIDATION_SHARE = 3
@@ -136,6 +139,20 @@ class Evaluator:
         every = 1 << (-(-len(self.runs) // budget) - 1).bit_length()
         kept = self._within(budget, [*self._validations, run.part(Part.VALIDATION)])
         self._validations = [maps if number % every == 0 else _first_of(maps, 0, 0) for number, maps in enumerate(kept)]
+
+    def state(self) -> dict[str, np.ndarray]:
+        """All that is kept of the runs, as named arrays."""
+        kept = prefixed("test", packed(self._tests)) | prefixed("validation", packed(self._validations))
+        return kept | {"runs": np.array(self.runs, dtype=np.int64)}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Take back what `state` gave. Raises StateError if it is damaged."""
+        tests, validations = unpacked(within(state, "test")), unpacked(within(state, "validation"))
+        if "runs" not in state or not len(state["runs"]) == len(tests) == len(validations):
+            raise StateError("the state lacks lumisections that are kept for judging; it is damaged")
+        self.runs[:] = state["runs"].tolist()
+        self._tests, self._validations = tests, validations
+        self._surest.clear()
 
     def _within(self, budget: int, parts: list[Maps]) -> list[Maps]:
         share = max(1, budget // len(self.runs))

@@ -25,14 +25,16 @@ from dqmstream.errors import StateError
 from dqmstream.learners import checkpoint
 from dqmstream.learners.evaluation import Evaluator, Scores
 from dqmstream.learners.history import History, newest_average, prequential_results, results
-from dqmstream.learners.judge import Clock, learn_and_judge
-from dqmstream.learners.ledger import Experience, Ledger, describe, describe_windows, read_experience
+from dqmstream.learners.judge import Clock
+from dqmstream.learners.learnable import why_left_out
+from dqmstream.learners.ledger import Experience, Ledger, LostExperienceError, describe, describe_windows, read_experience
 from dqmstream.learners.novelty import Novelty
 from dqmstream.learners.reference_file import About, load_reference
 from dqmstream.learners.registry import GRADIENT, STREAMING, make_strategy, recipe_changes, recipe_of, resolve
-from dqmstream.learners.stamp import prefixed, within
 from dqmstream.learners.state import Identity, StateFolder
-from dqmstream.learners.strategy import RunData, Strategy
+from dqmstream.learners.strategy import RunData
+from dqmstream.learners.tags import SnapshotTags
+from dqmstream.learners.taught import Taught
 from dqmstream.learners.watch import Watcher
 from dqmstream.learners.windows import Windows
 from dqmstream.storage.archive import Archive
@@ -96,13 +98,15 @@ class Learner:
             memory_bytes=settings.memory_bytes,
             device=settings.device,
         )
-        self.baselines: dict[str, Strategy] = {
-            name: make_strategy(name, geometry=archive.geometry, seed=settings.seed) for name in STREAMING
-        }
-        self.novelty = Novelty(archive.geometry, settings.seed)
+        self._taught = Taught(
+            self.strategy,
+            {name: make_strategy(name, geometry=archive.geometry, seed=settings.seed) for name in STREAMING},
+            Novelty(archive.geometry, settings.seed),
+            Evaluator(settings.evaluation_samples),
+            Watcher(settings.watch_samples) if settings.watch_samples else None,
+        )
+        self.evaluator = self._taught.evaluator
         self.reference = self._look_through(settings.reference)
-        self.evaluator = Evaluator(settings.evaluation_samples)
-        self.watcher = Watcher(settings.watch_samples) if settings.watch_samples else None
         self._began_ns = time.time_ns()
         self.folder = StateFolder(folder, identity(archive, settings), anew=anew)
         try:
@@ -110,10 +114,8 @@ class Learner:
                 archive.untag(self._tag_prefix(self.folder.dropped_id))
             self.ledger = Ledger(self.folder.ledger)
             self.history = History(self.folder.history)
-            tags = archive.tags()
-            for line in self.ledger.lines:
-                if not line.left_out and self._tag_name(line) not in tags:
-                    self._tag(line)
+            self._tags = SnapshotTags(archive, self._tag_prefix(self.folder.id))
+            self._tags.hold(archive, self.ledger.lines)
             runs = self.evaluator.runs
             self.windows = Windows(self.folder, self.strategy, runs, settings.label_delay, self._read, self._past, self._meta)
             self._at = 0
@@ -123,13 +125,11 @@ class Learner:
             raise
 
     def _look_through(self, path: Path | None) -> About | None:
-        """Give strategy, baselines and new-run score the reference of that file, if there is one; returns what it tells."""
+        """Give all that is taught the reference of that file, if there is one; returns what it tells."""
         if path is None:
             return None
         reference, about = load_reference(path, self.archive.geometry)
-        for one in (self.strategy, *self.baselines.values()):
-            one.look_through(reference)
-        self.novelty.look_through(reference)
+        self._taught.look_through(reference)
         return about
 
     def _resume(self) -> int:
@@ -143,22 +143,10 @@ class Learner:
         learnt = meta.experience + 1
         if len(self.history) < learnt or len(self.ledger.experiences) < learnt:
             raise StateError(f"{self.folder.path}: the checkpoint has learnt {learnt} experiences, ledger or history has fewer")
-        self.strategy.restore(within(arrays, "strategy"))
-        for name, baseline in self.baselines.items():
-            baseline.restore(within(arrays, f"baseline.{name}"))
-        known = within(arrays, "novelty")
-        if Novelty.holds_all(known):
-            self.novelty.restore(known)
+        self._taught.restore(arrays, learnt, self._past)
         if meta.threads != self.settings.threads:
             log.warning("other number of threads: the bits may differ", before=meta.threads, now=self.settings.threads)
         self.history.cut(learnt)
-        for number, experience in enumerate(self.ledger.experiences[:learnt]):
-            run = read_experience(self.archive, experience)
-            self.evaluator.add(run)
-            if not Novelty.holds_all(known):  # a checkpoint older than the new-run score or the fault score
-                self.novelty.learn(number, run, self._past)
-            if self.watcher is not None:
-                self.watcher.add(number, run)
         position = self.ledger.lines.index(self.ledger.experiences[learnt - 1]) + 1
         self._at = self.windows.resume(self.ledger.lines, position, meta.windows)
         log.info("resumed", learnt=learnt, run=meta.runs[-1])
@@ -175,25 +163,18 @@ class Learner:
         return self.ledger.lines[self._at :]
 
     def freeze(self, lines: Iterable[Experience]) -> None:
-        """Put lines in the ledger, numbered on, and name their snapshots so that they outlive expiry.
+        """Tag the snapshots of lines so that they outlive expiry, and put the lines in the ledger, numbered on.
 
-        The line comes first: it is the decision, and a tag that a crash left out is made at the next start.
+        The tag comes first: a crash in between leaves a tag that nobody needs, and never a line whose snapshot may expire.
         """
+        lines = list(lines)
+        self._tags.hold(self.archive, lines)
         for described in lines:
             number = None if described.id is None else len(self.ledger.experiences)
             line = replace(described, id=number)
             self.ledger.append(line)
             if line.left_out:
                 log.warning("left out", run=line.run, why=line.left_out)
-            else:
-                self._tag(line)
-
-    def _tag(self, line: Experience) -> None:
-        self.archive.at(line.snapshot).tag(self._tag_name(line))
-
-    def _tag_name(self, line: Experience) -> str:
-        name = f"{line.id:06d}" if line.window is None else f"run{line.run}.{line.window:06d}"
-        return f"{self._tag_prefix(self.folder.id)}{name}"
 
     def _tag_prefix(self, state_id: str) -> str:
         return f"{self.folder.path.name}.{state_id}."
@@ -203,7 +184,8 @@ class Learner:
         self.folder.beat()
         line = self.ledger.lines[self._at]
         if line.window is not None:
-            self.windows.arrive(self._at, line)
+            if self.learnt:  # else every run before was left out, and there is none to tell this one from
+                self.windows.arrive(self._at, line)
         else:
             self.windows.end()
             if line.id is not None:
@@ -213,11 +195,17 @@ class Learner:
     def _learn(self, experience: Experience) -> None:
         number = self.learnt
         clock = Clock()
-        run = self._read(experience)
+        try:
+            run = self._read(experience)
+        except LostExperienceError as error:
+            self._leave_out(experience, str(error))
+            return
+        why = why_left_out(run, as_reference=number == 0 and self.reference is None)
+        if why:
+            self._leave_out(experience, why)
+            return
         clock.lap("read")
-        judged, scores = learn_and_judge(
-            self.strategy, self.baselines, self.evaluator, self.novelty, number, run, self._past, self.watcher
-        )
+        judged, scores = self._taught.learn(number, run, self._past)
         seconds = clock.seconds | judged["seconds"]
         line = judged | {"snapshot": experience.snapshot, "seed": self.settings.seed, "seconds": seconds}
         self.history.append(line)
@@ -225,6 +213,10 @@ class Learner:
         self._checkpoint(experience, number)
         self.learnt = number + 1
         log.info("learnt", experience=number, run=run.run, seconds=round(sum(seconds.values()), 1))
+
+    def _leave_out(self, experience: Experience, why: str) -> None:
+        log.error("left out", run=experience.run, why=why)
+        self.ledger.leave_out(experience, why)
 
     def _past(self, number: int) -> RunData:
         return self._read(self.ledger.experiences[number])
@@ -250,11 +242,7 @@ class Learner:
             old.unlink()
 
     def _checkpoint(self, experience: Experience, number: int) -> None:
-        arrays = prefixed("strategy", self.strategy.state())
-        for name, baseline in self.baselines.items():
-            arrays |= prefixed(f"baseline.{name}", baseline.state())
-        arrays |= prefixed("novelty", self.novelty.state())
-        checkpoint.save(self.folder.checkpoints, self._meta(number, experience.snapshot), arrays)
+        checkpoint.save(self.folder.checkpoints, self._meta(number, experience.snapshot), self._taught.state())
 
     def _meta(self, number: int, snapshot: str) -> checkpoint.CheckpointMeta:
         return checkpoint.CheckpointMeta(

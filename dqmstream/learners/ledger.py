@@ -10,19 +10,24 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import xarray as xr
 
-from dqmstream.errors import InputError, StateError
+from dqmstream.errors import ArchiveError, InputError, StateError
 from dqmstream.learners.splits import INTERPOLATED_SCALE, Part, assign
 from dqmstream.learners.strategy import Maps, RunData
 from dqmstream.storage.archive import Archive
+from dqmstream.storage.failures import is_damage
 from dqmstream.storage.layout import Quality
-from dqmstream.storage.locks import naming, sync_folder
+from dqmstream.storage.locks import naming, sync_folder, write_atomically
+
+
+class LostExperienceError(StateError):
+    """The archive no longer holds what a ledger line froze, or what it holds is damaged."""
 
 
 @dataclass(frozen=True)
@@ -99,20 +104,40 @@ def _line(archive: Archive, run: int, view: xr.Dataset) -> Experience:
 
 
 def read_experience(archive: Archive, experience: Experience) -> RunData:
-    """The experience's lumisections from the archive, at its snapshot; of a window, the run as far as its end.
+    """The experience's lumisections as they were frozen; of a window, the run as far as its end.
 
-    Raises StateError where they are not what the ledger froze.
+    Raises LostExperienceError where the archive does not hold them.
     """
-    view = archive.at(experience.snapshot).run(experience.run)
-    if experience.window is not None:
-        view = view.isel(lumisection=view["lumisection"].values <= experience.last)
-    if _digest(view) != experience.digest:
-        raise StateError(
-            f"run {experience.run} at snapshot {experience.snapshot} is not what the ledger froze: "
-            f"run `dqmstream status` and compare the archive's id"
-        )
-    maps = maps_of(view)
+    maps = maps_of(frozen_view(archive, experience))
     return RunData(experience.run, maps, assign(maps.lumisection, experience.scale))
+
+
+def frozen_view(archive: Archive, experience: Experience, *, maps: bool = True) -> xr.Dataset:
+    """The run's view as it was frozen, with maps or without: at its snapshot, or where that has expired from the archive as
+    it is now. Rows are only ever added, so the run's first ones are the same in every later snapshot.
+
+    Raises LostExperienceError where they are not what the ledger froze, or are damaged.
+    """
+    last = None if experience.window is None else experience.last
+    wanted = f"run {experience.run} as it was frozen at snapshot {experience.snapshot}"
+    try:
+        reader, filed = archive.at(experience.snapshot), None
+    except ArchiveError:
+        reader, filed = archive, experience.rows + experience.revisions
+    try:
+        if not len(reader.index.newest(experience.run)[1]):
+            raise LostExperienceError(f"{archive.path} has no snapshot with {wanted}")
+        view = reader.run(experience.run, maps=maps, filed=filed, last=last)
+    except ArchiveError as error:
+        if is_damage(error):
+            raise LostExperienceError(f"run {experience.run} is lost: {error}") from error
+        raise
+    if _digest(view) != experience.digest:
+        raise LostExperienceError(
+            f"{archive.path} has no snapshot with {wanted}, what it holds of the run differs: "
+            "run `dqmstream status` and compare the archive's id"
+        )
+    return view
 
 
 def maps_of(view: xr.Dataset) -> Maps:
@@ -130,12 +155,17 @@ class Ledger:
         windows: the last window of each run that has one.
         """
         self.path = path
+        exists = path.exists()
+        self._take(read_ledger(path) if exists else [], path.read_bytes().rfind(b"\n") + 1 if exists else 0)
+
+    def _take(self, lines: Iterable[Experience], size: int) -> None:
+        """Hold these lines, which take so many bytes of the file."""
         self.lines: list[Experience] = []
         self.experiences: list[Experience] = []
         self.runs: set[int] = set()
         self.windows: dict[int, Experience] = {}
-        self._bytes = path.read_bytes().rfind(b"\n") + 1 if path.exists() else 0
-        for line in read_ledger(path) if path.exists() else []:
+        self._bytes = size
+        for line in lines:
             self._note(line)
 
     def _note(self, line: Experience) -> None:
@@ -153,13 +183,26 @@ class Ledger:
         begun = line.window is not None and last is not None and last.window is not None and line.window <= last.window
         return begun or line.run in self.runs
 
+    def leave_out(self, line: Experience, why: str) -> None:
+        """Leave a line that was not learnt out after all, and number those behind it anew."""
+        lines, number = [], 0
+        for one in self.lines:
+            if one == line:
+                lines.append(replace(one, id=None, left_out=why))
+            else:
+                lines.append(one if one.id is None else replace(one, id=number))
+                number += one.id is not None
+        data = b"".join(_encoded(one) for one in lines)
+        write_atomically(self.path, data)
+        self._take(lines, len(data))
+
     def append(self, line: Experience) -> None:
         """Freeze a line. What a crash had cut off behind the last whole line is dropped first."""
         is_new = not self.path.exists()
         with naming(self.path), self.path.open("w+b" if is_new else "r+b") as file:
             file.truncate(self._bytes)
             file.seek(self._bytes)
-            file.write(json.dumps(asdict(line)).encode() + b"\n")
+            file.write(_encoded(line))
             file.flush()
             os.fsync(file.fileno())
             self._bytes = file.tell()
@@ -182,6 +225,10 @@ def scale_of(view: xr.Dataset) -> int:
     """Scale of the split of a run's view: 25 where any of its rows was interpolated, else 1."""
     interpolated = bool(np.any(view["quality"].values & Quality.INTERPOLATED))
     return INTERPOLATED_SCALE if interpolated else 1
+
+
+def _encoded(line: Experience) -> bytes:
+    return json.dumps(asdict(line)).encode() + b"\n"
 
 
 def _digest(view: xr.Dataset) -> str:

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from dqmstream.errors import InputError, StateError
+from dqmstream.learners.learnable import why_left_out
 from dqmstream.learners.ledger import describe, read_experience
 from dqmstream.learners.reference import Reference
 from dqmstream.learners.splits import Part
@@ -65,7 +66,10 @@ def make_reference(archive: Archive, runs: Sequence[int], masked: Sequence[Chann
         line = describe(archive, run, 0)
         if line.left_out:
             raise InputError(f"run {run} cannot be a reference, it is {line.left_out}")
-        parts.append(read_experience(archive, line).part(Part.TRAIN))
+        data = read_experience(archive, line)
+        if why := why_left_out(data, as_reference=False):
+            raise InputError(f"run {run} cannot be a reference, it is {why}")
+        parts.append(data.part(Part.TRAIN))
     counted = np.array([(part.counts > 0).any(axis=0) for part in parts])
     dead = counted.any(axis=0) & ~counted.all(axis=0) & ~mask
     reference = Reference.fit(joined(parts), mask | dead)

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dqmstream.errors import InputError
+from dqmstream.errors import InputError, StateError
+from dqmstream.learners.kept_maps import packed, unpacked
 from dqmstream.learners.splits import Part
 from dqmstream.learners.strategy import Maps, RunData, Strategy
 
@@ -64,6 +65,22 @@ class Watcher:
         self._sample[number] = float(rng.random()), test.take(keep)
         if len(self._sample) > self._runs:
             del self._sample[max(self._sample, key=lambda i: self._sample[i][0])]
+
+    def state(self) -> dict[str, np.ndarray]:
+        """The runs that are watched and their lumisections, as named arrays."""
+        sample = list(self._sample.items())
+        drawn = np.array([draw for _, (draw, _) in sample])
+        numbers = np.array([number for number, _ in sample], dtype=np.int64)
+        return packed([maps for _, (_, maps) in sample]) | {"numbers": numbers, "drawn": drawn}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Take back what `state` gave. Raises StateError if it is damaged."""
+        beside = {name: array for name, array in state.items() if name not in ("numbers", "drawn")}
+        maps = unpacked(beside)
+        if len(beside) == len(state) or not len(state["numbers"]) == len(state["drawn"]) == len(maps):
+            raise StateError("the state lacks lumisections that are watched; it is damaged")
+        drawn = state["drawn"].tolist()
+        self._sample = dict(zip(state["numbers"].tolist(), zip(drawn, maps, strict=True), strict=True))
 
     def _begin(self) -> None:
         self._calls = self._moments = self._lumisections = 0

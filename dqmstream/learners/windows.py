@@ -18,26 +18,30 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import structlog
 
 from dqmstream.errors import StateError
 from dqmstream.learners import checkpoint
 from dqmstream.learners.blank import telling
 from dqmstream.learners.history import append_line, read_history, write_lines
 from dqmstream.learners.judge import Clock
-from dqmstream.learners.ledger import Experience
+from dqmstream.learners.learnable import FEWEST, lit
+from dqmstream.learners.ledger import Experience, LostExperienceError
 from dqmstream.learners.prequential import Judged, Prequential
+from dqmstream.learners.splits import Part
 from dqmstream.learners.stamp import prefixed, within
 from dqmstream.learners.state import StateFolder
 from dqmstream.learners.strategy import Past, RunData, Strategy
 
-FEWEST = 20
-"""Lumisections for training without which nothing is learnt of a run."""
+log = structlog.get_logger("dqmstream.learner")
 
 
 @dataclass(frozen=True)
 class _Waiting:
     """A window that was named, run by run (n,), and whose label has not come: what the learner knew when it came."""
 
+    number: int
+    """Of its line in the ledger."""
     line: Experience
     named: np.ndarray
     classes: int
@@ -94,13 +98,17 @@ class Windows:
     def arrive(self, number: int, line: Experience) -> None:
         """Name a window, judge and learn the one whose label has come with it. number: of its line in the ledger."""
         clock = Clock()
-        run = self._read(line)
+        try:
+            run = self._read(line)
+        except LostExperienceError as error:
+            log.error("window left out", run=line.run, window=line.window, why=str(error))
+            return
         own = run.maps.take(np.flatnonzero(run.maps.lumisection >= line.first))
         own = own.take(telling(own.counts))
         names = self._names
         named = names[self._strategy.scores(own).argmax(axis=1)]
         newest = self._runs[-1] if self._newest is None else self._newest
-        self._waiting.append(_Waiting(line, named, len(names), line.run in names, newest))
+        self._waiting.append(_Waiting(number, line, named, len(names), line.run in names, newest))
         clock.lap("name")
         if self._prequential.arrive(named):
             due = self._waiting[0].line
@@ -145,9 +153,12 @@ class Windows:
         """Learn the run as far as the window, unless it holds nothing more to train on than was learnt already."""
         if line.train < FEWEST or self._learnt == (line.run, line.train):
             return
+        run = self._read(line)
+        if lit(run.part(Part.TRAIN)).sum() < FEWEST:
+            return
         self._take_back()
         self._before = _copy(self._strategy.state())
-        self._strategy.learn(len(self._runs), self._read(line), self._past)
+        self._strategy.learn(len(self._runs), run, self._past)
         self._learnt = line.run, line.train
 
     def _take_back(self) -> None:
@@ -161,6 +172,7 @@ class Windows:
             "learnt": np.array(self._learnt or (), dtype=np.int64),
             "newest": np.array([] if self._newest is None else [self._newest], dtype=np.int64),
             "waiting": np.array(waiting, dtype=np.int64).reshape(-1, 3),
+            "lines": np.array([was.number for was in self._waiting], dtype=np.int64),
             **{f"named.{i}": was.named for i, was in enumerate(self._waiting)},
         }
         if self._learnt is not None:
@@ -194,8 +206,10 @@ class Windows:
                 f"{self._folder.window_checkpoints} holds a checkpoint that the ledger does not reach: it is damaged"
             )
         waiting = arrays["waiting"].tolist()
-        for i, (line, (classes, is_known, newest)) in enumerate(zip(lines[position - len(waiting) :], waiting, strict=True)):
-            self._waiting.append(_Waiting(line, arrays[f"named.{i}"], classes, bool(is_known), newest))
+        # An older checkpoint does not say which lines wait: the last ones.
+        numbers = arrays.get("lines", np.arange(position - len(waiting), position)).tolist()
+        for i, (number, (classes, is_known, newest)) in enumerate(zip(numbers, waiting, strict=True)):
+            self._waiting.append(_Waiting(number, lines[number], arrays[f"named.{i}"], classes, bool(is_known), newest))
             self._prequential.arrive(arrays[f"named.{i}"])
         self._newest = int(arrays["newest"][0]) if arrays["newest"].size else None
         if arrays["learnt"].size:

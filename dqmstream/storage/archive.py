@@ -165,7 +165,10 @@ class Archive:
 
     @_told
     def tag(self, name: str) -> None:
-        """Name this snapshot, so that it outlives expiry. The same name for the same snapshot is no error."""
+        """Name this snapshot, so that it outlives expiry. The same name for the same snapshot is no error.
+
+        Raises ArchiveError for a name that another snapshot has, or that was removed.
+        """
         if name in self._repository.list_tags():
             if self._repository.lookup_tag(name) == self.snapshot:
                 return
@@ -273,15 +276,18 @@ class Archive:
         return dict(zip(digests, runs, strict=True))
 
     @_told
-    def run(self, run: int, *, maps: bool = True) -> xr.Dataset:
+    def run(self, run: int, *, maps: bool = True, filed: int | None = None, last: int | None = None) -> xr.Dataset:
         """The run's lumisections in order, the newest revision of each; without maps, all but `occupancy`.
+
+        filed: as they were when so many rows of the run had been filed. last: those up to that number alone, whose rows are
+        then the ones counted. Rows are only ever added, so this shows what an expired snapshot showed.
 
         Variables: occupancy (lumisection, depth, ieta, iphi), time, produced (when the broker took it), committed (when it was
         filed), n_events, pileup, content, quality, revision (lumisection); where such labels were imported also golden (1 good,
         0 bad, -1 unknown), delivered_lumi and recorded_lumi (lumisection). Coordinates lumisection, depth (from 1), ieta, iphi.
         Raises ArchiveError if no row has the run.
         """
-        logs, table = self.index.newest(run)
+        logs, table = self.index.newest(run, filed=filed, last=last)
         if not len(table):
             raise ArchiveError(f"{self.path} holds no lumisection of run {run}")
         names = [*layout.TIMES, "n_events", "pileup", "content", "quality", *(["occupancy"] if maps else [])]

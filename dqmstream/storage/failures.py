@@ -53,6 +53,15 @@ def system_error(error: BaseException) -> int:
     return int(found[1]) if found else 0
 
 
+def is_damage(error: ArchiveError) -> bool:
+    """Whether a file is gone or damaged: to read again cannot help, as it can after an error of the system."""
+    causes: list[BaseException] = [error]
+    while (cause := causes[-1].__cause__) is not None:
+        causes.append(cause)
+    unreadable = any(isinstance(one, Unreadable) for one in causes)
+    return unreadable and all(system_error(one) in (0, errno.ENOENT) for one in causes)
+
+
 def reason(error: BaseException) -> str:
     """What is wrong and what to do, in one line."""
     text = str(error)

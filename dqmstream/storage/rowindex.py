@@ -158,8 +158,11 @@ class RowIndex:
             if run in seen:
                 seen[run].setdefault(lumisection, set()).add(content)
 
-    def newest(self, run: int) -> tuple[list[LogKey], np.ndarray]:
+    def newest(self, run: int, *, filed: int | None = None, last: int | None = None) -> tuple[list[LogKey], np.ndarray]:
         """Rows that make the run's view, ordered by lumisection, the newest revision of each.
+
+        filed: of the first so many rows of the run alone, in the order in which they were filed. last: of lumisections up to
+        that number alone; these are then the rows that `filed` counts.
 
         Returns the logs and an int64 array of shape (n, 4): lumisection, revision (0 = the first), place of the log in
         the list, row in that log. The newest is the one filed last; within a commit, the later row.
@@ -173,10 +176,14 @@ class RowIndex:
                 np.stack([rows["lumisection"][found], rows["committed"][found], np.full(len(found), place), found], axis=1)
             )
         table = np.concatenate(parts) if parts else np.empty((0, 4), np.int64)
+        if last is not None:
+            table = table[table[:, 0] <= last]
+        if filed is not None:
+            table = table[np.lexsort((table[:, 3], table[:, 2], table[:, 1]))[:filed]]
         table = table[np.lexsort((table[:, 3], table[:, 2], table[:, 1], table[:, 0]))]
         lumisections, first, count = np.unique(table[:, 0], return_index=True, return_counts=True)
-        last = table[first + count - 1]
-        return keys, np.stack([lumisections, count - 1, last[:, 2], last[:, 3]], axis=1).astype(np.int64)
+        shown = table[first + count - 1]
+        return keys, np.stack([lumisections, count - 1, shown[:, 2], shown[:, 3]], axis=1).astype(np.int64)
 
     def summaries(self) -> list[RunSummary]:
         """Every run that has a row, in the order in which its first row arrived."""

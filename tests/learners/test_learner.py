@@ -15,7 +15,7 @@ from dqmstream.errors import ArchiveError, InputError, StateError
 from dqmstream.experiments.replay import replay
 from dqmstream.learners import checkpoint
 from dqmstream.learners.learner import Learner, LearnerSettings
-from dqmstream.learners.ledger import read_ledger
+from dqmstream.learners.ledger import Ledger, describe, read_ledger
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.importer import import_files
 from dqmstream.storage.log import ArchiveWriter
@@ -28,6 +28,14 @@ SETTINGS = LearnerSettings(strategy="gain_map", seed=3)
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Archive:
     return simulated_archive(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def unbroken(archive: Archive, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """State of a learner that learnt all four runs without a break."""
+    folder = tmp_path_factory.mktemp("unbroken") / "live"
+    learn_all(archive, folder)
+    return folder
 
 
 def learn_all(archive: Archive, folder: Path, settings: LearnerSettings = SETTINGS) -> None:
@@ -57,9 +65,8 @@ def assert_same_bits(one: Path, other: Path) -> None:
     np.testing.assert_array_equal(scores, other_scores)
 
 
-def test_the_history_can_be_read_without_dqmstream(archive: Archive, tmp_path: Path) -> None:
-    learn_all(archive, tmp_path / "live")
-    lines = [json.loads(line) for line in (tmp_path / "live" / "history.jsonl").read_text().splitlines()]
+def test_the_history_can_be_read_without_dqmstream(archive: Archive, unbroken: Path) -> None:
+    lines = [json.loads(line) for line in (unbroken / "history.jsonl").read_text().splitlines()]
     assert [line["run"] for line in lines] == [s.run for s in archive.runs()]
     assert lines[0]["accuracy"] is None
     assert [len(line["accuracy"]) for line in lines[1:]] == [2, 3, 4]
@@ -69,21 +76,19 @@ def test_the_history_can_be_read_without_dqmstream(archive: Archive, tmp_path: P
     assert np.mean(lines[3]["accuracy"]) > 0.8
 
 
-def test_every_experience_is_tagged_and_frozen(archive: Archive, tmp_path: Path) -> None:
-    learn_all(archive, tmp_path / "frozen")
-    state = json.loads((tmp_path / "frozen" / "state.json").read_text())
-    ledger = read_ledger(tmp_path / "frozen" / "ledger.jsonl")
+def test_every_experience_is_tagged_and_frozen(archive: Archive, unbroken: Path) -> None:
+    state = json.loads((unbroken / "state.json").read_text())
+    ledger = read_ledger(unbroken / "ledger.jsonl")
     tags = archive.tags()
     for line in ledger:
-        assert tags[f"frozen.{state['id']}.{line.id:06d}"] == line.snapshot
+        assert tags[f"live.{state['id']}.{line.snapshot}"] == line.snapshot
 
 
 @pytest.mark.parametrize("dies_after", ["history", "checkpoint"])
 def test_a_learner_that_dies_resumes_to_the_same_bits(
-    archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dies_after: str
+    archive: Archive, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dies_after: str
 ) -> None:
     """It dies while it learns the third run: before the checkpoint, when history is a line ahead, or right after it."""
-    learn_all(archive, tmp_path / "unbroken")
 
     class Death(BaseException):
         pass
@@ -105,33 +110,155 @@ def test_a_learner_that_dies_resumes_to_the_same_bits(
     monkeypatch.undo()
     assert len((tmp_path / "broken" / "history.jsonl").read_text().splitlines()) == 3
     learn_all(archive, tmp_path / "broken")
-    assert_same_bits(tmp_path / "unbroken", tmp_path / "broken")
+    assert_same_bits(unbroken, tmp_path / "broken")
 
 
-def test_replaying_a_ledger_gives_the_same_bits(archive: Archive, tmp_path: Path) -> None:
-    learn_all(archive, tmp_path / "live")
-    replay(archive, tmp_path, SETTINGS, ledger=tmp_path / "live" / "ledger.jsonl")
-    assert_same_bits(tmp_path / "live", tmp_path / "replay-gain_map-3")
+def test_replaying_a_ledger_gives_the_same_bits(archive: Archive, unbroken: Path, tmp_path: Path) -> None:
+    replay(archive, tmp_path, SETTINGS, ledger=unbroken / "ledger.jsonl")
+    assert_same_bits(unbroken, tmp_path / "replay-gain_map-3")
 
 
-def test_a_kill_between_ledger_and_tag_is_mended(archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_line_is_frozen_before_its_snapshot_is_tagged(
+    archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill between the two leaves a tag without a line; the run is then frozen as it is later."""
+
     class Death(BaseException):
         pass
 
     def die(*_: object) -> None:
         raise Death
 
-    learner = Learner(archive, tmp_path / "broken", SETTINGS)
-    monkeypatch.setattr(Archive, "tag", die)
+    copy = copied(archive, tmp_path)
+    learner = Learner(copy, tmp_path / "broken", SETTINGS)
+    monkeypatch.setattr(Ledger, "append", die)
     with pytest.raises(Death):
         learner.follow(lambda: False, once=True)
     learner.close()
     monkeypatch.undo()
-    learn_all(archive, tmp_path / "broken")
-    learn_all(archive, tmp_path / "unbroken")
-    assert_same_bits(tmp_path / "broken", tmp_path / "unbroken")
     state_id = json.loads((tmp_path / "broken" / "state.json").read_text())["id"]
-    assert [name for name in archive.tags() if state_id in name] == [f"broken.{state_id}.{i:06d}" for i in range(4)]
+    assert [snapshot for name, snapshot in copy.tags().items() if state_id in name] == [copy.snapshot]
+    later = file_late(copy)
+    later.expire(0)
+    learn_all(later, tmp_path / "broken")
+    assert {line.snapshot for line in read_ledger(tmp_path / "broken" / "ledger.jsonl")} == {later.snapshot}
+    assert {copy.snapshot, later.snapshot} <= {snapshot for name, snapshot in later.tags().items() if state_id in name}
+
+
+def copied(archive: Archive, folder: Path) -> Archive:
+    """A copy of it without tags."""
+    shutil.copytree(archive.path, folder / "A", ignore=shutil.ignore_patterns("tag.*"))
+    return Archive.open(folder / "A")
+
+
+def file_late(archive: Archive) -> Archive:
+    """Two more revisions and ten late lumisections of the first run, in a commit of their own; the archive with them."""
+    run = archive.runs()[0].run
+    ArchiveWriter(archive).append("late", 0, rows(archive, run, range(199, 211), 0), 0, 12)
+    return archive.refresh()
+
+
+def test_a_state_whose_snapshots_have_expired_goes_on_to_the_same_bits(
+    archive: Archive, unbroken: Path, tmp_path: Path
+) -> None:
+    """Its tags were never made, as an older version might have left it, and then the learner was down for long."""
+    copy = copied(archive, tmp_path)
+    down = Learner(copy, tmp_path / "down", SETTINGS)
+    down.freeze([describe(copy, summary.run, number) for number, summary in enumerate(copy.runs())])
+    for _ in range(2):
+        down.step()
+    down.close()
+    copy.untag("")
+    later = file_late(copy)
+    later.expire(0)
+    with pytest.raises(ArchiveError, match="no snapshot"):
+        Archive.open(copy.path, copy.snapshot)
+    learn_all(Archive.open(copy.path), tmp_path / "down")
+    assert_same_bits(tmp_path / "down", unbroken)
+    replay(later, tmp_path, SETTINGS, ledger=tmp_path / "down" / "ledger.jsonl")
+    assert_same_bits(tmp_path / "replay-gain_map-3", unbroken)
+
+
+def can_be_read(archive: Archive, run: int) -> bool:
+    try:
+        return bool(archive.run(run)["occupancy"].values.size)
+    except ArchiveError:
+        return False
+
+
+def test_runs_that_the_archive_has_lost_are_left_out_and_no_other(archive: Archive, tmp_path: Path) -> None:
+    """One is not what was frozen, and the file that holds the end of the last one is damaged."""
+    copy = copied(archive, tmp_path)
+    learner = Learner(copy, tmp_path / "live", SETTINGS)
+    learner.freeze([describe(copy, summary.run, number) for number, summary in enumerate(copy.runs())])
+    learner.close()
+    ledger = tmp_path / "live" / "ledger.jsonl"
+    lines = [json.loads(line) for line in ledger.read_text().splitlines()]
+    lines[1] |= {"snapshot": "MTN55FY036G21DKK7E90", "digest": "0" * 32}
+    ledger.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for chunk in (copy.path / "chunks").iterdir():
+        kept = chunk.read_bytes()
+        chunk.write_bytes(b"")
+        if [can_be_read(Archive.open(copy.path), line["run"]) for line in lines] == [True, True, True, False]:
+            break
+        chunk.write_bytes(kept)
+    learn_all(Archive.open(copy.path), tmp_path / "live")
+    left = read_ledger(ledger)
+    assert [line.id for line in left] == [0, None, 1, None]
+    assert "no snapshot with run" in left[1].left_out
+    assert f"run {left[3].run} is lost: {copy.path} cannot be read" in left[3].left_out
+    status = json.loads((tmp_path / "live" / "status.json").read_text())
+    assert (status["experiences_learnt"], status["experiences_behind"]) == (2, 0)
+    assert list(status["left_out"]) == [str(left[1].run), str(left[3].run)]
+
+
+@pytest.mark.parametrize(("frozen", "window"), [(False, 0), (True, 100)])
+def test_an_empty_run_first_is_left_out_with_its_reason(archive: Archive, tmp_path: Path, frozen: bool, window: int) -> None:
+    """Also where a ledger has frozen it already, as that of an older version may have."""
+    settings = replace(SETTINGS, window=window)
+    empty = Archive.create(tmp_path / "A")
+    paths = [write_run(tmp_path, 1, np.zeros((200, 64, 72)), sidecars=False)]
+    for run in (summary.run for summary in archive.runs()[:2]):
+        paths.append(write_run(tmp_path, run, archive.run(run)["occupancy"].values[:, 0], sidecars=False))
+    import_files(paths, lambda: empty, dtype=np.dtype("float32"), depths=1)
+    empty = empty.refresh()
+    learner = Learner(empty, tmp_path / "live", settings)
+    if frozen:
+        learner.freeze([describe(empty, 1, 0)])
+    learner.close()
+    learn_all(empty, tmp_path / "live", settings)
+    lines = [line for line in read_ledger(tmp_path / "live" / "ledger.jsonl") if line.window is None]
+    assert [(line.run, line.id) for line in lines] == [(1, None), *((s.run, i) for i, s in enumerate(archive.runs()[:2]))]
+    assert lines[0].left_out == "empty: no lumisection for train, validation, test counts anything"
+    found = replay(empty, tmp_path, settings)
+    assert found["left_out"] == {"1": lines[0].left_out}
+    assert_same_bits(tmp_path / "live", tmp_path / "replay-gain_map-3")
+    replay(empty, tmp_path, settings, ledger=tmp_path / "live" / "ledger.jsonl", resume=True)
+    assert_same_bits(tmp_path / "live", tmp_path / "replay-gain_map-3")
+    learn_all(empty, tmp_path / "live", settings)
+
+
+def test_a_learner_goes_on_without_reading_a_past_run(archive: Archive, unbroken: Path, tmp_path: Path) -> None:
+    """No map can be read any more; a checkpoint of an older version, which lacks what is judged, would need them."""
+    copy = copied(archive, tmp_path)
+    shutil.copytree(unbroken, tmp_path / "live")
+    for chunk in (copy.path / "chunks").iterdir():
+        chunk.write_bytes(b"")
+    learner = Learner(Archive.open(copy.path), tmp_path / "live", SETTINGS)
+    scores = learner.evaluator.score(learner.strategy)
+    assert learner.learnt == 4
+    np.testing.assert_array_equal(scores.log_probability.astype(np.float32), stored_bits(unbroken)[2])
+    learner.close()
+    found = checkpoint.load_newest(tmp_path / "live" / "checkpoints")
+    assert found is not None
+    copy.untag("")  # a removed name is never taken again: that the snapshot is not held is no reason not to go on
+    Learner(Archive.open(copy.path), tmp_path / "live", SETTINGS).close()
+    older = {name: array for name, array in found[1].items() if not name.startswith("judged.")}
+    assert len(older) < len(found[1])
+    checkpoint.save(tmp_path / "live" / "checkpoints", found[0], older)
+    learner = Learner(archive, tmp_path / "live", SETTINGS)
+    np.testing.assert_array_equal(learner.evaluator.score(learner.strategy).log_probability, scores.log_probability)
+    learner.close()
 
 
 def test_a_replay_that_is_refused_leaves_the_last_one(archive: Archive, tmp_path: Path) -> None:
@@ -139,7 +266,7 @@ def test_a_replay_that_is_refused_leaves_the_last_one(archive: Archive, tmp_path
     before = {path: path.read_bytes() for path in (tmp_path / "replay-gain_map-3").rglob("*") if path.is_file()}
     other = simulated_archive(tmp_path / "other", seed=2, runs=2)
     learn_all(other, tmp_path / "foreign")
-    with pytest.raises(ArchiveError, match="no snapshot"):
+    with pytest.raises(StateError, match="no snapshot"):
         replay(archive, tmp_path, SETTINGS, ledger=tmp_path / "foreign" / "ledger.jsonl")
     with pytest.raises(InputError, match="device"):
         replay(archive, tmp_path, LearnerSettings(strategy="naive", device="abacus"))
@@ -272,8 +399,8 @@ def test_one_learner_at_a_time(archive: Archive, tmp_path: Path) -> None:
     Learner(archive, tmp_path / "live", SETTINGS).close()
 
 
-def test_a_damaged_checkpoint_is_refused(archive: Archive, tmp_path: Path) -> None:
-    learn_all(archive, tmp_path / "live")
+def test_a_damaged_checkpoint_is_refused(archive: Archive, unbroken: Path, tmp_path: Path) -> None:
+    shutil.copytree(unbroken, tmp_path / "live")
     arrays = tmp_path / "live" / "checkpoints" / "000003" / "arrays.safetensors"
     damaged = bytearray(arrays.read_bytes())
     damaged[-1] ^= 1
@@ -282,8 +409,7 @@ def test_a_damaged_checkpoint_is_refused(archive: Archive, tmp_path: Path) -> No
         Learner(archive, tmp_path / "live", SETTINGS)
     shutil.rmtree(arrays.parent)  # as the message says
     learn_all(archive, tmp_path / "live")
-    learn_all(archive, tmp_path / "unbroken")
-    assert_same_bits(tmp_path / "live", tmp_path / "unbroken")
+    assert_same_bits(tmp_path / "live", unbroken)
 
 
 def test_a_ledger_of_another_archive_is_refused(archive: Archive, tmp_path: Path) -> None:

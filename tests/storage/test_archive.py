@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import time
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,36 @@ def test_a_reader_stays_at_its_snapshot_and_follows_by_refresh(tmp_path: Path) -
     # the index of the newer reader serves the older one, cut to what the older snapshot holds
     again = head.at(pinned.snapshot)
     assert again.run(1).identical(pinned.run(1))
+
+
+def test_a_run_is_shown_as_it_was_when_so_many_of_its_rows_had_been_filed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by a later snapshot, after revisions, from two partitions, and where the clock was set back within one."""
+    archive = Archive.create(tmp_path / "A")
+    writer = ArchiveWriter(archive)
+    pinned = []
+    now = time.time_ns()
+    for partition, numbers, at, clock in (
+        (0, (1, 2, 3), 0, 0),
+        (1, (5, 2), 0, 1),
+        (0, (3, 4), 3, 2),
+        (1, (9, 5), 2, 3),
+        (1, (1,), 4, 1),
+    ):
+        monkeypatch.setattr(time, "time_ns", lambda shift=clock: now + shift * 1_000_000)
+        entries = [row(archive, 1, number, at + k, seed=len(pinned)) for k, number in enumerate(numbers)]
+        writer.append(FEED, partition, entries, at, at + len(entries))
+        pinned.append(archive.refresh())
+    head, filed = Archive.open(tmp_path / "A"), 0
+    for then, size in zip(pinned, (3, 2, 2, 2, 1), strict=True):
+        filed += size
+        assert head.run(1, filed=filed).drop_attrs().identical(then.run(1).drop_attrs())
+        upto = then.run(1).sel(lumisection=slice(None, 3)).drop_attrs()
+        rows_upto = int(upto.sizes["lumisection"] + upto["revision"].sum())
+        assert head.run(1, filed=rows_upto, last=3).drop_attrs().identical(upto)
+    with pytest.raises(ArchiveError, match="no lumisection of run 2"):
+        head.run(2, filed=3)
 
 
 def test_a_tag_names_a_snapshot(tmp_path: Path) -> None:
