@@ -121,4 +121,5 @@ class Ridge(Incremental):
 
     def state_bytes(self) -> int:
         """The reference, and the random projection, which is made anew from the seed."""
-        return self._reference_bytes() + (0 if self._projection is None else self._projection.nbytes)
+        channels = int(self.reference.live.sum()) if self.classes else 0
+        return self._reference_bytes() + np.dtype(np.float32).itemsize * channels * (self.features - 1)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from itertools import permutations
 
 import numpy as np
+import pytest
 
+from dqmstream.errors import InputError
 from dqmstream.learners.splits import Part
-from dqmstream.learners.strategy import Maps, RunData, Strategy
+from dqmstream.learners.strategy import LearnLog, Maps, RunData, Strategy
 from tests.learners.streams import make_stream, reader
 
 WATCH_STEPS = 10
@@ -21,18 +25,41 @@ MakeStrategy = Callable[[int], Strategy]
 def check_strategy(make: MakeStrategy, memory_bytes: int | None) -> None:
     """Run every check on a stream of four runs. memory_bytes: the budget, None where it does not apply."""
     stream = make_stream(4, drift=0.03, seed=1)
-    check_growth(make(0), stream, memory_bytes)
+    strategy = make(0)
+    met = check_growth(strategy, stream, memory_bytes)
+    check_takes_back_any_state_of_its_own(strategy, make, met, stream)
     check_same_seed_same_bits(make, stream)
     check_resumes_to_the_same_bits(make, stream)
     check_a_watch_changes_nothing(make, stream)
     check_a_run_is_learnt_once_more(make, stream)
 
 
-def check_growth(strategy: Strategy, stream: list[RunData], memory_bytes: int | None) -> None:
-    """One more class a run, none known before; finite scores and losses; rows alone; memory within the budget."""
+@dataclass(frozen=True, eq=False)
+class Met:
+    """A strategy between two runs: its state, its bytes, and the log of the learning that followed, None at the end."""
+
+    state: dict[str, np.ndarray]
+    memory_bytes: int
+    state_bytes: int
+    log: LearnLog | None
+
+    @classmethod
+    def of(cls, strategy: Strategy) -> Met:
+        state = {name: array.copy() for name, array in strategy.state().items()}
+        return cls(state, strategy.memory_bytes(), strategy.state_bytes(), None)
+
+
+def check_growth(strategy: Strategy, stream: list[RunData], memory_bytes: int | None) -> list[Met]:
+    """One more class a run, none known before; finite scores and losses; rows alone; memory within the budget.
+
+    Returns what the strategy was before each run, and at the end.
+    """
     assert strategy.classes == 0
+    met = []
     for experience, run in enumerate(stream):
+        before = Met.of(strategy)
         log = strategy.learn(experience, run, _only_before(stream, experience))
+        met.append(replace(before, log=log))
         assert strategy.classes == experience + 1
         assert np.isfinite(log.loss).all()
         assert log.samples > 0
@@ -46,6 +73,7 @@ def check_growth(strategy: Strategy, stream: list[RunData], memory_bytes: int | 
         if memory_bytes is not None:
             assert strategy.memory_bytes() <= memory_bytes
         assert strategy.state_bytes() >= 0
+    return [*met, Met.of(strategy)]
 
 
 def check_rows_stand_alone(strategy: Strategy, maps: Maps, scores: np.ndarray) -> None:
@@ -104,6 +132,34 @@ def check_a_run_is_learnt_once_more(make: MakeStrategy, stream: list[RunData]) -
         strategy.learn(2, run, reader(stream))
     assert_same_state(straight, again)
     np.testing.assert_array_equal(straight.scores(run.maps), again.scores(run.maps))
+
+
+def check_takes_back_any_state_of_its_own(
+    strategy: Strategy, make: MakeStrategy, met: list[Met], stream: list[RunData]
+) -> None:
+    """From each state to each other one, longer or shorter, the empty one too: nothing is left of where it was before.
+
+    strategy: of seed 0, has learnt the stream. met: what it was before each run and at the end.
+    """
+    for after in met:
+        resumed = make(0)
+        resumed.restore(after.state)
+        assert (resumed.memory_bytes(), resumed.state_bytes()) == (after.memory_bytes, after.state_bytes)
+    for before, after in permutations([0, 1, 2, len(met) - 1], 2):
+        strategy.restore(met[before].state)
+        strategy.restore(met[after].state)
+        assert strategy.classes == after
+        assert_same_state_as(strategy, met[after].state)
+        assert (strategy.memory_bytes(), strategy.state_bytes()) == (met[after].memory_bytes, met[after].state_bytes)
+    for known in (0, 1):
+        strategy.restore(met[-1].state)
+        strategy.restore(met[known].state)
+        if not known:
+            with pytest.raises(InputError, match="has learnt no run"):
+                strategy.scores(stream[0].maps)
+        for experience in range(known, 2):
+            assert strategy.learn(experience, stream[experience], reader(stream)) == met[experience].log
+            assert_same_state_as(strategy, met[experience + 1].state)
 
 
 def check_a_watch_changes_nothing(make: MakeStrategy, stream: list[RunData]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -60,10 +61,19 @@ class DeepStrategy(Incremental):
         self._seed = seed
         own_bytes = memory_bytes - beside_bytes
         held_bytes = held_out_bytes(recipe, own_bytes)
-        self._method = method(recipe, seed, own_bytes - held_bytes)
-        self._settling = Settling(recipe, seed, held_bytes)
-        self._routing = Routing(seed)
+        self._new_method = partial(method, recipe, seed, own_bytes - held_bytes)
+        self._new_settling = partial(Settling, recipe, seed, held_bytes)
         self._flops = StepFlops()
+        self._method: Method = self._new_method()
+        self._begin()
+
+    def _begin(self) -> None:
+        """Be as before the first run."""
+        budget_bytes = self._method.budget_bytes  # a strategy around this one may have set it
+        self._method = self._new_method()
+        self._method.budget_bytes = budget_bytes
+        self._settling = self._new_settling()
+        self._routing = Routing(self._seed)
         self._model: Network | None = None
         self._classes = 0
 
@@ -201,9 +211,9 @@ class DeepStrategy(Incremental):
         if "classes" not in state:
             raise StateError("the state does not say how many runs were learnt; it is damaged or of another version")
         classes = int(state["classes"])
+        self._begin()
         self._restore_reference(state, known=classes > 0)
         if classes == 0:
-            self._model, self._classes = None, 0
             return
         model = self._restored(classes, within(state, "model"))
         self._settling.restore(within(state, "settling"), model, lambda weights: self._restored(classes, weights))
