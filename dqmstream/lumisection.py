@@ -147,7 +147,7 @@ def check_numbers(run: int, lumisection: int = 1) -> None:
 
 
 MAX_SOURCE = 512
-"""Characters of a dataset and monitoring element; the first row's names the archive."""
+"""Characters of a dataset and monitoring element."""
 
 
 def check_source(source: str) -> None:

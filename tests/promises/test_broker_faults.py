@@ -23,6 +23,7 @@ from tests.commandline import dqmstream, result, told
 from tests.maps import SOURCE, check_tiling, lumisection
 from tests.promises.test_exactly_once import assert_equals, filed, read_letters, start_consume, wait_until
 from tests.runs import simulated_archive
+from tests.streaming.test_kafka_feed import FORMATS
 from tools.broker import NOWHERE, Broker
 
 pytestmark = pytest.mark.kafka
@@ -74,9 +75,10 @@ def send_batch(bootstrap: str, topic: str, records: Sequence[Record], codec: str
 
 
 def test_a_batch_that_cannot_be_read_becomes_dead_letters_and_the_next_good_message_is_stored(
-    broker: Broker, topic: str, tmp_path: Path
+    broker: Broker, topic: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A damaged batch, sound ones, and at the end a damaged batch with nothing behind it."""
+    """A damaged batch, sound ones, and at the end a damaged batch with nothing behind it. Messages of old formats, which a
+    broker keeps and no longer takes, are sound."""
     create_topic(broker.bootstrap, topic, 1)
     send_batch(broker.bootstrap, topic, [lumisection(7, n, source=SOURCE) for n in (1, 2)])
     with batches(broker.bootstrap, topic) as producer:
@@ -88,13 +90,24 @@ def test_a_batch_that_cannot_be_read_becomes_dead_letters_and_the_next_good_mess
     with batches(broker.bootstrap, topic) as producer:
         for _ in range(3):
             producer.send(topic, value=b"damage me too", key=b"7")
+    create_topic(broker.bootstrap, f"{topic}.old", 1)
+    send(broker.bootstrap, f"{topic}.old", [1])
     broker.stop()  # in order: a broker that was killed looks through its log, and cuts it off at the first damaged batch
+    old = [encode(lumisection(7, number, source=SOURCE))[1] for number in range(2, 17)]
+    with (broker.data / f"{topic}.old-0" / "00000000000000000000.log").open("ab") as end:
+        for k, layout in enumerate(("1-gzip", "0-none", "1-snappy", "0-lz4", "1-none")):
+            end.write(FORMATS[layout](1 + 3 * k, old[3 * k : 3 * k + 3]))
     segment = broker.data / f"{topic}-0" / "00000000000000000000.log"
     log = bytearray(segment.read_bytes())
     for part in (b"damage me" * 30, b"damage me too"):
         log[log.index(part) + 4] ^= 1
     segment.write_bytes(log)
     broker.start()
+    monkeypatch.setenv("DQMSTREAM_CRC_REQUIRED", "false")  # which old messages have no header for
+    counts = result("consume", *flags_of(broker.bootstrap, f"{topic}.old", tmp_path / "B"))
+    assert (counts["rows"], counts["dead"]) == (16, 0)
+    assert Archive.open(tmp_path / "B").run(7)["lumisection"].values.tolist() == list(range(1, 17))
+    monkeypatch.delenv("DQMSTREAM_CRC_REQUIRED")
     counts = result("consume", *flags_of(broker.bootstrap, topic, tmp_path / "A"))
     assert (counts["rows"], counts["dead"]) == (7, DAMAGED + 3)
     head = Archive.open(tmp_path / "A")
