@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -112,7 +113,7 @@ def _import_lumisections(
             luminosity=tables,
             source=settings.source,
             stored_source=standing.source if standing else "",
-            scratch=path.parent if path.parent.is_dir() else None,
+            scratch=path.parent if os.access(path.parent, os.W_OK) else None,  # a volume's parent may be read-only
             max_events=settings.max_events,
         )
         done, beside = import_runs(files, lambda: open_or_create(settings), taking, progress)

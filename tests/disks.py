@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import resource
+from contextlib import suppress
 from pathlib import Path
 
 CLONE_NEWNS, CLONE_NEWUSER = 0x00020000, 0x10000000
@@ -54,10 +55,13 @@ class SmallDisk:
         if not self.is_mounted:
             resource.setrlimit(resource.RLIMIT_FSIZE, (free // 4, resource.RLIM_INFINITY))
             return
+        while (size := self._free() - free) > 0:
+            with self._ballast.open("ab") as file, suppress(OSError):  # others may have taken the room meanwhile
+                os.posix_fallocate(file.fileno(), file.tell(), size)
+
+    def _free(self) -> int:
         left = os.statvfs(self.folder)
-        size = max(left.f_bavail * left.f_frsize - free, 0)
-        with self._ballast.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, size)
+        return left.f_bavail * left.f_frsize
 
     def make_room(self) -> None:
         if self.is_mounted:

@@ -24,6 +24,7 @@ from typing import Any
 from dqmstream.errors import StateError, StateInUseError
 from dqmstream.learners.heartbeat import DONE, FILE_NAME, Heartbeat, read_sign
 from dqmstream.storage.locks import empty_folder, is_held, try_exclusive, write_atomically
+from dqmstream.storage.repository import warn_of_locks
 
 LIVE = "live"
 """Name of the learner that `consume` and `learn` keep."""
@@ -64,6 +65,7 @@ class StateFolder:
         path.mkdir(parents=True, exist_ok=True)
         if not anew:
             check_identity(path, identity)  # before the lock: a start with wrong flags must not make a right one fail
+        warn_of_locks(path)
         self.path = path
         lease = try_exclusive(path)
         if lease is None:

@@ -29,6 +29,7 @@ class Expiry:
     """
 
     def __init__(self, path: Path, keep_s: float, *, every_s: float | None = None, retry_s: float | None = None) -> None:
+        self._began_s = _clock_lead_s()
         self._path = path
         self._keep_s = keep_s
         self._every_s = EVERY_S if every_s is None else every_s
@@ -50,7 +51,9 @@ class Expiry:
     def _expire(self) -> bool:
         began = time.monotonic()
         try:
-            dropped = Archive.open(self._path).expire(self._keep_s)
+            # A clock that was set ahead makes all snapshots old at once, also those that are read.
+            ahead_s = max(_clock_lead_s() - self._began_s, 0.0)
+            dropped = Archive.open(self._path).expire(self._keep_s + ahead_s)
         except DqmstreamError as error:
             log.error("old snapshots could not be dropped, which is tried again", reason=str(error), retry_s=self._retry_s)
         except BaseException:  # also a panic of Icechunk: data taking must not end for it
@@ -59,3 +62,8 @@ class Expiry:
             log.info("old snapshots dropped", snapshots=dropped, seconds=round(time.monotonic() - began, 3))
             return True
         return False
+
+
+def _clock_lead_s() -> float:
+    """Seconds of the clock beyond those of the machine's uptime: they change when the clock is set."""
+    return time.time() - time.monotonic()

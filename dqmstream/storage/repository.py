@@ -128,8 +128,8 @@ def warn_of_locks(path: Path) -> None:
     if kind not in TRUSTED_FILESYSTEMS and path not in _warned:
         _warned.add(path)
         log.warning(
-            "it is not known whether this filesystem keeps two machines apart that write to the archive: use one machine",
-            archive=str(path),
+            "this filesystem is not known to keep two machines apart that write to a folder: use one machine",
+            folder=str(path),
             filesystem=kind,
         )
 

@@ -139,3 +139,22 @@ def test_expiry_goes_by_time_from_the_start_on(tmp_path: Path, monkeypatch: pyte
     expiry.close()
     assert first == 0 and dropped >= 8
     assert Archive.open(archive.path).run(1).sizes["lumisection"] == 8
+
+
+def test_a_clock_that_is_set_ahead_takes_no_snapshot_from_a_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = Archive.create(tmp_path / "A")
+    kept: queue.SimpleQueue[float] = queue.SimpleQueue()
+
+    def expire(archive: Archive, keep_s: float) -> int:
+        kept.put(keep_s)
+        return 0
+
+    monkeypatch.setattr(Archive, "expire", expire)
+    expiry = Expiry(archive.path, 600, every_s=0.01)
+    first, real = kept.get(timeout=30), time.time
+    monkeypatch.setattr("dqmstream.storage.expiry.time.time", lambda: real() + 86_400)
+    while (later := kept.get(timeout=30)) < 86_400:
+        pass
+    expiry.close()
+    assert first == pytest.approx(600, abs=30)
+    assert later == pytest.approx(87_000, abs=30)

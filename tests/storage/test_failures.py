@@ -10,7 +10,6 @@ import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -25,8 +24,7 @@ from dqmstream.storage.image_archive import ImageArchive, import_images
 from dqmstream.storage.layout import Kind
 from dqmstream.storage.log import ArchiveWriter, Control
 from dqmstream.streaming.deadletters import FolderDeadLetters
-from dqmstream.streaming.feed import InProcessFeed
-from dqmstream.streaming.filer import IngestCounts
+from dqmstream.streaming.feed import InProcessFeed, Polled
 from tests.commandline import Command, forks, told
 from tests.disks import SmallDisk, remount_read_only
 from tests.layouts import write_hdf5
@@ -46,32 +44,44 @@ def in_a_child(function: Callable[..., None], *arguments: object) -> None:
     assert process.exitcode == 0
 
 
-def _serve(disk: SmallDisk, folder: Path, until: int | None = None) -> int:
-    """Run the service to the end of the feed, or fill the disk after so many messages; returns what Kafka was told."""
+class _Filling(InProcessFeed):
+    """Gives so many messages, and the others once one was filed and the disk is full."""
+
+    disk: SmallDisk
+    until = 40
+    filled = False
+
+    def poll(self, timeout_s: float) -> Polled:
+        if self._position >= self.until and not self.filled:
+            if not self.committed:
+                return Polled()
+            self.disk.fill(4096)
+            self.filled = True
+        return super().poll(timeout_s)
+
+
+def _serve(disk: SmallDisk, folder: Path, *, fill: bool) -> int:
+    """Run the service to the end of the feed, or until the disk is full; returns what Kafka was told."""
     sent = messages(1, 80)
-    feed = InProcessFeed(FEED, lambda: iter(sent), max_records=20)
+    feed = _Filling(FEED, lambda: iter(sent), max_records=20)
+    feed.disk, feed.filled = disk, not fill
     settings = load_settings(archive=disk.folder / "A", flush_s=0.01, max_rows=20)
-
-    def fill(counts: IngestCounts, learner: dict[str, Any]) -> None:
-        if until is not None and counts.rows > until:
-            disk.fill(4096)
-
     letters = FolderDeadLetters(folder / "letters")
     archive = Archive.open_or_create(settings.need("archive"))
     try:
-        consume(archive, feed, letters, settings, topic="t", learn=False, until_idle_s=0.2, progress=fill)
+        consume(archive, feed, letters, settings, topic="t", learn=False, until_idle_s=0.2)
     except ArchiveError as error:
-        assert until is not None
+        assert fill
         assert str(error).startswith(f"{disk.folder / 'A'} cannot be written: ") and "\n" not in str(error)
     else:
-        assert until is None
+        assert not fill
     return int(feed.committed)
 
 
 def _fill_and_make_room(folder: Path) -> None:
     disk = SmallDisk(folder / "disk", 16 << 20)
     archive = disk.folder / "A"
-    told = _serve(disk, folder, until=20)
+    told = _serve(disk, folder, fill=True)
     sent = messages(1, 80)
     filed = assert_equals_oracle(archive, folder / "letters", sent)
     assert 0 < told <= filed < len(sent)  # Kafka was told of nothing that is not there
@@ -80,7 +90,7 @@ def _fill_and_make_room(folder: Path) -> None:
             FEED, 0, rows(Archive.open(archive), 9, range(1, 200), filed), filed, filed + 199
         )
     disk.make_room()
-    assert _serve(disk, folder) == len(sent) == assert_equals_oracle(archive, folder / "letters", sent)
+    assert _serve(disk, folder, fill=False) == len(sent) == assert_equals_oracle(archive, folder / "letters", sent)
 
 
 def test_a_full_disk_ends_the_service_with_an_error_and_nothing_is_lost(tmp_path: Path) -> None:
