@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from dqmstream.config import read_table, recipe_flags
 from dqmstream.errors import InputError
 from dqmstream.storage.image_archive import import_images
 from dqmstream.storage.readers import nested as parquet
+from dqmstream.storage.readers import tables
 from dqmstream.storage.readers.arrays import load_array
 from dqmstream.storage.readers.dials import read_dials
 from dqmstream.storage.readers.golden import read_golden
@@ -205,6 +207,24 @@ def test_more_rows_than_any_data_have_are_refused(tmp_path: Path, monkeypatch: p
     write_jets(tmp_path / "jets.parquet", 6)
     with pytest.raises(InputError, match=r"jets.parquet has 6 rows"):
         open_jets(tmp_path / "jets.parquet")
+
+
+def test_tables_in_parquet_are_bounded_and_long_texts_in_them_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = 100_000
+    text = pa.DictionaryArray.from_arrays(pa.array(np.zeros(lines, np.int32)), pa.array(["x" * 20_000]))
+    columns = {"ls": np.arange(lines) + 1, "pileup": np.full(lines, 30.0), "fill": text, "bx": nested(np.ones((lines, 1)))}
+    pq.write_table(pa.table(columns), tmp_path / "lumi.parquet")  # 2 GB, were the text in each line
+    tracemalloc.start()
+    try:
+        table = read_luminosity(tmp_path / "lumi.parquet")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_array_equal(table.of(1, np.array([1, 77, lines + 1]))["pileup"], [30, 30, np.nan])
+    assert peak < 64 << 20
+    monkeypatch.setattr(tables, "MAX_LINES", 5)
+    with pytest.raises(InputError, match=r"lumi.parquet has 100000 lines, and no more than 5 are taken"):
+        read_luminosity(tmp_path / "lumi.parquet")
 
 
 def test_one_long_text_in_all_rows_is_held_once_and_is_no_name(tmp_path: Path) -> None:

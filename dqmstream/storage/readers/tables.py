@@ -23,6 +23,9 @@ from dqmstream.errors import InputError
 MAX_BYTES = 1 << 29
 """Of a table, once it is decompressed: a year of lumisections is half of it."""
 
+MAX_LINES = 1 << 22
+"""Of a table in Parquet, 4 million, where a year has 1.4 million lumisections: a few kilobytes can claim any number."""
+
 _SEPARATORS = (",", ";", "\t")
 _DECIMAL_COMMA = re.compile(r"^\s*([+-]?\d+),(\d+(?:[eE][+-]?\d+)?)\s*$")
 _OF_A_PAGE = ("page", "offset", "cursor", "next_token")
@@ -286,11 +289,24 @@ def _address(link: Any) -> str | None:
 
 
 def _parquet(path: Path) -> Columns:
+    """The columns, of which nested ones are not read: each of their values is what kind they are."""
+    import pyarrow as pa
+
     from dqmstream.storage.readers.nested import batches, open_parquet
 
-    file = open_parquet(path)
-    values: dict[str, list[Any]] = {name: [] for name in file.schema_arrow.names}
-    for batch in batches(path, file, list(values), 1 << 16):
+    schema = open_parquet(path).schema_arrow
+    texts = [field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)]
+    file = open_parquet(path, coded=texts)
+    if file.metadata.num_rows > MAX_LINES:
+        raise InputError(f"{path} has {file.metadata.num_rows} lines, and no more than {MAX_LINES} are taken: give it in parts")
+    flat = [field.name for field in schema if not pa.types.is_nested(field.type)]
+    values: dict[str, list[Any]] = {name: [] for name in flat}
+    for batch in batches(path, file, flat, 1 << 16):
         for name, column in zip(batch.schema.names, batch.columns, strict=True):
-            values[name] += column.to_pylist()
-    return Columns(path, values)
+            if pa.types.is_dictionary(column.type):  # a text that is in many lines is held once
+                told = [*column.dictionary.to_pylist(), None]
+                values[name] += [told[place] for place in column.indices.fill_null(len(told) - 1).to_pylist()]
+            else:
+                values[name] += column.to_pylist()
+    nested = {name: [str(schema.field(name).type)] * file.metadata.num_rows for name in schema.names if name not in values}
+    return Columns(path, {name: values[name] if name in values else nested[name] for name in schema.names})
