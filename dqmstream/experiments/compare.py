@@ -363,7 +363,7 @@ def _boxes(change: _Change, channels: Channels, rate: float) -> tuple[np.ndarray
     total = scatter.copy()
     if change.ground is Ground.SHARED and enough.sum() > 1:
         together = change.influence @ weights[enough].T
-        squares = (together**2).sum(axis=0) * (len(together) / change.dof)
+        squares = (together**2).sum(axis=0)
         noise, dof[enough] = moderate(squares / independent[enough], change.dof)
         alone, _ = moderate((left**2).sum(axis=1)[enough] / (members[enough] - 1), int(np.median(members[enough])) - 1)
         moved = scatter[enough] * alone + independent[enough] * (noise - 1)

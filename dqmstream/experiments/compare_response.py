@@ -17,6 +17,7 @@ Genet. Mol. Biol. 3 (2004) 3, sec. 6.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 
@@ -91,8 +92,8 @@ class Response:
     """The fitted response. low, high: range of the ratio. weights: of f, (basis, live). h, rho: (live,).
 
     share: counts over E in both runs, (live,). spread: variance of a count over E where events are unknown, else 1, (live,).
-    influence: what each block of lumisections added to h, (blocks, live). model_error: of h, if the weights told the truth,
-    (live,).
+    influence: what each block of lumisections added to h, (blocks, live), larger by what the fit has taken from its residuals;
+    the sum of its squares is the variance of h. dof: of that sum. model_error: of h, if the weights told the truth, (live,).
     """
 
     conditions: Conditions
@@ -104,17 +105,14 @@ class Response:
     rho: np.ndarray
     spread: np.ndarray
     influence: np.ndarray
+    dof: int
     model_error: np.ndarray
-
-    @property
-    def dof(self) -> int:
-        return len(self.influence) - len(self.weights) - 1
 
     def estimate(self, testable: np.ndarray) -> Estimate:
         """h of each channel with its moderated error, which is inf for channels that are not testable: bool, (live,)."""
         error, degrees = np.full_like(self.h, inf), np.ones_like(self.h)
         if testable.any():
-            own = (self.influence[:, testable] ** 2).sum(axis=0) * (len(self.influence) / self.dof)
+            own = (self.influence[:, testable] ** 2).sum(axis=0)
             scale, degrees[testable] = moderate(own / self.model_error[testable] ** 2, self.dof)
             error[testable] = self.model_error[testable] * np.sqrt(np.maximum(scale, _SUREST))
         return Estimate(self.h, error, degrees)
@@ -239,12 +237,34 @@ class _Fit:
                 block = side.block[rows]  # ascending
                 first = np.flatnonzero(np.diff(block, prepend=-1))
                 influence[block[first]] += np.add.reduceat(added, first)
+        dof = self._corrected(influence)
         low, high = self._range
         return Response(
             self._conditions, low, high, self._weights, self._h, self._share, self._rho, self._spread,
-            influence,
+            influence, dof,
             np.sqrt(np.maximum(row[:, -1], np.finfo(float).tiny)),
         )  # fmt: skip
+
+    def _corrected(self, influence: np.ndarray) -> int:
+        """Enlarge the influence (blocks, live) of each run by its share of the fit's parameters; its degrees of freedom.
+
+        A run's share is the trace of its part of the normal matrix over the whole one: a short run beside a long one has few
+        blocks, which determine h alone. Degrees of freedom are Satterthwaite's (Biometrics Bull. 2 (1946) 110), the median
+        over channels.
+        """
+        whole, first = _ridged(self._normal(self._weights.T, self._h)[0]), int(self._sides[1].block[0])
+        total, shares = np.zeros_like(self._h), np.zeros_like(self._h)
+        for number, rows in enumerate((slice(0, first), slice(first, None))):
+            blocks = len(influence[rows])
+            mine = self._normal(self._weights.T, self._h, (number,))[0]
+            taken = np.trace(np.linalg.solve(whole, mine), axis1=1, axis2=2)
+            left = np.maximum(blocks - taken, 1.0)
+            influence[rows] *= np.sqrt(blocks / left)
+            variance = (influence[rows] ** 2).sum(axis=0)
+            total += variance
+            shares += variance**2 / left
+        worth = np.divide(total**2, shares, out=np.ones_like(total), where=shares > 0)
+        return max(round(float(np.median(worth))), 1)
 
     def _middle(self, side: _Side, rows: slice) -> np.ndarray:
         return side.exposure[rows, None] * (side.basis[rows] @ self._weights)
@@ -268,11 +288,12 @@ class _Fit:
         square[:, side.upper[1], side.upper[0]] = packed
         return square, target
 
-    def _normal(self, weights: np.ndarray, h: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _normal(self, weights: np.ndarray, h: np.ndarray, runs: Sequence[int] = (0, 1)) -> tuple[np.ndarray, np.ndarray]:
         """Normal matrix (live, p, p) and gradient (live, p) in (f's weights, h) at weights (live, basis) and h (live,)."""
         terms = weights.shape[1]
         normal, gradient = np.zeros((len(h), terms + 1, terms + 1)), np.zeros((len(h), terms + 1))
-        for side, (square, target) in zip(self._sides, self._moments, strict=True):
+        for run in runs:
+            side, (square, target) = self._sides[run], self._moments[run]
             factor = (1 + side.sign * h)[:, None]
             level = np.einsum("cij,cj->ci", square, weights)
             residual = target - factor * level

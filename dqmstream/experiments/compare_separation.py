@@ -97,10 +97,15 @@ def _enough(sample: Sample, block: np.ndarray) -> bool:
 
 
 def testable(a: Sample, b: Sample, counts_events: bool) -> np.ndarray:
-    """Channels with enough counts, and enough events without one, for a normal test: bool, (live,)."""
+    """Channels with enough counts, and enough events without one, for a normal test: bool, (live,).
+
+    Enough are as many as the shorter run would have if nothing had changed.
+    """
     counts = a.totals() + b.totals()
-    enough = counts >= FEW
-    return np.asarray(enough & (a.events.sum() + b.events.sum() - counts >= FEW) if counts_events else enough)
+    sizes = [one.events.sum() if counts_events else len(one) for one in (a, b)]
+    part = 2 * min(sizes) / sum(sizes)
+    enough = part * counts >= FEW
+    return np.asarray(enough & (part * (sum(sizes) - counts) >= FEW) if counts_events else enough)
 
 
 def score(response: Response, sample: Sample, chosen: np.ndarray) -> np.ndarray:

@@ -109,6 +109,14 @@ def test_level_runs_of_slightly_different_pileup_have_no_change() -> None:
     assert done.by_ring and done.channels.changed.sum() <= 1 and not done.boxes.changed.any()
 
 
+def test_errors_hold_for_a_short_run_against_a_long_one() -> None:
+    """The short run has few blocks of lumisections, and they determine the difference alone."""
+    done = compare(pair_of(run(1, "fall", 600, seed=1), run(2, "fall", 30, seed=1)), RATE)
+    assert done.ground is Ground.SHARED
+    assert np.nanmean(done.channels.p < 0.01) < 0.015
+    assert not done.channels.changed.any()
+
+
 @pytest.mark.parametrize(("first", "second"), [(20, 20), (20, 200), (6, 100)])
 def test_a_short_run_is_compared_without_an_auc(first: int, second: int) -> None:
     done = compare(pair_of(run(1, "low", first), run(2, "low", second, changed_gain())), RATE)
