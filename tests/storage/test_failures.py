@@ -117,8 +117,6 @@ def _on_a_disk(disk: Path, archive: Path, free: int | None) -> None:
     ("words", "free"),
     [
         ("import RUN --archive A", 8192),
-        ("import RUN --archive B", 8192),
-        ("learn --archive A --strategy gain_map", 8192),
         ("learn --archive A --strategy gain_map", 300_000),
         ("archive compact --archive A", 4096),
         ("import RUN --archive A", None),
