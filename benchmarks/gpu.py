@@ -37,7 +37,6 @@ from torch import Tensor, nn
 from dqmstream.experiments.cells import as_run_data
 from dqmstream.experiments.simulator import stream
 from dqmstream.learners.experts import Experts
-from dqmstream.learners.learner import set_threads
 from dqmstream.learners.network import Network
 from dqmstream.learners.networks import build
 from dqmstream.learners.recipe import CNN, Recipe
@@ -45,6 +44,7 @@ from dqmstream.learners.registry import DEFAULT, GRADIENT, make_strategy
 from dqmstream.learners.splits import Split
 from dqmstream.learners.strategies.naive import Naive
 from dqmstream.learners.strategies.template import Lesson, RunTemplate, decay_groups
+from dqmstream.learners.threads import set_threads
 from dqmstream.lumisection import Geometry, he_depth1_mask
 
 CLASSES, ROWS = 10, 400

@@ -30,12 +30,12 @@ from dqmstream.learners import checkpoint
 from dqmstream.learners.evaluation import Evaluator
 from dqmstream.learners.history import History, figures
 from dqmstream.learners.judge import learn_and_judge
-from dqmstream.learners.learner import set_threads
 from dqmstream.learners.novelty import Novelty
 from dqmstream.learners.registry import GRADIENT, NAMES, make_strategy
 from dqmstream.learners.splits import Split
 from dqmstream.learners.stamp import prefixed, within
 from dqmstream.learners.strategy import RunData
+from dqmstream.learners.threads import set_threads
 from dqmstream.lumisection import Geometry
 from dqmstream.storage.locks import write_atomically
 

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,8 @@ KEEP = 2
 
 @dataclass(frozen=True)
 class CheckpointMeta:
-    """What a checkpoint says of itself. threads: of the CPU; the same bits come again only with as many.
+    """What a checkpoint says of itself. threads: of the CPU; the same bits come again only with as many. pools: the libraries
+    that computed, each with its version, kind of processor and threads (`learners.threads`); empty in an older one.
 
     windows: how many were judged by then. experience: of a checkpoint between runs, number of the window's ledger line.
     """
@@ -45,6 +46,7 @@ class CheckpointMeta:
     threads: int
     dqmstream: str
     windows: int = 0
+    pools: list[str] = field(default_factory=list)
     sha256: str = ""
     format: int = FORMAT
 

@@ -25,6 +25,7 @@ from dqmstream.learners.registry import make_strategy, recipe_of
 from dqmstream.learners.response import Saturating
 from dqmstream.learners.stamp import within
 from dqmstream.learners.state import read_json
+from dqmstream.learners.threads import held_threads
 from dqmstream.lumisection import IETA
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.locks import write_atomically
@@ -172,6 +173,7 @@ class Flagger:
         self.strategy.restore(own)
         self.novelty.restore(beside)
         self.runs = meta.runs
+        self._threads = meta.threads
 
     def warnings(self) -> list[str]:
         """What weakens all that is said here, each in a sentence."""
@@ -188,6 +190,10 @@ class Flagger:
 
         Raises ArchiveError for a run that is not there.
         """
+        with held_threads(self._threads):
+            return self._flags(run, alarms, rate)
+
+    def _flags(self, run: int, alarms: float, rate: float) -> RunFlags:
         maps = maps_of(self._archive.run(run))
         log_probability = log_softmax(self.strategy.scores(maps), axis=1)
         order = np.argsort(-log_probability, axis=1, kind="stable")[:, :TOP]

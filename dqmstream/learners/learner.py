@@ -30,11 +30,12 @@ from dqmstream.learners.learnable import why_left_out
 from dqmstream.learners.ledger import Experience, Ledger, LostExperienceError, describe, describe_windows, read_experience
 from dqmstream.learners.novelty import Novelty
 from dqmstream.learners.reference_file import About, load_reference
-from dqmstream.learners.registry import GRADIENT, STREAMING, make_strategy, recipe_changes, recipe_of, resolve
+from dqmstream.learners.registry import STREAMING, make_strategy, recipe_changes, recipe_of, resolve
 from dqmstream.learners.state import Identity, StateFolder
 from dqmstream.learners.strategy import RunData
 from dqmstream.learners.tags import SnapshotTags
 from dqmstream.learners.taught import Taught
+from dqmstream.learners.threads import ThreadPools
 from dqmstream.learners.watch import Watcher
 from dqmstream.learners.windows import Windows
 from dqmstream.storage.archive import Archive
@@ -88,8 +89,6 @@ class Learner:
         self.archive = archive
         self.settings = settings
         self.name = resolve(settings.strategy)
-        if self.name in GRADIENT:
-            set_threads(settings.threads)
         self.strategy = make_strategy(
             self.name,
             geometry=archive.geometry,
@@ -109,6 +108,7 @@ class Learner:
         self.reference = self._look_through(settings.reference)
         self._began_ns = time.time_ns()
         self.folder = StateFolder(folder, identity(archive, settings), anew=anew)
+        self._pools = ThreadPools(settings.threads)
         try:
             if self.folder.dropped_id:
                 archive.untag(self._tag_prefix(self.folder.dropped_id))
@@ -121,7 +121,7 @@ class Learner:
             self._at = 0
             self.learnt = self._resume()
         except BaseException as error:
-            self.folder.close(error)
+            self.close(error)
             raise
 
     def _look_through(self, path: Path | None) -> About | None:
@@ -146,6 +146,8 @@ class Learner:
         self._taught.restore(arrays, learnt, self._past)
         if meta.threads != self.settings.threads:
             log.warning("other number of threads: the bits may differ", before=meta.threads, now=self.settings.threads)
+        elif meta.pools and meta.pools != self._pools.used():
+            log.warning("other libraries or another processor: the bits may differ", before=meta.pools, now=self._pools.used())
         self.history.cut(learnt)
         position = self.ledger.lines.index(self.ledger.experiences[learnt - 1]) + 1
         self._at = self.windows.resume(self.ledger.lines, position, meta.windows)
@@ -182,6 +184,7 @@ class Learner:
     def step(self) -> None:
         """Go through the next frozen line, and everything that goes with it."""
         self.folder.beat()
+        self._pools.hold()  # what was loaded since
         line = self.ledger.lines[self._at]
         if line.window is not None:
             if self.learnt:  # else every run before was left out, and there is none to tell this one from
@@ -254,6 +257,7 @@ class Learner:
             archive_id=self.archive.archive_id,
             snapshot=snapshot,
             threads=self.settings.threads,
+            pools=self._pools.used(),
             dqmstream=__version__,
             windows=self.windows.judged,
         )
@@ -339,6 +343,7 @@ class Learner:
 
     def close(self, error: BaseException | None = None) -> None:
         """Let go of the state folder. error: what ended the learner, told in `status`."""
+        self._pools.release()
         self.folder.close(error)
 
     def __enter__(self) -> Learner:
@@ -362,10 +367,3 @@ def identity(archive: Archive, settings: LearnerSettings) -> Identity:
         recipe=recipe_changes(settings.strategy, settings.recipe),
         reference=load_reference(settings.reference, archive.geometry)[1].version if settings.reference else "",
     )
-
-
-def set_threads(threads: int) -> None:
-    """Fix the number of CPU threads, on which the bits of a sum depend."""
-    import torch
-
-    torch.set_num_threads(threads)

@@ -24,6 +24,7 @@ from dqmstream.learners.ledger import describe, read_experience
 from dqmstream.learners.reference import Reference
 from dqmstream.learners.splits import Part
 from dqmstream.learners.strategy import joined
+from dqmstream.learners.threads import held_threads
 from dqmstream.lumisection import IETA, N_IPHI, Geometry, ieta_row
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.locks import write_atomically
@@ -72,7 +73,8 @@ def make_reference(archive: Archive, runs: Sequence[int], masked: Sequence[Chann
         parts.append(data.part(Part.TRAIN))
     counted = np.array([(part.counts > 0).any(axis=0) for part in parts])
     dead = counted.any(axis=0) & ~counted.all(axis=0) & ~mask
-    reference = Reference.fit(joined(parts), mask | dead)
+    with held_threads():
+        reference = Reference.fit(joined(parts), mask | dead)
     return reference, About(
         version=reference.version,
         archive_id=archive.archive_id,
