@@ -12,8 +12,10 @@ import pytest
 from dqmstream.errors import InputError
 from dqmstream.lumisection import LUMISECTION_S
 from dqmstream.storage.archive import Archive
+from dqmstream.storage.readers.groups import read_group
 from dqmstream.storage.readers.luminosity import LuminosityTable, read_luminosity, read_tables
 from tests.commandline import dqmstream, result, told
+from tests.layouts import depth_maps, write_group
 from tests.maps import counts, write_run
 
 REAL = Path(__file__).resolve().parents[2] / ".." / "shared" / "real"
@@ -85,6 +87,19 @@ def test_values_just_below_zero_are_zero_and_other_bad_ones_are_left_out_and_tol
         "t.csv: 1 lines left out, without the 3 columns of the first line (line 9)",
     ):
         assert note in table.notes
+
+
+def test_the_table_of_a_group_file_is_of_lumisections_and_a_bad_value_of_it_is_left_out(tmp_path: Path) -> None:
+    table = np.zeros(8, [("run", "i8"), ("ls", "i8"), ("lumi", "f8"), ("pileup", "f8")])
+    table["run"], table["ls"], table["lumi"] = 356000, np.arange(1, 9), np.linspace(0.1, 0.8, 8)
+    table["pileup"] = [30, -1e-6, np.inf, 31, 31, 31, 31, 31]
+    path = write_group(tmp_path, 356000, depth_maps(1, 8, 7), table)
+    data, beside = read_group(path, crop=False)
+    np.testing.assert_array_equal(data.pileup[:4], [30, 0, np.nan, 31])
+    assert beside is not None
+    np.testing.assert_array_equal(beside.values["recorded_lumi"], table["lumi"])
+    assert "1 values of pileup left out, the first in line 3 of data: pileup is inf" in said(beside, "left out")
+    assert "1 values of pileup below 0" in said(beside, "below 0")
 
 
 BRIL = """#Data tag : 24v2 , Norm tag: onlineresult

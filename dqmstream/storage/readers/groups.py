@@ -39,7 +39,7 @@ def read_group(path: Path, crop: bool) -> tuple[RunData, LuminosityTable | None]
         raise InputError(f"{path} holds {maps.shape[3]} depths of {maps.dtype}, and HCAL has 1 to 7, of numbers")
     counts = np.moveaxis(maps[..., 0], 3, 1)
     meta = _meta(path.with_name(META_FILE), run)
-    table = _table(path.with_name(TABLE_FILE), run)
+    table, left_out = _table(path.with_name(TABLE_FILE), run)
     places, notes = find_places(counts, path, crop)
     listed = None if table is None else table["lumisection"]
     numbers, told = _numbers(path, counts, listed, meta)
@@ -67,7 +67,8 @@ def read_group(path: Path, crop: bool) -> tuple[RunData, LuminosityTable | None]
     )
     if table is None or not set(table) & set(VALUES):
         return data, None
-    return data, make_table(path.with_name(TABLE_FILE), {**table, "run": np.full(len(table["lumisection"]), run)})
+    columns = {**table, "run": np.full(len(table["lumisection"]), run)}
+    return data, make_table(path.with_name(TABLE_FILE), columns, left_out, may_be_sums=False)
 
 
 def _numbers(
@@ -141,10 +142,10 @@ def _lines_of(listed: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.nd
     return order[at], listed[order][at] == wanted
 
 
-def _table(path: Path, run: int) -> dict[str, np.ndarray] | None:
-    """Columns of the table beside the maps; None where there is none."""
+def _table(path: Path, run: int) -> tuple[dict[str, np.ndarray] | None, tuple[str, ...]]:
+    """Columns of the table beside the maps, None where there is none, and what was left out of them."""
     if not path.exists():
-        return None
+        return None, ()
     array = load_array(path)
     names = array.dtype.names
     if names is not None and array.ndim == 1:
@@ -156,10 +157,10 @@ def _table(path: Path, run: int) -> dict[str, np.ndarray] | None:
             f"{path} is {array.dtype} of shape {array.shape}: "
             "give a structured array with fields run, ls, lumi, or three columns"
         )
-    columns, _ = name_columns(path, given)
+    columns, left_out = name_columns(path, given)
     if "run" in columns and (other := columns["run"] != run).any():
         raise InputError(f"{path} speaks of run {columns['run'][np.argmax(other)]}, and lies in the folder of run {run}")
-    return columns
+    return columns, left_out
 
 
 def _meta(path: Path, run: int) -> dict[str, Any]:

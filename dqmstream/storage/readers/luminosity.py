@@ -100,9 +100,20 @@ def read_tables(paths: Sequence[Path], hlt_path: str = ZERO_BIAS) -> list[Lumino
     return made
 
 
-def make_table(path: Path, columns: Mapping[str, Sequence[Any] | np.ndarray], notes: Sequence[str] = ()) -> LuminosityTable:
-    """A table of these columns, under any of their names. path: for messages. notes: what is known of them already."""
+def make_table(
+    path: Path,
+    columns: Mapping[str, Sequence[Any] | np.ndarray],
+    notes: Sequence[str] = (),
+    *,
+    may_be_sums: bool = True,
+) -> LuminosityTable:
+    """A table of these columns, under any of their names.
+
+    path: for messages. notes: what is known of them already. may_be_sums: whether luminosities may be sums over the run.
+    """
     named = _Named(path, columns)
+    if not may_be_sums:
+        named.sums.clear()
     found = named.good()
     if not set(found) & set(VALUES):
         raise InputError(f"{path} has none of the columns pileup, delivered_lumi, recorded_lumi, events")
@@ -115,16 +126,17 @@ def make_table(path: Path, columns: Mapping[str, Sequence[Any] | np.ndarray], no
 def name_columns(
     path: Path, columns: Mapping[str, Sequence[Any] | np.ndarray]
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-    """Columns under the names of this module, in the order of the file, and the names of those that mean nothing here.
+    """Columns under the names of this module, in the order of the file, and what of them was left out or changed.
 
-    run and lumisection are int64, all else float64 and nan where unknown. Raises InputError for any bad value.
+    run and lumisection are int64, all else float64 nan where unknown or bad. Raises InputError for a bad run or lumisection.
     """
     named = _Named(path, columns)
-    for reason in (named.reasons[name] for name, bad in named.bad.items() if bad.any()):
+    for reason in (named.reasons[name] for name, bad in named.bad.items() if bad.any() and name in ("run", "lumisection")):
         raise InputError(f"{path}, {reason}")
+    named.good()
     whole = ("run", "lumisection")
     found = {name: column.astype(np.int64 if name in whole else np.float64) for name, column in named.found.items()}
-    return found, named.ignored
+    return found, tuple(named.notes)
 
 
 class _Named:
