@@ -69,7 +69,7 @@ def import_data(
 ) -> dict[str, Any]:
     """Import files of lumisections or of images, by what is in them, and labels."""
     from dqmstream.storage.image_archive import import_images
-    from dqmstream.storage.images import images_among
+    from dqmstream.storage.images import images_among, left_out
 
     if flags.golden_only and not flags.golden:
         raise InputError("--golden-only needs the golden JSON: give --golden FILE too")
@@ -84,7 +84,7 @@ def import_data(
     if images := images_among(files):
         _refuse_flags(settings, flags, images[0])
         done = [asdict(file) for file in import_images(images, settings.need("archive"), progress)]
-        return {"archive": str(settings.archive), "kind": "images", "files": done}
+        return {"archive": str(settings.archive), "kind": "images", "files": done, "notes": left_out(files)}
     if not (files or flags.golden or flags.luminosity):
         raise InputError("nothing is given to import: name files, or --golden FILE or --lumi FILE for an archive that stands")
     return {

@@ -121,7 +121,7 @@ def describe_imported(result: dict[str, Any]) -> list[Any]:
             [f["name"], f["rows"], "x".join(map(str, f["shape"])), ", ".join(f["classes"]), known if f["known"] else ""]
             for f in result["files"]
         ]
-        return [table("imported", ["file", "images", "shape", "classes", "note"], rows)]
+        return [table("imported", ["file", "images", "shape", "classes", "note"], rows), *result["notes"]]
     rows = []
     for f in result["files"]:
         note = known if f["known"] else f"rounded by up to {f['rounding']:.2g} counts" if f["rounding"] else ""

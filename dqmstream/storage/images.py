@@ -15,6 +15,8 @@ from dqmstream.storage.readers.find import has_rows, is_hidden
 from dqmstream.storage.readers.images import HDF5_SUFFIXES, Contents, ImageFile, blocks, is_image_file, open_image_file
 from dqmstream.storage.repository import is_repository
 
+_SUFFIXES = (*HDF5_SUFFIXES, ".parquet", ".npy")
+
 
 class ImageSource:
     """Images of all files given, one behind the other.
@@ -127,6 +129,16 @@ def images_among(paths: Sequence[Path]) -> list[Path]:
     return found
 
 
+def left_out(paths: Sequence[Path]) -> list[str]:
+    """What `images_among` and `image_files` leave out of folders although its name is that of data, each with the reason."""
+    named = (file for path in paths if path.is_dir() for file in sorted(path.iterdir()) if file.suffix.lower() in _SUFFIXES)
+    return [
+        f"{file} is a hidden file: left out" if is_hidden(file) else f"{file} holds no row: left out"
+        for file in named
+        if is_hidden(file) or (file.suffix.lower() == ".parquet" and not has_rows(file))
+    ]
+
+
 def image_files(folder: Path) -> list[Path]:
     """Files of images in a folder, by name. Raises InputError where there is none."""
     found = [path for path in _data_in(folder) if path.suffix.lower() != ".npy" or "_Dataset_" in path.name]
@@ -137,6 +149,5 @@ def image_files(folder: Path) -> list[Path]:
 
 def _data_in(folder: Path) -> list[Path]:
     """Files of a folder whose names may be of images or maps, without hidden ones and Parquet of no rows."""
-    suffixes = (*HDF5_SUFFIXES, ".parquet", ".npy")
-    named = (path for path in sorted(folder.iterdir()) if path.suffix.lower() in suffixes and not is_hidden(path))
+    named = (path for path in sorted(folder.iterdir()) if path.suffix.lower() in _SUFFIXES and not is_hidden(path))
     return [path for path in named if path.suffix.lower() != ".parquet" or has_rows(path)]

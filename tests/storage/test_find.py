@@ -10,7 +10,7 @@ import pytest
 
 from dqmstream.errors import InputError
 from dqmstream.storage.archive import Archive
-from dqmstream.storage.images import image_files, images_among
+from dqmstream.storage.images import image_files, images_among, left_out
 from dqmstream.storage.importer import Taking, import_runs
 from dqmstream.storage.readers.find import find_files
 from tests.layouts import depth_maps, dials_rows, write_dials, write_hdf5
@@ -76,6 +76,7 @@ def test_images_are_found_beside_what_is_none(tmp_path: Path) -> None:
     (tmp_path / "._x.hdf5").write_bytes(APPLE_DOUBLE)
     (tmp_path / "notes.txt").write_text("mine")
     assert images_among([tmp_path]) == image_files(tmp_path) == [tmp_path / "x.HDF5"]
+    assert left_out([tmp_path]) == [f"{tmp_path / '._x.hdf5'} is a hidden file: left out"]
 
 
 @pytest.mark.parametrize(
