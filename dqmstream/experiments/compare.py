@@ -145,19 +145,20 @@ class Comparison:
                 "channels can be tested. Nothing is said of the others: choose longer runs, or runs closer in pileup."
             )
         if self.separation is None:
-            if self.channels.changed.any() or self.boxes.changed.any():
-                return "Channels changed between these runs."
+            channels, boxes = int(self.channels.changed.sum()), int(self.boxes.changed.sum())
+            if channels or boxes:
+                return f"{channels} channels and {boxes} readout boxes changed between these runs."
             return "No channel is found to have changed between these runs."
-        channels, luminosity = self.separation.channels, self.separation.luminosity
+        by_channels, luminosity = self.separation.channels, self.separation.luminosity
         if luminosity.above_chance:
             return (
                 f"Luminosity alone tells these runs apart (AUC {luminosity.value:.3f}), so an AUC proves nothing of the "
                 "detector by itself: judge by the channels that changed "
                 + ("against their rings." if self.by_ring else "under the same conditions.")
             )
-        if channels.above_chance:
+        if by_channels.above_chance:
             return (
-                f"The channels tell these runs apart (AUC {channels.value:.3f}) and luminosity alone does not "
+                f"The channels tell these runs apart (AUC {by_channels.value:.3f}) and luminosity alone does not "
                 f"({luminosity.value:.3f}): what differs is in the channels."
             )
         if self.channels.changed.any() or self.boxes.changed.any():
