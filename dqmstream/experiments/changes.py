@@ -65,7 +65,7 @@ class Change:
 class RunView:
     """What the report shows of a run, from its train part. Maps are float64 (depth, 64, 72), nan where a cell never counts.
 
-    first, mean: the first lumisection and the mean, as counts per event where the numbers of events are known
+    first, mean: the first lumisection and the mean, as counts per event where most numbers of events are known
     (per_event), else as counts per lumisection. live: bool, (depth, 64, 72), of the reference. awake: channels outside it
     that count in this run, as (ieta, iphi, depth). change: None for the first run.
     """
@@ -125,8 +125,9 @@ def _change(gains: GainMap, before: int, from_reference: bool) -> Change:
     """The last run that the gain map learnt against the one that it learnt before."""
     old, new = gains.gains[-2:].astype(np.float64)
     variance = (gains.gain_errors[-2:].astype(np.float64) ** 2).sum(axis=0)
-    # A run that taught nothing of a channel has an infinite error there: no change is claimed.
-    pull = (new - old) / np.sqrt(variance)
+    # A run that taught nothing of a channel has an infinite error there, or no gain: no change is claimed.
+    told = np.isfinite(new - old) & (variance > 0)
+    pull = np.divide(new - old, np.sqrt(variance), out=np.zeros_like(new), where=told)
     low, high = np.quantile(pull, [norm.cdf(-1), norm.cdf(1)])
     return Change(before, 1 + old, 1 + new, pull, float(high - low) / 2, from_reference)
 
@@ -134,15 +135,16 @@ def _change(gains: GainMap, before: int, from_reference: bool) -> Change:
 def _view(run: RunData, reference: Reference, change: Change | None) -> RunView:
     train = run.part(Part.TRAIN)
     counting = (train.counts > 0).any(axis=0)
-    known = np.isfinite(train.n_events) & (train.n_events > 0)
-    per_event = bool(known[0])
-    mean = _mean(train.take(np.flatnonzero(known))) if per_event else train.counts.mean(axis=0, dtype=np.float64)
-    first = train.counts[0] / train.n_events[0] if per_event else train.counts[0].astype(np.float64)
+    known = np.flatnonzero(np.nan_to_num(train.n_events) > 0)
+    per_event = len(known) > len(train) / 2
+    used = train.take(known) if per_event else train
+    mean = _mean(used) if per_event else used.counts.mean(axis=0, dtype=np.float64)
+    first = used.counts[0] / used.n_events[0] if per_event else used.counts[0].astype(np.float64)
     shown = reference.live | counting  # a channel that died stays on the map, as zero
     return RunView(
         run=run.run,
         lumisections=len(train),
-        first_lumisection=int(train.lumisection[0]),
+        first_lumisection=int(used.lumisection[0]),
         first=np.where(shown, first, np.nan),
         mean=np.where(shown, mean, np.nan),
         per_event=per_event,

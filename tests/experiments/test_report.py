@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import pytest
 
 from dqmstream.errors import InputError, StateError
 from dqmstream.experiments import figures, records, report, simulator
-from dqmstream.experiments.changes import run_views
+from dqmstream.experiments.changes import _view, run_views
 from dqmstream.experiments.measures import measure
 from dqmstream.experiments.records import course
 from dqmstream.experiments.report import MANIFEST, write_report
@@ -342,6 +343,23 @@ def test_a_channel_that_wakes_up_is_named(faulty: Path) -> None:
     assert after.live.sum() == 931 and after.change is not None and after.change.pull.shape == (931,)
     assert after.per_event and np.nanmax(after.mean) <= 1
     assert np.isnan(reference.mean).sum() == 64 * 72 - 931
+
+
+def test_empty_lumisections_and_unknown_events_neither_open_the_report_of_a_run_nor_dilute_its_mean(faulty: Path) -> None:
+    archive = Archive.open(faulty / "archive")
+    lines = read_ledger(faulty / "state" / "live" / "ledger.jsonl")[:1]
+    (whole,) = run_views(archive, lines, 1)
+    run = read_experience(archive, lines[0])
+    counts, events = run.maps.counts.copy(), run.maps.n_events.copy()
+    counts[::4], events[::4], events[1] = 0, 0, np.nan
+    gaps = replace(run, maps=replace(run.maps, counts=counts, n_events=events))
+    strategy = GainMap(archive.geometry, seed=0)
+    strategy.learn(0, run, lambda past: run)
+    view = _view(gaps, strategy.reference, None)
+    blind = _view(replace(gaps, maps=replace(gaps.maps, n_events=np.full_like(events, np.nan))), strategy.reference, None)
+    assert view.first_lumisection > whole.first_lumisection and view.per_event
+    np.testing.assert_allclose(np.nansum(view.mean), np.nansum(whole.mean), rtol=0.02)
+    assert np.nansum(view.first) > 0 and not blind.per_event and np.nansum(blind.mean) > 1
 
 
 def test_the_course_is_what_the_histories_functions_say(faulty: Path) -> None:
