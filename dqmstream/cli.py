@@ -241,6 +241,9 @@ def consume(
     dtype: Dtype = None,
     depths: Depths = None,
     source: Source = None,
+    accept_others: Annotated[
+        bool, typer.Option("--accept-others", help="make dead letters of other sources even while none is the archive's")
+    ] = False,
     max_events: MaxEvents = None,
     name: Name = None,
     strategy: Strategy = None,
@@ -264,7 +267,8 @@ def consume(
     settings = load_settings(
         bootstrap=bootstrap, topic=topic, archive=archive, state=state, group=group, instance=instance,
         dead_letter_topic=dead_letter_topic, accept_gap=accept_gap or None, dtype=dtype, depths=depths, source=source,
-        max_events=max_events, name=name, strategy=strategy, recipe=recipe_flags(recipe, set_), reference=reference, seed=seed,
+        accept_others=accept_others or None, max_events=max_events, name=name, strategy=strategy,
+        recipe=recipe_flags(recipe, set_), reference=reference, seed=seed,
         memory_bytes=memory_bytes, idle_s=idle_s, evaluation_samples=evaluation_samples, watch_samples=watch_samples,
         window=window, label_delay=label_delay, threads=threads, device=device,
     )  # fmt: skip

@@ -47,6 +47,7 @@ class Settings(BaseSettings):
     dead_letter_topic: str | None = Field(None, description="default <topic>.deadletter")
     session_timeout_ms: int = Field(45_000, ge=1000, le=MAX_COUNT)
     accept_gap: bool = Field(False, description="record what the broker deleted before it was read, and go on")
+    accept_others: bool = Field(False, description="make dead letters of other sources even while none is the archive's")
     crc_required: bool = Field(True, description="refuse messages without the header crc32c")
     max_events: int = Field(MAX_EVENTS, ge=1, le=2**31 - 1, description="most events of a lumisection, which bound its counts")
     max_rows: int = Field(1024, ge=1, le=65536, description="rows in one commit under load")

@@ -85,7 +85,7 @@ def consume(
     complete. Snapshots that nothing needs any more are dropped every hour (`storage.expiry`). progress: called about
     five times a second with the counts and the learner's status. On the way out all that was read is filed, unless the disk
     takes longer than `drain_s`, and the child is ended. Raises DataLostError and BrokerError as the feed does, InputError
-    where the archive has no source, none is given and the messages do not agree on one.
+    where the archive has no source, none is given and the messages do not agree on one, or where none of many is of it.
     """
     stop = stop or Stop()
     began = time.monotonic()
@@ -101,6 +101,7 @@ def consume(
         crc_required=settings.crc_required,
         max_events=settings.max_events,
         source=settings.source or "",
+        accept_others=settings.accept_others,
     )
     learner_code: int | None = None
     expiry = Expiry(archive.path, settings.keep_snapshots_s)

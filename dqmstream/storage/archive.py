@@ -249,6 +249,15 @@ class Archive:
         except KeyError:
             return None
 
+    def holds_rows(self, feed: str) -> bool:
+        """Whether a row of the feed is in the archive, of any partition."""
+        return any(name == feed and log["run"].shape[0] for name, _, log in self.logs())
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no row is in the archive, of any feed."""
+        return not any(log["run"].shape[0] for _, _, log in self.logs())
+
     def logs(self) -> Iterator[tuple[str, int, zarr.Group]]:
         """Feed, partition and group of each log."""
         for feed, partitions in sorted(self.root["feeds"].groups(), key=lambda named: named[0]):

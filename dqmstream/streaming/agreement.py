@@ -3,6 +3,10 @@
 An archive keeps the source that it once has, and a row of another one becomes a dead letter. So no single message is believed:
 a stranger's that came first would turn away all that the archive is for. Rows wait, unfiled and with no offset passed, until
 enough of them agree; where many do not, a person must say.
+
+The source that a person gave, or that an archive has, may be wrong for a feed too: a mistyped one would turn every row away. So
+while the archive holds no row of a feed, rows of other sources wait until one fits, and where many agree on another source
+a person must say.
 """
 
 from __future__ import annotations
@@ -66,6 +70,30 @@ def open_question(rows: Iterable[Row]) -> str:
     )
 
 
+def stranger_question(rows: Iterable[Row], source: str, archive_is_empty: bool) -> str:
+    """What is to be done about rows of which none is of the archive's source; empty where none waits."""
+    tally = _tally(rows)
+    if not tally:
+        return ""
+    if archive_is_empty:
+        change = "remove this archive, which holds nothing, and start again with the --source that is meant"
+    else:
+        change = "read this topic into another archive"
+    return (
+        f"none of the {sum(tally.values())} lumisections that were read is of the archive's source, {_shown(source)}: there "
+        f"are {_listed(tally)}. None was filed, and they will be read again. If {_shown(source)} is wrong, {change}; if it is "
+        "right, start again when lumisections of it have come, or give --accept-others, which makes dead letters of all others"
+    )
+
+
+def check_strangers(rows: Iterable[Row], source: str, archive_is_empty: bool) -> None:
+    """Raise InputError where many rows agree on another source than the archive's, or are many in all. None of them fits."""
+    rows = list(rows)
+    tally = _tally(rows)
+    if max(tally.values(), default=0) >= AGREEING or sum(tally.values()) >= ASKED:
+        raise InputError(stranger_question(rows, source, archive_is_empty))
+
+
 def _tally(rows: Iterable[Row]) -> dict[str, int]:
     """How many lumisections each source has."""
     seen: dict[str, set[tuple[int, int]]] = {}
@@ -77,5 +105,9 @@ def _tally(rows: Iterable[Row]) -> dict[str, int]:
 
 def _listed(tally: dict[str, int]) -> str:
     ranked = sorted(tally.items(), key=lambda item: -item[1])
-    shown = [f"{count} of {name[:LONGEST]!r}{'...' if len(name) > LONGEST else ''}" for name, count in ranked[:SHOWN]]
+    shown = [f"{count} of {_shown(name)}" for name, count in ranked[:SHOWN]]
     return ", ".join(shown) + (f" and {len(ranked) - SHOWN} sources more" if len(ranked) > SHOWN else "")
+
+
+def _shown(name: str) -> str:
+    return f"{name[:LONGEST]!r}{'...' if len(name) > LONGEST else ''}"

@@ -68,7 +68,9 @@ class Filer:
     name: of the feed. max_rows: rows in one commit under load. flush_s: longest that a row waits, and, unless so many rows are
     there, the shortest time between two commits of a partition. max_events: the most that a lumisection can have. source:
     of an archive that has none yet; where that is not given either, rows that name one wait until enough agree
-    (`streaming.agreement`), and `file_due` raises InputError where many do not.
+    (`streaming.agreement`), and `file_due` raises InputError where many do not. While the archive holds no row of the feed,
+    rows of another source than its own wait as well, and `file_due` raises InputError where many of them came and none that
+    fits; accept_others: they become dead letters at once.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class Filer:
         crc_required: bool,
         max_events: float = MAX_EVENTS,
         source: str = "",
+        accept_others: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.counts = IngestCounts()
@@ -98,18 +101,25 @@ class Filer:
         self._pending: dict[int, _Pending] = {}
         self._filed_at: dict[int, float] = {}
         self._source = writer.archive.source or source
-        self._asked_at = 0.0
+        self._accept_others = accept_others
+        self._source_fits = False
+        self._asked_at = self._taken_at = 0.0
         self._undecided_since: float | None = None
 
     @property
     def undecided(self) -> bool:
-        """Whether rows wait for enough others that name the same source."""
+        """Whether rows wait for enough others that name the same source, or for one of the archive's."""
         return self._undecided_since is not None
 
     @property
     def open_question(self) -> str:
         """What is to be done about rows that wait so, empty where none does."""
-        return agreement.open_question(self._sourced()) if self.undecided else ""
+        if not self.undecided:
+            return ""
+        rows = self._sourced()
+        if self._source:
+            return agreement.stranger_question(rows, self._source, self._writer.archive.refresh().is_empty)
+        return agreement.open_question(rows)
 
     @property
     def waiting(self) -> int:
@@ -142,6 +152,7 @@ class Filer:
         if piece.gap:
             pending.add(Control(piece.start, piece.until, Kind.GAP, reason=piece.gap), piece.until)
             return
+        self._taken_at = self._clock()
         rows = self._sorter.rows(piece.messages)
         for message in piece.messages:
             self._pass_over(pending, message.offset)
@@ -197,11 +208,13 @@ class Filer:
 
     def file_all(self, *, last: bool = False) -> tuple[dict[int, int], list[int]]:
         """File all that was taken; returns what `file_due` does. last: the feed has nothing more and will not give this
-        again, so the source that most rows name is believed, however few they are."""
-        return self._file_those(lambda partition, pending: True, last=last)
+        again, so the source that most rows name is believed, however few they are, and rows of others are not kept waiting."""
+        return self._file_those(lambda partition, pending: True, no_more=True, last=last)
 
-    def _file_those(self, due: Callable[[int, _Pending], bool], *, last: bool = False) -> tuple[dict[int, int], list[int]]:
-        self._settle_source(last)
+    def _file_those(
+        self, due: Callable[[int, _Pending], bool], *, no_more: bool = False, last: bool = False
+    ) -> tuple[dict[int, int], list[int]]:
+        self._settle_source(no_more, last)
         filed: dict[int, int] = {}
         overtaken: list[int] = []
         for partition, pending in list(self._pending.items()):
@@ -214,22 +227,36 @@ class Filer:
                     break
         return filed, overtaken
 
-    def _settle_source(self, last: bool) -> None:
-        """Settle of which source the archive is, where rows name one and nobody has said."""
-        if self._source or not any(pending.messages for pending in self._pending.values()):
+    def _settle_source(self, no_more: bool, last: bool) -> None:
+        """Settle of which source the archive is, where rows name one and nobody has said, and whether the feed has rows of it.
+
+        no_more: nothing more is waited for now; last: nor will it come later.
+        """
+        if self._source_fits or not any(pending.messages for pending in self._pending.values()):
             self._undecided_since = None
             return
         rows = self._sourced()
         self._asked_at = self._clock()
-        self._source = self._writer.archive.refresh().source or agreement.agreed_source(rows)
+        archive = self._writer.archive.refresh()
+        self._source = self._source or archive.source or agreement.agreed_source(rows)
         if last:
             self._source = self._source or agreement.most_frequent(rows)
         if self._source:
+            self._source_fits = (
+                last
+                or self._accept_others
+                or any(row.source == self._source for row in rows)
+                or archive.holds_rows(self._name)
+            )
+        if self._source_fits:
             self._undecided_since = None
             return
         if self._undecided_since is None:
             self._undecided_since = self._asked_at
-        if self.waiting >= agreement.ROOM or self.waiting_bytes >= agreement.ROOM_BYTES:
+        full = self.waiting >= agreement.ROOM or self.waiting_bytes >= agreement.ROOM_BYTES
+        if self._source and (full or no_more or self._asked_at >= self._taken_at + self._flush_s):
+            agreement.check_strangers(rows, self._source, archive.is_empty)
+        if full:
             raise InputError(self.open_question)
         if self._asked_at >= self._undecided_since + agreement.TOLD_AFTER_S:
             self.repeats.tell(log.warning, "rows wait for a source", self.open_question)

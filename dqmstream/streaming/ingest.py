@@ -59,8 +59,9 @@ class Ingest:
 
     max_rows: rows filed in one commit under load; four times as many messages wait at most. flush_s: longest that a row
     waits when little comes. topic: named in dead letters. max_events: the most that a lumisection can have. source: of an
-    archive that has none; where it is not given, many messages must agree on it (`streaming.agreement`). What goes wrong
-    while filing (ArchiveError, OSError, InputError where they do not agree) is raised by the next `step` or `drain`; what
+    archive that has none; where it is not given, many messages must agree on it (`streaming.agreement`). accept_others: rows
+    of other sources become dead letters even while none fits. What goes wrong while filing (ArchiveError, OSError, InputError
+    where rows do not agree, or none fits) is raised by the next `step` or `drain`; what
     the feed raises, as DataLostError where a topic was made again, comes from `step` at once.
     """
 
@@ -76,6 +77,7 @@ class Ingest:
         crc_required: bool = True,
         max_events: float = MAX_EVENTS,
         source: str = "",
+        accept_others: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._feed = feed
@@ -94,6 +96,7 @@ class Ingest:
             crc_required=crc_required,
             max_events=max_events,
             source=source,
+            accept_others=accept_others,
             clock=clock,
         )
         self._queue: queue.SimpleQueue[_Item] = queue.SimpleQueue()

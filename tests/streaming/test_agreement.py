@@ -20,7 +20,7 @@ from dqmstream.streaming.deadletters import FolderDeadLetters
 from dqmstream.streaming.feed import InProcessFeed, Message, Polled
 from dqmstream.streaming.ingest import Ingest
 from dqmstream.streaming.wire import encode
-from tests.maps import SOURCE, check_tiling, lumisection
+from tests.maps import SOURCE, check_tiling, lumisection, row
 
 FEED = "hcal@cluster.topic"
 OTHER = "/Muon/Online#Other"
@@ -36,13 +36,14 @@ def of(source: str, numbers: range) -> list[Lumisection]:
 
 @contextmanager
 def filing(archive: Archive, sent: Sequence[Message], **settings: object) -> Iterator[Ingest]:
-    """An ingest that has read all of it."""
+    """An ingest that has read all of it that is not filed yet."""
+    filed = archive.refresh().next_offset(FEED, 0) or 0
     feed = InProcessFeed(FEED, lambda: iter(sent), max_records=16)
     loop = Ingest(
         feed, ArchiveWriter(archive), FolderDeadLetters(archive.path.parent / "L"), topic="hcal", **settings,  # type: ignore[arg-type]
     )  # fmt: skip
     try:
-        while loop.counts.messages < len(sent):
+        while loop.counts.messages < len(sent) - filed:
             loop.step(0.05)
         yield loop
     finally:
@@ -138,6 +139,53 @@ def test_another_worker_s_word_is_taken(archive: Archive) -> None:
         first.close()
         assert loop.drain() and loop.waiting == 0
     assert numbers(archive) == [1, 2, 3, *range(101, 141)]
+
+
+def test_a_source_that_fits_none_of_many_ends_the_service_before_an_offset_is_passed(tmp_path: Path) -> None:
+    """As a mistyped --source; the second form is an archive that has rows already, from elsewhere."""
+    mistyped = Archive.create(tmp_path / "A", source=OTHER)
+    sent = messages(of(SOURCE, range(1, 1 + AGREEING)))
+    told = rf"none of the {AGREEING} lumisections .* '{OTHER}': there are {AGREEING} of '{SOURCE}'.* remove this archive"
+    with pytest.raises(InputError, match=told), filing(mistyped, sent) as loop:
+        loop.drain()
+    ArchiveWriter(mistyped).append("other@feed", 0, [row(mistyped, 5, 1, 0)], 0, 1)
+    told = r"read this topic into another archive; .* --accept-others"
+    with pytest.raises(InputError, match=told), filing(mistyped, sent) as loop:
+        loop.drain()
+    assert mistyped.refresh().next_offset(FEED, 0) is None and list((tmp_path / "L").glob("**/*.json")) == []
+
+
+@pytest.mark.parametrize("sources", [[OTHER] * 40 + [SOURCE], [OTHER, "/a#b"] * 20 + [SOURCE]])
+def test_strangers_ahead_of_a_row_that_fits_are_dead_letters_however_many(tmp_path: Path, sources: list[str]) -> None:
+    archive = Archive.create(tmp_path / "A", source=SOURCE)
+    sent = messages([lumisection(7, 1 + k, source=source) for k, source in enumerate(sources)])
+    with filing(archive, sent) as loop:
+        assert loop.drain()
+    assert (numbers(archive), dead(archive)) == ([41], list(range(40)))
+    later = [Message(0, 41 + k, *encode(one)) for k, one in enumerate(of(OTHER, range(42, 82)))]
+    with filing(archive, sent + later) as loop:  # of a feed that has rows here, after a restart
+        assert loop.drain()
+    assert (numbers(archive), dead(archive)) == ([41], [*range(40), *range(41, 81)])
+
+
+def test_few_strangers_wait_are_told_at_the_end_and_are_dead_letters_where_it_is_said_so(tmp_path: Path) -> None:
+    archive = Archive.create(tmp_path / "A", source=SOURCE)
+    sent = messages(of(OTHER, range(1, 4)) + of("", range(101, 103)))
+    with filing(archive, sent) as loop:
+        assert loop.drain() and loop.waiting == 5
+        assert f"none of the 3 lumisections that were read is of the archive's source, '{SOURCE}'" in loop.open_question
+    assert archive.refresh().next_offset(FEED, 0) is None
+    with filing(archive, sent, accept_others=True) as loop:
+        assert loop.drain() and (loop.waiting, loop.open_question) == (0, "")
+    assert (numbers(archive), dead(archive)) == ([101, 102], [0, 1, 2])
+
+
+def test_many_of_different_sources_of_which_none_fits_end_the_service(tmp_path: Path) -> None:
+    archive = Archive.create(tmp_path / "A", source=SOURCE)
+    sent = messages([lumisection(7, 1 + k, source=f"/Stranger{k % 8}#x") for k in range(ASKED)])
+    with pytest.raises(InputError, match=rf"none of the {ASKED} .* and 5 sources more"), filing(archive, sent) as loop:
+        loop.drain()
+    assert archive.refresh().next_offset(FEED, 0) is None
 
 
 class Ending(InProcessFeed):
