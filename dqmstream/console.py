@@ -236,8 +236,9 @@ def describe_comparison(result: dict[str, Any]) -> list[Any]:
         if auc
     ]
     interval = f"{result['confidence']:.0%} interval"
+    title = f"{result['b']['name']} against {result['a']['name']}"
     parts: list[Any] = [
-        table(f"{result['b']['name']} against {result['a']['name']}", ["told apart by", "AUC", interval], rows),
+        table(title, ["told apart by", "AUC", interval], rows) if rows else title,
         result["verdict"],
         *(f"Warning: {warning}" for warning in result["warnings"]),
     ]

@@ -171,7 +171,8 @@ class Comparison:
         if self.by_ring:
             notes.append(_GROUNDS[self.ground].format(overlap=self.overlap) + " " + _BY_RING)
         if self.separation is None:
-            notes.append(f"A run of fewer than {LEAST * self.pair.samples[0].scale} lumisections allows no AUC.")
+            least = LEAST * self.pair.samples[0].scale
+            notes.append(f"There is no AUC: it takes runs of {least} lumisections, in half of which something counted.")
         if not self.by_ring and self.overlap < 0.5:
             notes.append(
                 f"The runs share conditions in part only: {self.common[0]} and {self.common[1]} lumisections are compared, "

@@ -120,7 +120,7 @@ def test_errors_hold_for_a_short_run_against_a_long_one() -> None:
 @pytest.mark.parametrize(("first", "second"), [(20, 20), (20, 200), (6, 100)])
 def test_a_short_run_is_compared_without_an_auc(first: int, second: int) -> None:
     done = compare(pair_of(run(1, "low", first), run(2, "low", second, changed_gain())), RATE)
-    assert done.separation is None and any("allows no AUC" in note for note in done.warnings)
+    assert done.separation is None and any("There is no AUC" in note for note in done.warnings)
     assert done.died[place(done, *DEAD)]
     assert done.channels.changed.sum() <= 3
 
