@@ -49,6 +49,10 @@ def learn(
     label_delay: LabelDelay = None,
     threads: Threads = None,
     device: Device = None,
+    again: Annotated[
+        list[int] | None,
+        typer.Option("--again", help="learn this run once more with what came late (several times for several); see status"),
+    ] = None,
     parent: Annotated[int | None, typer.Option("--parent", min=1, max=MAX_COUNT, hidden=True)] = None,
     as_json: Json = False,
 ) -> None:
@@ -61,7 +65,7 @@ def learn(
         evaluation_samples=evaluation_samples, watch_samples=watch_samples, window=window, label_delay=label_delay,
         threads=threads, device=device,
     )  # fmt: skip
-    result = learn_archive(settings, follow=follow, parent=parent)
+    result = learn_archive(settings, follow=follow, parent=parent, again=again or ())
     show(result, as_json, console.describe_results(result))
 
 

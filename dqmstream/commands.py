@@ -17,7 +17,7 @@ from dqmstream.errors import ArchiveError, InputError
 from dqmstream.learner_process import die_with_parent
 from dqmstream.learners import checkpoint
 from dqmstream.learners.history import newest_average, prequential_results, read_history, results
-from dqmstream.learners.ledger import read_ledger
+from dqmstream.learners.ledger import late, newest_lines, read_ledger
 from dqmstream.learners.registry import recipe_of, resolve
 from dqmstream.learners.state import check_identity, is_learner, life, read_json, read_status
 from dqmstream.lumisection import LUMISECTION_S, Geometry
@@ -237,8 +237,11 @@ def _check_recipe(settings: Settings) -> None:
         )
 
 
-def learn_archive(settings: Settings, *, follow: bool, parent: int | None) -> dict[str, Any]:
-    """The learner alone. parent: process id of the service; when that process is gone the learner ends."""
+def learn_archive(settings: Settings, *, follow: bool, parent: int | None, again: Sequence[int] = ()) -> dict[str, Any]:
+    """The learner alone. parent: process id of the service; when that process is gone the learner ends.
+
+    again: runs that are learnt once more, as the archive holds them now.
+    """
     archive = Archive.open(settings.need("archive"))
     _check_recipe(settings)
     from dqmstream.learners.learner import Learner
@@ -247,6 +250,8 @@ def learn_archive(settings: Settings, *, follow: bool, parent: int | None) -> di
         die_with_parent(parent)
 
     with Learner(archive, settings.state_path / settings.name, learner_settings(settings)) as learner:
+        for run in dict.fromkeys(again):
+            learner.again(run)
         with stop_on_signals() as stop:
             learner.follow(stop.is_set, wait=stop.wait, once=not follow)
         return learner.results()
@@ -354,11 +359,14 @@ def learner_status(archive: Archive, state: Path, hang_s: float = 300.0) -> dict
     How many complete runs it is behind is counted here, from archive and ledger, so that it is true of a dead learner too.
     hang_s: a learner that shows no sign of life for longer hangs.
     """
-    complete = {summary.run for summary in archive.runs() if summary.complete}
+    summaries = archive.runs()
+    complete = {summary.run for summary in summaries if summary.complete}
     found = {}
     for folder in sorted(path for path in state.glob("*") if is_learner(path)):
         ledger, history = folder / "ledger.jsonl", folder / "history.jsonl"
         frozen = [line for line in read_ledger(ledger) if line.window is None] if ledger.exists() else []
+        newest = newest_lines(frozen)
+        came_late = {str(s.run): late(newest[s.run], s) for s in summaries if s.run in newest}
         lines = read_history(history) if history.exists() else []
         lines = lines[: checkpoint.learnt(folder / "checkpoints")]  # what no checkpoint has learnt is learnt again
         found[folder.name] = {
@@ -370,6 +378,7 @@ def learner_status(archive: Archive, state: Path, hang_s: float = 300.0) -> dict
             - len(lines),
             "last_run": lines[-1]["run"] if lines else None,
             "average_accuracy": newest_average(lines),
+            "late_lumisections": {run: lumisections for run, lumisections in came_late.items() if lumisections},
         }
     return found
 

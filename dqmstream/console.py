@@ -153,7 +153,7 @@ def describe_consumed(result: dict[str, Any]) -> str:
 
 def describe_results(result: dict[str, Any]) -> Table:
     """The learner and the baselines that ran beside it."""
-    runs = len(result["runs"])
+    runs = len(set(result["runs"]))
     rows = [[
         result["strategy"], result["average_accuracy"], result["average_auc"], result["forgetting"],
         f"{result['memory_bytes'] / 1000:.0f}", f"{result['seconds']:.1f}",
@@ -196,6 +196,12 @@ def describe_status(result: dict[str, Any]) -> list[Any]:
         rows = [[name, *(one.get(key) for key in shown.values())] for name, one in learners.items()]
         parts.append(table("learners", ["name", *shown], rows))
         parts += [f"learner {name}: {told}" for name, one in learners.items() if (told := _trouble(one))]
+        parts += [
+            f"learner {name}: {lumisections} lumisections of run {run} came after it was learnt and are not learnt: "
+            f"`dqmstream learn --again {run}` learns it once more, while no other process learns"
+            for name, one in learners.items()
+            for run, lumisections in one.get("late_lumisections", {}).items()
+        ]
     return parts
 
 

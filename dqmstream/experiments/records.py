@@ -17,9 +17,9 @@ from scipy.stats import binom
 from dqmstream.errors import StateError
 from dqmstream.experiments.figures import Course, Roc
 from dqmstream.learners.baselines import RingMeans
-from dqmstream.learners.evaluation import auc, roc_curve
+from dqmstream.learners.evaluation import auc, newest_of_run, roc_curve
 from dqmstream.learners.history import Line, baseline_lines, prequential_results, read_history, results
-from dqmstream.learners.ledger import Experience, read_ledger
+from dqmstream.learners.ledger import Experience, newest_lines, read_ledger
 from dqmstream.learners.state import LIVE, read_json, read_status
 from dqmstream.storage.archive import Archive
 
@@ -77,9 +77,10 @@ class Record:
 
     @property
     def tested(self) -> np.ndarray:
-        """Test lumisections of each run in the last evaluation: int, shape (T,)."""
+        """Test lumisections of each run in the last evaluation: int, shape (T,), T different runs."""
         labels = np.zeros(0, dtype=np.int64) if self.scores is None else self.scores.labels
-        return np.bincount(labels, minlength=len(self.lines))
+        # A run that was learnt twice has its lumisections under the later experience.
+        return np.bincount(labels, minlength=len(self.lines))[np.unique(newest_of_run(self.runs))]
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ def _read_record(archive: Archive, folder: Path) -> Record | None:
         recipe=identity.get("recipe", {}),
         lines=lines,
         experiences=experiences,
-        left_out={line.run: line.left_out for line in ledger if line.left_out},
+        left_out={run: line.left_out for run, line in newest_lines(ledger).items() if line.left_out},
         late=(read_status(folder) or {}).get("late_lumisections", {}),
         scores=scores,
         prequential=prequential_results(folder / "windows.jsonl"),
@@ -193,7 +194,7 @@ def summarise(records: list[Record]) -> list[Row]:
 def _row(name: str, kind: str, strategy: str, record: Record, lines: list[Line]) -> Row:
     found = results(lines)
     accuracy, learner = found["average_accuracy"], kind == "learner"
-    classes = len(lines)
+    classes = len(set(record.runs))
     shares = LUMINOSITY_SHARES if kind == "luminosity" else 1
     low, high = chance_interval(record.tested, shares)
     return Row(
@@ -275,7 +276,7 @@ def rocs(record: Record) -> list[Roc]:
     if record.scores is None:
         return []
     curves = []
-    for i, run in enumerate(record.runs):
+    for i, run in zip(newest_of_run(record.runs), record.runs, strict=True):
         mine = record.scores.labels == i
         positive, negative = record.scores.log_probability[mine, i], record.scores.log_probability[~mine, i]
         curves.append(Roc(run, *roc_curve(positive, negative), auc(positive, negative)))

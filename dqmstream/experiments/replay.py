@@ -39,7 +39,7 @@ def replay(
         frozen = learner.ledger.lines
         if ledger and [_place(line) for line in frozen] != [_place(line) for line in wanted[: len(frozen)]]:
             raise InputError(f"{ledger} has another order than the replay in {state / name}: leave out --resume to begin anew")
-        learner.freeze([line for line in wanted if not learner.ledger.holds(line)])
+        learner.freeze(wanted[len(frozen) :] if ledger else [line for line in wanted if not learner.ledger.holds(line)])
         progress(learner.learnt, len(learner.ledger.experiences))
         while learner.waiting:
             learner.step()

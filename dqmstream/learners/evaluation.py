@@ -6,8 +6,8 @@ two runs before there is anything to tell apart: row 0 is empty. What the matric
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -26,6 +26,9 @@ VALIDATION_SHARE = 3
 
 NOTICED = 32
 """Known runs, from the first to the newest, against which a new one is to be noticed: each is looked at by itself."""
+
+_NEVER = -1e6
+"""Log-probability of a class that is not asked any more, since its run was learnt once more."""
 
 BATCH = 256
 """Lumisections that are joined at least for a call of `scores`, where there are as many."""
@@ -98,6 +101,24 @@ class BeforeLearning:
     nearest_probability: float
 
 
+def newest_of_run(runs: Sequence[int]) -> np.ndarray:
+    """Of each experience, the last one of its run, (T,): itself where no run was learnt twice."""
+    last = {run: i for i, run in enumerate(runs)}
+    return np.array([last[run] for run in runs], dtype=np.int64)
+
+
+def by_run(log_probability: np.ndarray, runs: Sequence[int]) -> np.ndarray:
+    """Log-probabilities (n, T) where a run may have been learnt twice: its last column has that of all its classes."""
+    newest = newest_of_run(runs)
+    twice = np.flatnonzero(newest != np.arange(len(newest)))
+    if not len(twice):
+        return log_probability
+    out = log_probability.copy()
+    for i in twice:
+        out[:, newest[i]], out[:, i] = np.logaddexp(out[:, newest[i]], out[:, i]), _NEVER
+    return out
+
+
 class Scorer(Protocol):
     """What can be judged: a strategy, or a bound that knows the truth and learns nothing."""
 
@@ -130,7 +151,9 @@ class Evaluator:
         """Largest log-probability of each test lumisection, (n,), and who said it since the last run was added, by its `id`."""
 
     def add(self, run: RunData) -> None:
-        """Add the next experience's test and validation parts."""
+        """Add the next experience's test and validation parts, in place of those of the same run where it was learnt before."""
+        for i in self.earlier(run.run):
+            self._tests[i], self._validations[i] = (_first_of(maps[i], 0, 0) for maps in (self._tests, self._validations))
         self.runs.append(run.run)
         self._surest.clear()
         self._tests = self._within(self.budget, [*self._tests, run.part(Part.TEST)])
@@ -139,6 +162,18 @@ class Evaluator:
         every = 1 << (-(-len(self.runs) // budget) - 1).bit_length()
         kept = self._within(budget, [*self._validations, run.part(Part.VALIDATION)])
         self._validations = [maps if number % every == 0 else _first_of(maps, 0, 0) for number, maps in enumerate(kept)]
+
+    def earlier(self, run: int) -> list[int]:
+        """Experiences by which a run was learnt so far: none for a new one."""
+        return [i for i, known in enumerate(self.runs) if known == run]
+
+    def newest(self) -> np.ndarray:
+        """`newest_of_run` of the experiences so far."""
+        return newest_of_run(self.runs)
+
+    def _score(self, strategy: Scorer, parts: list[Maps]) -> Scores:
+        scores = _score(strategy, parts)
+        return replace(scores, log_probability=by_run(scores.log_probability, self.runs))
 
     def state(self) -> dict[str, np.ndarray]:
         """All that is kept of the runs, as named arrays."""
@@ -160,13 +195,13 @@ class Evaluator:
 
     def score(self, strategy: Scorer) -> Scores:
         """What the strategy says of the test lumisections that are kept of the runs added so far."""
-        scores = _score(strategy, self._tests)
+        scores = self._score(strategy, self._tests)
         self._surest[id(strategy)] = strategy, scores.log_probability.max(axis=1)
         return scores
 
     def score_validation(self, strategy: Scorer) -> Scores:
         """The same of the validation lumisections."""
-        return _score(strategy, self._validations)
+        return self._score(strategy, self._validations)
 
     def before(self, strategy: Strategy, novelty: Novelty, run: RunData) -> BeforeLearning:
         """Judge a run that neither has learnt, on at most `budget` of its lumisections; they must know two runs.
@@ -175,14 +210,15 @@ class Evaluator:
         last run was added: nothing must have been learnt in between.
         """
         test = _first_of(run.part(Part.TEST), self.budget, run.run)
-        new = log_softmax(strategy.scores(test), axis=1)
+        new = by_run(log_softmax(strategy.scores(test), axis=1), self.runs)
         if id(strategy) not in self._surest:
             self.score(strategy)
         _, surest = self._surest[id(strategy)]
         mean = np.exp(new).mean(axis=0)
         nearest = int(mean.argmax())
         as_many = _first_of(test, max(1, self.budget // len(self.runs)), run.run)
-        some = np.unique(np.linspace(0, len(self._tests) - 1, NOTICED).round().astype(int))
+        kept = np.unique(self.newest())
+        some = kept[np.unique(np.linspace(0, len(kept) - 1, NOTICED).round().astype(int))]
         of_new, *of_known = (noted.score for noted in novelty.look_at_each([as_many, *(self._tests[i] for i in some)]))
         return BeforeLearning(
             new_run_auc=auc(of_new, np.concatenate(of_known)),
@@ -192,8 +228,11 @@ class Evaluator:
         )
 
 
-def evaluate_row(scores: Scores) -> Row:
+def evaluate_row(scores: Scores, newest: np.ndarray | None = None) -> Row:
     """Accuracy and AUC of each run.
+
+    newest: as `Evaluator.newest` gives it, where a run may have been learnt twice; its experiences have the same figures.
+    Else every class has a lumisection.
 
     accuracy[i]: R[t, i], the share of run i's lumisections whose largest probability is run i's.
     auc[i]: run i's probability among all runs seen, run i's lumisections against those of all others: it has more to tell
@@ -208,13 +247,21 @@ def evaluate_row(scores: Scores) -> Row:
     # Row k: log of the probability that runs 0..k share, which makes the probability among them.
     among_first = np.logaddexp.accumulate(by_run, axis=0)
     end = np.searchsorted(labels, np.arange(len(by_run)), side="right")
+    counts = np.diff(end, prepend=0)
     row = Row([], [], [])
     for i, of_run in enumerate(by_run):
-        mine, last = slice(end[i - 1] if i else 0, end[i]), max(i, 1)
+        if not counts[i]:
+            continue
+        mine = slice(end[i - 1] if i else 0, end[i])
+        # Of the runs learnt up to then two are still asked, or of as few later ones as make two.
+        last = max(i, int(np.flatnonzero(np.cumsum(counts > 0) >= 2)[0]))
         row.accuracy.append(float(np.mean(named[mine] == i)))
         row.auc.append(_auc_within(of_run, mine))
         row.auc_fixed.append(_auc_within((of_run - among_first[last])[: end[last]], mine))
-    return row
+    if newest is None:
+        return row
+    place = np.cumsum(counts > 0) - 1
+    return Row(*([figures[place[i]] for i in newest] for figures in (row.accuracy, row.auc, row.auc_fixed)))
 
 
 def _auc_within(scores: np.ndarray, positive: slice) -> float:

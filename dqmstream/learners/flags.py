@@ -18,6 +18,7 @@ from scipy.stats import false_discovery_control, norm
 
 from dqmstream.errors import InputError, StateError
 from dqmstream.learners import checkpoint
+from dqmstream.learners.evaluation import by_run, newest_of_run
 from dqmstream.learners.ledger import maps_of
 from dqmstream.learners.novelty import Novelty
 from dqmstream.learners.reference import Reference
@@ -195,12 +196,13 @@ class Flagger:
 
     def _flags(self, run: int, alarms: float, rate: float) -> RunFlags:
         maps = maps_of(self._archive.run(run))
-        log_probability = log_softmax(self.strategy.scores(maps), axis=1)
+        kept = np.unique(newest_of_run(self.runs))
+        log_probability = by_run(log_softmax(self.strategy.scores(maps), axis=1), self.runs)[:, kept]
         order = np.argsort(-log_probability, axis=1, kind="stable")[:, :TOP]
         noted = self.novelty.look(maps)
         flagged = noted.p <= alarms
         found = self.novelty.deviation(maps.take(np.flatnonzero(flagged)) if flagged.any() else maps)
-        apart = len(self.runs) - self.runs.index(run) if run in self.runs else 1
+        apart = 1 + self.runs[::-1].index(run) if run in self.runs else 1
         suspicion, sure = self.novelty.faults.look(maps, apart), np.log((1 - alarms) / alarms)
         failed = np.where(suspicion.channels >= sure, suspicion.channels, 0.0)
         some = np.flatnonzero(failed.any(axis=0))
@@ -209,7 +211,7 @@ class Flagger:
             learnt=run in self.runs,
             lumisection=maps.lumisection,
             blank=self.novelty.statistical.reference.blank(maps.counts[:, self.novelty.live]),
-            top=np.array(self.runs)[order],
+            top=np.array(self.runs)[kept][order],
             probability=np.exp(np.take_along_axis(log_probability, order, axis=1)),
             score=noted.score,
             p=noted.p,

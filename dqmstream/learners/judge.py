@@ -46,7 +46,8 @@ def learn_and_judge(
     `evaluate` (strategy and baselines), `baseline.<name>` (its learning) and `novelty` (the learning of the new-run score).
     """
     clock = Clock()
-    before = asdict(evaluator.before(strategy, novelty, run)) if number >= 2 else None
+    again = evaluator.earlier(run.run)
+    before = asdict(evaluator.before(strategy, novelty, run)) if len(set(evaluator.runs)) >= 2 and not again else None
     clock.lap("evaluate")
     learn_log, watched = _learn(strategy, number, run, past, watcher if number >= 2 else None, clock)
     baseline_flops = {}
@@ -57,9 +58,10 @@ def learn_and_judge(
     clock.lap("novelty")
     evaluator.add(run)
     if watcher is not None:
-        watcher.add(number, run)
-    judged, scores = _judge(strategy, evaluator) if number else (dict.fromkeys(_JUDGED), None)
-    beside = {name: _judge_baseline(baseline, evaluator) if number else None for name, baseline in baselines.items()}
+        watcher.add(number, run, again)
+    several = len(set(evaluator.runs)) > 1
+    judged, scores = _judge(strategy, evaluator) if several else (dict.fromkeys(_JUDGED), None)
+    beside = {name: _judge_baseline(baseline, evaluator) if several else None for name, baseline in baselines.items()}
     clock.lap("evaluate")
     line: Line = {
         "experience": number,
@@ -107,7 +109,7 @@ def _learn(
 def _judge(strategy: Strategy, evaluator: Evaluator) -> tuple[dict[str, Any], Scores]:
     scores, validation = evaluator.score(strategy), evaluator.score_validation(strategy)
     calibration = calibrate(scores.log_probability, scores.labels, validation.log_probability, validation.labels)
-    return asdict(evaluate_row(scores)) | {"calibration": asdict(calibration)}, scores
+    return asdict(evaluate_row(scores, evaluator.newest())) | {"calibration": asdict(calibration)}, scores
 
 
 def _judge_baseline(baseline: Strategy, evaluator: Evaluator) -> dict[str, Any]:

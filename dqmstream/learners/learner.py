@@ -21,13 +21,22 @@ import numpy as np
 import structlog
 
 from dqmstream import __version__
-from dqmstream.errors import StateError
+from dqmstream.errors import InputError, StateError
 from dqmstream.learners import checkpoint
 from dqmstream.learners.evaluation import Evaluator, Scores
 from dqmstream.learners.history import History, newest_average, prequential_results, results
 from dqmstream.learners.judge import Clock
 from dqmstream.learners.learnable import why_left_out
-from dqmstream.learners.ledger import Experience, Ledger, LostExperienceError, describe, describe_windows, read_experience
+from dqmstream.learners.ledger import (
+    Experience,
+    Ledger,
+    LostExperienceError,
+    describe,
+    describe_windows,
+    late,
+    newest_lines,
+    read_experience,
+)
 from dqmstream.learners.novelty import Novelty
 from dqmstream.learners.reference_file import About, load_reference
 from dqmstream.learners.registry import STREAMING, make_strategy, recipe_changes, recipe_of, resolve
@@ -181,6 +190,22 @@ class Learner:
     def _tag_prefix(self, state_id: str) -> str:
         return f"{self.folder.path.name}.{state_id}."
 
+    def again(self, run: int) -> None:
+        """Freeze a run that was learnt, or left out, once more, as the archive holds it now: it becomes an experience anew.
+
+        Raises InputError for a run that has no line yet, of which nothing came or changed since, or that is too short.
+        """
+        self.archive = self.archive.refresh()
+        earlier = newest_lines(self.ledger.lines).get(run)
+        if earlier is None:
+            raise InputError(f"run {run} has not been learnt yet: leave out --again {run}")
+        line = describe(self.archive, run, len(self.ledger.experiences))
+        if line.digest == earlier.digest and not earlier.left_out:
+            raise InputError(f"nothing of run {run} came or changed since it was learnt: leave out --again {run}")
+        if line.left_out:
+            raise InputError(f"run {run} cannot be learnt, it is {line.left_out}")
+        self.freeze([line])
+
     def step(self) -> None:
         """Go through the next frozen line, and everything that goes with it."""
         self.folder.beat()
@@ -302,9 +327,8 @@ class Learner:
 
     def _report(self, summaries: list[RunSummary], open_runs: int) -> None:
         """Say in status.json what was seen of the archive and what is still to be learnt."""
-        frozen = {line.run: line for line in self.ledger.lines if line.window is None}
+        frozen = newest_lines(self.ledger.lines)
         known = [(s, frozen[s.run]) for s in summaries if s.run in frozen]
-        late = {str(s.run): s.lumisections - line.rows for s, line in known if s.lumisections > line.rows}
         revised = {str(s.run): s.revisions - line.revisions for s, line in known if s.revisions > line.revisions}
         learnt = self.ledger.experiences[: self.learnt]
         self.folder.write_status(
@@ -320,8 +344,8 @@ class Learner:
                 "prequential_accuracy": self.windows.accuracy,
                 "open_runs": open_runs,
                 "last_run": learnt[-1].run if learnt else None,
-                "left_out": {str(line.run): line.left_out for line in self.ledger.lines if line.left_out},
-                "late_lumisections": late,
+                "left_out": {str(line.run): line.left_out for line in frozen.values() if line.left_out},
+                "late_lumisections": {str(s.run): late(line, s) for s, line in known if late(line, s)},
                 "revised_lumisections": revised,
                 "average_accuracy": newest_average(self.history.newest),
             }
@@ -336,7 +360,7 @@ class Learner:
             "snapshot": self.archive.snapshot,
             "runs": found.pop("runs"),
             "classes": self.evaluator.runs,
-            "left_out": {str(line.run): line.left_out for line in self.ledger.lines if line.left_out},
+            "left_out": {str(run): line.left_out for run, line in newest_lines(self.ledger.lines).items() if line.left_out},
             **found,
             "prequential": prequential_results(self.folder.windows),
         }

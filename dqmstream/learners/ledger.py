@@ -24,6 +24,7 @@ from dqmstream.storage.archive import Archive
 from dqmstream.storage.failures import is_damage
 from dqmstream.storage.layout import Quality
 from dqmstream.storage.locks import naming, sync_folder, write_atomically
+from dqmstream.storage.rowindex import RunSummary
 
 
 class LostExperienceError(StateError):
@@ -209,6 +210,16 @@ class Ledger:
         if is_new:
             sync_folder(self.path.parent)
         self._note(line)
+
+
+def newest_lines(lines: Iterable[Experience]) -> dict[int, Experience]:
+    """The last line of each run that ended, by run: what a run that was learnt once more, or left out before, is now."""
+    return {line.run: line for line in lines if line.window is None}
+
+
+def late(line: Experience, summary: RunSummary) -> int:
+    """Lumisections of a run that were filed after its line was frozen."""
+    return max(0, summary.lumisections - line.rows)
 
 
 def read_ledger(path: Path) -> list[Experience]:

@@ -7,7 +7,7 @@ within a number of lumisections that is fixed for a training however long it is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,8 +57,15 @@ class Watcher:
         self._sample: dict[int, tuple[float, Maps]] = {}
         self._begin()
 
-    def add(self, number: int, run: RunData) -> None:
-        """Let a run that has been learnt be watched, if it is drawn."""
+    def add(self, number: int, run: RunData, again: Sequence[int] = ()) -> None:
+        """Let a run that has been learnt be watched, if it is drawn.
+
+        again: experiences by which it was learnt before: a run that two classes name is watched no more.
+        """
+        for earlier in again:
+            self._sample.pop(earlier, None)
+        if again:
+            return
         rng = np.random.default_rng([run.run, LUMISECTIONS])
         test = run.part(Part.TEST)
         keep = np.sort(rng.permutation(len(test))[:LUMISECTIONS])

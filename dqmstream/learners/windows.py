@@ -19,10 +19,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import structlog
+from scipy.special import log_softmax
 
 from dqmstream.errors import StateError
 from dqmstream.learners import checkpoint
 from dqmstream.learners.blank import telling
+from dqmstream.learners.evaluation import by_run
 from dqmstream.learners.history import append_line, read_history, write_lines
 from dqmstream.learners.judge import Clock
 from dqmstream.learners.learnable import FEWEST, lit
@@ -106,7 +108,7 @@ class Windows:
         own = run.maps.take(np.flatnonzero(run.maps.lumisection >= line.first))
         own = own.take(telling(own.counts))
         names = self._names
-        named = names[self._strategy.scores(own).argmax(axis=1)]
+        named = names[by_run(log_softmax(self._strategy.scores(own), axis=1), names.tolist()).argmax(axis=1)]
         newest = self._runs[-1] if self._newest is None else self._newest
         self._waiting.append(_Waiting(number, line, named, len(names), line.run in names, newest))
         clock.lap("name")

@@ -11,11 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dqmstream.commands import learner_status
 from dqmstream.errors import ArchiveError, InputError, StateError
+from dqmstream.experiments.records import read_records, rocs
 from dqmstream.experiments.replay import replay
 from dqmstream.learners import checkpoint
+from dqmstream.learners.flags import Flagger
 from dqmstream.learners.learner import Learner, LearnerSettings
-from dqmstream.learners.ledger import Ledger, describe, read_ledger
+from dqmstream.learners.ledger import Ledger, describe, read_experience, read_ledger
+from dqmstream.learners.splits import Part
+from dqmstream.learners.strategy import Maps
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.importer import import_files
 from dqmstream.storage.log import ArchiveWriter
@@ -338,6 +343,45 @@ def test_late_lumisections_change_no_past_experience(archive: Archive, tmp_path:
     assert status["revised_lumisections"] == {str(run): 2}
     replay(late.refresh(), tmp_path, SETTINGS, ledger=tmp_path / "early" / "ledger.jsonl")
     assert_same_bits(tmp_path / "early", tmp_path / "replay-gain_map-3")
+
+
+def test_a_run_whose_lumisections_came_late_is_told_and_learnt_again(archive: Archive, unbroken: Path, tmp_path: Path) -> None:
+    """Both of its experiences name it, so that it is no harder to know than before; its ledger replays to the same bits."""
+    shutil.copytree(unbroken, tmp_path / "live")
+    copy = copied(archive, tmp_path)
+    run = copy.runs()[0].run
+    later = file_late(copy)
+    assert learner_status(later, tmp_path)["live"]["late_lumisections"] == {str(run): 10}
+    with Learner(later, tmp_path / "live", SETTINGS) as learner:
+        for other, says in ((copy.runs()[1].run, "nothing of run .* came or changed"), (5, "run 5 has not been learnt yet")):
+            with pytest.raises(InputError, match=says):
+                learner.again(other)
+        learner.again(run)
+        learner.follow(lambda: False, once=True)
+        with pytest.raises(InputError, match="nothing of run"):
+            learner.again(run)
+        names = np.array(learner.evaluator.runs)[learner.strategy.scores(read_run(later, run)).argmax(axis=1)]
+        assert np.mean(names == run) > 0.8
+    assert learner_status(later, tmp_path)["live"]["late_lumisections"] == {}
+    *_, before, line = (json.loads(text) for text in (tmp_path / "live" / "history.jsonl").read_text().splitlines())
+    assert line["run"] == run and line["before"] is None and line["experience"] == 4
+    for figure in ("accuracy", "auc", "auc_fixed"):
+        assert line[figure][0] == line[figure][4]
+        assert line[figure] == pytest.approx([*before[figure], before[figure][0]], abs=0.15)
+    replay(later, tmp_path, SETTINGS, ledger=tmp_path / "live" / "ledger.jsonl")
+    assert_same_bits(tmp_path / "live", tmp_path / "replay-gain_map-3")
+    learn_all(later, tmp_path / "live")
+    record = next(record for record in read_records(later, tmp_path) if record.name == "live")
+    assert len(record.tested) == 4 and record.tested.all()
+    assert [curve.auc for curve in rocs(record)] == pytest.approx([*before["auc"], before["auc"][0]], abs=0.15)
+    flags = Flagger(later, tmp_path / "live").flags(run, 0.01, 0.05)
+    assert all(len(set(three)) == 3 for three in flags.top.tolist())
+    assert np.mean(flags.top[:, 0] == run) > 0.8
+    assert record.runs == [line["run"] for line in map(json.loads, (tmp_path / "live" / "history.jsonl").open())]
+
+
+def read_run(archive: Archive, run: int) -> Maps:
+    return read_experience(archive, describe(archive, run, 0)).part(Part.TEST)
 
 
 def test_a_short_run_is_left_out_with_its_reason(archive: Archive, tmp_path: Path) -> None:
