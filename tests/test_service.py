@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from dqmstream.commands import learner_settings, learner_status
 from dqmstream.config import Settings, load_settings
 from dqmstream.errors import DataLostError
 from dqmstream.experiments.replay import replay
 from dqmstream.learners.learner import Learner, LearnerSettings
-from dqmstream.service import Consumed, consume
+from dqmstream.service import Consumed, consume, default_group
 from dqmstream.stopping import Stop, stop_on_signals
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.layout import Kind
@@ -192,6 +193,23 @@ def test_without_a_learner_nothing_is_learnt(source: Archive, tmp_path: Path) ->
     settings = settings_for(tmp_path)
     assert run_service(source, settings, learn=False).counts.rows == 600
     assert not settings.state_path.exists()
+
+
+def test_a_worker_that_holds_no_partition_says_so(source: Archive, tmp_path: Path) -> None:
+    """As in a group that has more workers than partitions; it would end 0 with nothing filed."""
+
+    class Unassigned(InProcessFeed):
+        def poll(self, timeout_s: float) -> Polled:
+            self.exhausted = True
+            return Polled()
+
+    with capture_logs() as logs:
+        done = run_service(source, settings_for(tmp_path), feed=Unassigned("runs@in-process", iter), learn=False)
+        held = run_service(source, settings_for(tmp_path / "held"), learn=False)
+    assert (done.partitions, done.counts.rows, held.partitions, held.counts.rows) == (0, 0, 1, 600)
+    (warning,) = [line for line in logs if line["log_level"] == "warning"]
+    assert warning["event"].startswith("this worker holds no partition")
+    assert warning["group"] == default_group(Archive.open(tmp_path / "A"))
 
 
 def test_what_was_read_before_the_feed_ended_with_an_error_is_filed(source: Archive, tmp_path: Path) -> None:

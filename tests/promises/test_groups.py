@@ -266,7 +266,7 @@ def learners_of(workers: Sequence[Worker]) -> list[int]:
 def test_a_copy_of_an_archive_takes_nothing_from_the_original(
     bootstrap: str, topic: str, source: Archive, tmp_path: Path
 ) -> None:
-    """Both have one archive id. By default each has a group of its own; in the same group, both things are told."""
+    """Both have one archive id. By default each has a group of its own; in the same group, it is told."""
     create_topic(bootstrap, topic, 1)
     original, copy = Archive.create(tmp_path / "A").path, tmp_path / "B"
     shutil.copytree(original, copy)
@@ -277,9 +277,8 @@ def test_a_copy_of_an_archive_takes_nothing_from_the_original(
     wait_until(lambda: filed(original) == LUMISECTIONS, worker)
     group = default_group(Archive.open(original))
     shared = dqmstream("consume", *places, "--archive", copy, "--group", group, "--until-idle", 1)
-    assert "this worker holds no partition" in shared.stderr
     assert "workers that do not file into this archive" in shared.stderr
-    assert (shared.returncode, filed(copy)) == (0, 0)
+    assert shared.returncode == 0, "and either may have been given the partition"
     own = dqmstream("consume", *places, "--archive", copy, "--until-idle", 1)
     assert (own.returncode, own.stderr.count("[warning"), filed(copy)) == (0, 0, LUMISECTIONS), own.stderr
     worker.terminate()
