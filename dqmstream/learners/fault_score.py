@@ -101,6 +101,12 @@ class FaultScore:
         self.gain, self.variance = _updated(self.gain, before, change, error)
         self.runs += 1
 
+    def look_through(self, reference: Reference) -> None:
+        """Take a reference that another run has taught in place of the one before (`Reference.after`)."""
+        if reference is not self.reference:
+            factor = self.reference.rescaled(reference)
+            self.gain, self.variance, self.reference = self.gain * factor, self.variance * factor**2, reference
+
     def look(self, maps: Maps, apart: int = 1) -> Suspicion:
         """Log-odds of a fault for lumisections of one run, in their order, and for their channels.
 

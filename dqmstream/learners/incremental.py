@@ -53,14 +53,20 @@ class Incremental(ABC):
         if self._reference is None:
             self._reference = self._given or Reference.fit(train)
             flops = 0.0 if self._given else self._reference.fit_flops(len(train))
+        elif self._given is None:
+            self._refer_to(self._reference.after(train))
         log = self._learn(experience, train, run.part(Part.VALIDATION), past, watch)
         log.flops += flops
         return log
 
     def learn_inside(self, reference: Reference, experience: int, train: Maps, validation: Maps, past: Past) -> LearnLog:
         """Learn as a part of another strategy, by whose reference both of them look."""
-        self._reference = reference
+        self._refer_to(reference)
         return self._learn(experience, train, validation, past, None)
+
+    def _refer_to(self, reference: Reference) -> None:
+        """Look through this reference from now on: the first, or the one before after another run has taught it."""
+        self._reference = reference
 
     def scores(self, maps: Maps) -> np.ndarray:
         """Log-scores as `Strategy` defines them: 0 for every run where a lumisection is blank."""

@@ -169,6 +169,7 @@ class Novelty:
         """Learn the next experience, as a `Strategy` does."""
         self.statistical.learn(experience, run, past)
         self._faults = self._faults or FaultScore(self.statistical.reference)
+        self._faults.look_through(self.statistical.reference)
         self._faults.learn(run.part(Part.TRAIN))
         self._cached = None
 

@@ -17,7 +17,8 @@ import numpy as np
 
 from dqmstream.errors import InputError, StateError
 from dqmstream.learners.blank import ALIKE, blank, telling
-from dqmstream.learners.response import KINDS, Expected, Response, fit
+from dqmstream.learners.response import KINDS, Expected, Response, Saturating, probability, sensitivity
+from dqmstream.learners.response_fit import after, fit
 from dqmstream.learners.stamp import prefixed, within
 from dqmstream.learners.strategy import Maps
 from dqmstream.lumisection import IETA, IPHI, readout_box
@@ -66,6 +67,40 @@ class Reference:
         if not lit.any():
             raise InputError("the reference run is dark in most readout boxes; start with a run that was read out")
         return cls(live, profile, fit(counts[lit], unfitted._conditions, profile, unfitted.ring))
+
+    def after(self, maps: Maps) -> Reference:
+        """The reference when lumisections of another run (its train part) have taught it what it was not taught.
+
+        It is itself where they are under the conditions that it knows. Otherwise it is another, which expects the same under the
+        conditions of the first run: what was measured by it stays, but for the factor of `rescaled`.
+        """
+        counts = maps.counts[:, self.live].astype(np.float64)
+        counts = counts[~self.blank(counts)]
+        response = after(self._known, counts, self._conditions, self._profile, self.ring)
+        return self if response is self._known else Reference(self.live, self._profile, response)
+
+    def rescaled(self, later: Reference) -> np.ndarray:
+        """By what to multiply changes of rates that were measured by this reference so that they hold for a later one, (live,).
+
+        Counts are what was seen: a rate of which they depend less must have changed by more.
+        """
+        one, other = self._known, later._known
+        if one is other or not isinstance(one, Saturating) or not isinstance(other, Saturating):
+            return np.ones(self.channels)
+        before, now = (sensitivity(1 - np.minimum(probability(law.rate), 1 - 1e-9)) for law in (one, other))
+        return np.asarray(np.clip(before / now, 0.1, 10.0))
+
+    def beyond(self, counts: np.ndarray) -> np.ndarray:
+        """Whether lumisections are under conditions that it was not taught, where its errors are wider: bool (n,), from maps
+        (n, depth, 64, 72)."""
+        of_live = counts[:, self.live].astype(np.float64)
+        return np.asarray(self._known.beyond(self._conditions(of_live)) & ~self.blank(of_live))
+
+    @property
+    def taught(self) -> tuple[float, float]:
+        """Lowest and highest conditions that it was taught, relative to the first run: pileup where its kind is saturating,
+        else the ratio of dim to bright rings."""
+        return self._known.taught
 
     @property
     def channels(self) -> int:
@@ -171,7 +206,8 @@ class Reference:
     def from_state(cls, state: Mapping[str, np.ndarray]) -> Reference:
         """Take back what `state` gave. Raises StateError if an array is missing."""
         found = {name: np.array(array) for name, array in within(state, "response").items()}
-        kinds = [kind for kind in KINDS if set(kind.arrays) == found.keys()]
+        whole = [(kind, names) for kind in KINDS for names in (kind.arrays, (*kind.arrays, *kind.more))]
+        kinds = [kind for kind, names in whole if set(names) == found.keys()]
         if not kinds or not {"live", "profile"} <= state.keys():
             raise StateError("the state's reference lacks some of its arrays; it is damaged or of another version")
         return cls(np.array(state["live"]), np.array(state["profile"]), kinds[0](**found))

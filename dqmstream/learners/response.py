@@ -28,12 +28,6 @@ MEDIAN_OF_SQUARE = 0.4549
 STEADY = 5e-3
 """A ratio a/b that moves by less than this in the reference run is noise, and teaches no slope."""
 
-_AS_GOOD = 1.1
-"""The law is taken where it leaves over at most so many times the variance that the quadratic leaves."""
-
-_FEWEST = 30
-"""Lumisections from which the rates of a law can be taken."""
-
 _RELATIVE_FLOOR = 1e-3
 """A response is never known better than to a per mille: a smaller spread is rounding, or too few lumisections."""
 
@@ -42,6 +36,21 @@ _SILENCE = (1e-3, 1 - 1e-6)
 
 _FULL = 1 - 1e-6
 """Share of events in which a channel fires that the law says at most: beyond it nothing is left to scatter."""
+
+_NEARLY_ALL = (0.01, 0.99)
+"""Quantiles of pileup between which conditions count as taught."""
+
+_NEAR = 0.05
+"""Share by which pileup may be beyond them and still be near."""
+
+_LAW = 0.012
+"""Error of a log-rate that the law may have for each factor e of pileup: ring means of the two published runs follow it within
+1.5 % over a factor of 12 (3 % of a rate in the dimmest ring)."""
+
+_TOGETHER = 30**0.5
+
+_UNTOLD = 0.1
+"""Largest error of a log-rate: that of a channel that is like the others of its ring."""
 
 _PILEUPS = np.geomspace(0.02, 50, 600)
 """Pileups, relative to the reference run, among which that of a lumisection is read off."""
@@ -93,6 +102,8 @@ class Response(ABC):
 
     kind: ClassVar[str]
     arrays: ClassVar[tuple[str, ...]]
+    more: ClassVar[tuple[str, ...]] = ()
+    """Arrays that states from before they were kept lack: None then."""
 
     @abstractmethod
     def expected(self, conditions: np.ndarray) -> Expected:
@@ -100,7 +111,17 @@ class Response(ABC):
 
     def state(self) -> dict[str, np.ndarray]:
         """All of it, as named arrays."""
-        return {name: getattr(self, name) for name in self.arrays}
+        arrays = {name: getattr(self, name) for name in (*self.arrays, *self.more)}
+        return {name: array for name, array in arrays.items() if array is not None}
+
+    @abstractmethod
+    def beyond(self, conditions: np.ndarray) -> np.ndarray:
+        """Whether lumisections are under conditions that were not taught: bool (n,), for conditions (n, 2)."""
+
+    @property
+    @abstractmethod
+    def taught(self) -> tuple[float, float]:
+        """Lowest and highest conditions that were taught, relative to the reference run: pileup, or a/b of a quadratic."""
 
 
 class Quadratic(Response):
@@ -140,21 +161,67 @@ class Quadratic(Response):
         counts = np.maximum(_features(conditions, self.ratio) @ self.weights, 0.0)
         share = np.divide(counts, b * self.profile, out=np.zeros_like(counts), where=b > 0)
         fired = np.clip(self.full * share, 1 - _SILENCE[1], 1 - _SILENCE[0])
-        return Expected(counts, self.spread * np.sqrt(np.maximum(b, _RELATIVE_FLOOR)), fired)
+        deviation = self.spread * np.sqrt(np.maximum(b, _RELATIVE_FLOOR))
+        rows = np.flatnonzero(self._apart(conditions))
+        if rows.size:
+            deviation[rows] = np.hypot(deviation[rows], _TOGETHER * self._unsure(conditions[rows]))
+        return Expected(counts, deviation, fired)
+
+    def _apart(self, conditions: np.ndarray) -> np.ndarray:
+        """By how much a/b is beyond what was taught, (n,); 0 within it, and without light."""
+        a, b = conditions[:, 0], conditions[:, 1]
+        share = np.divide(a, b, out=np.full_like(a, self.ratio[0]), where=b > 0)
+        return np.asarray(share - np.clip(share, self.ratio[2], self.ratio[3]))
+
+    def _unsure(self, conditions: np.ndarray) -> np.ndarray:
+        """Error of the counts beyond what was taught: that of the tangent, or where no slope is known all of the change."""
+        b, apart = conditions[:, 1:], self._apart(conditions)[:, None]
+        if not np.isfinite(self.ratio[1]):
+            return np.asarray(b * self.profile * np.abs(apart) / self.ratio[0])
+        return np.asarray(b * np.abs(self.weights[2]) * (apart / self.ratio[1]) ** 2)
+
+    @property
+    def taught(self) -> tuple[float, float]:
+        return float(self.ratio[2] / self.ratio[0]), float(self.ratio[3] / self.ratio[0])
+
+    def after(self, later: Quadratic) -> Quadratic:
+        """This response, which was taught no slope, with those of a later run; what it says under its own conditions stays."""
+        mean = self.ratio[0]
+        there = later.expected(np.array([[mean, 1.0]])).counts[0]
+        scale = np.divide(self.profile, there, out=np.ones_like(there), where=there > 0)
+        ratio = np.array([*later.ratio[:2], min(self.ratio[2], later.ratio[2]), max(self.ratio[3], later.ratio[3])])
+        return Quadratic(self.profile, ratio, later.weights * scale, self.spread, self.full)
+
+    def beyond(self, conditions: np.ndarray) -> np.ndarray:
+        return np.abs(self._apart(conditions)) > _NEAR * self.ratio[0]
 
 
 class Saturating(Response):
     """N A P(R λ): N and R of a lumisection from its a and b, both 1 in the reference run.
 
     size: A times the number of events of the reference run, (live,). rate: λ, (live,). spread: deviation over that of a count
-    of events, (live,). at: a and b of N = 1 at each of the pileups that are tried, (600, 2).
+    of events, (live,). at: a and b of N = 1 at each of the pileups that are tried, (600, 2). error: of log λ, (live,). span:
+    lowest and highest pileup that was taught, (2,). Without these two, all pileups count as taught.
+
+    At pileups that were not taught, deviations are wider by what the errors of rates and of the law make of a count. Such an
+    error is the same in lumisections that follow each other, so it counts sqrt(30) times, as in a window of 30.
     """
 
     kind = "saturating"
     arrays = ("size", "rate", "spread", "at")
+    more = ("error", "span")
 
-    def __init__(self, size: np.ndarray, rate: np.ndarray, spread: np.ndarray, at: np.ndarray) -> None:
+    def __init__(
+        self,
+        size: np.ndarray,
+        rate: np.ndarray,
+        spread: np.ndarray,
+        at: np.ndarray,
+        error: np.ndarray | None = None,
+        span: np.ndarray | None = None,
+    ) -> None:
         self.size, self.rate, self.spread, self.at = size, rate, spread, at
+        self.error, self.span = error, span
 
     @classmethod
     def fit(
@@ -170,7 +237,7 @@ class Saturating(Response):
         rate = rate_of(np.minimum(profile / (medians(profile, ring) / full), 1 - _SILENCE[0]))
         size = profile / probability(rate)
         for _ in range(4):
-            law = cls(size, rate, np.ones_like(rate), _table(size, rate, conditions))
+            law = cls(size, rate, np.ones_like(rate), table(size, rate, conditions))
             expected, deviation, fired = law.expected(at)
             level = expected / deviation
             slope = level * (sensitivity(1 - fired) - sensitivity(1 - probability(rate)))
@@ -182,12 +249,39 @@ class Saturating(Response):
             moved = rate * np.exp(change)
             size = size * (1 + (along - b * change) / a) * probability(rate) / probability(moved)
             rate = moved
-        law = cls(size, rate, np.ones_like(rate), _table(size, rate, conditions))
-        expected, deviation, _ = law.expected(at)
+        law = cls(size, rate, np.ones_like(rate), table(size, rate, conditions))
+        left = law.settle(counts, at)
+        information = np.maximum(c - b * b / a, np.finfo(np.float64).tiny)
+        law.error = np.minimum(1 / np.sqrt(np.bincount(ring, information)[ring]), _UNTOLD)
+        law.span = law.span_of(at)
+        return law, left
+
+    def settle(self, counts: np.ndarray, at: np.ndarray) -> np.ndarray:
+        """Set the spread by lumisections, counts (n, live) under conditions (n, 2); returns the variance left over at b = 1."""
+        self.spread = np.ones_like(self.rate)
+        expected, deviation, _ = self._at(*self._light(at))
         left = (counts - expected) ** 2
         freedom = len(counts) / max(len(counts) - 2, 1)
-        law.spread = np.sqrt((left / deviation**2).mean(axis=0) * freedom)
-        return law, (left / at[:, 1:]).mean(axis=0) * freedom
+        self.spread = np.sqrt((left / deviation**2).mean(axis=0) * freedom)
+        return np.asarray((left / at[:, 1:]).mean(axis=0) * freedom)
+
+    def span_of(self, at: np.ndarray) -> np.ndarray:
+        """Pileups between which nearly all of lumisections lie, by conditions (n, 2): lowest and highest, (2,)."""
+        return np.quantile(self._light(at)[1], _NEARLY_ALL)
+
+    @property
+    def told_apart(self) -> bool:
+        """Whether pileups from half to twice the reference run's are told apart by a/b."""
+        near = np.searchsorted(_PILEUPS, (0.5, 2.0))
+        return bool((np.diff((self.at[:, 0] / self.at[:, 1])[slice(*near)]) > 0).all())
+
+    @property
+    def taught(self) -> tuple[float, float]:
+        return (0.0, float("inf")) if self.span is None else (float(self.span[0]), float(self.span[1]))
+
+    def beyond(self, conditions: np.ndarray) -> np.ndarray:
+        pileup, (low, high) = self._light(conditions)[1][:, 0], self.taught
+        return np.asarray((pileup < low * (1 - _NEAR)) | (pileup > high * (1 + _NEAR)))
 
     def _light(self, conditions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """N and R of lumisections, relative to the reference run: both (n, 1)."""
@@ -198,6 +292,20 @@ class Saturating(Response):
 
     def expected(self, conditions: np.ndarray) -> Expected:
         light, pileup = self._light(conditions)
+        found = self._at(light, pileup)
+        if self.error is None or self.span is None:
+            return found
+        rows = np.flatnonzero((pileup < self.span[0]) | (pileup > self.span[1]))
+        if rows.size:
+            edge = np.clip(pileup[rows], *self.span)
+            moves = sensitivity(1 - found.fired[rows])
+            there = sensitivity(1 - np.clip(probability(edge * self.rate), 1 - _SILENCE[1], _FULL))
+            share = np.hypot((moves - there) * self.error, moves * _LAW * np.log(pileup[rows] / edge))
+            found.deviation[rows] = np.hypot(found.deviation[rows], _TOGETHER * share * found.counts[rows])
+        return found
+
+    def _at(self, light: np.ndarray, pileup: np.ndarray) -> Expected:
+        """What is expected of N and R, (n, 1) both, with the deviations of counting alone."""
         fired = np.clip(probability(pileup * self.rate), 1 - _SILENCE[1], _FULL)
         counts = light * self.size * fired
         of_one = np.maximum(self.spread * np.sqrt(self.size * fired * (1 - fired)), _RELATIVE_FLOOR * self.size)
@@ -205,23 +313,6 @@ class Saturating(Response):
 
 
 KINDS: tuple[type[Saturating] | type[Quadratic], ...] = (Saturating, Quadratic)
-
-
-def fit(counts: np.ndarray, conditions: Conditions, profile: np.ndarray, ring: np.ndarray) -> Response:
-    """The response of channels by the lumisections of a run, counts (n, live), all with b > 0.
-
-    profile: mean counts, (live,). ring: a number for each ring, (live,).
-    """
-    at = conditions(counts)
-    quadratic, left_over = Quadratic.fit(counts, at, profile, ring)
-    if len(counts) < _FEWEST or not np.isfinite(quadratic.ratio[1]):
-        return quadratic
-    law, left_by_law = Saturating.fit(counts, at, conditions, quadratic, ring)
-    ratio = law.at[:, 0] / law.at[:, 1]
-    near = np.searchsorted(_PILEUPS, (0.5, 2.0))
-    told_apart = (np.diff(ratio[slice(*near)]) > 0).all()
-    as_good = np.median(left_by_law / np.maximum(left_over, np.finfo(np.float64).tiny)) <= _AS_GOOD
-    return law if told_apart and as_good else quadratic
 
 
 def medians(values: np.ndarray, group: np.ndarray) -> np.ndarray:
@@ -242,7 +333,7 @@ def _silence(spread: np.ndarray, profile: np.ndarray, ring: np.ndarray) -> np.nd
     return np.clip(medians(spread**2 / profile, ring), *_SILENCE)
 
 
-def _table(size: np.ndarray, rate: np.ndarray, conditions: Conditions) -> np.ndarray:
+def table(size: np.ndarray, rate: np.ndarray, conditions: Conditions) -> np.ndarray:
     """a and b of the events of the reference run at each of the pileups that are tried."""
     return conditions(size * probability(_PILEUPS[:, None] * rate))
 

@@ -30,7 +30,7 @@ from dqmstream.learners.incremental import Incremental
 from dqmstream.learners.merging import Nearest, in_one_row
 from dqmstream.learners.modes import Look, Modes, conditions_under
 from dqmstream.learners.packing import pack, unpack
-from dqmstream.learners.reference import CLIP
+from dqmstream.learners.reference import CLIP, Reference
 from dqmstream.learners.response import of_each, silence
 from dqmstream.learners.stamp import STAMP, check_stamp, stamp
 from dqmstream.learners.strategy import LearnLog, Maps, Past, Watch
@@ -108,6 +108,13 @@ class Statistical(Incremental):
     def known(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """What is asked: gains and their errors, (rows, live); variances of the boxes' modes, (rows, B); row of a class."""
         return self._runs.gains, self._row_errors(), self._runs.variances, self._row_of_class
+
+    def _refer_to(self, reference: Reference) -> None:
+        if self._reference is not None and reference is not self._reference:
+            # Gains and their errors are kept in units of the first run's errors.
+            self._errors = (self._errors * self._reference.rescaled(reference)).astype(np.float32)
+            self._modes = self._asked = self._nearest = None
+        super()._refer_to(reference)
 
     def _learn(self, experience: int, train: Maps, validation: Maps, past: Past, watch: Watch | None) -> LearnLog:
         look = self.modes.look(train.counts[:, self.reference.live].astype(np.float64))

@@ -1,0 +1,193 @@
+"""How the response of channels is taken from lumisections, and how later runs teach it what the first one could not.
+
+The law (`learners.response.Saturating`) has a rate and a size for each channel. Three things tell the rate:
+
+* pileup that moves within the run: counts follow it by the law (`Saturating.fit`);
+* the scatter of counts: of N events a share p fires, with mean N p and variance N p (1 - p) (`levelled`). It needs no movement, so
+  a run of levelled pileup is enough; what it does not tell, the rates of channels that fire in nearly every event, has a large
+  error, which `Saturating.expected` adds to its deviations at other pileups;
+* pileup that a later run has and the runs before did not (`taught`).
+
+`taught` holds what a channel counts under the conditions of the first run fixed. So gains that were measured before stay what
+they are, but for a factor (`Reference.learn`), and no past run must be read again.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dqmstream.learners.response import (
+    SHAPE,
+    Conditions,
+    Quadratic,
+    Response,
+    Saturating,
+    medians,
+    probability,
+    rate_of,
+    sensitivity,
+    table,
+)
+
+_AS_GOOD = 1.1
+"""The law is taken where it leaves over at most so many times the variance that the quadratic leaves."""
+
+_FEWEST = 30
+"""Lumisections from which the rates of a law can be taken."""
+
+_ALIKE = 0.1
+"""Deviation of the logarithm of rates within a ring, for channels whose own counts say less."""
+
+_SAME_EVENTS = 0.05
+"""By how much, as a logarithm, the events that the scatter of rings tells may differ from ring to ring: else counts are no
+counts of the same events (they were scaled), and scatter tells no rate."""
+
+_SILENCE = (1e-7, 1 - 1e-3)
+
+_GAIN, _FAULTY = 0.05, 0.25
+"""Deviation of a channel's log-gain between the first run and one that teaches, and the gain from which it teaches nothing."""
+
+_ROUNDS, _LONGEST, _CUT = 5, 0.5, 30.0
+"""Gauss-Newton steps, their largest length in the logarithm of a rate, and residuals that are cut in them."""
+
+_NEW = 0.2
+"""By how much, as a logarithm, a run's pileup must go beyond what was taught before it teaches."""
+
+
+def fit(counts: np.ndarray, conditions: Conditions, profile: np.ndarray, ring: np.ndarray) -> Response:
+    """The response of channels by the lumisections of a run, counts (n, live), all with b > 0.
+
+    profile: mean counts, (live,). ring: a number for each ring, (live,).
+    """
+    at = conditions(counts)
+    quadratic, left_over = Quadratic.fit(counts, at, profile, ring)
+    if len(counts) < _FEWEST:
+        return quadratic
+    moves = bool(np.isfinite(quadratic.ratio[1]))
+    if moves:
+        law, left_by_law = Saturating.fit(counts, at, conditions, quadratic, ring)
+        if _is_good(law, left_by_law, left_over):
+            return law
+    law_of_scatter = levelled(counts, at, conditions, ring)
+    if law_of_scatter is None:
+        return quadratic
+    if moves:
+        law_of_scatter = taught(law_of_scatter, counts, at, conditions)
+    left_by_law = law_of_scatter.settle(counts, at)
+    return law_of_scatter if _is_good(law_of_scatter, left_by_law, left_over) else quadratic
+
+
+def _is_good(law: Saturating, left_by_law: np.ndarray, left_over: np.ndarray) -> bool:
+    """Whether the law is as good as a quadratic, and its pileup can be read off a and b."""
+    as_good = np.median(left_by_law / np.maximum(left_over, np.finfo(np.float64).tiny)) <= _AS_GOOD
+    return bool(law.told_apart and as_good)
+
+
+def levelled(counts: np.ndarray, at: np.ndarray, conditions: Conditions, ring: np.ndarray) -> Saturating | None:
+    """The law by the scatter of counts where pileup is steadiest, counts (n, live); None where counts are no counts of events.
+
+    With 1 - p = variance / mean of the channels of a ring, N is mean / p, and each channel of the ring has its own p from it.
+    """
+    rows = _steadiest(at)
+    n, b = len(rows), at[rows, 1:]
+    mean = counts[rows].sum(axis=0) / b.sum()
+    if (mean <= 0).any():
+        return None
+    variance = ((counts[rows] - b * mean) ** 2 / b).sum(axis=0) / (n - 1)
+    size_of_ring = np.bincount(ring)[ring]
+    quiet = np.clip(medians(variance / mean, ring), *_SILENCE)
+    events = medians(mean, ring) / (1 - quiet)
+    misses = n * b.mean() * events * quiet
+    unsure = np.hypot(np.sqrt(2 / (n * size_of_ring)), 1 / np.sqrt(misses * size_of_ring + 1))
+    apart = np.abs(np.log(events / np.median(events)))
+    if np.mean(apart <= _SAME_EVENTS + 4 * unsure * quiet / (1 - quiet)) < 0.8:
+        return None
+    own_quiet = np.clip(1 - mean / events, *_SILENCE)
+    of_ring, own = np.log(rate_of(1 - quiet)), np.log(rate_of(1 - own_quiet))
+    own_error = _rate_error(own, 1 / np.sqrt(n * b.mean() * events * own_quiet + 1))
+    weight = _ALIKE**2 / (_ALIKE**2 + own_error**2)
+    rate = np.exp(of_ring + weight * (own - of_ring))
+    error = np.hypot(_rate_error(of_ring, unsure), np.sqrt(weight) * own_error)
+    law = Saturating(mean / probability(rate), rate, np.ones_like(rate), np.zeros((0, 2)))
+    law.at = table(law.size, law.rate, conditions)
+    law.error, law.span = error, law.span_of(at[rows])
+    return law
+
+
+def _rate_error(log_rate: np.ndarray, of_log_quiet: np.ndarray) -> np.ndarray:
+    """Error of a log-rate from that of the logarithm of the probability to be silent."""
+    rate = np.exp(log_rate)
+    return np.asarray((1 + rate / SHAPE) / rate * of_log_quiet)
+
+
+def _steadiest(at: np.ndarray) -> np.ndarray:
+    """Lumisections, a fourth of all and 30 at least, among which a/b varies least; all whose a/b is as theirs."""
+    share = np.log(at[:, 0] / at[:, 1])
+    order = np.argsort(share, kind="stable")
+    size = min(len(order), max(_FEWEST, len(order) // 4))
+    width = share[order[size - 1 :]] - share[order[: len(order) - size + 1]]
+    begin = int(width.argmin())
+    low, high = share[order[begin]], share[order[begin + size - 1]]
+    margin = high - low
+    return np.flatnonzero((share >= low - margin) & (share <= high + margin))
+
+
+def taught(law: Saturating, counts: np.ndarray, at: np.ndarray, conditions: Conditions) -> Saturating:
+    """The law after lumisections of another run, counts (n, live), under conditions (n, 2).
+
+    Each channel has a gain g in that run, and its log-rate is off by u. By least squares, with g ~ Normal(0, .05²) and u ~
+    Normal(0, error²):
+
+        count = e (1 + g s(R λ) + u (s(R λ) - s(λ))),    s: `sensitivity`
+
+    What it counts at R = 1 is held. Channels that are faulty in the run teach nothing.
+    """
+    error = law.error if law.error is not None else np.full(law.rate.shape, _ALIKE)
+    anchor, first = law.size * probability(law.rate), np.log(law.rate)
+    found, posterior = Saturating(law.size, law.rate, law.spread, law.at), error
+    for _ in range(_ROUNDS):
+        expected, deviation, fired = found.expected(at)
+        level, moves = expected / deviation, sensitivity(1 - fired)
+        by_gain = level * moves
+        by_rate = level * (moves - sensitivity(1 - np.minimum(probability(found.rate), 1 - 1e-9)))
+        residual = np.clip((counts - expected) / deviation, -_CUT, _CUT)
+        gg, gu = (by_gain**2).sum(axis=0) + 1 / _GAIN**2, (by_gain * by_rate).sum(axis=0)
+        uu = (by_rate**2).sum(axis=0) + 1 / error**2
+        onto_gain = (by_gain * residual).sum(axis=0)
+        onto_rate = (by_rate * residual).sum(axis=0) - (np.log(found.rate) - first) / error**2
+        determinant = gg * uu - gu**2
+        change = (gg * onto_rate - gu * onto_gain) / determinant
+        gain = (uu * onto_gain - gu * onto_rate) / determinant
+        faulty = (np.abs(gain) > _FAULTY) & (counts.mean(axis=0) < 0.5 * expected.mean(axis=0))
+        rate = np.where(faulty, found.rate, found.rate * np.exp(np.clip(change, -_LONGEST, _LONGEST)))
+        size = anchor / probability(rate)
+        found = Saturating(size, rate, law.spread, table(size, rate, conditions))
+        posterior = np.where(faulty, error, np.sqrt(gg / determinant))
+    found.error = posterior
+    span = found.span_of(at)
+    if law.span is not None:
+        span = np.array([min(span[0], law.span[0]), max(span[1], law.span[1])])
+    found.span = span
+    return found
+
+
+def after(response: Response, counts: np.ndarray, conditions: Conditions, profile: np.ndarray, ring: np.ndarray) -> Response:
+    """The response after lumisections of a later run, counts (n, live); the same object where they have nothing to teach."""
+    at = conditions(counts)
+    lit = at[:, 1] > 0
+    counts, at = counts[lit], at[lit]
+    if isinstance(response, Saturating):
+        return taught(response, counts, at, conditions) if goes_beyond(response, at) else response
+    if not isinstance(response, Quadratic) or np.isfinite(response.ratio[1]) or len(at) < _FEWEST:
+        return response
+    later, _ = Quadratic.fit(counts, at, profile, ring)
+    return response.after(later) if np.isfinite(later.ratio[1]) else response
+
+
+def goes_beyond(law: Saturating, at: np.ndarray) -> bool:
+    """Whether the pileup of lumisections, by conditions (n, 2), goes far enough beyond what the law was taught to teach it."""
+    if law.span is None or len(at) < _FEWEST:
+        return False
+    low, high = np.log(law.span_of(at))
+    taught_low, taught_high = np.log(law.span)
+    return bool(low < taught_low - _NEW or high > taught_high + _NEW)
