@@ -49,7 +49,7 @@ def flags(
     flagger = Flagger(reader, settings.state_path / settings.name)
     found = [flagger.flags(run, alarms, rate) for run in runs or [known.run for known in reader.runs()]]
     result = {"learnt": flagger.runs, "alarms": alarms, "rate": rate, "runs": [one.summary() for one in found]}
-    result["warnings"] = flagger.warnings()
+    result["warnings"] = flagger.warnings(found)
     if out is not None:
         write_table(out, found)
         result["file"] = str(out)

@@ -51,6 +51,8 @@ class RunFlags:
     blank: lumisections that say nothing of any channel (`learners.blank`), bool (n,): no run is named for them, and the scores
     of those after them are what they would be without them.
 
+    beyond: lumisections under conditions that the reference was not taught, where errors are wider, bool (n,).
+
     fault: log-odds that something has failed (`learners.fault_score`), (n,). faulty: good has at most the probability of the
     rate of false alarms, bool (n,). failed: log-odds of each channel so, 0 where it is good, (n, channels of `places`). places:
     (ieta, iphi, depth).
@@ -60,6 +62,7 @@ class RunFlags:
     learnt: bool
     lumisection: np.ndarray
     blank: np.ndarray
+    beyond: np.ndarray
     top: np.ndarray
     probability: np.ndarray
     score: np.ndarray
@@ -93,6 +96,7 @@ class RunFlags:
             "learnt": self.learnt,
             "lumisections": len(self.lumisection),
             "blank": int(self.blank.sum()),
+            "beyond": int(self.beyond.sum()),
             "flagged": int(self.flagged.sum()),
             "most_probable": int(names[named]),
             "named_so": int((places == named).sum()),
@@ -114,6 +118,7 @@ class RunFlags:
                 "run": self.run,
                 "lumisection": int(self.lumisection[i]),
                 "blank": int(self.blank[i]),
+                "beyond": int(self.beyond[i]),
                 **{name: value for place in range(TOP) for name, value in self._named(i, place).items()},
                 "score": round(float(self.score[i]), 3),
                 "p": float(f"{self.p[i]:.3g}"),
@@ -176,15 +181,26 @@ class Flagger:
         self.runs = meta.runs
         self._threads = meta.threads
 
-    def warnings(self) -> list[str]:
-        """What weakens all that is said here, each in a sentence."""
-        if self.novelty.statistical.reference.kind == Saturating.kind:
-            return []
-        return [
-            "the reference run does not follow the law of the response, or is too short to tell: a quadratic stands in its "
-            "place, which is off where luminosity is not the reference run's, so that faulty may mean nothing; make a "
-            "reference of more good lumisections (`dqmstream reference`) and learn with it"
-        ]
+    def warnings(self, found: Sequence[RunFlags] = ()) -> list[str]:
+        """What weakens what is said here, and of these runs, each in a sentence."""
+        reference = self.novelty.statistical.reference
+        told, warnings = reference.told(), []
+        if reference.kind != Saturating.kind:
+            warnings.append(
+                "the reference run does not follow the law of the response, or is too short to tell: a quadratic stands in its "
+                "place, which is off where luminosity is not the reference run's, so that faulty may mean nothing; make a "
+                "reference of more good lumisections (`dqmstream reference`) and learn with it"
+            )
+        runs = [str(one.run) for one in found if one.beyond.any()]
+        if runs:
+            what = "pileups" if reference.kind == Saturating.kind else "ratios of dim to bright rings"
+            span = f"{told['lowest']:.2f} to {told['highest']:.2f}"
+            beyond = sum(int(one.beyond.sum()) for one in found)
+            warnings.append(
+                f"the reference was taught {what} of {span} times those of its first run: errors are wider in {beyond} "
+                f"lumisections beyond (runs {', '.join(runs)})"
+            )
+        return warnings
 
     def flags(self, run: int, alarms: float, rate: float) -> RunFlags:
         """Flag a run as the archive holds it. alarms: of false alarms, by lumisection. rate: of false discoveries, by channel.
@@ -195,7 +211,7 @@ class Flagger:
             return self._flags(run, alarms, rate)
 
     def _flags(self, run: int, alarms: float, rate: float) -> RunFlags:
-        maps = maps_of(self._archive.run(run))
+        maps, reference = maps_of(self._archive.run(run)), self.novelty.statistical.reference
         kept = np.unique(newest_of_run(self.runs))
         log_probability = by_run(log_softmax(self.strategy.scores(maps), axis=1), self.runs)[:, kept]
         order = np.argsort(-log_probability, axis=1, kind="stable")[:, :TOP]
@@ -210,7 +226,8 @@ class Flagger:
             run=run,
             learnt=run in self.runs,
             lumisection=maps.lumisection,
-            blank=self.novelty.statistical.reference.blank(maps.counts[:, self.novelty.live]),
+            blank=reference.blank(maps.counts[:, self.novelty.live]),
+            beyond=reference.beyond(maps.counts),
             top=np.array(self.runs)[kept][order],
             probability=np.exp(np.take_along_axis(log_probability, order, axis=1)),
             score=noted.score,

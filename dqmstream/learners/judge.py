@@ -42,12 +42,15 @@ def learn_and_judge(
     watcher: looks at the strategy in the course of its training, from the third run on (the second is the first training).
 
     Returns the line of history, and what the evaluation said of each test lumisection (None at the first run: there is
-    nothing to tell apart). Its seconds are those of `learn` (the strategy's own, without what was watched), `watch`,
-    `evaluate` (strategy and baselines), `baseline.<name>` (its learning) and `novelty` (the learning of the new-run score).
+    nothing to tell apart). `reference` says what the reference of the new-run score has been taught, this run included, and
+    how many lumisections of this run lay beyond what it had been taught before. `seconds` are those of `learn` (the
+    strategy's own, without what was watched), `watch`, `evaluate` (strategy and baselines), `baseline.<name>` (its learning)
+    and `novelty` (the learning of the new-run score).
     """
     clock = Clock()
     again = evaluator.earlier(run.run)
     before = asdict(evaluator.before(strategy, novelty, run)) if len(set(evaluator.runs)) >= 2 and not again else None
+    beyond = novelty.beyond(run.maps)
     clock.lap("evaluate")
     learn_log, watched = _learn(strategy, number, run, past, watcher if number >= 2 else None, clock)
     baseline_flops = {}
@@ -68,6 +71,7 @@ def learn_and_judge(
         "run": run.run,
         "strategy": strategy.name,
         "lumisections": {part.name.lower(): int(np.sum(run.parts == part)) for part in Part},
+        "reference": {**(novelty.told() or {}), "beyond": None if beyond is None else int(beyond.sum())},
         "blank": int(np.sum(blank(run.maps.counts))),
         **judged,
         "baselines": beside,

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -172,6 +173,14 @@ class Novelty:
         self._faults.look_through(self.statistical.reference)
         self._faults.learn(run.part(Part.TRAIN))
         self._cached = None
+
+    def told(self) -> dict[str, Any] | None:
+        """What its reference is and was taught (`Reference.told`); None before the first run."""
+        return self.statistical.reference.told() if self.classes else None
+
+    def beyond(self, maps: Maps) -> np.ndarray | None:
+        """Whether lumisections are under conditions that its reference was not taught, bool (n,); None before the first run."""
+        return self.statistical.reference.beyond(maps.counts) if self.classes else None
 
     def look(self, maps: Maps) -> Noted:
         """Score lumisections of one run, in their order. Raises InputError before the first run.

@@ -1,5 +1,8 @@
 """What each channel should count under a lumisection's own conditions, as the first run taught it.
 
+A first run whose pileup is level teaches little of other pileups. The reference knows which it was taught, has wider errors
+beyond, and learns from later runs there (`Reference.after`); what it says under the first run's own conditions never moves.
+
 Luminosity moves all channels together, and must not be mistaken for a change of the detector. Two numbers of the same map
 stand for it: a, from the rings |ieta| 19-23, which rise with pileup, and b, from the rings |ieta| 26-28, which are nearly
 full and follow the number of events. What a channel should count by them is `learners.response`.
@@ -12,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -71,8 +75,8 @@ class Reference:
     def after(self, maps: Maps) -> Reference:
         """The reference when lumisections of another run (its train part) have taught it what it was not taught.
 
-        It is itself where they are under the conditions that it knows. Otherwise it is another, which expects the same under the
-        conditions of the first run: what was measured by it stays, but for the factor of `rescaled`.
+        It is itself where they are under the conditions that it knows. Otherwise it is another, which expects the same under
+        the conditions of the first run: what was measured by it stays, but for the factor of `rescaled`.
         """
         counts = maps.counts[:, self.live].astype(np.float64)
         counts = counts[~self.blank(counts)]
@@ -96,11 +100,11 @@ class Reference:
         of_live = counts[:, self.live].astype(np.float64)
         return np.asarray(self._known.beyond(self._conditions(of_live)) & ~self.blank(of_live))
 
-    @property
-    def taught(self) -> tuple[float, float]:
-        """Lowest and highest conditions that it was taught, relative to the first run: pileup where its kind is saturating,
-        else the ratio of dim to bright rings."""
-        return self._known.taught
+    def told(self) -> dict[str, Any]:
+        """What it is, ready for JSON: kind; lowest and highest conditions that it was taught, relative to the first run (pileup
+        where its kind is saturating, else the ratio of dim to bright rings), None where an old state does not say."""
+        lowest, highest = self._known.taught or (None, None)
+        return {"kind": self.kind, "lowest": lowest, "highest": highest}
 
     @property
     def channels(self) -> int:

@@ -28,7 +28,7 @@ MEDIAN_OF_SQUARE = 0.4549
 STEADY = 5e-3
 """A ratio a/b that moves by less than this in the reference run is noise, and teaches no slope."""
 
-_RELATIVE_FLOOR = 1e-3
+ROUNDING = 1e-3
 """A response is never known better than to a per mille: a smaller spread is rounding, or too few lumisections."""
 
 _SILENCE = (1e-3, 1 - 1e-6)
@@ -40,12 +40,14 @@ _FULL = 1 - 1e-6
 _NEARLY_ALL = (0.01, 0.99)
 """Quantiles of pileup between which conditions count as taught."""
 
-_NEAR = 0.05
-"""Share by which pileup may be beyond them and still be near."""
+_NEAR, _NARROW, _FAR = 0.05, 1.2, 2.0
+"""Conditions are beyond what was taught where they are off by more than 5 %; where the highest pileup that was taught is 1.2
+times the lowest at least, the law is known to hold in it and is believed up to a factor of 2."""
 
-_LAW = 0.012
-"""Error of a log-rate that the law may have for each factor e of pileup: ring means of the two published runs follow it within
-1.5 % over a factor of 12 (3 % of a rate in the dimmest ring)."""
+_LAW = 0.005
+"""Error that the law itself may make of a log-rate, times the square of the logarithm of pileup over what was taught. Where it
+was fitted it has the right value and slope. Ring means of the two published runs follow it within 1.5 % over a factor of 12,
+which is 3 % of a rate in the dimmest ring."""
 
 _TOGETHER = 30**0.5
 
@@ -120,8 +122,11 @@ class Response(ABC):
 
     @property
     @abstractmethod
-    def taught(self) -> tuple[float, float]:
-        """Lowest and highest conditions that were taught, relative to the reference run: pileup, or a/b of a quadratic."""
+    def taught(self) -> tuple[float, float] | None:
+        """Lowest and highest conditions that were taught, relative to the reference run: pileup, or a/b of a quadratic.
+
+        None where it is not known: of a state from before it was kept.
+        """
 
 
 class Quadratic(Response):
@@ -153,7 +158,7 @@ class Quadratic(Response):
         features, target = _features(conditions, ratio) / root_b, counts / root_b
         weights, _, rank, _ = np.linalg.lstsq(features, target, rcond=1e-6)
         left_over = ((target - features @ weights) ** 2).sum(axis=0) / max(len(target) - int(rank), 1)
-        spread = np.maximum(np.sqrt(left_over), _RELATIVE_FLOOR * profile)
+        spread = np.maximum(np.sqrt(left_over), ROUNDING * profile)
         return cls(profile, ratio, weights, spread, 1 - _silence(spread, profile, ring)), left_over
 
     def expected(self, conditions: np.ndarray) -> Expected:
@@ -161,7 +166,7 @@ class Quadratic(Response):
         counts = np.maximum(_features(conditions, self.ratio) @ self.weights, 0.0)
         share = np.divide(counts, b * self.profile, out=np.zeros_like(counts), where=b > 0)
         fired = np.clip(self.full * share, 1 - _SILENCE[1], 1 - _SILENCE[0])
-        deviation = self.spread * np.sqrt(np.maximum(b, _RELATIVE_FLOOR))
+        deviation = self.spread * np.sqrt(np.maximum(b, ROUNDING))
         rows = np.flatnonzero(self._apart(conditions))
         if rows.size:
             deviation[rows] = np.hypot(deviation[rows], _TOGETHER * self._unsure(conditions[rows]))
@@ -265,6 +270,11 @@ class Saturating(Response):
         self.spread = np.sqrt((left / deviation**2).mean(axis=0) * freedom)
         return np.asarray((left / at[:, 1:]).mean(axis=0) * freedom)
 
+    def counting(self, at: np.ndarray) -> np.ndarray:
+        """Mean variance of counts of events at b = 1 under conditions (n, 2), (live,)."""
+        fired = probability(self._light(at)[1] * self.rate)
+        return np.asarray((self.size * fired * (1 - fired)).mean(axis=0))
+
     def span_of(self, at: np.ndarray) -> np.ndarray:
         """Pileups between which nearly all of lumisections lie, by conditions (n, 2): lowest and highest, (2,)."""
         return np.quantile(self._light(at)[1], _NEARLY_ALL)
@@ -276,12 +286,16 @@ class Saturating(Response):
         return bool((np.diff((self.at[:, 0] / self.at[:, 1])[slice(*near)]) > 0).all())
 
     @property
-    def taught(self) -> tuple[float, float]:
-        return (0.0, float("inf")) if self.span is None else (float(self.span[0]), float(self.span[1]))
+    def taught(self) -> tuple[float, float] | None:
+        return None if self.span is None else (float(self.span[0]), float(self.span[1]))
 
     def beyond(self, conditions: np.ndarray) -> np.ndarray:
-        pileup, (low, high) = self._light(conditions)[1][:, 0], self.taught
-        return np.asarray((pileup < low * (1 - _NEAR)) | (pileup > high * (1 + _NEAR)))
+        pileup = self._light(conditions)[1][:, 0]
+        if self.span is None:
+            return np.zeros(len(pileup), dtype=bool)
+        low, high = self.span
+        factor = _FAR if high > _NARROW * low else 1 + _NEAR
+        return np.asarray((pileup < low / factor) | (pileup > high * factor))
 
     def _light(self, conditions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """N and R of lumisections, relative to the reference run: both (n, 1)."""
@@ -300,7 +314,7 @@ class Saturating(Response):
             edge = np.clip(pileup[rows], *self.span)
             moves = sensitivity(1 - found.fired[rows])
             there = sensitivity(1 - np.clip(probability(edge * self.rate), 1 - _SILENCE[1], _FULL))
-            share = np.hypot((moves - there) * self.error, moves * _LAW * np.log(pileup[rows] / edge))
+            share = np.hypot((moves - there) * self.error, moves * _LAW * np.log(pileup[rows] / edge) ** 2)
             found.deviation[rows] = np.hypot(found.deviation[rows], _TOGETHER * share * found.counts[rows])
         return found
 
@@ -308,8 +322,8 @@ class Saturating(Response):
         """What is expected of N and R, (n, 1) both, with the deviations of counting alone."""
         fired = np.clip(probability(pileup * self.rate), 1 - _SILENCE[1], _FULL)
         counts = light * self.size * fired
-        of_one = np.maximum(self.spread * np.sqrt(self.size * fired * (1 - fired)), _RELATIVE_FLOOR * self.size)
-        return Expected(counts, np.sqrt(np.maximum(light, _RELATIVE_FLOOR)) * of_one, fired)
+        of_one = np.maximum(self.spread * np.sqrt(self.size * fired * (1 - fired)), ROUNDING * self.size)
+        return Expected(counts, np.sqrt(np.maximum(light, ROUNDING)) * of_one, fired)
 
 
 KINDS: tuple[type[Saturating] | type[Quadratic], ...] = (Saturating, Quadratic)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import numpy as np
 
 from dqmstream.learners.response import (
+    ROUNDING,
     SHAPE,
     Conditions,
     Quadratic,
@@ -42,10 +43,14 @@ _SAME_EVENTS = 0.05
 """By how much, as a logarithm, the events that the scatter of rings tells may differ from ring to ring: else counts are no
 counts of the same events (they were scaled), and scatter tells no rate."""
 
+_MOST = 0.8
+"""Share of the channels whose scatter must be that of counts of events."""
+
 _SILENCE = (1e-7, 1 - 1e-3)
 
-_GAIN, _FAULTY = 0.05, 0.25
-"""Deviation of a channel's log-gain between the first run and one that teaches, and the gain from which it teaches nothing."""
+_GAIN, _FAULTY = 0.015, 0.25
+"""Deviation of a channel's log-gain between the first run and one that teaches, and the gain from which it teaches nothing. A
+channel that is full in the first run has no gain there that could be told from its rate: what it counts later is its rate."""
 
 _ROUNDS, _LONGEST, _CUT = 5, 0.5, 30.0
 """Gauss-Newton steps, their largest length in the logarithm of a rate, and residuals that are cut in them."""
@@ -74,6 +79,9 @@ def fit(counts: np.ndarray, conditions: Conditions, profile: np.ndarray, ring: n
     if moves:
         law_of_scatter = taught(law_of_scatter, counts, at, conditions)
     left_by_law = law_of_scatter.settle(counts, at)
+    # A spread that was measured where rounding hides the scatter of counts says nothing of other pileups.
+    counting = law_of_scatter.counting(at)
+    law_of_scatter.spread = np.where(counting > (ROUNDING * law_of_scatter.size) ** 2, law_of_scatter.spread, 1.0)
     return law_of_scatter if _is_good(law_of_scatter, left_by_law, left_over) else quadratic
 
 
@@ -95,12 +103,14 @@ def levelled(counts: np.ndarray, at: np.ndarray, conditions: Conditions, ring: n
         return None
     variance = ((counts[rows] - b * mean) ** 2 / b).sum(axis=0) / (n - 1)
     size_of_ring = np.bincount(ring)[ring]
-    quiet = np.clip(medians(variance / mean, ring), *_SILENCE)
+    scatter = medians(variance / mean, ring)
+    quiet = np.clip(scatter, *_SILENCE)
     events = medians(mean, ring) / (1 - quiet)
     misses = n * b.mean() * events * quiet
     unsure = np.hypot(np.sqrt(2 / (n * size_of_ring)), 1 / np.sqrt(misses * size_of_ring + 1))
     apart = np.abs(np.log(events / np.median(events)))
-    if np.mean(apart <= _SAME_EVENTS + 4 * unsure * quiet / (1 - quiet)) < 0.8:
+    as_events = (apart <= _SAME_EVENTS + 4 * unsure * quiet / (1 - quiet)) & (scatter <= 1 + 4 * unsure)
+    if np.mean(as_events) < _MOST:
         return None
     own_quiet = np.clip(1 - mean / events, *_SILENCE)
     of_ring, own = np.log(rate_of(1 - quiet)), np.log(rate_of(1 - own_quiet))
@@ -135,7 +145,7 @@ def _steadiest(at: np.ndarray) -> np.ndarray:
 def taught(law: Saturating, counts: np.ndarray, at: np.ndarray, conditions: Conditions) -> Saturating:
     """The law after lumisections of another run, counts (n, live), under conditions (n, 2).
 
-    Each channel has a gain g in that run, and its log-rate is off by u. By least squares, with g ~ Normal(0, .05²) and u ~
+    Each channel has a gain g in that run, and its log-rate is off by u. By least squares, with g ~ Normal(0, .015²) and u ~
     Normal(0, error²):
 
         count = e (1 + g s(R λ) + u (s(R λ) - s(λ))),    s: `sensitivity`

@@ -78,6 +78,12 @@ class NumbersOfRuns:
     def learn(self, experience: int, run: RunData, past: object) -> None:
         self._known = max(self._known, float(run.maps.counts.mean()))
 
+    def told(self) -> None:
+        return None
+
+    def beyond(self, maps: Maps) -> None:
+        return None
+
     def look_at_each(self, several: Sequence[Maps]) -> list[Noted]:
         scores = [maps.counts.mean(axis=(1, 2, 3)) - self._known for maps in several]
         return [Noted(score, np.zeros(len(score), np.int64)) for score in scores]

@@ -147,7 +147,9 @@ def test_beyond_the_pileup_of_the_reference_run_residuals_stay_standard_normal()
     residuals = reference.residuals(beyond)
     assert np.median((residuals**2).mean(axis=0)) == pytest.approx(1.0, abs=0.1)
     assert residuals.mean(axis=0).std() < 0.25
-    assert np.median((_quadratic(runs[0]).residuals(beyond) ** 2).mean(axis=0)) > 2
+    quadratic = _quadratic(runs[0])
+    assert np.median((quadratic.residuals(beyond) ** 2).mean(axis=0)) > 1.3  # with the wider errors that it has there
+    assert quadratic.beyond(beyond).mean() > 0.2
 
 
 def _quadratic(run: RunData) -> Reference:

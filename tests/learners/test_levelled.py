@@ -1,0 +1,175 @@
+"""A first run of levelled pileup: the reference knows what it was taught, is honest beyond it, and learns from later runs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dqmstream.learners.baselines import GainMap
+from dqmstream.learners.fault_score import FaultScore
+from dqmstream.learners.novelty import Deviation, Novelty
+from dqmstream.learners.reference import Reference
+from dqmstream.learners.registry import make_strategy
+from dqmstream.learners.response import Quadratic, Saturating, probability
+from dqmstream.learners.splits import Part
+from dqmstream.learners.statistical import Statistical
+from dqmstream.learners.strategy import RunData
+from dqmstream.lumisection import Geometry
+from tests.learners.streams import RING_OF_CHANNEL, conditions_of, draw_real_run, fingerprint, reader
+
+R_PER_PILEUP = [12 / 52, 3 / 62]
+"""R at a pileup of 1, by the published run of R = 12 (nearly all channels full at 62), and where HE has room."""
+
+
+def run_of(path: str, seed: int, run: int, r_per_pileup: float = R_PER_PILEUP[0], n: int = 400, drift: float = 0.0) -> RunData:
+    rng = np.random.default_rng([seed, run])
+    gain = fingerprint(seed) * np.exp(drift * rng.standard_normal(932))
+    return draw_real_run(gain, conditions_of(path, rng, n), rng, run, r_per_pileup=r_per_pileup, empty=3)
+
+
+def fitted(path: str, seed: int, r_per_pileup: float = R_PER_PILEUP[0]) -> Reference:
+    return Reference.fit(run_of(path, seed, 1, r_per_pileup).part(Part.TRAIN))
+
+
+def significant(found: Deviation) -> int:
+    return int(np.sum(np.abs(found.pull) > 4.5))
+
+
+@pytest.mark.parametrize("r_per_pileup", R_PER_PILEUP)
+@pytest.mark.parametrize("path", ["level", "falling", "ramp", "low"])
+def test_of_runs_that_follow_the_law_it_is_chosen_whatever_pileup_did_in_the_first(path: str, r_per_pileup: float) -> None:
+    assert fitted(path, 3, r_per_pileup).kind == "saturating"
+
+
+@pytest.mark.parametrize("r_per_pileup", R_PER_PILEUP)
+def test_residuals_of_a_falling_run_are_right_after_a_levelled_or_a_rising_one(r_per_pileup: float) -> None:
+    later = run_of("falling", 0, 2, r_per_pileup).maps.counts
+    for path in ("level", "ramp"):
+        reference = fitted(path, 0, r_per_pileup)
+        residuals = reference.residuals(later)
+        assert (residuals**2).mean() < 1.1
+        assert np.abs(residuals[-100:].mean(axis=0)).max() < 1.0  # with a quadratic: 9
+
+
+def test_it_says_what_it_was_taught_and_which_lumisections_lie_beyond() -> None:
+    reference = fitted("level", 0)
+    told = reference.told()
+    assert told["kind"] == "saturating"
+    assert 0.98 < told["lowest"] < 1 < told["highest"] < 1.02
+    assert not reference.beyond(run_of("level", 0, 2).maps.counts).any()
+    beyond = reference.beyond(run_of("falling", 0, 2).maps.counts)
+    assert not beyond[:30].any() and beyond[-250:].mean() > 0.98  # but for empty ones
+    assert Reference.from_state(reference.state()).told() == told
+
+
+def test_errors_widen_with_the_distance_from_what_was_taught_and_not_within_it() -> None:
+    reference = fitted("level", 0)
+    law = reference._known
+    assert isinstance(law, Saturating)
+    plain = Saturating(law.size, law.rate, law.spread, law.at)
+    for pileup, least in ((1.0, 1.0), (0.7, 1.0), (0.1, 2.0)):
+        counts = law.size * probability(pileup * law.rate)
+        at = reference._conditions(counts[None])
+        wider = np.median(law.expected(at).deviation / plain.expected(at).deviation)
+        assert wider == 1.0 if pileup == 1.0 else wider > least
+
+
+@pytest.mark.parametrize("r_per_pileup", R_PER_PILEUP)
+def test_after_a_levelled_run_nothing_is_found_in_a_run_that_differs_by_pileup_alone(r_per_pileup: float) -> None:
+    """Before, of 60 lumisections 51 were called unknown, and 223 channels were named."""
+    level, falling = (run_of(path, 0, run, r_per_pileup) for run, path in enumerate(("level", "falling")))
+    novelty = Novelty(Geometry(1), 0)
+    novelty.learn(0, level, reader([level]))
+    for run in (falling, run_of("level", 0, 5, r_per_pileup)):
+        assert (novelty.look(run.maps).p <= 0.01).sum() == 0
+        assert significant(novelty.deviation(run.part(Part.TEST))) == 0
+        assert (novelty.faults.look(run.maps.take(np.arange(0, 400, 8))).score < np.log(99)).all()
+    dead = run_of("falling", 0, 6, r_per_pileup)
+    dead.maps.counts[:, *np.argwhere(novelty.live)[400]] = 0
+    found = novelty.deviation(dead.part(Part.TEST))
+    assert np.abs(found.pull).argmax() == 400 and found.pull[400] < -10
+
+
+def test_a_later_run_teaches_what_the_first_could_not_and_what_was_measured_stays() -> None:
+    """The rates of channels that are full at a pileup of 62 are told by a ramp from 1."""
+    level, ramp = run_of("level", 1, 1), run_of("ramp", 1, 2)
+    first = Reference.fit(level.part(Part.TRAIN))
+    second = first.after(ramp.part(Part.TRAIN))
+    assert second is not first and second.told()["lowest"] < 0.1
+    assert second.after(ramp.part(Part.TRAIN)) is second, "it knows these conditions now"
+    assert first.after(run_of("level", 1, 3).part(Part.TRAIN)) is first
+    counts = level.part(Part.TEST).counts
+    np.testing.assert_allclose(second.expected(counts), first.expected(counts), rtol=2e-3)
+    one, other = first._known, second._known
+    assert isinstance(one, Saturating) and isinstance(other, Saturating)
+    truth = np.log(run_of("level", 1, 1).maps.pileup.mean() * R_PER_PILEUP[0] * _rates(1))
+    full = one.error > 0.04
+    off = [np.abs(np.log(law.rate) - truth)[full] for law in (one, other)]
+    assert 250 < full.sum() < 500
+    assert np.median(off[1]) < 0.7 * np.median(off[0])
+    assert np.median(other.error[full]) < 0.7 * np.median(one.error[full])
+    low = run_of("low", 1, 4).maps.counts
+    deviations = [reference.response(low[:, reference.live]).deviation for reference in (first, second)]
+    assert np.median(deviations[1] / deviations[0]) < 0.5
+    assert (second.residuals(low) ** 2).mean() < 1.3
+
+
+def test_a_first_run_of_counts_that_are_no_events_learns_its_slopes_from_the_next() -> None:
+    level, falling = (run_of(path, 0, run, R_PER_PILEUP[1]) for run, path in enumerate(("level", "falling")))
+    for run in (level, falling):
+        run.maps.counts[:] *= np.float32(7.5)
+    first = Reference.fit(level.part(Part.TRAIN))
+    assert first.kind == Quadratic.kind
+    again = run_of("falling", 0, 7, R_PER_PILEUP[1])
+    counts = again.maps.counts * np.float32(7.5)
+    assert np.median((first.residuals(counts) ** 2).mean(axis=0)) < 1.5, "no slope is known, and errors say so"
+    second = first.after(falling.part(Part.TRAIN))
+    assert np.median((second.residuals(counts) ** 2).mean(axis=0)) == pytest.approx(1.0, abs=0.3)
+    np.testing.assert_allclose(second.typical.counts, first.typical.counts, rtol=5e-3)
+
+
+def test_gains_measured_before_the_reference_was_taught_more_say_the_same_counts_after_it() -> None:
+    level, ramp = run_of("level", 2, 1, R_PER_PILEUP[1], drift=0.03), run_of("ramp", 2, 2, R_PER_PILEUP[1])
+    third = run_of("level", 2, 3, R_PER_PILEUP[1], drift=0.03)
+    strategy, faults_of = Statistical(Geometry(1), 0, 400_000), []
+    for number, run in enumerate((level, third)):
+        strategy.learn(number, run, reader([]))
+    before, old = strategy.gains.copy(), strategy.reference
+    faults = FaultScore(old)
+    for run in (level, third):
+        faults.learn(run.part(Part.TRAIN))
+    faults_of.append(faults.gain.copy())
+    strategy.learn(2, ramp, reader([]))
+    factor = old.rescaled(strategy.reference)
+    assert strategy.reference is not old and factor.std() > 0
+    np.testing.assert_allclose(strategy.gains[:2], before * factor, rtol=1e-4, atol=1e-6)
+    faults.look_through(strategy.reference)
+    np.testing.assert_allclose(faults.gain, faults_of[0] * factor)
+
+
+@pytest.mark.parametrize("name", ["statistical", GainMap.name])
+def test_a_stream_whose_reference_is_taught_by_its_second_run_resumes_to_the_same_bits(name: str) -> None:
+    runs = [run_of(path, 0, run, n=200, drift=0.02) for run, path in enumerate(("level", "falling", "level"))]
+    unbroken = make_strategy(name, geometry=Geometry(1), seed=0, memory_bytes=400_000)
+    for number, run in enumerate(runs):
+        resumed = make_strategy(name, geometry=Geometry(1), seed=0, memory_bytes=400_000)
+        resumed.restore(unbroken.state())
+        for one in (unbroken, resumed):
+            one.learn(number, run, reader(runs))
+        for key, array in unbroken.state().items():
+            np.testing.assert_array_equal(resumed.state()[key], array, err_msg=key)
+    assert (unbroken.scores(runs[2].part(Part.TEST)).argmax(axis=1) == 2).mean() > 0.8
+
+
+def test_a_state_from_before_errors_were_kept_is_taken_back_and_widens_nothing() -> None:
+    reference = fitted("level", 0)
+    kept = {name: array for name, array in reference.state().items() if name not in ("response.error", "response.span")}
+    old = Reference.from_state(kept)
+    assert old.state().keys() == kept.keys()
+    counts = run_of("falling", 0, 2).maps.counts
+    assert not old.beyond(counts).any()
+    np.testing.assert_array_equal(old.expected(counts), reference.expected(counts))
+
+
+def _rates(seed: int) -> np.ndarray:
+    return RING_OF_CHANNEL * fingerprint(seed)
