@@ -39,19 +39,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+def _kept(folder: Path) -> dict[Path, bytes]:
+    """All files of a state but the heartbeat of the learner that runs."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "heartbeat"}
+
+
 def test_a_run_that_is_not_known_is_flagged_and_its_channels_named_beside_a_learner_that_runs(
     folder: Path, tmp_path: Path
 ) -> None:
     archive = Archive.open(folder / "A")
-    before = {
-        path: path.read_bytes() for path in (folder / "A.state").rglob("*") if path.is_file() and path.name != "heartbeat"
-    }
+    before = _kept(folder / "A.state")
     running = Learner(archive, folder / "A.state" / "live", LearnerSettings(strategy="statistical"))
     try:
         done: dict[str, Any] = result("flags", "--archive", folder / "A", "--out", tmp_path / "flags.csv")
     finally:
         running.close()
-    after = {path: path.read_bytes() for path in (folder / "A.state").rglob("*") if path.is_file() and path.name != "heartbeat"}
+    after = _kept(folder / "A.state")
     assert after == before
     *known, new = done["runs"]
     assert [one["run"] for one in known] == done["learnt"] and not new["learnt"]

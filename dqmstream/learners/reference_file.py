@@ -3,8 +3,9 @@
     <file>.safetensors    arrays of the reference; in the header, JSON: version, archive, snapshot, runs, masked, dead
 
 The version is a hash of the arrays, so that a learner's state says which reference it belongs to. Such a reference never moves
-while a learner lives, and that of a first run only under conditions that it was not taught (`Reference.after`): weights, gains and boundaries were learnt on residuals to it, and only raw counts could be looked at anew. A
-rolling one would change what every past run is said to look like, without a lumisection of it at hand to learn that from.
+while a learner lives: weights, gains and boundaries were learnt on residuals to it, and only raw counts could be looked at
+anew. A rolling one would change what every past run is said to look like, without a lumisection of it at hand to learn that
+from. That of a first run moves only under conditions that it was not taught (`Reference.after`).
 """
 
 from __future__ import annotations

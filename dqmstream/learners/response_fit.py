@@ -3,9 +3,9 @@
 The law (`learners.response.Saturating`) has a rate and a size for each channel. Three things tell the rate:
 
 * pileup that moves within the run: counts follow it by the law (`Saturating.fit`);
-* the scatter of counts: of N events a share p fires, with mean N p and variance N p (1 - p) (`levelled`). It needs no movement, so
-  a run of levelled pileup is enough; what it does not tell, the rates of channels that fire in nearly every event, has a large
-  error, which `Saturating.expected` adds to its deviations at other pileups;
+* the scatter of counts: of N events a share p fires, with mean N p and variance N p (1 - p) (`levelled`). It needs no
+  movement, so a run of levelled pileup is enough; what it does not tell, the rates of channels that fire in nearly every event,
+  has a large error, which `Saturating.expected` adds to its deviations at other pileups;
 * pileup that a later run has and the runs before did not (`taught`).
 
 `taught` holds what a channel counts under the conditions of the first run fixed. So gains that were measured before stay what
