@@ -18,6 +18,7 @@ from dqmstream.learners.splits import Part, assign
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.importer import import_files
 from tests.commandline import dqmstream, result, told
+from tests.learners.streams import conditions_of, draw_real_run, fingerprint
 
 
 @pytest.fixture(scope="module")
@@ -138,3 +139,24 @@ def test_a_reference_that_does_not_follow_the_law_is_told(folder: Path, tmp_path
     result("learn", "--archive", tmp_path / "A", "--strategy", "gain_map", "--reference", tmp_path / "noisy.safetensors")
     done = dqmstream("flags", "--archive", tmp_path / "A")
     assert done.returncode == 0 and "warning: the reference run does not follow the law" in done.stdout
+
+
+def test_a_run_at_another_pileup_than_a_level_first_run_is_marked_and_nothing_is_found_in_it(tmp_path: Path) -> None:
+    gain = fingerprint(0)
+    for run, path in ((1, "level"), (2, "falling")):
+        rng = np.random.default_rng(run)
+        drawn = draw_real_run(gain, conditions_of(path, rng, 200), rng, run, r_per_pileup=12 / 52, empty=3)
+        np.save(tmp_path / f"Run{run}_Dataset_x.npy", drawn.maps.counts[:, 0])
+    result("import", tmp_path / "Run1_Dataset_x.npy", "--archive", tmp_path / "A")
+    result("learn", "--archive", tmp_path / "A", "--strategy", "gain_map")
+    result("import", tmp_path / "Run2_Dataset_x.npy", "--archive", tmp_path / "A")
+    out = tmp_path / "flags.csv"
+    done = result("flags", "--archive", tmp_path / "A", "--out", out)
+    level, falling = done["runs"]
+    assert (level["blank"], falling["blank"], level["beyond"]) == (3, 3, 0)
+    assert falling["beyond"] > 150
+    assert falling["flagged"] == falling["faulty"] == 0 and falling["channels"] == []
+    assert any("0.99 to 1.01 times those of its first run" in warning for warning in done["warnings"])
+    rows = list(csv.DictReader(out.open()))
+    assert sum(int(row["beyond"]) for row in rows) == falling["beyond"]
+    assert all(row["run_1"] == "" for row in rows if row["blank"] == "1")

@@ -51,7 +51,7 @@ class RunFlags:
     blank: lumisections that say nothing of any channel (`learners.blank`), bool (n,): no run is named for them, and the scores
     of those after them are what they would be without them.
 
-    beyond: lumisections under conditions that the reference was not taught, where errors are wider, bool (n,).
+    beyond: lumisections under conditions that the reference was not taught, of which all is less sure, bool (n,).
 
     fault: log-odds that something has failed (`learners.fault_score`), (n,). faulty: good has at most the probability of the
     rate of false alarms, bool (n,). failed: log-odds of each channel so, 0 where it is good, (n, channels of `places`). places:
@@ -197,8 +197,8 @@ class Flagger:
             span = f"{told['lowest']:.2f} to {told['highest']:.2f}"
             beyond = sum(int(one.beyond.sum()) for one in found)
             warnings.append(
-                f"the reference was taught {what} of {span} times those of its first run: errors are wider in {beyond} "
-                f"lumisections beyond (runs {', '.join(runs)})"
+                f"the reference was taught {what} of {span} times those of its first run: what is said of {beyond} "
+                f"lumisections beyond is less sure (runs {', '.join(runs)})"
             )
         return warnings
 

@@ -95,8 +95,7 @@ class Reference:
         return np.asarray(np.clip(before / now, 0.1, 10.0))
 
     def beyond(self, counts: np.ndarray) -> np.ndarray:
-        """Whether lumisections are under conditions that it was not taught, where its errors are wider: bool (n,), from maps
-        (n, depth, 64, 72)."""
+        """Whether lumisections are under conditions that it was not taught: bool (n,), from maps (n, depth, 64, 72)."""
         of_live = counts[:, self.live].astype(np.float64)
         return np.asarray(self._known.beyond(self._conditions(of_live)) & ~self.blank(of_live))
 

@@ -51,9 +51,6 @@ which is 3 % of a rate in the dimmest ring."""
 
 _TOGETHER = 30**0.5
 
-_UNTOLD = 0.1
-"""Largest error of a log-rate: that of a channel that is like the others of its ring."""
-
 _PILEUPS = np.geomspace(0.02, 50, 600)
 """Pileups, relative to the reference run, among which that of a lumisection is read off."""
 
@@ -205,8 +202,9 @@ class Saturating(Response):
     """N A P(R λ): N and R of a lumisection from its a and b, both 1 in the reference run.
 
     size: A times the number of events of the reference run, (live,). rate: λ, (live,). spread: deviation over that of a count
-    of events, (live,). at: a and b of N = 1 at each of the pileups that are tried, (600, 2). error: of log λ, (live,). span:
-    lowest and highest pileup that was taught, (2,). Without these two, all pileups count as taught.
+    of events, (live,). at: a and b of N = 1 at each of the pileups that are tried, (600, 2). error: of log λ, (live,), 0 where
+    pileup that moved told the rates: such a law is believed at all pileups. span: lowest and highest pileup that was taught,
+    (2,); first_span: by the first run. Without these three, of older states, all pileups count as taught.
 
     At pileups that were not taught, deviations are wider by what the errors of rates and of the law make of a count. Such an
     error is the same in lumisections that follow each other, so it counts sqrt(30) times, as in a window of 30.
@@ -214,7 +212,7 @@ class Saturating(Response):
 
     kind = "saturating"
     arrays = ("size", "rate", "spread", "at")
-    more = ("error", "span")
+    more = ("error", "span", "first_span")
 
     def __init__(
         self,
@@ -224,9 +222,10 @@ class Saturating(Response):
         at: np.ndarray,
         error: np.ndarray | None = None,
         span: np.ndarray | None = None,
+        first_span: np.ndarray | None = None,
     ) -> None:
         self.size, self.rate, self.spread, self.at = size, rate, spread, at
-        self.error, self.span = error, span
+        self.error, self.span, self.first_span = error, span, first_span
 
     @classmethod
     def fit(
@@ -256,9 +255,8 @@ class Saturating(Response):
             rate = moved
         law = cls(size, rate, np.ones_like(rate), table(size, rate, conditions))
         left = law.settle(counts, at)
-        information = np.maximum(c - b * b / a, np.finfo(np.float64).tiny)
-        law.error = np.minimum(1 / np.sqrt(np.bincount(ring, information)[ring]), _UNTOLD)
-        law.span = law.span_of(at)
+        law.error = np.zeros_like(rate)
+        law.span = law.first_span = law.span_of(at)
         return law, left
 
     def settle(self, counts: np.ndarray, at: np.ndarray) -> np.ndarray:
@@ -278,6 +276,11 @@ class Saturating(Response):
     def span_of(self, at: np.ndarray) -> np.ndarray:
         """Pileups between which nearly all of lumisections lie, by conditions (n, 2): lowest and highest, (2,)."""
         return np.quantile(self._light(at)[1], _NEARLY_ALL)
+
+    @property
+    def open(self) -> bool:
+        """Whether later runs may teach it: the first run's pileup was too level for what it should tell."""
+        return self.first_span is not None and bool(self.first_span[1] <= _NARROW * self.first_span[0])
 
     @property
     def told_apart(self) -> bool:
@@ -307,7 +310,7 @@ class Saturating(Response):
     def expected(self, conditions: np.ndarray) -> Expected:
         light, pileup = self._light(conditions)
         found = self._at(light, pileup)
-        if self.error is None or self.span is None:
+        if self.error is None or self.span is None or not self.error.any():
             return found
         rows = np.flatnonzero((pileup < self.span[0]) | (pileup > self.span[1]))
         if rows.size:

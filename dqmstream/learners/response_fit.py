@@ -46,6 +46,9 @@ counts of the same events (they were scaled), and scatter tells no rate."""
 _MOST = 0.8
 """Share of the channels whose scatter must be that of counts of events."""
 
+_FEW_MISSES = 20.0
+"""Missed events of a channel, in all lumisections, up to which a ring's share of them is a mean over all its channels."""
+
 _SILENCE = (1e-7, 1 - 1e-3)
 
 _GAIN, _FAULTY = 0.015, 0.25
@@ -103,25 +106,38 @@ def levelled(counts: np.ndarray, at: np.ndarray, conditions: Conditions, ring: n
         return None
     variance = ((counts[rows] - b * mean) ** 2 / b).sum(axis=0) / (n - 1)
     size_of_ring = np.bincount(ring)[ring]
-    scatter = medians(variance / mean, ring)
+    scatter = _of_most(variance / mean, ring, _FEW_MISSES / (n * b.mean() * mean))
     quiet = np.clip(scatter, *_SILENCE)
     events = medians(mean, ring) / (1 - quiet)
-    misses = n * b.mean() * events * quiet
+    counted = n * b.mean() * events
+    misses = counted * quiet
     unsure = np.hypot(np.sqrt(2 / (n * size_of_ring)), 1 / np.sqrt(misses * size_of_ring + 1))
     apart = np.abs(np.log(events / np.median(events)))
     as_events = (apart <= _SAME_EVENTS + 4 * unsure * quiet / (1 - quiet)) & (scatter <= 1 + 4 * unsure)
     if np.mean(as_events) < _MOST:
         return None
-    own_quiet = np.clip(1 - mean / events, *_SILENCE)
+    own_misses = counted * np.maximum(1 - mean / events, 0.0)
+    # A channel that missed no event is not full for that: one miss at the share of its ring is added to what was seen.
+    own_quiet = np.clip((own_misses + 1) / (counted + 1 / quiet), *_SILENCE)
     of_ring, own = np.log(rate_of(1 - quiet)), np.log(rate_of(1 - own_quiet))
-    own_error = _rate_error(own, 1 / np.sqrt(n * b.mean() * events * own_quiet + 1))
+    own_error = _rate_error(own, 1 / np.sqrt(own_misses + 1))
     weight = _ALIKE**2 / (_ALIKE**2 + own_error**2)
     rate = np.exp(of_ring + weight * (own - of_ring))
     error = np.hypot(_rate_error(of_ring, unsure), np.sqrt(weight) * own_error)
     law = Saturating(mean / probability(rate), rate, np.ones_like(rate), np.zeros((0, 2)))
     law.at = table(law.size, law.rate, conditions)
     law.error, law.span = error, law.span_of(at[rows])
+    law.first_span = law.span_of(at)
     return law
+
+
+def _of_most(values: np.ndarray, ring: np.ndarray, few: np.ndarray) -> np.ndarray:
+    """Means in each ring of values up to four times the median or up to `few`, at the places of its channels.
+
+    A median alone is 0 where most channels missed no event, as if none ever did.
+    """
+    usual = values <= np.maximum(4 * medians(values, ring), few)
+    return np.asarray((np.bincount(ring, np.where(usual, values, 0.0)) / np.bincount(ring, usual))[ring])
 
 
 def _rate_error(log_rate: np.ndarray, of_log_quiet: np.ndarray) -> np.ndarray:
@@ -177,7 +193,7 @@ def taught(law: Saturating, counts: np.ndarray, at: np.ndarray, conditions: Cond
     span = found.span_of(at)
     if law.span is not None:
         span = np.array([min(span[0], law.span[0]), max(span[1], law.span[1])])
-    found.span = span
+    found.span, found.first_span = span, law.first_span
     return found
 
 
@@ -195,8 +211,11 @@ def after(response: Response, counts: np.ndarray, conditions: Conditions, profil
 
 
 def goes_beyond(law: Saturating, at: np.ndarray) -> bool:
-    """Whether the pileup of lumisections, by conditions (n, 2), goes far enough beyond what the law was taught to teach it."""
-    if law.span is None or len(at) < _FEWEST:
+    """Whether the pileup of lumisections, by conditions (n, 2), goes far enough beyond what the law was taught to teach it.
+
+    Where the first run's pileup moved enough the law stays: there, what a run of other pileup counts is its gains.
+    """
+    if law.span is None or not law.open or len(at) < _FEWEST:
         return False
     low, high = np.log(law.span_of(at))
     taught_low, taught_high = np.log(law.span)
