@@ -149,21 +149,8 @@ class Comparison:
             if channels or boxes:
                 return f"{channels} channels and {boxes} readout boxes changed between these runs."
             return "No channel is found to have changed between these runs."
-        by_channels, luminosity = self.separation.channels, self.separation.luminosity
-        if luminosity.above_chance:
-            return (
-                f"Luminosity alone tells these runs apart (AUC {luminosity.value:.3f}), so an AUC proves nothing of the "
-                "detector by itself: judge by the channels that changed "
-                + ("against their rings." if self.by_ring else "under the same conditions.")
-            )
-        if by_channels.above_chance:
-            return (
-                f"The channels tell these runs apart (AUC {by_channels.value:.3f}) and luminosity alone does not "
-                f"({luminosity.value:.3f}): what differs is in the channels."
-            )
-        if self.channels.changed.any() or self.boxes.changed.any():
-            return "No single lumisection tells these runs apart; what changed shows over the whole runs only."
-        return "Nothing tells these runs apart: neither their channels nor luminosity alone."
+        changed = bool(self.channels.changed.any() or self.boxes.changed.any())
+        return told_apart(self.separation, changed=changed, by_ring=self.by_ring)
 
     @property
     def warnings(self) -> list[str]:
@@ -187,6 +174,34 @@ class Comparison:
                 + (", or stand too far from their ring." if self.by_ring else ".")
             )
         return notes
+
+
+def told_apart(separation: Separation, *, changed: bool, by_ring: bool) -> str:
+    """What the AUC by channels and the AUC by luminosity mean together, in plain words.
+
+    changed: whether a channel or a readout box is found to have changed. by_ring: as `Comparison.by_ring`.
+    """
+    channels, luminosity = separation.channels, separation.luminosity
+    if luminosity.above_chance:
+        return (
+            f"Luminosity alone tells these runs apart (AUC {luminosity.value:.3f}), so an AUC proves nothing of the "
+            "detector by itself: judge by the channels that changed "
+            + ("against their rings." if by_ring else "under the same conditions.")
+        )
+    if channels.above_chance and channels.value <= luminosity.value:
+        return (
+            f"The channels tell these runs apart (AUC {channels.value:.3f}) no better than luminosity alone "
+            f"({luminosity.value:.3f}, within its error of chance): this is no sign of a change in the detector."
+        )
+    if channels.above_chance:
+        return (
+            f"The channels tell these runs apart (AUC {channels.value:.3f}) and luminosity alone does not "
+            f"({luminosity.value:.3f}): "
+            + ("what differs is in the channels." if changed else "yet no channel by itself is found to have changed.")
+        )
+    if changed:
+        return "No single lumisection tells these runs apart; what changed shows over the whole runs only."
+    return "Nothing tells these runs apart: neither their channels nor luminosity alone."
 
 
 @dataclass(frozen=True, eq=False)

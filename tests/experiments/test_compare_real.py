@@ -10,9 +10,10 @@ import pytest
 
 from benchmarks.compare import RATE, Known, real_pair
 from benchmarks.real_conditions import FAR, conditions, draw, rates
-from dqmstream.experiments.compare import Comparison, Ground, compare
+from dqmstream.experiments.compare import Comparison, Ground, compare, told_apart
 from dqmstream.experiments.compare_inputs import RunCounts, pair_of
 from dqmstream.experiments.compare_response import moderate
+from dqmstream.experiments.compare_separation import Auc, Separation
 from dqmstream.experiments.simulator import LIVE, draw_counts
 from dqmstream.lumisection import IETA, ieta_row
 
@@ -197,3 +198,19 @@ def test_the_published_runs_share_no_conditions_and_are_compared_with_their_ring
     done = known.compare()
     assert done.ground is Ground.APART and done.comparable
     assert sum(done.channels.changed[place(done, ieta, iphi)] for ieta, iphi, _ in FAR) <= 1
+
+
+@pytest.mark.parametrize(
+    ("channels", "luminosity", "changed", "said"),
+    [
+        ((0.72, 0.504, 1.0), (0.74, 0.48, 1.0), False, "no better than luminosity alone (0.740"),
+        ((0.72, 0.504, 1.0), (0.60, 0.48, 0.8), False, "yet no channel by itself is found to have changed"),
+        ((0.72, 0.504, 1.0), (0.60, 0.48, 0.8), True, "what differs is in the channels"),
+        ((0.55, 0.45, 0.7), (0.50, 0.40, 0.6), False, "Nothing tells these runs apart"),
+        ((1.0, 0.9, 1.0), (0.95, 0.9, 1.0), True, "Luminosity alone tells these runs apart"),
+    ],
+)
+def test_the_verdict_claims_no_change_that_luminosity_or_chance_explains(
+    channels: tuple[float, float, float], luminosity: tuple[float, float, float], changed: bool, said: str
+) -> None:
+    assert said in told_apart(Separation(Auc(*channels), Auc(*luminosity), (7, 7)), changed=changed, by_ring=True)
