@@ -1,7 +1,8 @@
 """Which data set each run of an archive is of, so that the maps of another one never become revisions of it.
 
 An archive holds one map of a lumisection. Maps of ZeroBias and of JetHT are both maps of the same run and lumisection, and
-would replace each other. Imports therefore keep the data set that a file names as the reason of the run's start.
+would replace each other. Imports therefore keep the data set that a file names as the reason of the run's start, and what
+comes of such a run, from files or as messages, must be of that data set.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import zarr
 
 from dqmstream.errors import InputError
 from dqmstream.lumisection import RUN_FILE, check_source
 from dqmstream.storage.archive import Archive
-from dqmstream.storage.layout import IMPORT_FEED, Kind
+from dqmstream.storage.layout import IMPORT_FEED, Kind, feed_path, read_column
 from dqmstream.storage.readers.runs import RunData
 
 
@@ -47,32 +49,65 @@ def check_one_import(runs: Sequence[RunData]) -> None:
             )
 
 
+class ImportedDatasets:
+    """The files that an archive's runs were imported from, and their data sets.
+
+    by_run: (data set, file) of each file that names one.
+    """
+
+    def __init__(self) -> None:
+        self.by_run: dict[int, list[tuple[str, str]]] = {}
+        self._files = 0
+
+    def update(self, root: zarr.Group) -> None:
+        """Take over what was imported since. root: the archive's root group at a snapshot no older than the last one."""
+        table = root["imports"]
+        files = table["run"].shape[0]
+        if files == self._files:
+            return
+        control = root[f"{feed_path(IMPORT_FEED, 0)}/control"]
+        begun = read_column(control, "kind") == Kind.START
+        named = dict(zip(*(read_column(control, name)[begun].tolist() for name in ("offset", "reason")), strict=True))
+        columns = (read_column(table, name, self._files, files).tolist() for name in ("name", "run", "offset"))
+        for file, run, offset in zip(*columns, strict=True):
+            match = RUN_FILE.match(file)  # the name of the file is all that older imports kept
+            if dataset := named.get(offset) or (match["name"] if match else ""):
+                self.by_run.setdefault(run, []).append((dataset, file))
+        self._files = files
+
+    def reason_against(self, run: int, source: str) -> str:
+        """Why what is of this source is none of the run as it was imported; empty where it may be."""
+        files = self.by_run.get(run, [])
+        if not files or any(are_one(dataset, source) for dataset, _ in files):
+            return ""
+        dataset, file = files[0]
+        return (
+            f"the source is {source}, and the archive holds run {run} of {dataset}, from {file}: two data sets of a run belong "
+            "into two archives"
+        )
+
+
 class FiledDatasets:
     """The data set of each run that an archive holds, as of the snapshot that it is pinned to."""
 
     def __init__(self, archive: Archive) -> None:
         self._source = archive.source
-        self._filed: dict[int, list[tuple[str, str]]] = {}
-        for (feed, _), log in archive.index.logs.items():
-            if feed != IMPORT_FEED and self._source:
-                for run in np.unique(log.rows["run"]).tolist():
-                    self._filed[run] = [(self._source, "messages")]
-        table = archive.root["imports"]
-        if not table["run"].shape[0]:
+        imported = ImportedDatasets()
+        imported.update(archive.root)
+        self._filed = imported.by_run
+        if not self._source:
             return
-        control = archive.control(IMPORT_FEED, 0)
-        begun = control["kind"].values == Kind.START
-        named = dict(zip(control["offset"].values[begun].tolist(), control["reason"].values[begun].tolist(), strict=True))
-        for file, run, offset in zip(*(table[name][:].tolist() for name in ("name", "run", "offset")), strict=True):
-            match = RUN_FILE.match(file)  # the name of the file is all that older imports kept
-            self._filed.setdefault(run, []).append((named.get(offset) or (match["name"] if match else ""), file))
+        for (feed, _), log in archive.index.logs.items():
+            if feed != IMPORT_FEED:
+                for run in np.unique(log.rows["run"]).tolist():
+                    self._filed.setdefault(run, []).insert(0, (self._source, "messages"))
 
     def check(self, data: RunData, is_filed: Callable[[], bool]) -> None:
         """Raise InputError where the archive holds the run of another data set.
 
         is_filed: asked then whether the archive holds these maps all the same, under another name.
         """
-        filed = [(name, holder) for name, holder in self._filed.get(data.run, ()) if name]
+        filed = self._filed.get(data.run, [])
         if not filed or any(are_one(name, data.dataset) for name, _ in filed) or is_filed():
             return
         name, holder = filed[0]

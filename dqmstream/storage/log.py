@@ -28,7 +28,8 @@ from dqmstream.storage import layout
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.clock import ClockSetBack
 from dqmstream.storage.commits import Change
-from dqmstream.storage.layout import NAT, Column, Kind, Quality
+from dqmstream.storage.datasets import ImportedDatasets
+from dqmstream.storage.layout import IMPORT_FEED, NAT, Column, Kind, Quality
 from dqmstream.storage.migrate import migrate
 from dqmstream.storage.rowindex import ROW_FIELDS, RowIndex
 
@@ -49,6 +50,14 @@ class SourceConflict(Exception):
     def __init__(self, stored: str) -> None:
         super().__init__(f"the archive holds {stored}")
         self.stored = stored
+
+
+class DatasetConflict(Exception):
+    """Rows are of another data set than the files that their runs were imported from. reasons: by the offset of the row."""
+
+    def __init__(self, reasons: Mapping[int, str]) -> None:
+        super().__init__(next(iter(reasons.values())))
+        self.reasons = reasons
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -140,6 +149,8 @@ class ArchiveWriter:
         self.archive = archive
         self._commits = archive.commits()
         self._index = RowIndex()
+        self._imported = ImportedDatasets()
+        self._agreeing: set[int] = set()
         self._own_snapshot = ""
 
     def rows(self, feed: str, partition: int) -> int:
@@ -163,7 +174,8 @@ class ArchiveWriter:
         table of imports, filed in the same commit. On return the commit is on the disk.
 
         Raises, with nothing filed, OffsetConflict unless the stored next_offset is expected_offset, SourceConflict where a row
-        comes from another source than the archive's, and ArchiveError where the storage cannot be read or written.
+        comes from another source than the archive's, DatasetConflict where that is not the data set that its run was imported
+        of (of imports, the importer asks that), and ArchiveError where the storage cannot be read or written.
         """
         try:
             return self.append_parts(feed, partition, [entries], expected_offset, next_offset, ledger)
@@ -193,6 +205,7 @@ class ArchiveWriter:
                 raise OffsetConflict(expected_offset, stored)
             if change.parent != self._own_snapshot:
                 self._index.update(root)
+                self._imported.update(root)
             # Order among partitions is told by this time, so a clock that was set back must not turn it round.
             committed_ns = max(time.time_ns(), self._index.last_committed_ns + 1)
             if stored is None:
@@ -204,6 +217,8 @@ class ArchiveWriter:
             for entries in parts:
                 at = _check_tiling(entries, at)
                 _take_source(root, entries)
+                if feed != IMPORT_FEED and self._imported.by_run:
+                    self._check_datasets(entries)
                 rows, control, revised = self._sort_out(entries, fresh)
                 row_columns = _row_columns(rows, self.archive.dtype, committed_ns) if rows else None
                 control_columns = _control_columns(control) if control else None
@@ -237,6 +252,33 @@ class ArchiveWriter:
             lambda committed: layout.check_version(committed, self.archive.path) == layout.LAYOUT_VERSION,
         )
         change.go_on()
+
+    def _check_datasets(self, entries: Sequence[Entry]) -> None:
+        """Raise DatasetConflict where rows of a run that was imported are of another data set.
+
+        Maps that the archive holds already are of the same one, whatever it was called; a blank map tells nothing.
+        """
+        imported = self._imported.by_run
+        doubtful: dict[int, list[Row]] = {}
+        for entry in entries:
+            if isinstance(entry, Row) and entry.source and entry.run in imported and entry.run not in self._agreeing:
+                doubtful.setdefault(entry.run, []).append(entry)
+        reasons: dict[int, str] = {}
+        for run, rows in doubtful.items():
+            contents = self._index.contents(run)
+            reason = self._imported.reason_against(run, rows[0].source)
+            held = [row for row in rows if row.content in contents.get(row.lumisection, ())]
+            other = [row for row in rows if row.lumisection in contents and row.content not in contents[row.lumisection]]
+            if not reason or self._has_messages(run) or (not other and any(row.occupancy.any() for row in held)):
+                self._agreeing.add(run)
+                continue
+            reasons |= {row.offset: reason for row in rows if row.content not in contents.get(row.lumisection, ())}
+        if reasons:
+            raise DatasetConflict(reasons)
+
+    def _has_messages(self, run: int) -> bool:
+        """Whether rows of the run were filed from messages."""
+        return any(bool((log.rows["run"] == run).any()) for (feed, _), log in self._index.logs.items() if feed != IMPORT_FEED)
 
     def _sort_out(self, entries: Sequence[Entry], fresh: Contents) -> tuple[list[tuple[Row, Quality]], list[Control], int]:
         """Rows to store with their quality, control entries (duplicates among them), number of revisions.

@@ -8,7 +8,7 @@ A batch starts at the offset where the archive ends and covers every offset that
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import structlog
@@ -16,7 +16,7 @@ import structlog
 from dqmstream.errors import InputError
 from dqmstream.lumisection import MAX_EVENTS
 from dqmstream.storage.layout import ROWS_PER_CHUNK, Kind
-from dqmstream.storage.log import ArchiveWriter, Control, Entry, OffsetConflict, Row, SourceConflict
+from dqmstream.storage.log import ArchiveWriter, Control, DatasetConflict, Entry, OffsetConflict, Row, SourceConflict
 from dqmstream.streaming import agreement
 from dqmstream.streaming.entries import Sorter
 from dqmstream.streaming.feed import DeadLetter, DeadLetters, Message, Slice
@@ -290,6 +290,9 @@ class Filer:
                 self._source = conflict.stored
                 self._bury_other_sources(pending, conflict.stored)
                 continue
+            except DatasetConflict as conflict:
+                self._bury(pending, conflict.reasons)
+                continue
             break
         self.counts.rows += filed.rows
         self.counts.duplicates += filed.duplicates
@@ -329,12 +332,16 @@ class Filer:
 
     def _bury_other_sources(self, pending: _Pending, source: str) -> None:
         """Rows of another dataset or monitoring element than the archive's become dead letters."""
+        others = (row for row in pending.entries if isinstance(row, Row) and row.source and row.source != source)
+        self._bury(pending, {row.offset: f"the source is {row.source}, the archive holds {source}" for row in others})
+
+    def _bury(self, pending: _Pending, reasons: Mapping[int, str]) -> None:
+        """The rows at these offsets become dead letters, each with its reason."""
+        if not reasons:
+            return
         for place, entry in enumerate(pending.entries):
-            if isinstance(entry, Row) and entry.source and entry.source != source:
-                message = pending.messages[entry.offset]
-                pending.entries[place] = self._dead(
-                    message, pending, f"the source is {entry.source}, the archive holds {source}"
-                )
+            if isinstance(entry, Row) and entry.offset in reasons:
+                pending.entries[place] = self._dead(pending.messages[entry.offset], pending, reasons[entry.offset])
                 pending.rows -= 1
 
 
