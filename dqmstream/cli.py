@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import os
 import sys
 import time
@@ -57,7 +58,7 @@ from dqmstream.cli_options import (
     show,
 )
 from dqmstream.config import MAX_SEED, MAX_WAIT_S, Settings, load_settings, recipe_flags
-from dqmstream.errors import EXIT_CODES, DqmstreamError, InputError, OutputClosedError, OutputError
+from dqmstream.errors import EXIT_CODES, DqmstreamError, InputError, OutOfMemoryError, OutputClosedError, OutputError
 from dqmstream.libraries import keep_in_our_folder
 from dqmstream.lumisection import MAX_NUMBER
 from dqmstream.terminal import open_streams, tell
@@ -369,15 +370,26 @@ def main() -> None:
     except DqmstreamError as error:
         _tell(error)
         _leave(error.exit_code)
+    except MemoryError as error:
+        _leave_without_memory(error)
     except OSError as error:
         from dqmstream.storage.failures import of_system
 
+        if error.errno == errno.ENOMEM:
+            _leave_without_memory(error)
         if (known := of_system(error)) is None:
             raise
         _tell(known)
         _leave(known.exit_code)
     except SystemExit as end:
         _leave(end.code if isinstance(end.code, int) else 0)
+
+
+def _leave_without_memory(error: Exception) -> NoReturn:
+    what = " ".join(str(error).split())
+    known = OutOfMemoryError(f"no memory is left{f' ({what})' if what else ''}: give this process more, and start again")
+    _tell(known)
+    _leave(known.exit_code)
 
 
 def _tell(error: DqmstreamError) -> None:

@@ -48,6 +48,12 @@ class StateInUseError(StateError):
     exit_code = 8
 
 
+class OutOfMemoryError(DqmstreamError):
+    """The machine, or the limit of this process, has no memory left (exit code 11)."""
+
+    exit_code = 11
+
+
 class OutputError(DqmstreamError):
     """Standard output cannot be written (exit code 3)."""
 
@@ -78,6 +84,7 @@ EXIT_CODES = {
     8: "another process holds the learner's state",
     UNFILED: "the disk did not take what was read before the service had to end: it will be read again",
     NOT_COMPARABLE: "two runs that cannot be compared: of most channels nothing can be said; what can be said is printed",
+    OutOfMemoryError.exit_code: "no memory is left: what was not filed by then is read again at the next start",
     130: "as the shell has it: a second SIGINT ended it at once; what was not filed will be read again",
     143: "the same by a second SIGTERM",
     141: "as the shell has it: whatever read its output went away; nothing else was cut short",

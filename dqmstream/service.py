@@ -14,7 +14,7 @@ from typing import Any
 import structlog
 
 from dqmstream.config import Settings
-from dqmstream.errors import UNFILED, BrokerError, DataLostError, InputError, StateError
+from dqmstream.errors import UNFILED, BrokerError, DataLostError, InputError, OutOfMemoryError, StateError
 from dqmstream.learner_process import LearnerProcess
 from dqmstream.stopping import Stop
 from dqmstream.storage.archive import Archive
@@ -85,7 +85,8 @@ def consume(
     complete. Snapshots that nothing needs any more are dropped every hour (`storage.expiry`). progress: called about
     five times a second with the counts and the learner's status. On the way out all that was read is filed, unless the disk
     takes longer than `drain_s`, and the child is ended. Raises DataLostError and BrokerError as the feed does, InputError
-    where the archive has no source, none is given and the messages do not agree on one, or where none of many is of it.
+    where the archive has no source, none is given and the messages do not agree on one, or where none of many is of it,
+    and OutOfMemoryError where no memory is left; no offset is passed then that is not filed.
     """
     stop = stop or Stop()
     began = time.monotonic()
@@ -131,6 +132,11 @@ def consume(
         # What was read before the feed ended may be nowhere else any more.
         _drained(ingest, settings, last=isinstance(ended, DataLostError))
         raise
+    except MemoryError as lack:
+        raise OutOfMemoryError(
+            f"no memory was left to read on{f' ({lack})' if str(lack) else ''}: no offset was passed that is not filed. Give "
+            "this process more memory, or set DQMSTREAM_MAX_ROWS lower, and start again: it goes on there"
+        ) from lack
     finally:
         ingest.close()
         expiry.close()

@@ -128,6 +128,8 @@ def _start(thread: threading.Thread) -> None:
 def error_number(error: BaseException | None) -> int | None:
     """errno of an error, or of the one that caused it."""
     while error is not None:
+        if isinstance(error, MemoryError):
+            return errno.ENOMEM
         if number := system_error(error):
             return number
         error = error.__cause__ or error.__context__

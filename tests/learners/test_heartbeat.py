@@ -103,6 +103,7 @@ def test_how_a_learner_ended_is_left_in_its_folder(tmp_path: Path) -> None:
         (OSError(28, "No space left on device"), 28),
         (RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"), 28),
         (ValueError("28 channels"), None),
+        (MemoryError(), 12),
     ],
 )
 def test_the_number_of_an_error_is_found_wherever_it_stands(error: Exception, number: int | None) -> None:

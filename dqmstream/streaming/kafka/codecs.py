@@ -144,7 +144,9 @@ def _unpack_snappy(cramjam: ModuleType, packed: memoryview, most: int) -> bytes:
             told = cramjam.snappy.decompress_raw_len(block)  # as a number of bytes that will be made, so it is looked at first
             if told > left:
                 raise TooLarge(f"the data unpack to more than {most} bytes")
-            pieces.append(bytes(cramjam.snappy.decompress_raw(block)))
+            piece = bytearray(told)  # made here: the library ends the process where it finds no memory
+            cramjam.snappy.decompress_raw_into(block, piece)
+            pieces.append(bytes(piece))
             left -= told
     except cramjam.DecompressionError as error:
         raise CorruptRecordError(str(error)) from error
