@@ -29,6 +29,7 @@ from dqmstream.cli_options import (
     show,
 )
 from dqmstream.config import MAX_COUNT, load_settings, recipe_flags
+from dqmstream.lumisection import MAX_NUMBER
 
 
 def learn(
@@ -51,7 +52,12 @@ def learn(
     device: Device = None,
     again: Annotated[
         list[int] | None,
-        typer.Option("--again", help="learn this run once more with what came late (several times for several); see status"),
+        typer.Option(
+            "--again",
+            min=1,
+            max=MAX_NUMBER,
+            help="learn this run once more with what came late (several times for several); see status",
+        ),
     ] = None,
     parent: Annotated[int | None, typer.Option("--parent", min=1, max=MAX_COUNT, hidden=True)] = None,
     as_json: Json = False,
