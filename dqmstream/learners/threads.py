@@ -50,10 +50,10 @@ class ThreadPools:
 
     def release(self) -> None:
         """Set back what was before."""
+        if self._torch_before is not None:  # first, since it sets its OpenMP library too
+            sys.modules["torch"].set_num_threads(self._torch_before)
         for library, threads in self._before.values():
             library.set_num_threads(threads)
-        if self._torch_before is not None:
-            sys.modules["torch"].set_num_threads(self._torch_before)
         self._before, self._torch_before = {}, None
 
 

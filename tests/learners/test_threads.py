@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from dqmstream.learners.threads import ThreadPools, held_threads
@@ -61,6 +62,7 @@ def test_the_bits_are_the_same_on_one_core_and_on_two(tmp_path: Path) -> None:
 
 
 def test_what_was_set_before_is_given_back() -> None:
+    torch.set_num_threads(1)  # PyTorch's own number, which is not that of the OpenMP library it came with
     with threadpool_limits(2):
         before = [pool["num_threads"] for pool in threadpool_info()]
         with held_threads(1):
