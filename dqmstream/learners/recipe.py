@@ -162,7 +162,7 @@ class Recipe:
             given = getattr(self, name)
             for value in given if isinstance(given, tuple) else (given,):
                 if not least <= value <= most:
-                    raise InputError(f"{name} {value} is not in {least:g}..{most:g}")
+                    raise InputError(f"{name} {value} is not in {least:.15g}..{most:.15g}")
         for what, value, names in (
             *(("network", model, MODELS) for model in self.networks),
             ("router", self.router, ROUTERS),

@@ -184,7 +184,7 @@ def test_recipes_say_how_many_experts_there_are() -> None:
     growing = Recipe(experts=4, grow_experts=2, most_experts=6)
     assert [growing.experts_at(classes) for classes in range(10)] == [4, 4, 4, 4, 5, 5, 6, 6, 6, 6]
     for changes, named in (
-        ({"grow_experts": -1}, "not negative"),
+        ({"grow_experts": -1}, "grow_experts -1 is not in 0.."),
         ({"most_experts": 3}, r"most_experts 3 is not in 4\.\.256"),
         ({"most_experts": 257}, "most_experts 257"),
         ({"router": "soft"}, "choose router top_k or balanced"),
