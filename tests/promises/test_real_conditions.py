@@ -1,0 +1,114 @@
+"""README: runs as they are really taken go from import to report without a wrong word.
+
+Short runs, levelled pileup, empty and truncated lumisections; a readout box and channels that do fail.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections import Counter
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dqmstream.storage.archive import Archive
+from dqmstream.streaming.kafka import KafkaSender, create_topic
+from dqmstream.streaming.publisher import publish
+from tests import campaign
+from tests.commandline import dqmstream, told
+from tests.promises.test_exactly_once import assert_equals
+from tests.scale import scaled
+
+DEPTHS = scaled(1, 7)
+NOISE = re.compile(r"[a-z]Warning\b|Traceback|\b[nN]a[nN]\b|\b[iI]nf(inity)?\b")
+"""What no output may hold: warnings of a library, and numbers that are none."""
+BOX = {(ieta, iphi) for ieta in range(1, 33) for iphi in range(15, 19)}
+"""Channels of RBX +5, at .8 in the last two runs."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Files of the campaign, and archive A of them."""
+    made = tmp_path_factory.mktemp("campaign")
+    for plan in campaign.campaign():
+        campaign.write(made / "files", plan, DEPTHS)
+    quiet("import", made / "files", "--archive", made / "A", "--depths", DEPTHS)
+    return made
+
+
+@pytest.fixture(scope="module")
+def flags(folder: Path) -> dict[str, Any]:
+    """What `flags` tells of each run, by run, after all were learnt."""
+    learnt = quiet("learn", "--archive", folder / "A", "--strategy", "statistical")
+    assert learnt["runs"] == [380105, 380115, 380120, 380125]
+    told = quiet("flags", "--archive", folder / "A", "--out", folder / "flags.csv")
+    return {one["run"]: one for one in told["runs"]}
+
+
+def quiet(*arguments: object) -> dict[str, Any]:
+    """The result of a command that says nothing wrong on the way."""
+    done = dqmstream(*arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    assert not NOISE.search(done.stdout + done.stderr), done.stdout + done.stderr
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def channels(found: list[dict[str, Any]]) -> set[tuple[int, int]]:
+    return {(one["ieta"], one["iphi"]) for one in found if one["depth"] == 1}
+
+
+@pytest.mark.kafka
+def test_every_lumisection_of_such_runs_is_filed_once(folder: Path, bootstrap: str, topic: str, tmp_path: Path) -> None:
+    """Import, publish, and consume again: the same maps, empty ones too."""
+    source = Archive.open(folder / "A")
+    assert {one.run: one.rows for one in source.runs()} == {one.run: len(one.pileup) for one in campaign.campaign()}
+    create_topic(bootstrap, topic, 2)
+    with closing(KafkaSender(bootstrap, topic)) as sender:
+        publish(source, sender, [one.run for one in source.runs()])
+    flags = ("--bootstrap", bootstrap, "--topic", topic, "--archive", tmp_path / "B", "--depths", DEPTHS)
+    consumed = quiet("consume", *flags, "--no-learn", "--until-idle", 1)
+    assert (consumed["dead"], consumed["gaps"], consumed["waiting"]) == (0, 0, 0)
+    assert_equals(Archive.open(tmp_path / "B"), source)
+
+
+def test_runs_that_are_too_short_are_left_out_and_the_others_learnt(folder: Path, flags: dict[str, Any]) -> None:
+    status = quiet("status", "--archive", folder / "A")
+    assert not NOISE.search(str(status)), status
+    assert [run for run, one in flags.items() if not one["learnt"]] == [380100, 380110]
+
+
+def test_flags_name_the_box_and_the_channels_that_fail_and_no_others(folder: Path, flags: dict[str, Any]) -> None:
+    """Two good runs at levelled and falling pileup, then a box at .8 and a dead channel, then one that dies at 101."""
+    for run in (380100, 380105, 380110, 380115):
+        assert flags[run]["channels"] == []
+        assert max(flags[run]["flagged"], flags[run]["faulty"]) <= max(0.02 * flags[run]["lumisections"], 1)
+    failed = channels(flags[380125]["faults"])
+    assert (24, 11) in failed and failed - {(24, 11), (-22, 31)} <= BOX
+    rows = [row for row in csv.DictReader((folder / "flags.csv").open()) if row["run"] == "380125"]
+    named = Counter(row["lumisection"] for row in rows if "24/11/1" in row["faulty_channels"])
+    assert set(named) == {str(number) for number in range(101, 201)}
+    assert not NOISE.search((folder / "flags.csv").read_text())
+
+
+def test_compare_names_what_changed_and_nothing_else(folder: Path) -> None:
+    def pair(*runs: int) -> list[Path]:
+        return [folder / "files" / f"Run{run}_Dataset_ZeroBias.npy" for run in runs]
+
+    same = quiet("compare", *pair(380105, 380115))
+    assert same["changed"] == [] and same["boxes"] == []
+    apart = quiet("compare", *pair(380115, 380120))
+    changed = channels(apart["changed"])
+    assert (-22, 31) in changed and len(changed - {(-22, 31)} - BOX) <= 2 * apart["rate"] * len(changed)
+    assert [one["rbx"] for one in apart["boxes"]] == [5]
+    assert "too short" in told(dqmstream("compare", *pair(380110, 380105)), 3)
+
+
+def test_the_report_of_such_runs_is_whole(folder: Path, flags: dict[str, Any], tmp_path: Path) -> None:
+    quiet("report", "--archive", folder / "A", "--out", tmp_path / "report")
+    text = re.sub(r"<style.*?</style>|data:[^\"]*", "", next((tmp_path / "report").glob("*.html")).read_text(), flags=re.DOTALL)
+    assert not NOISE.search(text)
+    assert all(str(run) in text for run in flags if flags[run]["learnt"])
