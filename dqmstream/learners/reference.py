@@ -47,7 +47,8 @@ class Reference:
         self.live = live
         self._profile = profile
         self._response = response
-        depth, row, _ = np.nonzero(live)
+        depth, row, column = np.nonzero(live)
+        self._box = readout_box(IETA[row], IPHI[column])
         self.ring = np.unique(100 * depth + np.abs(IETA)[row], return_inverse=True)[1]
         self._boxes = tuple(_by_box(live, cells, profile) for cells in _condition_cells(live, profile))
 
@@ -70,7 +71,7 @@ class Reference:
         lit = np.median(counts[:, cells] @ share, axis=1) > 0
         if not lit.any():
             raise InputError("the reference run is dark in most readout boxes; start with a run that was read out")
-        return cls(live, profile, fit(counts[lit], unfitted._conditions, profile, unfitted.ring))
+        return cls(live, profile, fit(counts[lit], unfitted._conditions, profile, unfitted.ring, unfitted._box))
 
     def after(self, maps: Maps) -> Reference:
         """The reference when lumisections of another run (its train part) have taught it what it was not taught.
@@ -80,7 +81,7 @@ class Reference:
         """
         counts = maps.counts[:, self.live].astype(np.float64)
         counts = counts[~self.blank(counts)]
-        response = after(self._known, counts, self._conditions, self._profile, self.ring)
+        response = after(self._known, counts, self._conditions, self._profile, self.ring, self._box)
         return self if response is self._known else Reference(self.live, self._profile, response)
 
     def rescaled(self, later: Reference) -> np.ndarray:

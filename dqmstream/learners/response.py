@@ -51,6 +51,10 @@ which is 3 % of a rate in the dimmest ring."""
 
 _TOGETHER = 30**0.5
 
+_FAILED, _ASTRAY = 0.25, 8.0
+"""A channel whose mean count has changed by more than this share, or whose slope is off from that of its ring by more than so
+many times what is usual there, teaches no slope."""
+
 _PILEUPS = np.geomspace(0.02, 50, 600)
 """Pileups, relative to the reference run, among which that of a lumisection is read off."""
 
@@ -186,13 +190,19 @@ class Quadratic(Response):
     def taught(self) -> tuple[float, float]:
         return float(self.ratio[2] / self.ratio[0]), float(self.ratio[3] / self.ratio[0])
 
-    def after(self, later: Quadratic) -> Quadratic:
-        """This response, which was taught no slope, with those of a later run; what it says under its own conditions stays."""
+    def after(self, later: Quadratic, ring: np.ndarray) -> Quadratic:
+        """This response, which was taught no slope, with those of a later run; what it says under its own conditions stays.
+
+        A channel that failed in the later run takes the slopes of its ring. ring: a number for each ring, (live,).
+        """
         mean = self.ratio[0]
         there = later.expected(np.array([[mean, 1.0]])).counts[0]
-        scale = np.divide(self.profile, there, out=np.ones_like(there), where=there > 0)
+        share = np.divide(later.weights, there, out=np.zeros_like(later.weights), where=there > 0)
+        usual = medians(share, ring)
+        off = np.abs(share[1] - usual[1])
+        failed = (np.abs(there / self.profile - 1) > _FAILED) | (off > _ASTRAY * medians(off, ring))
         ratio = np.array([*later.ratio[:2], min(self.ratio[2], later.ratio[2]), max(self.ratio[3], later.ratio[3])])
-        return Quadratic(self.profile, ratio, later.weights * scale, self.spread, self.full)
+        return Quadratic(self.profile, ratio, self.profile * np.where(failed, usual, share), self.spread, self.full)
 
     def beyond(self, conditions: np.ndarray) -> np.ndarray:
         return np.abs(self._apart(conditions)) > _NEAR * self.ratio[0]

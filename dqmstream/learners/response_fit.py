@@ -6,10 +6,7 @@ The law (`learners.response.Saturating`) has a rate and a size for each channel.
 * the scatter of counts: of N events a share p fires, with mean N p and variance N p (1 - p) (`levelled`). It needs no
   movement, so a run of levelled pileup is enough; what it does not tell, the rates of channels that fire in nearly every event,
   has a large error, which `Saturating.expected` adds to its deviations at other pileups;
-* pileup that a later run has and the runs before did not (`taught`).
-
-`taught` holds what a channel counts under the conditions of the first run fixed. So gains that were measured before stay what
-they are, but for a factor (`Reference.learn`), and no past run must be read again.
+* pileup that a later run has and the runs before did not (`learners.response_taught`).
 """
 
 from __future__ import annotations
@@ -26,18 +23,15 @@ from dqmstream.learners.response import (
     medians,
     probability,
     rate_of,
-    sensitivity,
     table,
 )
+from dqmstream.learners.response_taught import ALIKE, taught
 
 _AS_GOOD = 1.1
 """The law is taken where it leaves over at most so many times the variance that the quadratic leaves."""
 
 _FEWEST = 30
 """Lumisections from which the rates of a law can be taken."""
-
-_ALIKE = 0.1
-"""Deviation of the logarithm of rates within a ring, for channels whose own counts say less."""
 
 _SAME_EVENTS = 0.05
 """By how much, as a logarithm, the events that the scatter of rings tells may differ from ring to ring: else counts are no
@@ -51,21 +45,14 @@ _FEW_MISSES = 20.0
 
 _SILENCE = (1e-7, 1 - 1e-3)
 
-_GAIN, _FAULTY = 0.015, 0.25
-"""Deviation of a channel's log-gain between the first run and one that teaches, and the gain from which it teaches nothing. A
-channel that is full in the first run has no gain there that could be told from its rate: what it counts later is its rate."""
-
-_ROUNDS, _LONGEST, _CUT = 5, 0.5, 30.0
-"""Gauss-Newton steps, their largest length in the logarithm of a rate, and residuals that are cut in them."""
-
 _NEW = 0.2
 """By how much, as a logarithm, a run's pileup must go beyond what was taught before it teaches."""
 
 
-def fit(counts: np.ndarray, conditions: Conditions, profile: np.ndarray, ring: np.ndarray) -> Response:
+def fit(counts: np.ndarray, conditions: Conditions, profile: np.ndarray, ring: np.ndarray, box: np.ndarray) -> Response:
     """The response of channels by the lumisections of a run, counts (n, live), all with b > 0.
 
-    profile: mean counts, (live,). ring: a number for each ring, (live,).
+    profile: mean counts, (live,). ring: a number for each ring, (live,). box: name of each readout box, (live,).
     """
     at = conditions(counts)
     quadratic, left_over = Quadratic.fit(counts, at, profile, ring)
@@ -80,7 +67,7 @@ def fit(counts: np.ndarray, conditions: Conditions, profile: np.ndarray, ring: n
     if law_of_scatter is None:
         return quadratic
     if moves:
-        law_of_scatter = taught(law_of_scatter, counts, at, conditions)
+        law_of_scatter = taught(law_of_scatter, counts, at, conditions, box)
     left_by_law = law_of_scatter.settle(counts, at)
     # A spread that was measured where rounding hides the scatter of counts says nothing of other pileups.
     counting = law_of_scatter.counting(at)
@@ -121,7 +108,7 @@ def levelled(counts: np.ndarray, at: np.ndarray, conditions: Conditions, ring: n
     own_quiet = np.clip((own_misses + 1) / (counted + 1 / quiet), *_SILENCE)
     of_ring, own = np.log(rate_of(1 - quiet)), np.log(rate_of(1 - own_quiet))
     own_error = _rate_error(own, 1 / np.sqrt(own_misses + 1))
-    weight = _ALIKE**2 / (_ALIKE**2 + own_error**2)
+    weight = ALIKE**2 / (ALIKE**2 + own_error**2)
     rate = np.exp(of_ring + weight * (own - of_ring))
     error = np.hypot(_rate_error(of_ring, unsure), np.sqrt(weight) * own_error)
     law = Saturating(mean / probability(rate), rate, np.ones_like(rate), np.zeros((0, 2)))
@@ -158,56 +145,19 @@ def _steadiest(at: np.ndarray) -> np.ndarray:
     return np.flatnonzero((share >= low - margin) & (share <= high + margin))
 
 
-def taught(law: Saturating, counts: np.ndarray, at: np.ndarray, conditions: Conditions) -> Saturating:
-    """The law after lumisections of another run, counts (n, live), under conditions (n, 2).
-
-    Each channel has a gain g in that run, and its log-rate is off by u. By least squares, with g ~ Normal(0, .015²) and u ~
-    Normal(0, error²):
-
-        count = e (1 + g s(R λ) + u (s(R λ) - s(λ))),    s: `sensitivity`
-
-    What it counts at R = 1 is held. Channels that are faulty in the run teach nothing.
-    """
-    error = law.error if law.error is not None else np.full(law.rate.shape, _ALIKE)
-    anchor, first = law.size * probability(law.rate), np.log(law.rate)
-    found, posterior = Saturating(law.size, law.rate, law.spread, law.at), error
-    for _ in range(_ROUNDS):
-        expected, deviation, fired = found.expected(at)
-        level, moves = expected / deviation, sensitivity(1 - fired)
-        by_gain = level * moves
-        by_rate = level * (moves - sensitivity(1 - np.minimum(probability(found.rate), 1 - 1e-9)))
-        residual = np.clip((counts - expected) / deviation, -_CUT, _CUT)
-        gg, gu = (by_gain**2).sum(axis=0) + 1 / _GAIN**2, (by_gain * by_rate).sum(axis=0)
-        uu = (by_rate**2).sum(axis=0) + 1 / error**2
-        onto_gain = (by_gain * residual).sum(axis=0)
-        onto_rate = (by_rate * residual).sum(axis=0) - (np.log(found.rate) - first) / error**2
-        determinant = gg * uu - gu**2
-        change = (gg * onto_rate - gu * onto_gain) / determinant
-        gain = (uu * onto_gain - gu * onto_rate) / determinant
-        faulty = (np.abs(gain) > _FAULTY) & (counts.mean(axis=0) < 0.5 * expected.mean(axis=0))
-        rate = np.where(faulty, found.rate, found.rate * np.exp(np.clip(change, -_LONGEST, _LONGEST)))
-        size = anchor / probability(rate)
-        found = Saturating(size, rate, law.spread, table(size, rate, conditions))
-        posterior = np.where(faulty, error, np.sqrt(gg / determinant))
-    found.error = posterior
-    span = found.span_of(at)
-    if law.span is not None:
-        span = np.array([min(span[0], law.span[0]), max(span[1], law.span[1])])
-    found.span, found.first_span = span, law.first_span
-    return found
-
-
-def after(response: Response, counts: np.ndarray, conditions: Conditions, profile: np.ndarray, ring: np.ndarray) -> Response:
+def after(
+    response: Response, counts: np.ndarray, conditions: Conditions, profile: np.ndarray, ring: np.ndarray, box: np.ndarray
+) -> Response:
     """The response after lumisections of a later run, counts (n, live); the same object where they have nothing to teach."""
     at = conditions(counts)
     lit = at[:, 1] > 0
     counts, at = counts[lit], at[lit]
     if isinstance(response, Saturating):
-        return taught(response, counts, at, conditions) if goes_beyond(response, at) else response
+        return taught(response, counts, at, conditions, box) if goes_beyond(response, at) else response
     if not isinstance(response, Quadratic) or np.isfinite(response.ratio[1]) or len(at) < _FEWEST:
         return response
     later, _ = Quadratic.fit(counts, at, profile, ring)
-    return response.after(later) if np.isfinite(later.ratio[1]) else response
+    return response.after(later, ring) if np.isfinite(later.ratio[1]) else response
 
 
 def goes_beyond(law: Saturating, at: np.ndarray) -> bool:

@@ -13,12 +13,15 @@ from dqmstream.learners.registry import make_strategy
 from dqmstream.learners.response import Quadratic, Saturating, probability
 from dqmstream.learners.splits import Part
 from dqmstream.learners.statistical import Statistical
-from dqmstream.learners.strategy import RunData
-from dqmstream.lumisection import Geometry
-from tests.learners.streams import RING_OF_CHANNEL, conditions_of, draw_real_run, fingerprint, reader
+from dqmstream.learners.strategy import Maps, RunData
+from dqmstream.lumisection import IETA, IPHI, Geometry, he_depth1_mask, readout_box
+from tests.learners.streams import RING_OF_CHANNEL, K, conditions_of, draw_real_run, fingerprint, reader
 
 R_PER_PILEUP = [12 / 52, 3 / 62]
 """R at a pileup of 1, by the published run of R = 12 (nearly all channels full at 62), and where HE has room."""
+
+BOX = readout_box(IETA[np.nonzero(he_depth1_mask())[0]], IPHI[np.nonzero(he_depth1_mask())[1]])
+"""Readout box of each of the 932 channels."""
 
 
 def run_of(path: str, seed: int, run: int, r_per_pileup: float = R_PER_PILEUP[0], n: int = 400, drift: float = 0.0) -> RunData:
@@ -114,6 +117,60 @@ def test_a_later_run_teaches_what_the_first_could_not_and_what_was_measured_stay
     deviations = [reference.response(low[:, reference.live]).deviation for reference in (first, second)]
     assert np.median(deviations[1] / deviations[0]) < 0.5
     assert (second.residuals(low) ** 2).mean() < 1.3
+
+
+@pytest.mark.parametrize("since", [0, 250])
+@pytest.mark.parametrize("what", ["box", "channels"])
+def test_a_box_or_channels_that_fail_in_the_run_that_teaches_are_no_news_of_a_good_run_later(what: str, since: int) -> None:
+    """Before, up to 85 of 140 lumisections of the good run were called unknown: what had failed was laid to its rates."""
+    failing = BOX == 5 if what == "box" else np.random.default_rng(1).random(932) < 0.04
+    factor = 0.8 if what == "box" else 1.5
+    level, teaching = run_of("level", 0, 1, R_PER_PILEUP[1]), run_of("ramp", 0, 2, R_PER_PILEUP[1])
+    _fail(teaching, failing, factor, since)
+    novelty = Novelty(Geometry(1), 0)
+    novelty.learn(0, level, reader([]))
+    first = novelty.statistical.reference._known
+    novelty.learn(1, teaching, reader([]))
+    law = novelty.statistical.reference._known
+    assert isinstance(first, Saturating) and isinstance(law, Saturating)
+    kept = law.rate == first.rate
+    assert kept[failing].mean() > 0.9 and kept[~failing].mean() < 0.02
+    np.testing.assert_array_equal(law.error[kept], first.error[kept])
+
+    def rising() -> Maps:
+        return run_of("ramp", 0, 7, R_PER_PILEUP[1]).maps.take(np.arange(140))
+
+    good = rising()
+    assert (novelty.look(good).p <= 0.01).sum() == 0
+    assert significant(novelty.deviation(good)) == 0
+    bad = rising()
+    bad.counts[20:, 0, he_depth1_mask()] *= np.where(BOX == -7, 0.9, 1.0).astype(np.float32)
+    assert (novelty.look(bad).p[30:] <= 0.01).all(), "another box that fails there is news"
+    dead = rising()
+    dead.counts[20:, *np.argwhere(novelty.live)[400]] = 0
+    assert np.abs(novelty.deviation(dead).pull).argmax() == 400
+    assert (novelty.faults.look(dead).channels[30:, 400] > np.log(99)).all()
+
+
+def _fail(run: RunData, failing: np.ndarray, factor: float, since: int) -> None:
+    """Have channels of a run of seed 0 draw at another rate from some lumisection on."""
+    maps, rng = run.maps, np.random.default_rng(5)
+    p = 1 - (1 + R_PER_PILEUP[1] * maps.pileup[since:, None] * (_rates(0) * factor)[failing] / K) ** -K
+    depth, row, column = np.nonzero(he_depth1_mask()[None])
+    where = (slice(since, None), depth[failing], row[failing], column[failing])
+    maps.counts[where] = rng.binomial(maps.n_events[since:].astype(int)[:, None], p)
+
+
+def test_a_channel_that_is_dead_in_the_run_that_teaches_a_quadratic_is_expected_as_before() -> None:
+    level, falling = (run_of(path, 0, run, R_PER_PILEUP[1]) for run, path in enumerate(("level", "falling")))
+    falling.maps.counts[:, *np.argwhere(he_depth1_mask()[None])[400]] = 0
+    for run in (level, falling):
+        run.maps.counts[:] *= np.float32(7.5)
+    first = Reference.fit(level.part(Part.TRAIN))
+    second = first.after(falling.part(Part.TRAIN))
+    np.testing.assert_allclose(second.typical.counts, first.typical.counts, rtol=5e-3)
+    again = run_of("falling", 0, 7, R_PER_PILEUP[1]).maps.counts * np.float32(7.5)
+    assert (second.residuals(again)[:, 400] ** 2).mean() < 2.0
 
 
 def test_a_first_run_of_counts_that_are_no_events_learns_its_slopes_from_the_next() -> None:
