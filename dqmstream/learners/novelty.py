@@ -15,7 +15,8 @@ the densities are right (an e-value: Vovk and Wang, Ann. Stat. 49 (2021) 1736). 
 A blank lumisection (`learners.blank`) adds nothing to the sums of its window, nor to those of a run's `deviation`.
 
 A gain and the median of each ring are free, so that neither luminosity nor calibration is news; and a pull carries the
-error of the known run's gain.
+error of the known run's gain. Where the first run's pileup was level, channels that are full in it have gains that are those of
+other runs. An error of such a gain is the same in all lumisections of a window: what a box says is weighted by it there.
 """
 
 from __future__ import annotations
@@ -95,10 +96,12 @@ class Deviation:
 @dataclass(frozen=True, eq=False)
 class _Known:
     """What is known of the runs, a row for those that share one: gains and their errors, (rows, live); variances of the
-    boxes' modes, (rows, B); of each class its row; variance of a drift, (live,)."""
+    boxes' modes, (rows, B); of each class its row; variance of a drift, (live,). unmeasured: errors of the gains where those
+    of some channels are what other runs say (`Reference.rates_unsure`), else 0, (rows, live)."""
 
     gains: np.ndarray
     errors: np.ndarray
+    unmeasured: np.ndarray
     variances: np.ndarray
     row: np.ndarray
     drift: np.ndarray
@@ -245,7 +248,8 @@ class Novelty:
     def _known(self) -> _Known:
         if self._cached is None:
             gains, errors, variances, row = self.statistical.known()
-            self._cached = _Known(gains, errors, variances, row, self._drift(gains, errors))
+            unmeasured = errors if self.statistical.reference.rates_unsure else np.zeros_like(errors)
+            self._cached = _Known(gains, errors, unmeasured, variances, row, self._drift(gains, errors))
         return self._cached
 
     def _drift(self, gains: np.ndarray, errors: np.ndarray) -> np.ndarray:
@@ -292,7 +296,8 @@ class Novelty:
     def _boxes(self, left: _Left, ends: np.ndarray) -> np.ndarray:
         modes = self.statistical.modes
         mode = left.rate_leverage
-        information, projection = modes.by_box(mode**2), modes.by_box(mode * left.noise)
+        weighted = mode / (1 + WINDOW * (mode * self._known.unmeasured[left.row]) ** 2)
+        information, projection = modes.by_box(mode * weighted), modes.by_box(weighted * left.noise)
         own = _trailing(mode_log_likelihood(self._known.variances[left.row], information, projection), ends)
         spreads = [mode_log_likelihood(spread**2, information, projection) for spread in MODE_SPREADS]
         others = [_trailing(of_spread, ends) - own for of_spread in spreads]

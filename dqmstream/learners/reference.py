@@ -107,6 +107,11 @@ class Reference:
         return {"kind": self.kind, "lowest": lowest, "highest": highest}
 
     @property
+    def rates_unsure(self) -> bool:
+        """Whether the first run's pileup was too level to tell the rates of channels that are full in it, nor their gains."""
+        return isinstance(self._response, Saturating) and self._response.error is not None and bool(self._response.error.any())
+
+    @property
     def channels(self) -> int:
         """Number of live channels."""
         return len(self._profile)

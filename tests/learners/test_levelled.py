@@ -152,10 +152,23 @@ def test_a_box_or_channels_that_fail_in_the_run_that_teaches_are_no_news_of_a_go
     assert (novelty.faults.look(dead).channels[30:, 400] > np.log(99)).all()
 
 
-def _fail(run: RunData, failing: np.ndarray, factor: float, since: int) -> None:
+def test_a_good_ramp_is_not_news_where_only_a_ramp_with_a_failed_box_is_known_beside_a_level_run() -> None:
+    """Gains of channels that were full in the level run are smoothed to those of the ramp; before, 44 of 140 were flagged."""
+    level, failed = run_of("level", 0, 1), run_of("ramp", 0, 2)
+    _fail(failed, BOX == 5, 0.8, 0, R_PER_PILEUP[0])
+    novelty = Novelty(Geometry(1), 0)
+    for number, run in enumerate((level, failed)):
+        novelty.learn(number, run, reader([]))
+    good, bad = (run_of("ramp", 0, 7) for _ in range(2))
+    assert (novelty.look(good.maps.take(np.arange(140))).p <= 0.01).sum() <= 1
+    _fail(bad, BOX == -7, 0.9, 20, R_PER_PILEUP[0])
+    assert (novelty.look(bad.maps.take(np.arange(140))).p[40:] <= 0.01).all()
+
+
+def _fail(run: RunData, failing: np.ndarray, factor: float, since: int, r_per_pileup: float = R_PER_PILEUP[1]) -> None:
     """Have channels of a run of seed 0 draw at another rate from some lumisection on."""
     maps, rng = run.maps, np.random.default_rng(5)
-    p = 1 - (1 + R_PER_PILEUP[1] * maps.pileup[since:, None] * (_rates(0) * factor)[failing] / K) ** -K
+    p = 1 - (1 + r_per_pileup * maps.pileup[since:, None] * (_rates(0) * factor)[failing] / K) ** -K
     depth, row, column = np.nonzero(he_depth1_mask()[None])
     where = (slice(since, None), depth[failing], row[failing], column[failing])
     maps.counts[where] = rng.binomial(maps.n_events[since:].astype(int)[:, None], p)
