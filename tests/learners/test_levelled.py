@@ -153,7 +153,7 @@ def test_a_box_or_channels_that_fail_in_the_run_that_teaches_are_no_news_of_a_go
 
 
 def test_a_good_ramp_is_not_news_where_only_a_ramp_with_a_failed_box_is_known_beside_a_level_run() -> None:
-    """Gains of channels that were full in the level run are smoothed to those of the ramp; before, 44 of 140 were flagged."""
+    """Gains of channels that were full in the level run are smoothed to those of the ramp; before, 46 of 140 were flagged."""
     level, failed = run_of("level", 0, 1), run_of("ramp", 0, 2)
     _fail(failed, BOX == 5, 0.8, 0, R_PER_PILEUP[0])
     novelty = Novelty(Geometry(1), 0)
