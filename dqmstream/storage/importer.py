@@ -147,7 +147,10 @@ def _read(paths: Sequence[Path], taking: Taking, progress: Progress) -> tuple[li
     """Every run of the files, with the conditions that tables give and without what is not golden."""
     found = find_files(paths)
     if taking.run is not None and (len(found.arrays) != 1 or found.groups or found.parquet):
-        raise InputError(f"--run names the run of one file, a .npy, and {found.count} are given")
+        raise InputError(
+            f"--run names the run of one .npy file of maps: give it alone ({found.count} files are given). Group files are "
+            "named by their folder, Run<number>, and Parquet holds the run"
+        )
     runs = [read_array(path, taking.run, found.sidecars, taking.crop) for path in found.arrays]
     tables = []
     if found.groups:
