@@ -210,6 +210,6 @@ def test_other_bad_input_is_refused(tmp_path: Path) -> None:
         run_import(tmp_path, [tmp_path / "Run7_Dataset_x.npy"])
     with pytest.raises(InputError, match="does not exist"):
         run_import(tmp_path, [tmp_path / "nowhere.npy"])
-    with pytest.raises(InputError, match="--run names the run of one .npy file of maps: give it alone"):
+    with pytest.raises(InputError, match=r"--run names the run of one \.npy file of maps: give it alone"):
         run_import(tmp_path, [path, path], run=3)
     assert not (tmp_path / "A").exists()
