@@ -21,13 +21,14 @@ def lumisection(run: int, number: int, *, seed: int = 0, source: str = SOURCE, n
     return Lumisection(run, number, counts, time_ns=1_650_000_000_000_000_000 + number, n_events=n_events, source=source)
 
 
-def rows(archive: Archive, run: int, numbers: range, offset: int) -> list[Entry]:
+def rows(archive: Archive, run: int, numbers: range, offset: int, *, source: str = SOURCE) -> list[Entry]:
     """Rows of a run's lumisections at consecutive offsets."""
-    return [row(archive, run, number, offset + k) for k, number in enumerate(numbers)]
+    return [row(archive, run, number, offset + k, source=source) for k, number in enumerate(numbers)]
 
 
-def row(archive: Archive, run: int, number: int, offset: int, *, seed: int = 0) -> Row:
-    record = lumisection(run, number, seed=seed, source=archive.source or SOURCE)
+def row(archive: Archive, run: int, number: int, offset: int, *, seed: int = 0, source: str = SOURCE) -> Row:
+    """source: where the archive has none yet."""
+    record = lumisection(run, number, seed=seed, source=archive.source or source)
     return make_row(record, offset, archive.geometry, archive.dtype)
 
 

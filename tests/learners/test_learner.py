@@ -159,7 +159,7 @@ def copied(archive: Archive, folder: Path) -> Archive:
 def file_late(archive: Archive) -> Archive:
     """Two more revisions and ten late lumisections of the first run, in a commit of their own; the archive with them."""
     run = archive.runs()[0].run
-    ArchiveWriter(archive).append("late", 0, rows(archive, run, range(199, 211), 0), 0, 12)
+    ArchiveWriter(archive).append("late", 0, rows(archive, run, range(199, 211), 0, source="moderate"), 0, 12)
     return archive.refresh()
 
 
@@ -334,7 +334,7 @@ def test_late_lumisections_change_no_past_experience(archive: Archive, tmp_path:
     late = Archive.open(copy)
     learn_all(late, tmp_path / "early")
     run = late.runs()[0].run
-    ArchiveWriter(late).append("late", 0, rows(late, run, range(199, 211), 0), 0, 12)
+    ArchiveWriter(late).append("late", 0, rows(late, run, range(199, 211), 0, source="moderate"), 0, 12)
     learner = Learner(late.refresh(), tmp_path / "early", SETTINGS)
     learner.follow(lambda: False, once=True)
     learner.close()
