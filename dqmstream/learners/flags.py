@@ -54,8 +54,8 @@ class RunFlags:
     beyond: lumisections under conditions that the reference was not taught, of which all is less sure, bool (n,).
 
     fault: log-odds that something has failed (`learners.fault_score`), (n,). faulty: good has at most the probability of the
-    rate of false alarms, bool (n,). failed: log-odds of each channel so, 0 where it is good, (n, channels of `places`). places:
-    (ieta, iphi, depth).
+    rate of false alarms, and the lumisection is not blank, bool (n,). failed: log-odds of each channel so, 0 where it is good
+    or the lumisection blank, (n, channels of `places`). places: (ieta, iphi, depth).
     """
 
     run: int
@@ -220,13 +220,15 @@ class Flagger:
         found = self.novelty.deviation(maps.take(np.flatnonzero(flagged)) if flagged.any() else maps)
         apart = 1 + self.runs[::-1].index(run) if run in self.runs else 1
         suspicion, sure = self.novelty.faults.look(maps, apart), np.log((1 - alarms) / alarms)
-        failed = np.where(suspicion.channels >= sure, suspicion.channels, 0.0)
+        blank = reference.blank(maps.counts[:, self.novelty.live])
+        # What a blank lumisection seems to say is said by those before it, or by what was expected before the run began.
+        failed = np.where((suspicion.channels >= sure) & ~blank[:, None], suspicion.channels, 0.0)
         some = np.flatnonzero(failed.any(axis=0))
         return RunFlags(
             run=run,
             learnt=run in self.runs,
             lumisection=maps.lumisection,
-            blank=reference.blank(maps.counts[:, self.novelty.live]),
+            blank=blank,
             beyond=reference.beyond(maps.counts),
             top=np.array(self.runs)[kept][order],
             probability=np.exp(np.take_along_axis(log_probability, order, axis=1)),
@@ -236,7 +238,7 @@ class Flagger:
             against=self.runs[found.nearest],
             channels=_significant(found.pull, found.expected, found.seen, self.novelty.live, rate),
             fault=suspicion.score,
-            faulty=suspicion.score >= sure,
+            faulty=(suspicion.score >= sure) & ~blank,
             failed=failed[:, some],
             places=[_place(*where) for where in np.argwhere(self.novelty.live)[some].tolist()],
         )
