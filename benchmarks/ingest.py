@@ -30,10 +30,10 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from dqmstream.lumisection import Lumisection, RunStart, RunStop, he_depth1_mask
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.log import ArchiveWriter
-from dqmstream.streaming.deadletters import FolderDeadLetters
+from dqmstream.streaming.dead_letters import FolderDeadLetters
 from dqmstream.streaming.ingest import Ingest
 from dqmstream.streaming.kafka import KafkaFeed, KafkaSender, create_topic
-from dqmstream.streaming.wire import encode
+from dqmstream.streaming.wire.codec import encode
 
 LUMISECTIONS_A_RUN = 1000
 

@@ -18,7 +18,7 @@ from dqmstream.errors import InputError
 from dqmstream.terminal import tell
 
 if TYPE_CHECKING:
-    from dqmstream.streaming.kafka.letters import Letter
+    from dqmstream.streaming.kafka.dead_letters import Letter
 
 app = typer.Typer(
     name="deadletters",
@@ -47,7 +47,7 @@ def list_(
     as_json: Json = False,
 ) -> None:
     """All dead letters, the oldest message first; one that was written twice is listed once."""
-    from dqmstream.streaming.kafka.letters import list_letters
+    from dqmstream.streaming.kafka.dead_letters import list_letters
 
     if oldest and limit is None:
         raise InputError("--oldest is for --limit: give --limit too")
@@ -78,7 +78,7 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Everything of one letter; the value as a hex dump of its first bytes, never interpreted."""
-    from dqmstream.streaming.kafka.letters import find_letter
+    from dqmstream.streaming.kafka.dead_letters import find_letter
 
     if out is not None and out.exists():
         raise InputError(f"{out} exists already: give the name of a new file")
@@ -127,7 +127,7 @@ def republish(
 
     A letter that does not hold the whole message is refused, and the command ends with exit code 3.
     """
-    from dqmstream.streaming.kafka.letters import republish as send_back
+    from dqmstream.streaming.kafka.dead_letters import republish as send_back
 
     if bool(keys) == every:
         raise InputError("name the letters to send, or give --all")

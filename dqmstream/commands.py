@@ -30,7 +30,7 @@ from dqmstream.storage.layout import Kind
 from dqmstream.storage.readers.golden import read_golden
 from dqmstream.storage.readers.luminosity import read_tables
 from dqmstream.storage.readers.rates import ZERO_BIAS
-from dqmstream.streaming.filer import IngestCounts
+from dqmstream.streaming.batching import IngestCounts
 
 if TYPE_CHECKING:
     from dqmstream.learners.learner import LearnerSettings

@@ -23,9 +23,9 @@ from dqmstream.learners.ledger import read_ledger
 from dqmstream.service import consume
 from dqmstream.stopping import stop_on_signals
 from dqmstream.storage.archive import Archive
-from dqmstream.streaming.deadletters import FolderDeadLetters
+from dqmstream.streaming.batching import IngestCounts
+from dqmstream.streaming.dead_letters import FolderDeadLetters
 from dqmstream.streaming.feed import InProcessFeed
-from dqmstream.streaming.filer import IngestCounts
 from dqmstream.streaming.publisher import messages
 
 MARKER = ".dqmstream-demo"

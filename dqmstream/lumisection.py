@@ -230,7 +230,6 @@ def content_hash(stored: np.ndarray, n_events: float, pileup: float) -> int:
     return int.from_bytes(digest.digest()[:8], "little")
 
 
-
 def utf8(text: str) -> str:
     """The text with escapes for what UTF-8 has no bytes for, as in names of files that are not UTF-8."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")

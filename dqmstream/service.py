@@ -21,8 +21,8 @@ from dqmstream.storage.archive import Archive
 from dqmstream.storage.expiry import Expiry
 from dqmstream.storage.log import ArchiveWriter
 from dqmstream.storage.place import copy_id
+from dqmstream.streaming.batching import IngestCounts
 from dqmstream.streaming.feed import DeadLetters, Feed
-from dqmstream.streaming.filer import IngestCounts
 from dqmstream.streaming.ingest import Ingest
 
 log = structlog.get_logger("dqmstream.service")

@@ -23,7 +23,7 @@ from pathlib import Path
 from dqmstream import console
 from dqmstream.cli import main
 from dqmstream.errors import EXIT_CODES
-from dqmstream.streaming.filer import IngestCounts
+from dqmstream.streaming.batching import IngestCounts
 
 TRACKER = "ignore:resource_tracker"
 """multiprocessing warns of the semaphores of processes that were killed, which is what happens here."""
@@ -33,7 +33,7 @@ PRELOADED = [
     "tests.promises.killed",
     "dqmstream.commands",
     "dqmstream.experiments.replay",
-    "dqmstream.streaming.kafka.letters",
+    "dqmstream.streaming.kafka.dead_letters",
 ]
 
 

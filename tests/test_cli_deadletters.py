@@ -14,7 +14,7 @@ from dqmstream.cli_deadletters import _printable, hex_dump
 from dqmstream.storage.archive import Archive
 from dqmstream.streaming.feed import DeadLetter, Message
 from dqmstream.streaming.kafka import KafkaDeadLetters, KafkaSender, create_topic
-from dqmstream.streaming.wire import encode
+from dqmstream.streaming.wire.codec import encode
 from tests.commandline import dqmstream, result, told
 from tests.maps import SOURCE, check_tiling, lumisection
 

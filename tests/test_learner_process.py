@@ -19,8 +19,8 @@ from dqmstream.learner_process import START_S, Silence
 from dqmstream.stopping import Stop
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.locks import try_exclusive
+from dqmstream.streaming.batching import IngestCounts
 from dqmstream.streaming.feed import InProcessFeed, Polled
-from dqmstream.streaming.filer import IngestCounts
 from tests.commandline import Command, dqmstream, result
 from tests.runs import simulated_archive
 from tests.test_service import feed_of, run_service, settings_for

@@ -25,9 +25,9 @@ from dqmstream.stopping import Stop, stop_on_signals
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.layout import Kind
 from dqmstream.storage.log import ArchiveWriter, Control
-from dqmstream.streaming.deadletters import FolderDeadLetters
+from dqmstream.streaming.batching import IngestCounts
+from dqmstream.streaming.dead_letters import FolderDeadLetters
 from dqmstream.streaming.feed import InProcessFeed, Polled
-from dqmstream.streaming.filer import IngestCounts
 from dqmstream.streaming.publisher import messages
 from tests.learners.test_learner import assert_same_bits
 from tests.maps import as_sent, check_tiling, rows

@@ -18,9 +18,9 @@ import structlog
 
 from dqmstream.lumisection import MAX_EVENTS
 from dqmstream.storage.log import ArchiveWriter
-from dqmstream.streaming.agreement import ROOM
+from dqmstream.streaming.batching import Filer, IngestCounts
 from dqmstream.streaming.feed import DeadLetters, Feed, Revoked, Slice
-from dqmstream.streaming.filer import Filer, IngestCounts
+from dqmstream.streaming.source_agreement import ROOM
 
 MAX_WAITING_BYTES = 128 * 2**20
 """Of message values that were read and are not filed yet: the feed is held above it, and let go below half of it."""
@@ -59,7 +59,8 @@ class Ingest:
 
     max_rows: rows filed in one commit under load; four times as many messages wait at most. flush_s: longest that a row
     waits when little comes. topic: named in dead letters. max_events: the most that a lumisection can have. source: of an
-    archive that has none; where it is not given, many messages must agree on it (`streaming.agreement`). accept_others: rows
+    archive that has none; where it is not given, many messages must agree on it (`streaming.source_agreement`). accept_others:
+    rows
     of other sources become dead letters even while none fits. What goes wrong while filing (ArchiveError, OSError, InputError
     where rows do not agree, or none fits) is raised by the next `step` or `drain`; what
     the feed raises, as DataLostError where a topic was made again, comes from `step` at once.

@@ -13,7 +13,7 @@ from dqmstream.lumisection import Lumisection, Record, RunStart, RunStop
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.layout import NAT
 from dqmstream.streaming.feed import Message
-from dqmstream.streaming.wire import encode
+from dqmstream.streaming.wire.codec import encode
 
 UNNAMED_SOURCE = "/Local/Archive#Hcal/DigiTask/Occupancy/depth/depth1"
 """Source told for an archive that has none, since its runs were imported from files."""

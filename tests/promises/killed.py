@@ -21,10 +21,10 @@ from dqmstream.lumisection import RunStart, RunStop
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.commits import Change, Commits
 from dqmstream.storage.log import ArchiveWriter
-from dqmstream.streaming.deadletters import FolderDeadLetters
+from dqmstream.streaming.dead_letters import FolderDeadLetters
 from dqmstream.streaming.feed import InProcessFeed, Message
 from dqmstream.streaming.ingest import Ingest
-from dqmstream.streaming.wire import encode
+from dqmstream.streaming.wire.codec import encode
 from tests.commandline import forks
 from tests.maps import SOURCE, lumisection
 

@@ -18,12 +18,12 @@ from dqmstream.storage.layout import Kind
 from dqmstream.storage.log import ArchiveWriter, Control
 from dqmstream.streaming.kafka import KafkaDeadLetters, KafkaFeed, KafkaSender, check_codecs, create_topic
 from dqmstream.streaming.publisher import publish
-from dqmstream.streaming.wire import encode
+from dqmstream.streaming.wire.codec import encode
 from tests.commandline import dqmstream, result, told
 from tests.maps import SOURCE, check_tiling, lumisection
 from tests.promises.test_exactly_once import assert_equals, filed, read_letters, start_consume, wait_until
 from tests.runs import simulated_archive
-from tests.streaming.test_kafka_feed import FORMATS
+from tests.streaming.kafka.test_feed import FORMATS
 from tools.broker import NOWHERE, Broker
 
 pytestmark = pytest.mark.kafka

@@ -19,11 +19,11 @@ from dqmstream.errors import UNFILED, BrokerError, DataLostError
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.locks import exclusive
 from dqmstream.storage.log import ArchiveWriter, Control, Kind
-from dqmstream.streaming.deadletters import FolderDeadLetters
+from dqmstream.streaming.dead_letters import FolderDeadLetters
 from dqmstream.streaming.ingest import Ingest
 from dqmstream.streaming.kafka import MAX_LETTER_BYTES, KafkaFeed, KafkaSender, create_topic
 from dqmstream.streaming.publisher import publish
-from dqmstream.streaming.wire import encode
+from dqmstream.streaming.wire.codec import encode
 from tests.commandline import Command, dqmstream, result, told
 from tests.maps import SOURCE, as_sent, check_tiling, lumisection
 from tests.runs import simulated_archive

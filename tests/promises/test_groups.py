@@ -20,7 +20,7 @@ from dqmstream.learners.history import read_history
 from dqmstream.service import default_group
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.log import ArchiveWriter, OffsetConflict
-from dqmstream.streaming.deadletters import FolderDeadLetters
+from dqmstream.streaming.dead_letters import FolderDeadLetters
 from dqmstream.streaming.ingest import Ingest
 from dqmstream.streaming.kafka import KafkaFeed, KafkaSender, create_topic
 from dqmstream.streaming.publisher import UNNAMED_SOURCE, publish

@@ -24,12 +24,12 @@ from dqmstream.lumisection import Geometry, Lumisection
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.layout import Kind, feed_path
 from dqmstream.storage.log import ArchiveWriter, make_row
-from dqmstream.streaming.deadletters import FolderDeadLetters
+from dqmstream.streaming.dead_letters import FolderDeadLetters
 from dqmstream.streaming.feed import InProcessFeed, Message
 from dqmstream.streaming.ingest import Ingest
 from dqmstream.streaming.kafka import KafkaDeadLetters, KafkaFeed, KafkaSender, create_topic
-from dqmstream.streaming.kafka.letters import read_letters
-from dqmstream.streaming.wire import LONGEST_REASON, READ_HEADERS, Undecodable, decode
+from dqmstream.streaming.kafka.dead_letters import read_letters
+from dqmstream.streaming.wire.codec import LONGEST_REASON, READ_HEADERS, Undecodable, decode
 from tests.hostile import KINDS, Draw, Sent, Witness, bomb, corpus, signed
 from tests.hostile.draw import EVENTS
 from tests.maps import SOURCE, check_tiling

@@ -22,7 +22,7 @@ from dqmstream.storage.archive import Archive
 from dqmstream.storage.layout import Kind
 from dqmstream.storage.locks import Lock
 from dqmstream.storage.log import ArchiveWriter, Control
-from dqmstream.streaming.deadletters import FolderDeadLetters
+from dqmstream.streaming.dead_letters import FolderDeadLetters
 from dqmstream.streaming.feed import DeadLetter, InProcessFeed, Message
 from dqmstream.streaming.ingest import Ingest
 from tests.maps import SOURCE, check_tiling, lumisection

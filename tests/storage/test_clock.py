@@ -26,7 +26,7 @@ from dqmstream.storage.archive import Archive
 from dqmstream.storage.importer import import_files
 from dqmstream.storage.log import ArchiveWriter
 from dqmstream.storage.verify import verify
-from dqmstream.streaming.deadletters import FolderDeadLetters
+from dqmstream.streaming.dead_letters import FolderDeadLetters
 from dqmstream.streaming.feed import InProcessFeed
 from dqmstream.streaming.ingest import Ingest
 from tests.maps import check_tiling, counts, row, write_run

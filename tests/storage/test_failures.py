@@ -23,7 +23,7 @@ from dqmstream.storage.export import export
 from dqmstream.storage.image_archive import ImageArchive, import_images
 from dqmstream.storage.layout import IMPORT_FEED, Kind
 from dqmstream.storage.log import ArchiveWriter, Control
-from dqmstream.streaming.deadletters import FolderDeadLetters
+from dqmstream.streaming.dead_letters import FolderDeadLetters
 from dqmstream.streaming.feed import InProcessFeed, Polled
 from tests.commandline import Command, forks, told
 from tests.disks import SmallDisk, remount_read_only

@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 from dqmstream.lumisection import Record, RunStart, RunStop
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.log import ArchiveWriter
-from dqmstream.streaming.deadletters import FolderDeadLetters
+from dqmstream.streaming.dead_letters import FolderDeadLetters
 from dqmstream.streaming.feed import DeadLetter, InProcessFeed, Message, Polled, Slice
 from dqmstream.streaming.ingest import Ingest
 from dqmstream.streaming.kafka import KafkaFeed, KafkaSender, create_topic
-from dqmstream.streaming.wire import encode
+from dqmstream.streaming.wire.codec import encode
 from tests.maps import SOURCE, check_tiling, lumisection
 
 FEED = "hcal@cluster.topic"

@@ -13,10 +13,10 @@ import pytest
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.log import ArchiveWriter
 from dqmstream.streaming import ingest as ingest_module
-from dqmstream.streaming.deadletters import FolderDeadLetters
+from dqmstream.streaming.dead_letters import FolderDeadLetters
 from dqmstream.streaming.feed import InProcessFeed, Message, Polled
 from dqmstream.streaming.ingest import Ingest
-from dqmstream.streaming.wire import encode
+from dqmstream.streaming.wire.codec import encode
 from tests.maps import SOURCE, check_tiling, lumisection
 
 FEED = "hcal@cluster.topic"

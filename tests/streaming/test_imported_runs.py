@@ -14,10 +14,10 @@ from dqmstream.storage.archive import Archive
 from dqmstream.storage.importer import import_files
 from dqmstream.storage.layout import Kind
 from dqmstream.storage.log import ArchiveWriter, DatasetConflict
-from dqmstream.streaming.deadletters import FolderDeadLetters
+from dqmstream.streaming.dead_letters import FolderDeadLetters
 from dqmstream.streaming.feed import InProcessFeed, Message
 from dqmstream.streaming.ingest import Ingest
-from dqmstream.streaming.wire import encode
+from dqmstream.streaming.wire.codec import encode
 from tests.maps import SOURCE, check_tiling, lumisection, row
 
 FEED = "hcal@cluster.topic"

@@ -17,11 +17,11 @@ from dqmstream.lumisection import Record, RunStart, RunStop
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.layout import Kind
 from dqmstream.storage.log import ArchiveWriter
-from dqmstream.streaming.deadletters import FolderDeadLetters
+from dqmstream.streaming.batching import Filer
+from dqmstream.streaming.dead_letters import FolderDeadLetters
 from dqmstream.streaming.feed import DeadLetter, InProcessFeed, Message, Polled, Slice
-from dqmstream.streaming.filer import Filer
 from dqmstream.streaming.ingest import Ingest
-from dqmstream.streaming.wire import encode
+from dqmstream.streaming.wire.codec import encode
 from tests.maps import SOURCE, check_tiling, lumisection, row
 
 FEED = "hcal@cluster.topic"

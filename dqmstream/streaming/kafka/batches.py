@@ -28,7 +28,7 @@ from dqmstream.errors import BrokerError
 from dqmstream.streaming.feed import Message
 from dqmstream.streaming.kafka.legacy import OldBatch
 from dqmstream.streaming.kafka.records import Batch
-from dqmstream.streaming.repeats import Repeats
+from dqmstream.streaming.log_limit import Repeats
 
 PREFIX = struct.Struct(">qi4xb")
 """Base offset, length of what follows it, and the format (magic), which lie alike in all formats."""

@@ -25,7 +25,7 @@ from dqmstream.streaming.kafka.client import Incarnation, missing
 from dqmstream.streaming.kafka.connection import connect, guarded, is_fatal, reason
 from dqmstream.streaming.kafka.receiving import keep_freed_memory, receive_largely
 from dqmstream.streaming.kafka.transactions import StableEnds
-from dqmstream.streaming.repeats import Repeats
+from dqmstream.streaming.log_limit import Repeats
 
 log = structlog.get_logger("dqmstream.kafka")
 

@@ -11,7 +11,7 @@ from dqmstream.storage.archive import Archive
 from dqmstream.storage.log import ArchiveWriter
 from dqmstream.streaming.feed import DeadLetter, InProcessFeed, Message
 from dqmstream.streaming.ingest import Ingest
-from dqmstream.streaming.repeats import EVERY_S, MOST_KINDS, TOLD, Repeats
+from dqmstream.streaming.log_limit import EVERY_S, MOST_KINDS, TOLD, Repeats
 
 
 class Clock:

@@ -15,11 +15,11 @@ from dqmstream.service import consume
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.layout import Kind
 from dqmstream.storage.log import ArchiveWriter
-from dqmstream.streaming.agreement import AGREEING, ASKED, ROOM
-from dqmstream.streaming.deadletters import FolderDeadLetters
+from dqmstream.streaming.dead_letters import FolderDeadLetters
 from dqmstream.streaming.feed import InProcessFeed, Message, Polled
 from dqmstream.streaming.ingest import Ingest
-from dqmstream.streaming.wire import encode
+from dqmstream.streaming.source_agreement import AGREEING, ASKED, ROOM
+from dqmstream.streaming.wire.codec import encode
 from tests.maps import SOURCE, check_tiling, lumisection, row
 
 FEED = "hcal@cluster.topic"

@@ -17,11 +17,11 @@ from dqmstream.errors import InputError
 from dqmstream.lumisection import MAX_EVENTS
 from dqmstream.storage.layout import ROWS_PER_CHUNK, Kind
 from dqmstream.storage.log import ArchiveWriter, Control, DatasetConflict, Entry, OffsetConflict, Row, SourceConflict
-from dqmstream.streaming import agreement
-from dqmstream.streaming.entries import Sorter
+from dqmstream.streaming import source_agreement
 from dqmstream.streaming.feed import DeadLetter, DeadLetters, Message, Slice
-from dqmstream.streaming.repeats import Repeats
-from dqmstream.streaming.wire import LONGEST_REASON, Undecodable
+from dqmstream.streaming.log_limit import Repeats
+from dqmstream.streaming.sorting import Sorter
+from dqmstream.streaming.wire.codec import LONGEST_REASON, Undecodable
 
 log = structlog.get_logger("dqmstream.ingest")
 
@@ -68,7 +68,8 @@ class Filer:
     name: of the feed. max_rows: rows in one commit under load. flush_s: longest that a row waits, and, unless so many rows are
     there, the shortest time between two commits of a partition. max_events: the most that a lumisection can have. source:
     of an archive that has none yet; where that is not given either, rows that name one wait until enough agree
-    (`streaming.agreement`), and `file_due` raises InputError where many do not. While the archive holds no row of the feed,
+    (`streaming.source_agreement`), and `file_due` raises InputError where many do not. While the archive holds no row of the
+    feed,
     rows of another source than its own wait as well, and `file_due` raises InputError where many of them came and none that
     fits; accept_others: they become dead letters at once.
     """
@@ -118,8 +119,8 @@ class Filer:
             return ""
         rows = self._sourced()
         if self._source:
-            return agreement.stranger_question(rows, self._source, self._writer.archive.refresh().is_empty)
-        return agreement.open_question(rows)
+            return source_agreement.stranger_question(rows, self._source, self._writer.archive.refresh().is_empty)
+        return source_agreement.open_question(rows)
 
     @property
     def waiting(self) -> int:
@@ -238,27 +239,24 @@ class Filer:
         rows = self._sourced()
         self._asked_at = self._clock()
         archive = self._writer.archive.refresh()
-        self._source = self._source or archive.source or agreement.agreed_source(rows)
+        self._source = self._source or archive.source or source_agreement.agreed_source(rows)
         if last:
-            self._source = self._source or agreement.most_frequent(rows)
+            self._source = self._source or source_agreement.most_frequent(rows)
         if self._source:
             self._source_fits = (
-                last
-                or self._accept_others
-                or any(row.source == self._source for row in rows)
-                or archive.holds_rows(self._name)
+                last or self._accept_others or any(row.source == self._source for row in rows) or archive.holds_rows(self._name)
             )
         if self._source_fits:
             self._undecided_since = None
             return
         if self._undecided_since is None:
             self._undecided_since = self._asked_at
-        full = self.waiting >= agreement.ROOM or self.waiting_bytes >= agreement.ROOM_BYTES
+        full = self.waiting >= source_agreement.ROOM or self.waiting_bytes >= source_agreement.ROOM_BYTES
         if self._source and (full or no_more or self._asked_at >= self._taken_at + self._flush_s):
-            agreement.check_strangers(rows, self._source, archive.is_empty)
+            source_agreement.check_strangers(rows, self._source, archive.is_empty)
         if full:
             raise InputError(self.open_question)
-        if self._asked_at >= self._undecided_since + agreement.TOLD_AFTER_S:
+        if self._asked_at >= self._undecided_since + source_agreement.TOLD_AFTER_S:
             self.repeats.tell(log.warning, "rows wait for a source", self.open_question)
 
     def _sourced(self) -> list[Row]:

@@ -18,9 +18,9 @@ from dqmstream.lumisection import MAX_EVENTS, MAX_NUMBER, MAX_PILEUP, Lumisectio
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.layout import Kind
 from dqmstream.storage.log import LATEST_NS, Control, Row, make_row
-from dqmstream.streaming import da00, wire
 from dqmstream.streaming.feed import Message
-from dqmstream.streaming.wire import MAX_TIME_NS, NS_PER_MS, Undecodable
+from dqmstream.streaming.wire import codec, da00
+from dqmstream.streaming.wire.codec import MAX_TIME_NS, NS_PER_MS, Undecodable
 
 FEWEST = 8
 """Messages of one length that are worth the short cut."""
@@ -33,14 +33,14 @@ class Sorter:
     """What messages become in this archive. max_events: the most that a lumisection can have."""
 
     def __init__(self, archive: Archive, *, crc_required: bool, max_events: float = MAX_EVENTS) -> None:
-        wire.check_decoders()
+        codec.check_decoders()
         self._geometry, self._dtype = archive.geometry, archive.dtype
         self._crc_required = crc_required
         self._max_events = max_events
 
     def entry(self, message: Message) -> Row | Control:
         """The message's entry. Raises Undecodable or ValueError, with the reason, where it is none."""
-        record = wire.decode(message, crc_required=self._crc_required)
+        record = codec.decode(message, crc_required=self._crc_required)
         if not isinstance(record, Lumisection):
             kind = Kind.START if isinstance(record, RunStart) else Kind.STOP
             return Control(message.offset, message.offset + 1, kind, record.run)
@@ -72,7 +72,7 @@ class Sorter:
         except (Undecodable, ValueError):
             return None
         assert message.value is not None
-        layout = wire.DA00.layout_of(message.value)
+        layout = codec.DA00.layout_of(message.value)
         # Magic and root lie in the first 8 bytes, which a layout does not fix where values lie over them.
         return (layout, row) if isinstance(row, Row) and layout is not None and layout.fixes(8) else None
 
@@ -102,7 +102,7 @@ class Sorter:
             if not is_sound or message.key not in (None, b"%d" % a_run):
                 continue
             with suppress(Undecodable):
-                wire.check_envelope(message, crc_required=self._crc_required)
+                codec.check_envelope(message, crc_required=self._crc_required)
                 produced_ns = message.timestamp_ms * NS_PER_MS
                 found[message.offset] = Row(
                     offset=message.offset,

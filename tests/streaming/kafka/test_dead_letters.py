@@ -15,7 +15,7 @@ from dqmstream.errors import BrokerError, InputError
 from dqmstream.streaming.feed import DeadLetter, Message
 from dqmstream.streaming.kafka import KafkaDeadLetters, KafkaSender, create_topic
 from dqmstream.streaming.kafka.client import topic_settings
-from dqmstream.streaming.kafka.letters import (
+from dqmstream.streaming.kafka.dead_letters import (
     HEAD,
     NOTHING,
     WHOLE,

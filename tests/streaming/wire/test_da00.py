@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 from streaming_data_types.dataarray_da00 import Variable, deserialise_da00, serialise_da00
 
-from dqmstream.streaming import da00
+from dqmstream.streaming.wire import da00
 
 DTYPES = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float32", "float64")
 
