@@ -29,7 +29,7 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
 from dqmstream.lumisection import Lumisection, RunStart, RunStop, he_depth1_mask
 from dqmstream.storage.archive import Archive
-from dqmstream.storage.log import ArchiveWriter
+from dqmstream.storage.writer import ArchiveWriter
 from dqmstream.streaming.dead_letters import FolderDeadLetters
 from dqmstream.streaming.ingest import Ingest
 from dqmstream.streaming.kafka import KafkaFeed, KafkaSender, create_topic

@@ -19,7 +19,7 @@ from dqmstream.terminal import tell
 
 if TYPE_CHECKING:
     from dqmstream.storage.archive import Archive as Reader
-    from dqmstream.storage.verify_tables import Finding
+    from dqmstream.storage.maintenance.tables import Finding
 
 app = typer.Typer(
     name="archive",
@@ -51,9 +51,9 @@ def _open(archive: Path | None) -> Reader:
 @app.command()
 def verify(archive: Archive = None, as_json: Json = False) -> None:
     """Read every row again and check that nothing is lost, repeated or damaged; exit code 5 with the findings if not."""
-    from dqmstream.storage.image_archive import ImageArchive, is_image_archive
-    from dqmstream.storage.verify import rows_of
-    from dqmstream.storage.verify import verify as find
+    from dqmstream.storage.images.archive import ImageArchive, is_image_archive
+    from dqmstream.storage.maintenance.verify import rows_of
+    from dqmstream.storage.maintenance.verify import verify as find
 
     settings = load_settings(archive=archive)
     path = settings.need("archive")
@@ -125,7 +125,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write plain Zarr v3: one table of the newest revision of every lumisection, by run and number."""
-    from dqmstream.storage.export import export as write
+    from dqmstream.storage.maintenance.export import export as write
 
     reader = _open(archive)
     with console.bars() as progress:

@@ -24,12 +24,12 @@ from dqmstream.lumisection import LUMISECTION_S, Geometry
 from dqmstream.service import Consumed, consume, default_group
 from dqmstream.stopping import stop_on_signals
 from dqmstream.storage.archive import Archive
-from dqmstream.storage.importer import Imported, Taking, import_runs
-from dqmstream.storage.labels import file_golden, file_luminosity, label_versions
+from dqmstream.storage.imports.importer import Imported, Taking, import_runs
+from dqmstream.storage.labels.golden import read_golden
+from dqmstream.storage.labels.luminosity import read_tables
+from dqmstream.storage.labels.trigger_rates import ZERO_BIAS
+from dqmstream.storage.labels.versions import file_golden, file_luminosity, label_versions
 from dqmstream.storage.layout import Kind
-from dqmstream.storage.readers.golden import read_golden
-from dqmstream.storage.readers.luminosity import read_tables
-from dqmstream.storage.readers.rates import ZERO_BIAS
 from dqmstream.streaming.batching import IngestCounts
 
 if TYPE_CHECKING:
@@ -68,8 +68,8 @@ def import_data(
     settings: Settings, files: list[Path], flags: ImportFlags, progress: Callable[[str, int, int], None]
 ) -> dict[str, Any]:
     """Import files of lumisections or of images, by what is in them, and labels."""
-    from dqmstream.storage.image_archive import import_images
-    from dqmstream.storage.images import images_among, left_out
+    from dqmstream.storage.images.archive import import_images
+    from dqmstream.storage.images.source import images_among, left_out
 
     if flags.golden_only and not flags.golden:
         raise InputError("--golden-only needs the golden JSON: give --golden FILE too")

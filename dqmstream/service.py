@@ -18,9 +18,9 @@ from dqmstream.errors import UNFILED, BrokerError, DataLostError, InputError, Ou
 from dqmstream.learner_process import LearnerProcess
 from dqmstream.stopping import Stop
 from dqmstream.storage.archive import Archive
-from dqmstream.storage.expiry import Expiry
-from dqmstream.storage.log import ArchiveWriter
-from dqmstream.storage.place import copy_id
+from dqmstream.storage.copies import copy_id
+from dqmstream.storage.maintenance.expiry import Expiry
+from dqmstream.storage.writer import ArchiveWriter
 from dqmstream.streaming.batching import IngestCounts
 from dqmstream.streaming.feed import DeadLetters, Feed
 from dqmstream.streaming.ingest import Ingest
@@ -82,7 +82,8 @@ def consume(
     """File what the feed gives and let a child learn from it, until stop is set, or until nothing is left to do.
 
     until_idle_s: end when nothing came for so long and no experience is behind; runs that were never stopped then count as
-    complete. Snapshots that nothing needs any more are dropped every hour (`storage.expiry`). progress: called about
+    complete. Snapshots that nothing needs any more are dropped every hour (`storage.maintenance.expiry`). progress: called
+    about
     five times a second with the counts and the learner's status. On the way out all that was read is filed, unless the disk
     takes longer than `drain_s`, and the child is ended. Raises DataLostError and BrokerError as the feed does, InputError
     where the archive has no source, none is given and the messages do not agree on one, or where none of many is of it,

@@ -8,7 +8,7 @@ import numpy as np
 
 from dqmstream.experiments.simulator import write
 from dqmstream.storage.archive import Archive
-from dqmstream.storage.importer import import_files
+from dqmstream.storage.imports.importer import import_files
 
 
 def simulated_archive(

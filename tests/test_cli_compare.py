@@ -19,7 +19,7 @@ from dqmstream.experiments.compare_output import check_folder
 from dqmstream.experiments.simulator import write
 from dqmstream.lumisection import ieta_row
 from dqmstream.storage.archive import Archive
-from dqmstream.storage.importer import import_files
+from dqmstream.storage.imports.importer import import_files
 from tests.commandline import dqmstream, result
 
 

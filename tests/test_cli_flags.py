@@ -16,7 +16,7 @@ from dqmstream.learners.learner import Learner, LearnerSettings
 from dqmstream.learners.ledger import describe
 from dqmstream.learners.splits import Part, assign
 from dqmstream.storage.archive import Archive
-from dqmstream.storage.importer import import_files
+from dqmstream.storage.imports.importer import import_files
 from tests.commandline import dqmstream, result, told
 from tests.learners.streams import conditions_of, draw_real_run, fingerprint
 

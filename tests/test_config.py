@@ -16,7 +16,7 @@ from dqmstream.config import MAX_SEED, Settings, load_settings
 from dqmstream.errors import InputError
 from dqmstream.learners.recipe import Recipe
 from dqmstream.storage.archive import Archive
-from dqmstream.storage.export import export
+from dqmstream.storage.maintenance.export import export
 from tests.commandline import dqmstream, told
 
 

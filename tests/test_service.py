@@ -24,7 +24,7 @@ from dqmstream.service import Consumed, consume, default_group
 from dqmstream.stopping import Stop, stop_on_signals
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.layout import Kind
-from dqmstream.storage.log import ArchiveWriter, Control
+from dqmstream.storage.writer import ArchiveWriter, Control
 from dqmstream.streaming.batching import IngestCounts
 from dqmstream.streaming.dead_letters import FolderDeadLetters
 from dqmstream.streaming.feed import InProcessFeed, Polled
@@ -167,8 +167,8 @@ def test_snapshots_that_nothing_needs_are_dropped_without_any_stop(
     source: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those older than ten minutes at the least, once an hour; here at once, so no learner reads meanwhile. The first fails."""
-    monkeypatch.setattr("dqmstream.storage.expiry.EVERY_S", 0.1)
-    monkeypatch.setattr("dqmstream.storage.expiry.RETRY_S", 0.01)
+    monkeypatch.setattr("dqmstream.storage.maintenance.expiry.EVERY_S", 0.1)
+    monkeypatch.setattr("dqmstream.storage.maintenance.expiry.RETRY_S", 0.01)
     failures = [OSError(5, "Input/output error")]
     real = Archive.expire
 

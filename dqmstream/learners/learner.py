@@ -49,7 +49,7 @@ from dqmstream.learners.watch import Watcher
 from dqmstream.learners.windows import Windows
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.locks import write_atomically
-from dqmstream.storage.rowindex import RunSummary
+from dqmstream.storage.row_index import RunSummary
 
 log = structlog.get_logger("dqmstream.learner")
 

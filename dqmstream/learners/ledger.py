@@ -24,7 +24,7 @@ from dqmstream.storage.archive import Archive
 from dqmstream.storage.failures import is_damage
 from dqmstream.storage.layout import Quality
 from dqmstream.storage.locks import naming, sync_folder, write_atomically
-from dqmstream.storage.rowindex import RunSummary
+from dqmstream.storage.row_index import RunSummary
 
 
 class LostExperienceError(StateError):

@@ -1,7 +1,7 @@
 """The archive: every lumisection once, in an Icechunk repository that zarr and xarray can read.
 
 An `Archive` is a reader pinned to a snapshot: what it shows never changes under it. `archive.refresh()` gives a reader of
-the newest snapshot, `archive.at(snapshot)` one of an older. Writing is `storage.log`.
+the newest snapshot, `archive.at(snapshot)` one of an older. Writing is `storage.writer`.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from dqmstream.lumisection import IETA, IPHI, Geometry
 from dqmstream.storage import layout
 from dqmstream.storage.commits import Commits
 from dqmstream.storage.failures import first_line, telling
-from dqmstream.storage.labels import UNKNOWN, Labels
+from dqmstream.storage.labels.versions import UNKNOWN, Labels
 from dqmstream.storage.layout import NAT, Quality
 from dqmstream.storage.locks import exclusive
 from dqmstream.storage.repository import is_repository, make_repository, open_repository
-from dqmstream.storage.rowindex import RowIndex, RunSummary
+from dqmstream.storage.row_index import RowIndex, RunSummary
 
 DTYPES = ("float32", "uint16")
 
@@ -222,7 +222,7 @@ class Archive:
         return self._repository.writable_session("main")
 
     def commits(self) -> Commits:
-        """What makes commits to this archive; for `storage.log` and `storage.labels`."""
+        """What makes commits to this archive; for `storage.writer` and `storage.labels.versions`."""
         return Commits(self.path, self._repository)
 
     @property

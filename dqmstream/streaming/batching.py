@@ -16,7 +16,7 @@ import structlog
 from dqmstream.errors import InputError
 from dqmstream.lumisection import MAX_EVENTS
 from dqmstream.storage.layout import ROWS_PER_CHUNK, Kind
-from dqmstream.storage.log import ArchiveWriter, Control, DatasetConflict, Entry, OffsetConflict, Row, SourceConflict
+from dqmstream.storage.writer import ArchiveWriter, Control, DatasetConflict, Entry, OffsetConflict, Row, SourceConflict
 from dqmstream.streaming import source_agreement
 from dqmstream.streaming.feed import DeadLetter, DeadLetters, Message, Slice
 from dqmstream.streaming.log_limit import Repeats

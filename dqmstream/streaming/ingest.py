@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import structlog
 
 from dqmstream.lumisection import MAX_EVENTS
-from dqmstream.storage.log import ArchiveWriter
+from dqmstream.storage.writer import ArchiveWriter
 from dqmstream.streaming.batching import Filer, IngestCounts
 from dqmstream.streaming.feed import DeadLetters, Feed, Revoked, Slice
 from dqmstream.streaming.source_agreement import ROOM

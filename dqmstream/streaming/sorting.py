@@ -17,7 +17,7 @@ import numpy as np
 from dqmstream.lumisection import MAX_EVENTS, MAX_NUMBER, MAX_PILEUP, Lumisection, RunStart, content_hash, most_counts
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.layout import Kind
-from dqmstream.storage.log import LATEST_NS, Control, Row, make_row
+from dqmstream.storage.writer import LATEST_NS, Control, Row, make_row
 from dqmstream.streaming.feed import Message
 from dqmstream.streaming.wire import codec, da00
 from dqmstream.streaming.wire.codec import MAX_TIME_NS, NS_PER_MS, Undecodable

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from dqmstream.errors import InputError
-from dqmstream.storage.log import Row
+from dqmstream.storage.writer import Row
 
 AGREEING = 16
 """Lumisections of one source that are enough, six minutes of a run."""

@@ -26,7 +26,7 @@ from dqmstream.learners.history import baseline_lines, read_history, results
 from dqmstream.learners.learner import Learner, LearnerSettings
 from dqmstream.learners.ledger import read_experience, read_ledger
 from dqmstream.storage.archive import Archive
-from dqmstream.storage.importer import import_files
+from dqmstream.storage.imports.importer import import_files
 from tests.experiments.page import Page
 
 HOSTILE_SOURCE = """</dd><script>alert("1")</script>'&"""

@@ -22,8 +22,8 @@ from dqmstream.learners.ledger import Ledger, describe, read_experience, read_le
 from dqmstream.learners.splits import Part
 from dqmstream.learners.strategy import Maps
 from dqmstream.storage.archive import Archive
-from dqmstream.storage.importer import import_files
-from dqmstream.storage.log import ArchiveWriter
+from dqmstream.storage.imports.importer import import_files
+from dqmstream.storage.writer import ArchiveWriter
 from tests.maps import counts, rows, write_run
 from tests.runs import simulated_archive
 

@@ -17,7 +17,7 @@ from dqmstream.learners import checkpoint
 from dqmstream.learners.learner import Learner, LearnerSettings
 from dqmstream.learners.ledger import read_ledger
 from dqmstream.storage.archive import Archive
-from dqmstream.storage.log import ArchiveWriter
+from dqmstream.storage.writer import ArchiveWriter
 from tests.learners.test_learner import assert_same_bits
 from tests.maps import rows
 from tests.runs import simulated_archive

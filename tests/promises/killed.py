@@ -20,7 +20,7 @@ import icechunk
 from dqmstream.lumisection import RunStart, RunStop
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.commits import Change, Commits
-from dqmstream.storage.log import ArchiveWriter
+from dqmstream.storage.writer import ArchiveWriter
 from dqmstream.streaming.dead_letters import FolderDeadLetters
 from dqmstream.streaming.feed import InProcessFeed, Message
 from dqmstream.streaming.ingest import Ingest

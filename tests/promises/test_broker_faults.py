@@ -15,7 +15,7 @@ from dqmstream.errors import BrokerError
 from dqmstream.lumisection import Record
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.layout import Kind
-from dqmstream.storage.log import ArchiveWriter, Control
+from dqmstream.storage.writer import ArchiveWriter, Control
 from dqmstream.streaming.kafka import KafkaDeadLetters, KafkaFeed, KafkaSender, check_codecs, create_topic
 from dqmstream.streaming.publisher import publish
 from dqmstream.streaming.wire.codec import encode

@@ -19,7 +19,7 @@ from kafka.errors import RetriableError
 from dqmstream.learners.history import read_history
 from dqmstream.service import default_group
 from dqmstream.storage.archive import Archive
-from dqmstream.storage.log import ArchiveWriter, OffsetConflict
+from dqmstream.storage.writer import ArchiveWriter, OffsetConflict
 from dqmstream.streaming.dead_letters import FolderDeadLetters
 from dqmstream.streaming.ingest import Ingest
 from dqmstream.streaming.kafka import KafkaFeed, KafkaSender, create_topic

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from dqmstream.lumisection import Geometry, Lumisection
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.layout import Kind, feed_path
-from dqmstream.storage.log import ArchiveWriter, make_row
+from dqmstream.storage.writer import ArchiveWriter, make_row
 from dqmstream.streaming.dead_letters import FolderDeadLetters
 from dqmstream.streaming.feed import InProcessFeed, Message
 from dqmstream.streaming.ingest import Ingest

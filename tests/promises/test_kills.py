@@ -21,7 +21,7 @@ from dqmstream.errors import ArchiveError
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.layout import Kind
 from dqmstream.storage.locks import Lock
-from dqmstream.storage.log import ArchiveWriter, Control
+from dqmstream.storage.writer import ArchiveWriter, Control
 from dqmstream.streaming.dead_letters import FolderDeadLetters
 from dqmstream.streaming.feed import DeadLetter, InProcessFeed, Message
 from dqmstream.streaming.ingest import Ingest

@@ -17,9 +17,9 @@ from dqmstream.errors import ArchiveError
 from dqmstream.lumisection import Geometry
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.locks import filesystem_kind
-from dqmstream.storage.log import ArchiveWriter
+from dqmstream.storage.maintenance.verify import verify
 from dqmstream.storage.repository import UNTRUSTED_FILESYSTEMS
-from dqmstream.storage.verify import verify
+from dqmstream.storage.writer import ArchiveWriter
 from tests.commandline import forks
 from tests.disks import SmallDisk
 from tests.maps import check_tiling, row, rows

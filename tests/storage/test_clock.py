@@ -23,9 +23,9 @@ from dqmstream.console import describe_status
 from dqmstream.errors import ArchiveError
 from dqmstream.storage import clock
 from dqmstream.storage.archive import Archive
-from dqmstream.storage.importer import import_files
-from dqmstream.storage.log import ArchiveWriter
-from dqmstream.storage.verify import verify
+from dqmstream.storage.imports.importer import import_files
+from dqmstream.storage.maintenance.verify import verify
+from dqmstream.storage.writer import ArchiveWriter
 from dqmstream.streaming.dead_letters import FolderDeadLetters
 from dqmstream.streaming.feed import InProcessFeed
 from dqmstream.streaming.ingest import Ingest
@@ -169,7 +169,7 @@ import mmap, os, sys
 from pathlib import Path
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.clock import ClockSetBack
-from dqmstream.storage.log import ArchiveWriter
+from dqmstream.storage.writer import ArchiveWriter
 from tests.maps import row
 
 shift = mmap.mmap(os.open(os.environ["CLOCK_SHIFT"], os.O_RDWR), 8)

@@ -19,10 +19,10 @@ from dqmstream.errors import ArchiveError
 from dqmstream.learners.state import Identity, StateFolder
 from dqmstream.service import consume
 from dqmstream.storage.archive import Archive
-from dqmstream.storage.export import export
-from dqmstream.storage.image_archive import ImageArchive, import_images
+from dqmstream.storage.images.archive import ImageArchive, import_images
 from dqmstream.storage.layout import IMPORT_FEED, Kind
-from dqmstream.storage.log import ArchiveWriter, Control
+from dqmstream.storage.maintenance.export import export
+from dqmstream.storage.writer import ArchiveWriter, Control
 from dqmstream.streaming.dead_letters import FolderDeadLetters
 from dqmstream.streaming.feed import InProcessFeed, Polled
 from tests.commandline import Command, forks, told

@@ -14,7 +14,7 @@ import zarr
 from dqmstream.errors import ArchiveError
 from dqmstream.storage import layout, migrate
 from dqmstream.storage.archive import Archive
-from dqmstream.storage.log import ArchiveWriter, OffsetConflict, make_row
+from dqmstream.storage.writer import ArchiveWriter, OffsetConflict, make_row
 from tests.maps import check_tiling, lumisection, row
 
 FEED = "hcal@cluster.topic"
@@ -110,7 +110,7 @@ def test_a_migration_that_is_cut_off_leaves_layout_1_whole(old: Archive, monkeyp
         raise Death
 
     before = views(old)
-    monkeypatch.setattr("dqmstream.storage.log.migrate", die_after)
+    monkeypatch.setattr("dqmstream.storage.writer.migrate", die_after)
     with pytest.raises(Death):
         ArchiveWriter(old).append(FEED, 0, [row(old, 7, 6, 111)], 111, 112)
     monkeypatch.undo()

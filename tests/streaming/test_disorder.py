@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from dqmstream.lumisection import Record, RunStart, RunStop
 from dqmstream.storage.archive import Archive
-from dqmstream.storage.log import ArchiveWriter
+from dqmstream.storage.writer import ArchiveWriter
 from dqmstream.streaming.dead_letters import FolderDeadLetters
 from dqmstream.streaming.feed import DeadLetter, InProcessFeed, Message, Polled, Slice
 from dqmstream.streaming.ingest import Ingest

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dqmstream.storage.archive import Archive
-from dqmstream.storage.log import ArchiveWriter
+from dqmstream.storage.writer import ArchiveWriter
 from dqmstream.streaming import ingest as ingest_module
 from dqmstream.streaming.dead_letters import FolderDeadLetters
 from dqmstream.streaming.feed import InProcessFeed, Message, Polled

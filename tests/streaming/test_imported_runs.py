@@ -11,9 +11,9 @@ import pytest
 
 from dqmstream.lumisection import Lumisection
 from dqmstream.storage.archive import Archive
-from dqmstream.storage.importer import import_files
+from dqmstream.storage.imports.importer import import_files
 from dqmstream.storage.layout import Kind
-from dqmstream.storage.log import ArchiveWriter, DatasetConflict
+from dqmstream.storage.writer import ArchiveWriter, DatasetConflict
 from dqmstream.streaming.dead_letters import FolderDeadLetters
 from dqmstream.streaming.feed import InProcessFeed, Message
 from dqmstream.streaming.ingest import Ingest

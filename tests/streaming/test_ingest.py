@@ -16,7 +16,7 @@ from dqmstream.errors import DataLostError
 from dqmstream.lumisection import Record, RunStart, RunStop
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.layout import Kind
-from dqmstream.storage.log import ArchiveWriter
+from dqmstream.storage.writer import ArchiveWriter
 from dqmstream.streaming.batching import Filer
 from dqmstream.streaming.dead_letters import FolderDeadLetters
 from dqmstream.streaming.feed import DeadLetter, InProcessFeed, Message, Polled, Slice

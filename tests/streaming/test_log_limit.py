@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dqmstream.storage.archive import Archive
-from dqmstream.storage.log import ArchiveWriter
+from dqmstream.storage.writer import ArchiveWriter
 from dqmstream.streaming.feed import DeadLetter, InProcessFeed, Message
 from dqmstream.streaming.ingest import Ingest
 from dqmstream.streaming.log_limit import EVERY_S, MOST_KINDS, TOLD, Repeats

@@ -14,7 +14,7 @@ from dqmstream.lumisection import Lumisection
 from dqmstream.service import consume
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.layout import Kind
-from dqmstream.storage.log import ArchiveWriter
+from dqmstream.storage.writer import ArchiveWriter
 from dqmstream.streaming.dead_letters import FolderDeadLetters
 from dqmstream.streaming.feed import InProcessFeed, Message, Polled
 from dqmstream.streaming.ingest import Ingest

@@ -31,7 +31,7 @@ from dqmstream.experiments.studies.recipes import WHAT, StudyRecipe, recipe, ref
 from dqmstream.learners.evaluation import one_against_rest
 from dqmstream.learners.offline.batches import Images, Parts
 from dqmstream.learners.offline.plan import SIZES, Plan
-from dqmstream.storage.images import open_images
+from dqmstream.storage.images.source import open_images
 from dqmstream.storage.locks import write_atomically
 
 Progress = Callable[[str, Any], None]

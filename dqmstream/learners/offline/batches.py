@@ -26,7 +26,7 @@ Batch = tuple[np.ndarray, np.ndarray]
 
 
 class Images(Protocol):
-    """Images in files, as `storage.images` opens them."""
+    """Images in files, as `storage.images.source` opens them."""
 
     @property
     def shape(self) -> tuple[int, int, int, int]:

@@ -13,7 +13,7 @@ from scipy.stats import poisson
 from dqmstream.errors import InputError
 from dqmstream.experiments.simulator.images import Law, electron_photon, ideal_of, write_images
 from dqmstream.learners.evaluation import auc
-from dqmstream.storage.images import open_images
+from dqmstream.storage.images.source import open_images
 
 
 def test_the_likelihood_ratio_is_that_of_the_law() -> None:

@@ -1,0 +1,68 @@
+"""Events by lumisection from trigger rates: the rate of the path that selected the maps' events, times a lumisection's length.
+
+A rate counts what the path accepted after its prescale, so for maps of the data set ZeroBias that of HLT_ZeroBias_v<version>
+gives the number of events. Paths with a longer name, such as HLT_ZeroBias_Alignment_v5, are of other data sets.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from dqmstream.errors import InputError
+from dqmstream.lumisection import LUMISECTION_S
+from dqmstream.storage.labels.tables import Columns
+
+ZERO_BIAS = "HLT_ZeroBias"
+LENGTH_ACCURACY = 3e-5
+"""To which a lumisection's length here is the one that rates were divided by: 23.31105 s and 23.31041 s."""
+
+
+def events_of_rates(table: Columns, hlt_path: str) -> Columns:
+    """The table with events for lines of that path, and without all other lines; any table without rates of paths as it is.
+
+    hlt_path: name of the path, with its version or without. Raises InputError where the table has no rate of it.
+    """
+    names = {str(name).strip().lower(): name for name in table.values}
+    if not {"path_name", "rate"} <= names.keys():
+        return table
+    paths: Sequence[Any] = table.values[names["path_name"]]
+    wanted = re.compile(rf"{re.escape(hlt_path)}(_v\d+)?")
+    taken = np.array([wanted.fullmatch(str(path)) is not None for path in paths], bool)
+    others = dict.fromkeys(str(path) for path, one in zip(paths, taken, strict=True) if not one)
+    if not taken.any():
+        has = f"it has {', '.join(others)}: name one by --hlt-path" if others else "it holds no line"
+        raise InputError(f"{table.path} has no rate of {hlt_path}; {has}")
+    notes = [f"events are the rate of {hlt_path} times {LUMISECTION_S:.2f} s"]
+    if others:
+        notes.append(f"paths not used: {', '.join(others)}")
+    if (run := names.get("run_number", names.get("run"))) is not None:
+        runs = [str(one) for one in table.values[run]]
+        without = set(runs) - {one for one, here in zip(runs, taken, strict=True) if here}
+        if without:
+            notes.append(f"{len(without)} of {len(set(runs))} runs have no rate of {hlt_path}")
+    if {"first_lumisection_number", "last_lumisection_number"} <= names.keys():
+        ends = (table.values[names[f"{end}_lumisection_number"]] for end in ("first", "last"))
+        longer = np.array([first != last for first, last in zip(*ends, strict=True)], bool) & taken
+        if longer.any():
+            notes.append(f"{int(longer.sum())} lines left out: their rate is of several lumisections")
+        taken &= ~longer
+    left_out = (names["path_name"], names["rate"], names.get("last_lumisection_number"))
+    places = np.flatnonzero(taken).tolist()
+    values = {name: [column[place] for place in places] for name, column in table.values.items() if name not in left_out}
+    values["n_events"] = [_events(table.values[names["rate"]][place]) for place in places]
+    return replace(table, values=values, notes=(*table.notes, *notes))
+
+
+def _events(rate: Any) -> Any:
+    """Events in a lumisection of that rate (Hz); whole where they are within the accuracy; what is no number as it is."""
+    try:
+        events = float(rate) * LUMISECTION_S
+    except (TypeError, ValueError):
+        return rate
+    whole = float(np.rint(events))
+    return whole if abs(events - whole) <= LENGTH_ACCURACY * abs(events) else events

@@ -1,0 +1,187 @@
+"""Labels beside the log: golden lumisections and luminosity, each import a version, so that an older one can be read again.
+
+    labels/golden/        run first last version                                                  (range,)
+    labels/luminosity/    run lumisection pileup n_events delivered_lumi recorded_lumi version    (line,)
+    labels/<kind>/versions/   sha256 name committed                                               (version,)
+
+Tables only grow: version k (from 1) is what was imported k-th. A golden JSON speaks of the runs from the first to the last that
+it names (the JSON of 2022 says nothing of 2023); of each run the newest version that speaks of it counts, and a run that it
+leaves out, or names without a range (a line with first and last 0), is bad in all lumisections. Of luminosity the newest known
+value of a lumisection counts, each quantity by itself: pileup may come from one table and events from another. Rows of the log
+are never changed by a label.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import zarr
+
+from dqmstream.errors import ArchiveError
+from dqmstream.storage import layout
+from dqmstream.storage.labels.golden import Golden
+from dqmstream.storage.labels.luminosity import VALUES, LuminosityTable
+
+if TYPE_CHECKING:
+    from dqmstream.storage.archive import Archive
+
+GOOD, BAD, UNKNOWN = 1, 0, -1
+
+LABEL_COLUMNS: Mapping[str, Mapping[str, tuple[str, Mapping[str, Any]]]] = {
+    "golden": {
+        "run": ("int64", {}),
+        "first": ("int64", {"long_name": "first good lumisection of the range"}),
+        "last": ("int64", {"long_name": "last good lumisection of the range"}),
+        "version": ("int64", {}),
+    },
+    "luminosity": {
+        "run": ("int64", {}),
+        "lumisection": ("int64", {}),
+        **{name: ("float64", {"long_name": f"{name} as in the table, nan where unknown"}) for name in VALUES},
+        "version": ("int64", {}),
+    },
+}
+
+VERSION_COLUMNS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "sha256": ("str", {"long_name": "of what the file says, whatever its order"}),
+    "name": ("str", {"long_name": "name of the file"}),
+    "committed": layout.ROW_COLUMNS["committed"],
+}
+
+
+@dataclass(frozen=True)
+class LabelVersion:
+    """What was imported. new: it was not the newest version already."""
+
+    kind: str
+    version: int
+    name: str
+    new: bool
+
+
+class Labels:
+    """The labels of an archive at a snapshot, read once they are asked for. root: its root group."""
+
+    def __init__(self, root: zarr.Group) -> None:
+        self._root = root
+
+    @cached_property
+    def golden(self) -> dict[str, np.ndarray] | None:
+        """Columns of all versions; None where no golden JSON was imported."""
+        return _read(self._root, "golden")
+
+    @cached_property
+    def luminosity(self) -> dict[str, np.ndarray] | None:
+        return _read(self._root, "luminosity")
+
+    def golden_of(self, run: int, lumisection: np.ndarray, version: int | None = None) -> np.ndarray:
+        """1 good, 0 bad, -1 where no golden JSON speaks of the run: int8, (n,). version: as it was then; None: the newest."""
+        found = np.full(len(lumisection), UNKNOWN, np.int8)
+        if self.golden is None:
+            return found
+        runs, versions = self.golden["run"], self.golden["version"]
+        newest = int(versions.max()) if version is None else version
+        for candidate in range(newest, 0, -1):
+            here = versions == candidate
+            if not here.any():
+                raise ArchiveError(f"there is no version {candidate} of golden labels: the newest is {int(versions.max())}")
+            if runs[here].min() <= run <= runs[here].max():
+                found[:] = BAD
+                for place in np.flatnonzero(here & (runs == run)):
+                    first, last = self.golden["first"][place], self.golden["last"][place]
+                    found[(lumisection >= first) & (lumisection <= last)] = GOOD
+                return found
+        return found
+
+    def luminosity_of(self, run: int, lumisection: np.ndarray) -> dict[str, np.ndarray]:
+        """What tables say of these lumisections, nan where they say nothing; all float64, (n,)."""
+        found = {name: np.full(len(lumisection), np.nan) for name in VALUES}
+        if self.luminosity is None:
+            return found
+        of_run = np.flatnonzero(self.luminosity["run"] == run)[::-1]  # newest version first
+        for name in VALUES:
+            rows = of_run[~np.isnan(self.luminosity[name][of_run])]
+            if not len(rows):
+                continue
+            numbers, newest = np.unique(self.luminosity["lumisection"][rows], return_index=True)
+            at = np.minimum(np.searchsorted(numbers, lumisection), len(numbers) - 1)
+            there = numbers[at] == lumisection
+            found[name][there] = self.luminosity[name][rows[newest[at[there]]]]
+        return found
+
+    def says(self, table: LuminosityTable) -> bool:
+        """Whether every value of the table, which names runs, is what the labels say already."""
+        for run in np.unique(table.run).tolist():
+            numbers = table.lumisection[table.run == run]
+            given, said = table.of(run, numbers), self.luminosity_of(run, numbers)
+            if any((~np.isnan(given[name]) & (given[name] != said[name])).any() for name in VALUES):
+                return False
+        return True
+
+
+def file_golden(archive: Archive, golden: Golden) -> LabelVersion:
+    """File a golden JSON as the newest version, unless it is that already."""
+    run, first, last = golden.lines.T
+    return _file(archive, "golden", golden.name, golden.sha256, {"run": run, "first": first, "last": last})
+
+
+def file_luminosity(archive: Archive, table: LuminosityTable) -> LabelVersion:
+    """File a luminosity table, which names runs, as the newest version, unless the labels say all of it already."""
+    if not table.has_runs:
+        raise ArchiveError(f"{table.name} names no run (run_number): add that column, or import it with the run's maps")
+    columns = {"run": table.run, "lumisection": table.lumisection, **table.values}
+    return _file(archive, "luminosity", table.name, table.sha256, columns, lambda root: Labels(root).says(table))
+
+
+def label_versions(root: zarr.Group) -> list[LabelVersion]:
+    """Every version of every kind, oldest first."""
+    found = []
+    for kind in LABEL_COLUMNS:
+        table = root.get(f"labels/{kind}/versions")
+        names = layout.read_column(table, "name").tolist() if table is not None else []
+        found += [LabelVersion(kind, number, name, False) for number, name in enumerate(names, start=1)]
+    return found
+
+
+def _file(
+    archive: Archive,
+    kind: str,
+    name: str,
+    sha256: str,
+    columns: Mapping[str, np.ndarray],
+    is_known: Callable[[zarr.Group], bool] = lambda root: False,
+) -> LabelVersion:
+    """File a version of labels, unless it is the newest already. is_known: whether labels of this root say as much."""
+    with archive.commits().begin() as change:
+        root = change.root
+        layout.check_version(root, archive.path)
+        where = f"labels/{kind}"
+        group = root.get(where)
+        if group is None:
+            group = layout.make_table(root, where, "line", LABEL_COLUMNS[kind])
+            layout.make_table(group, "versions", "version", VERSION_COLUMNS)
+        before = layout.read_column(group, "versions/sha256").tolist()
+        if before and (before[-1] == sha256 or is_known(root)):
+            same = [version for version, known in enumerate(before, start=1) if known == sha256]
+            return LabelVersion(kind, same[-1] if same else len(before), name, False)
+        version = len(before) + 1
+        numbers = np.full(len(columns["run"]), version)
+        layout.append_columns(group, {**columns, "version": numbers})
+        line: dict[str, str | int] = {"sha256": sha256, "name": name, "committed": time.time_ns()}
+        layout.append_line(group["versions"], VERSION_COLUMNS, line)
+        change.commit(f"{kind} {version}: {name}", lambda committed: _newest(committed, kind) == version)
+    return LabelVersion(kind, version, name, True)
+
+
+def _newest(root: zarr.Group, kind: str) -> int:
+    return max((label.version for label in label_versions(root) if label.kind == kind), default=0)
+
+
+def _read(root: zarr.Group, kind: str) -> dict[str, np.ndarray] | None:
+    group = root.get(f"labels/{kind}")
+    return None if group is None else {name: layout.read_column(group, name) for name in LABEL_COLUMNS[kind]}
