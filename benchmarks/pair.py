@@ -35,8 +35,8 @@ from dqmstream.experiments.simulator import stream
 from dqmstream.learners.evaluation import auc
 from dqmstream.learners.networks import build
 from dqmstream.learners.recipe import STUDY
-from dqmstream.learners.reference import Reference
 from dqmstream.learners.registry import DEFAULT, make_strategy, recipe_of
+from dqmstream.learners.response.reference import Reference
 from dqmstream.learners.splits import Part, Split
 from dqmstream.learners.strategy import Maps, RunData, Strategy
 from dqmstream.learners.threads import set_threads

@@ -32,8 +32,8 @@ from dqmstream.learners.history import History, figures
 from dqmstream.learners.judge import learn_and_judge
 from dqmstream.learners.novelty import Novelty
 from dqmstream.learners.registry import GRADIENT, NAMES, make_strategy
+from dqmstream.learners.saved_state import prefixed, within
 from dqmstream.learners.splits import Split
-from dqmstream.learners.stamp import prefixed, within
 from dqmstream.learners.strategy import RunData
 from dqmstream.learners.threads import set_threads
 from dqmstream.lumisection import Geometry

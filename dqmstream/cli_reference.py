@@ -26,7 +26,7 @@ def reference(
     as_json: options.Json = False,
 ) -> None:
     """Make a reference of named runs, with known-bad channels left out; learn, replay and consume take it by --reference."""
-    from dqmstream.learners.reference_file import make_reference, read_channels, save_reference
+    from dqmstream.learners.stream.reference_file import make_reference, read_channels, save_reference
     from dqmstream.storage.archive import Archive
 
     masked = read_channels(mask) if mask else []

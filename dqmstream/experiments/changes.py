@@ -17,7 +17,7 @@ from scipy.stats import norm
 
 from dqmstream.learners.baselines import GainMap
 from dqmstream.learners.ledger import Experience, read_experience
-from dqmstream.learners.reference import Reference
+from dqmstream.learners.response.reference import Reference
 from dqmstream.learners.splits import Part
 from dqmstream.learners.strategy import Maps, RunData
 from dqmstream.lumisection import IETA

@@ -4,7 +4,7 @@ A lumisection's exposure E says how much it counts, its ratio z where on the res
 
 * events known: E is their number N, z the mean fraction of events in which channels fire, over its mean in both runs;
 * events unknown: E = b and z = a / b, where a and b are the means of rings |ieta| 19-23 and 26-28 over theirs in both runs
-  (`learners.reference` has the same; a rises with pileup, b is nearly full and follows the number of events).
+  (`learners.response.reference` has the same; a rises with pileup, b is nearly full and follows the number of events).
 
 Both runs are measured with one ruler: the same channels, divided by the same means. Each level is the median over readout
 boxes, so a box that lost gain does not pass for luminosity. A factor common to all channels is luminosity by construction.
@@ -18,7 +18,7 @@ from functools import cached_property
 
 import numpy as np
 
-from dqmstream.learners.reference import A_RINGS, B_RINGS
+from dqmstream.learners.response.reference import A_RINGS, B_RINGS
 from dqmstream.lumisection import IETA, readout_box
 
 FEW = 25

@@ -23,7 +23,7 @@ from sklearn.preprocessing import StandardScaler
 
 from dqmstream.experiments.compare_conditions import FEW, Channels, Conditions, Sample
 from dqmstream.experiments.compare_response import Response, fit_response
-from dqmstream.learners.reference import CLIP
+from dqmstream.learners.response.reference import CLIP
 from dqmstream.learners.splits import BETWEEN, TEST
 
 TEST_BLOCK, GAP = TEST, BETWEEN

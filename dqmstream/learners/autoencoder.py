@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dqmstream.learners.reference import Reference
+from dqmstream.learners.response.reference import Reference
 from dqmstream.learners.strategy import Maps
 
 WIDTHS, BOTTLENECK = (8, 16), 32

@@ -14,8 +14,8 @@ import numpy as np
 
 from dqmstream.errors import StateError
 from dqmstream.learners.incremental import Incremental
-from dqmstream.learners.reference import CLIP, fitted_gains
-from dqmstream.learners.stamp import STAMP, check_stamp, stamp
+from dqmstream.learners.response.reference import CLIP, fitted_gains
+from dqmstream.learners.saved_state import STAMP, check_stamp, stamp
 from dqmstream.learners.strategy import LearnLog, Maps, Past, Watch
 from dqmstream.lumisection import Geometry
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dqmstream.learners.modes import DEAD, Conditions, Look, Modes, conditions_under, free_to_move, products_of
-from dqmstream.learners.reference import CLIP
+from dqmstream.learners.response.conditions import DEAD, Conditions, Look, Modes, conditions_under, free_to_move, products_of
+from dqmstream.learners.response.reference import CLIP
 from dqmstream.learners.shortlist import RULED_OUT, TOGETHER, Shortlist
 
 THINNED = 4

@@ -15,10 +15,10 @@ from scipy.special import log_softmax
 from scipy.stats import rankdata
 
 from dqmstream.errors import StateError
-from dqmstream.learners.kept_maps import packed, unpacked
+from dqmstream.learners.memory.map_codec import packed, unpacked
 from dqmstream.learners.novelty import Novelty
+from dqmstream.learners.saved_state import prefixed, within
 from dqmstream.learners.splits import Part
-from dqmstream.learners.stamp import prefixed, within
 from dqmstream.learners.strategy import Maps, RunData, Strategy, joined
 
 VALIDATION_SHARE = 3

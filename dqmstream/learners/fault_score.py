@@ -1,6 +1,7 @@
 """Is there a fault in this lumisection, and in which channels? Counts against gains that are followed from run to run.
 
-Under the conditions that a lumisection shows a channel of N events is to count N p, p = P(exp(g) R λ) (`learners.response`).
+Under the conditions that a lumisection shows a channel of N events is to count N p, p = P(exp(g) R λ)
+(`learners.response.response`).
 g is its log-gain since the reference run, followed as a random walk (Kalman, J. Basic Eng. 82 (1960) 35): drift and ageing
 are no fault. What can fail, and by how much, is a list (`ALONE`, `MODULE`, `BOX`); the evidence of a run's lumisections for
 each of it adds up in `learners.fault_filter`. The score is the logarithm of the odds that something has failed.
@@ -22,8 +23,8 @@ from scipy.special import xlogy
 
 from dqmstream.errors import InputError, StateError
 from dqmstream.learners.fault_filter import FaultFilter, Groups, Likelihoods, Rates, Suspicion
-from dqmstream.learners.reference import Reference
-from dqmstream.learners.response import SHAPE, medians, rate_of
+from dqmstream.learners.response.reference import Reference
+from dqmstream.learners.response.response import SHAPE, medians, rate_of
 from dqmstream.learners.strategy import Maps
 
 ALONE = (0.0, 0.25, 0.4, 0.55, 0.7, 0.82, 2.0)

@@ -21,10 +21,10 @@ from dqmstream.learners import checkpoint
 from dqmstream.learners.evaluation import by_run, newest_of_run
 from dqmstream.learners.ledger import maps_of
 from dqmstream.learners.novelty import Novelty
-from dqmstream.learners.reference import Reference
 from dqmstream.learners.registry import make_strategy, recipe_of
-from dqmstream.learners.response import Saturating
-from dqmstream.learners.stamp import within
+from dqmstream.learners.response.reference import Reference
+from dqmstream.learners.response.response import Saturating
+from dqmstream.learners.saved_state import within
 from dqmstream.learners.state import read_json
 from dqmstream.learners.threads import held_threads
 from dqmstream.lumisection import IETA

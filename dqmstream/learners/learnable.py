@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from dqmstream.errors import InputError
-from dqmstream.learners.reference import Reference
+from dqmstream.learners.response.reference import Reference
 from dqmstream.learners.splits import Part
 from dqmstream.learners.strategy import Maps, RunData
 

@@ -38,10 +38,10 @@ from dqmstream.learners.ledger import (
     read_experience,
 )
 from dqmstream.learners.novelty import Novelty
-from dqmstream.learners.reference_file import About, load_reference
 from dqmstream.learners.registry import STREAMING, make_strategy, recipe_changes, recipe_of, resolve
 from dqmstream.learners.state import Identity, StateFolder
 from dqmstream.learners.strategy import RunData
+from dqmstream.learners.stream.reference_file import About, load_reference
 from dqmstream.learners.tags import SnapshotTags
 from dqmstream.learners.taught import Taught
 from dqmstream.learners.threads import ThreadPools
@@ -59,7 +59,7 @@ class LearnerSettings:
     """How a learner learns.
 
     strategy: a name of the registry. recipe: changes to its recipe, if it has one. reference: file of
-    `learners.reference_file`, else the first run is it. memory_bytes: budget for what is kept of
+    `learners.stream.reference_file`, else the first run is it. memory_bytes: budget for what is kept of
     past runs, in all. idle_s: a run without a stop is complete when nothing of it came for so long. evaluation_samples: test
     lumisections scored at an evaluation, in all.
     watch_samples: lumisections scored in the course of each training, 0 for none (`learners.watch`); changes nothing learnt,

@@ -13,8 +13,8 @@ from scipy.special import log_softmax
 
 from dqmstream.errors import StateError
 from dqmstream.learners.incremental import Incremental
-from dqmstream.learners.memory import ExemplarMemory
-from dqmstream.learners.stamp import STAMP, check_stamp, prefixed, stamp, within
+from dqmstream.learners.memory.exemplars import ExemplarMemory
+from dqmstream.learners.saved_state import STAMP, check_stamp, prefixed, stamp, within
 from dqmstream.learners.strategy import LearnLog, Maps, Past, Watch
 from dqmstream.lumisection import Geometry
 

@@ -30,11 +30,11 @@ import numpy as np
 from dqmstream.errors import InputError
 from dqmstream.learners.density import cut, mode_log_likelihood
 from dqmstream.learners.fault_score import FaultScore
-from dqmstream.learners.modes import Look
-from dqmstream.learners.reference import Reference
-from dqmstream.learners.response import MEDIAN_OF_SQUARE, medians
+from dqmstream.learners.response.conditions import Look
+from dqmstream.learners.response.reference import Reference
+from dqmstream.learners.response.response import MEDIAN_OF_SQUARE, medians
+from dqmstream.learners.saved_state import prefixed, within
 from dqmstream.learners.splits import Part
-from dqmstream.learners.stamp import prefixed, within
 from dqmstream.learners.statistical import Statistical
 from dqmstream.learners.strategy import Maps, Past, RunData
 from dqmstream.lumisection import Geometry

@@ -13,7 +13,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from dqmstream.errors import InputError
 from dqmstream.learners.augment import AUGMENTATIONS, REFUSED
-from dqmstream.learners.policies import POLICIES
+from dqmstream.learners.memory.selection import POLICIES
 from dqmstream.lumisection import N_IETA, N_IPHI
 
 BACKBONES = ("deit", "swin", "pvt_v2", "cswin", "resnet", "efficientnet", "convnext", "hybrid")
@@ -88,7 +88,7 @@ class Recipe:
     to residuals in training. linear_skip: whether the residuals also reach the logits by a linear map. bf16: whether training
     computes in bfloat16 where there is a GPU.
     augment: redrawings of the counts beside the counts themselves (`learners.augment`), augment_copies of each. memory: of a
-    method that keeps lumisections, the policy by which it chooses them (`learners.policies`).
+    method that keeps lumisections, the policy by which it chooses them (`learners.memory.selection`).
 
     Of our transformers: patch, cells (ieta, iphi) of a token, patch_shift, by how many columns the patches begin before the map
     does; dim, depth, heads; mlp_ratio, hidden width over dim of an MLP and of each expert; readout, one of `READOUTS`.

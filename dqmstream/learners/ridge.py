@@ -22,8 +22,8 @@ import numpy as np
 
 from dqmstream.errors import InputError, StateError
 from dqmstream.learners.incremental import Incremental
-from dqmstream.learners.means import ClassMeans
-from dqmstream.learners.stamp import STAMP, check_stamp, prefixed, stamp, within
+from dqmstream.learners.memory.class_means import ClassMeans
+from dqmstream.learners.saved_state import STAMP, check_stamp, prefixed, stamp, within
 from dqmstream.learners.strategy import LearnLog, Maps, Past, Watch
 from dqmstream.lumisection import Geometry
 

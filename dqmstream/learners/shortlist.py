@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dqmstream.learners.modes import Conditions, Look, conditions_under, free_to_move, products_of
+from dqmstream.learners.response.conditions import Conditions, Look, conditions_under, free_to_move, products_of
 
 RULED_OUT = 20.0
 """Nats behind the best run at which a run is out of the question."""

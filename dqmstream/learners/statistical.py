@@ -4,12 +4,14 @@ The counts x of a lumisection of run k are, with N events, each seen with effici
 
     x_c = N A_c P(R λ_c (1 + d_kc) (1 + u_b(c))) + s_c noise,    u_b ~ Normal(0, σ_kb²)
 
-P: law of the response (`learners.response`). d_kc: gain of a channel, a change of its rate. u_b: common mode of its readout
+P: law of the response (`learners.response.response`). d_kc: gain of a channel, a change of its rate. u_b: common mode of its
+readout
 box, another number in every lumisection, of which a run has its own spread σ_kb. s: deviation of a count that is expected so. N
 and R are what the lumisection shows under the gains of the run that is asked, and free around it. The score of a run is the
 logarithm of that density, in closed form (`learners.density`): trained in one pass, forgetting nothing, 1 kB a run.
 
-Gains are fitted by that law and smoothed over the runs (`learners.gains`): without it, 900 gains known to half a per cent would
+Gains are fitted by that law and smoothed over the runs (`learners.response.gains`): without it, 900 gains known to half a per
+cent would
 drown what boxes say.
 
 Accuracy on 20 runs of 400, seeds 0 to 2: .898, .932, .908 on `small`, .563, .558, .533 on `structured`; after 60 runs of a
@@ -25,14 +27,14 @@ import numpy as np
 
 from dqmstream.errors import InputError, StateError
 from dqmstream.learners.density import Runs, cut, log_densities, mode_log_likelihood
-from dqmstream.learners.gains import course, fitted
 from dqmstream.learners.incremental import Incremental
-from dqmstream.learners.merging import Nearest, in_one_row
-from dqmstream.learners.modes import Look, Modes, conditions_under
-from dqmstream.learners.packing import pack, unpack
-from dqmstream.learners.reference import CLIP, Reference
-from dqmstream.learners.response import of_each, silence
-from dqmstream.learners.stamp import STAMP, check_stamp, stamp
+from dqmstream.learners.memory.gain_codec import pack, unpack
+from dqmstream.learners.memory.merging import Nearest, in_one_row
+from dqmstream.learners.response.conditions import Look, Modes, conditions_under
+from dqmstream.learners.response.gains import course, fitted
+from dqmstream.learners.response.reference import CLIP, Reference
+from dqmstream.learners.response.response import of_each, silence
+from dqmstream.learners.saved_state import STAMP, check_stamp, stamp
 from dqmstream.learners.strategy import LearnLog, Maps, Past, Watch
 from dqmstream.lumisection import Geometry
 

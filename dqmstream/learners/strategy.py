@@ -16,7 +16,7 @@ from dqmstream.learners.blank import telling
 from dqmstream.learners.splits import Part
 
 if TYPE_CHECKING:
-    from dqmstream.learners.reference import Reference
+    from dqmstream.learners.response.reference import Reference
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dqmstream.learners.network import GrowingLinear, Network
 from dqmstream.learners.recipe import Recipe
-from dqmstream.learners.reference import Reference
+from dqmstream.learners.response.reference import Reference
 
 PIXELS, PATCH, PADDED_IPHI = 224, 16, 76
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dqmstream.errors import InputError, StateError
-from dqmstream.learners.kept_maps import packed, unpacked
+from dqmstream.learners.memory.map_codec import packed, unpacked
 from dqmstream.learners.splits import Part
 from dqmstream.learners.strategy import Maps, RunData, Strategy
 

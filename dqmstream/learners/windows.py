@@ -30,8 +30,8 @@ from dqmstream.learners.judge import Clock
 from dqmstream.learners.learnable import FEWEST, lit
 from dqmstream.learners.ledger import Experience, LostExperienceError
 from dqmstream.learners.prequential import Judged, Prequential
+from dqmstream.learners.saved_state import prefixed, within
 from dqmstream.learners.splits import Part
-from dqmstream.learners.stamp import prefixed, within
 from dqmstream.learners.state import StateFolder
 from dqmstream.learners.strategy import Past, RunData, Strategy
 

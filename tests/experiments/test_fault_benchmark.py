@@ -28,7 +28,7 @@ from dqmstream.experiments.statistics import clustered_figures
 from dqmstream.experiments.streams import STREAMS
 from dqmstream.learners.evaluation import auc
 from dqmstream.learners.fault_score import FaultScore
-from dqmstream.learners.reference import Reference
+from dqmstream.learners.response.reference import Reference
 from dqmstream.lumisection import ieta_row
 
 RUNS, LUMISECTIONS = WARM + 4, 60

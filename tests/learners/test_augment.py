@@ -10,7 +10,7 @@ import pytest
 from dqmstream.errors import InputError
 from dqmstream.learners.augment import LEAST_PART, resample, thin, with_copies
 from dqmstream.learners.recipe import Recipe
-from dqmstream.learners.reference import Reference
+from dqmstream.learners.response.reference import Reference
 from dqmstream.learners.splits import Part
 from tests.learners.conformance import check_growth, check_resumes_to_the_same_bits
 from tests.learners.streams import make_stream

@@ -16,8 +16,8 @@ from dqmstream.learners.evaluation import Evaluator
 from dqmstream.learners.fault_score import FaultScore
 from dqmstream.learners.novelty import WINDOW, Novelty
 from dqmstream.learners.recipe import Recipe
-from dqmstream.learners.reference import Reference
 from dqmstream.learners.registry import BUDGETED, NAMES, STREAMING, make_strategy
+from dqmstream.learners.response.reference import Reference
 from dqmstream.learners.splits import Part
 from dqmstream.learners.strategy import Maps, RunData, Strategy
 from dqmstream.lumisection import Geometry, he_depth1_mask, ieta_row

@@ -10,7 +10,7 @@ import pytest
 
 from dqmstream.learners.recipe import Recipe
 from dqmstream.learners.registry import GRADIENT, NAMES, STREAMING, make_strategy
-from dqmstream.learners.stamp import STAMP
+from dqmstream.learners.saved_state import STAMP
 from dqmstream.lumisection import Geometry
 from tests.learners.streams import make_stream, reader
 from tests.scale import scaled

@@ -9,8 +9,8 @@ from dqmstream.experiments.cells import as_run_data
 from dqmstream.experiments.simulator import stream
 from dqmstream.learners import density
 from dqmstream.learners.density import THINNED, Runs, cut, log_densities
-from dqmstream.learners.modes import Conditions, Look, Modes, conditions_under
-from dqmstream.learners.reference import Reference
+from dqmstream.learners.response.conditions import Conditions, Look, Modes, conditions_under
+from dqmstream.learners.response.reference import Reference
 from dqmstream.learners.splits import Part, Split
 
 WIDE = 1.0

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from dqmstream.learners.evaluation import Evaluator, Scores, auc, evaluate_row
 from dqmstream.learners.heap import give_back
 from dqmstream.learners.judge import learn_and_judge
-from dqmstream.learners.merging import Nearest, in_one_row
+from dqmstream.learners.memory.merging import Nearest, in_one_row
 from dqmstream.learners.networks import build
 from dqmstream.learners.novelty import WINDOW, Novelty, most_alike
 from dqmstream.learners.recipe import Recipe
-from dqmstream.learners.reference import Reference
 from dqmstream.learners.registry import make_strategy
+from dqmstream.learners.response.reference import Reference
 from dqmstream.learners.splits import Part
 from dqmstream.learners.strategies.flops import StepFlops, step_flops
 from dqmstream.lumisection import Geometry

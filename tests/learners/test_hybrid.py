@@ -9,8 +9,8 @@ from scipy.special import log_softmax
 
 from dqmstream.learners.recipe import Recipe
 from dqmstream.learners.registry import make_strategy
+from dqmstream.learners.saved_state import STAMP
 from dqmstream.learners.splits import Part, assign
-from dqmstream.learners.stamp import STAMP
 from dqmstream.learners.statistical import Statistical
 from dqmstream.learners.strategies.hybrid import Hybrid
 from dqmstream.learners.strategy import Maps, RunData, Strategy

@@ -15,8 +15,8 @@ from dqmstream.learners.model import ViT
 from dqmstream.learners.network import Network
 from dqmstream.learners.networks import NETWORKS, build
 from dqmstream.learners.recipe import BACKBONES, CNN, MODELS, READOUTS, ROUTERS, STUDY, Recipe
-from dqmstream.learners.reference import Reference
 from dqmstream.learners.registry import make_strategy
+from dqmstream.learners.response.reference import Reference
 from dqmstream.learners.strategies.flops import step_flops
 from dqmstream.lumisection import IETA, IPHI, Geometry, he_depth1_mask, readout_box
 from tests.learners.streams import make_stream

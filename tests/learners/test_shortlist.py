@@ -9,7 +9,7 @@ from dqmstream.experiments.cells import as_run_data
 from dqmstream.experiments.simulator import simulated_run
 from dqmstream.learners import density
 from dqmstream.learners.density import Runs, log_densities
-from dqmstream.learners.modes import Look
+from dqmstream.learners.response.conditions import Look
 from dqmstream.learners.shortlist import RULED_OUT, Shortlist
 from dqmstream.learners.splits import Part, Split
 from dqmstream.learners.statistical import Statistical

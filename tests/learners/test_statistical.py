@@ -9,7 +9,7 @@ from dqmstream.errors import InputError, StateError
 from dqmstream.experiments.cells import as_run_data
 from dqmstream.experiments.simulator import LIVE, SimulatedRun, stream
 from dqmstream.learners.baselines import GainMap
-from dqmstream.learners.response import medians, sensitivity
+from dqmstream.learners.response.response import medians, sensitivity
 from dqmstream.learners.splits import Part, Split
 from dqmstream.learners.statistical import Statistical
 from dqmstream.learners.strategy import Maps

@@ -10,7 +10,7 @@ from dqmstream.learners.autoencoder import Autoencoder
 from dqmstream.learners.fault_filter import Suspicion
 from dqmstream.learners.fault_score import FaultScore
 from dqmstream.learners.novelty import Novelty
-from dqmstream.learners.reference import Reference
+from dqmstream.learners.response.reference import Reference
 from dqmstream.learners.splits import Part
 from dqmstream.learners.strategy import Maps, RunData
 from dqmstream.lumisection import Geometry

@@ -6,7 +6,7 @@ import numpy as np
 
 from dqmstream.errors import InputError
 from dqmstream.learners.fault_filter import Suspicion
-from dqmstream.learners.reference import Reference
+from dqmstream.learners.response.reference import Reference
 from dqmstream.learners.strategy import Maps
 
 NEWEST = 0.7

@@ -15,7 +15,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from dqmstream.learners.offline.batches import Images, buffer_rows, in_order
-from dqmstream.learners.reference import A_RINGS, B_RINGS
+from dqmstream.learners.response.reference import A_RINGS, B_RINGS
 from dqmstream.lumisection import IETA
 
 Scorer = Callable[[np.ndarray], np.ndarray]

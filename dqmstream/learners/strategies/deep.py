@@ -21,8 +21,8 @@ from dqmstream.learners.network import Network
 from dqmstream.learners.networks import build
 from dqmstream.learners.recipe import Recipe
 from dqmstream.learners.routing import Routing
+from dqmstream.learners.saved_state import STAMP, check_stamp, prefixed, stamp, within
 from dqmstream.learners.splits import Part
-from dqmstream.learners.stamp import STAMP, check_stamp, prefixed, stamp, within
 from dqmstream.learners.strategies.flops import StepFlops
 from dqmstream.learners.strategies.method import Method, PastCounts
 from dqmstream.learners.strategies.settling import Settler, Settling, held_out_bytes

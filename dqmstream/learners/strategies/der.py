@@ -21,7 +21,7 @@ from torch import Tensor
 from dqmstream.errors import StateError
 from dqmstream.learners.network import Network
 from dqmstream.learners.recipe import Recipe
-from dqmstream.learners.reference import Reference
+from dqmstream.learners.response.reference import Reference
 from dqmstream.learners.strategies.replay import Replay
 from dqmstream.learners.strategies.template import RunTemplate
 

@@ -24,8 +24,8 @@ import numpy as np
 from scipy.special import log_softmax
 
 from dqmstream.errors import StateError
-from dqmstream.learners.memory import ExemplarMemory
-from dqmstream.learners.stamp import prefixed, within
+from dqmstream.learners.memory.exemplars import ExemplarMemory
+from dqmstream.learners.saved_state import prefixed, within
 from dqmstream.learners.strategies.method import PastCounts
 from dqmstream.learners.strategies.statistical_replay import StatisticalReplay
 from dqmstream.learners.strategy import LearnLog, Maps, Past, Watch

@@ -10,7 +10,7 @@ import numpy as np
 from dqmstream.errors import StateError
 from dqmstream.learners.network import Network
 from dqmstream.learners.recipe import Recipe
-from dqmstream.learners.reference import Reference
+from dqmstream.learners.response.reference import Reference
 from dqmstream.learners.strategies.template import SupervisedPlugin
 
 PastCounts = Callable[[int], np.ndarray]

@@ -3,7 +3,8 @@
     L = mean over classes c of CE(f(x), c),    x from the new run or from the memory
 
 Source: experience replay as in Chaudhry et al. 2019 (arXiv:1902.10486), with balanced batches instead of a reservoir's.
-Which lumisections are kept is the recipe's to say (`memory`, a policy of `learners.policies`). The memory gives up places only
+Which lumisections are kept is the recipe's to say (`memory`, a policy of `learners.memory.selection`). The memory gives up
+places only
 after a training, so the last exemplars of a class that must go are seen once more.
 """
 
@@ -13,9 +14,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from dqmstream.learners.memory import ExemplarMemory
+from dqmstream.learners.memory.exemplars import ExemplarMemory
 from dqmstream.learners.network import Network
-from dqmstream.learners.reference import Reference
+from dqmstream.learners.response.reference import Reference
 from dqmstream.learners.strategies.method import Method, PastCounts
 
 

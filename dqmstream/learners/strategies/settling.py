@@ -19,10 +19,10 @@ from torch import Tensor
 
 from dqmstream.errors import StateError
 from dqmstream.learners.calibration import fit_temperature
-from dqmstream.learners.memory import ExemplarMemory
+from dqmstream.learners.memory.exemplars import ExemplarMemory
 from dqmstream.learners.network import Network
 from dqmstream.learners.recipe import Recipe
-from dqmstream.learners.stamp import prefixed, within
+from dqmstream.learners.saved_state import prefixed, within
 
 LOOK_STEPS = 10
 """Training steps between two looks at the held-out lumisections."""

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from dqmstream.learners.stamp import prefixed, within
+from dqmstream.learners.saved_state import prefixed, within
 from dqmstream.learners.statistical import Statistical
 from dqmstream.learners.strategies.deep import DeepStrategy
 from dqmstream.learners.strategies.method import Method, PastCounts

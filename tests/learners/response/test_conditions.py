@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dqmstream.learners.modes import Conditions, Look, Modes, conditions_under
-from dqmstream.learners.reference import Reference
-from dqmstream.learners.response import probability, silence
+from dqmstream.learners.response.conditions import Conditions, Look, Modes, conditions_under
+from dqmstream.learners.response.reference import Reference
+from dqmstream.learners.response.response import probability, silence
 from dqmstream.learners.splits import Part
 from tests.learners.streams import FIRST_RUN, draw_run
 

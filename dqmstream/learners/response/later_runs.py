@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dqmstream.learners.response import Conditions, Saturating, probability, sensitivity, table
+from dqmstream.learners.response.response import Conditions, Saturating, probability, sensitivity, table
 
 ALIKE = 0.1
 """Deviation of the logarithm of rates within a ring, for channels whose own counts say less."""

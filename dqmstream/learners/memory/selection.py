@@ -1,4 +1,4 @@
-"""Which lumisections a memory keeps when a run comes: policies, apart from where the rows lie (`learners.memory`).
+"""Which lumisections a memory keeps when a run comes: policies, apart from where the rows lie (`learners.memory.exemplars`).
 
 A policy is asked once a run. It looks at how many lumisections are kept of each old run and at those of the new one, and names
 the old ones that stay and the new ones that come in. It keeps no rows, and no state but what the memory hands it.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from dqmstream.learners.gains import MOST, USUAL, course, fitted
-from dqmstream.learners.modes import Look, Modes, conditions_under
-from dqmstream.learners.reference import Reference
-from dqmstream.learners.response import rate_of
+from dqmstream.learners.response.conditions import Look, Modes, conditions_under
+from dqmstream.learners.response.gains import MOST, USUAL, course, fitted
+from dqmstream.learners.response.reference import Reference
+from dqmstream.learners.response.response import rate_of
 from dqmstream.learners.splits import Part
 from tests.learners.streams import FIRST_RUN, draw_run
 

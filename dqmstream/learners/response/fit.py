@@ -1,19 +1,20 @@
 """How the response of channels is taken from lumisections, and how later runs teach it what the first one could not.
 
-The law (`learners.response.Saturating`) has a rate and a size for each channel. Three things tell the rate:
+The law (`learners.response.response.Saturating`) has a rate and a size for each channel. Three things tell the rate:
 
 * pileup that moves within the run: counts follow it by the law (`Saturating.fit`);
 * the scatter of counts: of N events a share p fires, with mean N p and variance N p (1 - p) (`levelled`). It needs no
   movement, so a run of levelled pileup is enough; what it does not tell, the rates of channels that fire in nearly every event,
   has a large error, which `Saturating.expected` adds to its deviations at other pileups;
-* pileup that a later run has and the runs before did not (`learners.response_taught`).
+* pileup that a later run has and the runs before did not (`learners.response.later_runs`).
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from dqmstream.learners.response import (
+from dqmstream.learners.response.later_runs import ALIKE, taught
+from dqmstream.learners.response.response import (
     ROUNDING,
     SHAPE,
     Conditions,
@@ -25,7 +26,6 @@ from dqmstream.learners.response import (
     rate_of,
     table,
 )
-from dqmstream.learners.response_taught import ALIKE, taught
 
 _AS_GOOD = 1.1
 """The law is taken where it leaves over at most so many times the variance that the quadratic leaves."""

@@ -8,7 +8,7 @@
 knows no law, and goes on as its tangent beyond the pileup of the reference run; it serves what does not follow the first, such
 as counts that were scaled. What tells is the other pileup that every later run has: half of the test lumisections of the named
 streams lie beyond the reference run's. There the residuals' variance was 2.7 with the quadratic and is 1.01 with the law, and
-in the reference run the same (`tests/learners/test_reference.py`).
+in the reference run the same (`tests/learners/response/test_reference.py`).
 """
 
 from __future__ import annotations

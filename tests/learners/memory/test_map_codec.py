@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dqmstream.errors import StateError
-from dqmstream.learners.kept_maps import packed, unpacked
+from dqmstream.learners.memory.map_codec import packed, unpacked
 from dqmstream.learners.strategy import Maps
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dqmstream.errors import InputError, StateError
-from dqmstream.learners.memory import ExemplarMemory
+from dqmstream.learners.memory.exemplars import ExemplarMemory
 
 CHANNELS = 10
 

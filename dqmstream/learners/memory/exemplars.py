@@ -1,6 +1,7 @@
 """A few lumisections of past runs, in a budget of bytes that is fixed for the whole stream, or gets smaller.
 
-Which ones is a policy's to say (`learners.policies`); here is where they lie: an array that is filled but never grows, run
+Which ones is a policy's to say (`learners.memory.selection`); here is where they lie: an array that is filled but never grows,
+run
 after run in the order in which they came. Raw counts are kept, never residuals: what is made of them may change, the counts
 do not.
 """
@@ -13,7 +14,7 @@ from itertools import accumulate
 import numpy as np
 
 from dqmstream.errors import InputError, StateError
-from dqmstream.learners.policies import POLICIES, Offer
+from dqmstream.learners.memory.selection import POLICIES, Offer
 
 
 class ExemplarMemory:
@@ -27,7 +28,8 @@ class ExemplarMemory:
     def __init__(self, channels: int, budget_bytes: int, seed: int, policy: str = "balanced", least: int = 1) -> None:
         """channels: live channels. budget_bytes: of the whole memory, for the whole stream. seed: of the choice.
 
-        policy: a name of `learners.policies.POLICIES`. least: lumisections that must fit. Raises InputError if they do not.
+        policy: a name of `learners.memory.selection.POLICIES`. least: lumisections that must fit. Raises InputError if they do
+        not.
         """
         self.budget_bytes = budget_bytes
         self.policy = policy

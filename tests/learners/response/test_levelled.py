@@ -8,9 +8,9 @@ import pytest
 from dqmstream.learners.baselines import GainMap
 from dqmstream.learners.fault_score import FaultScore
 from dqmstream.learners.novelty import Deviation, Novelty
-from dqmstream.learners.reference import Reference
 from dqmstream.learners.registry import make_strategy
-from dqmstream.learners.response import Quadratic, Saturating, probability
+from dqmstream.learners.response.reference import Reference
+from dqmstream.learners.response.response import Quadratic, Saturating, probability
 from dqmstream.learners.splits import Part
 from dqmstream.learners.statistical import Statistical
 from dqmstream.learners.strategy import Maps, RunData

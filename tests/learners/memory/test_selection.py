@@ -9,8 +9,8 @@ import pytest
 from scipy.stats import chi2
 
 from dqmstream.errors import InputError
-from dqmstream.learners.memory import ExemplarMemory
-from dqmstream.learners.policies import POLICIES, herded
+from dqmstream.learners.memory.exemplars import ExemplarMemory
+from dqmstream.learners.memory.selection import POLICIES, herded
 from dqmstream.learners.recipe import Recipe
 from tests.learners.conformance import check_growth, check_resumes_to_the_same_bits
 from tests.learners.streams import make_stream

@@ -10,8 +10,8 @@ import pytest
 from dqmstream.errors import InputError, StateError
 from dqmstream.experiments.cells import as_run_data
 from dqmstream.experiments.simulator import stream
-from dqmstream.learners.reference import CLIP, Reference
-from dqmstream.learners.response import Quadratic
+from dqmstream.learners.response.reference import CLIP, Reference
+from dqmstream.learners.response.response import Quadratic
 from dqmstream.learners.splits import Part, Split
 from dqmstream.learners.strategy import Maps, RunData
 from dqmstream.lumisection import IETA, he_depth1_mask, ieta_row

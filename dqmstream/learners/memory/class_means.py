@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from dqmstream.errors import InputError, StateError
-from dqmstream.learners.merging import Nearest, in_one_row
+from dqmstream.learners.memory.merging import Nearest, in_one_row
 
 _ARRAYS = ("rows", "weight", "row_of_class")
 

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dqmstream.learners.reference import Reference
-from dqmstream.learners.response import MEDIAN_OF_SQUARE, SHAPE, rate_of, silence
+from dqmstream.learners.response.reference import Reference
+from dqmstream.learners.response.response import MEDIAN_OF_SQUARE, SHAPE, rate_of, silence
 from dqmstream.lumisection import IETA, IPHI, readout_box
 
 DEAD = -0.5

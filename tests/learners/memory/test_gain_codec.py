@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dqmstream.learners.packing import LINEAR, STEP, pack, unpack
+from dqmstream.learners.memory.gain_codec import LINEAR, STEP, pack, unpack
 
 UNIT = np.geomspace(1e-3, 0.05, 40)
 

@@ -1,6 +1,7 @@
 """Gains of a run's channels by the law of the response, and their course over runs.
 
-A gain d is a change of a channel's *rate*: what N events count of it becomes N A P(R λ (1 + d)) (`learners.response`). In a run
+A gain d is a change of a channel's *rate*: what N events count of it becomes N A P(R λ (1 + d))
+(`learners.response.response`). In a run
 it is fitted by least squares; over runs it is what a random walk of log(1 + d) leaves of these measurements (Kalman, J. Basic
 Eng. 82 (1960) 35; Rauch, Tung and Striebel, AIAA J. 3 (1965) 1445). How far the channels of a ring walk from run to run is
 taken from the runs themselves: where nothing drifts all runs are averaged, where each is another detector none is drawn to the
@@ -11,8 +12,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from dqmstream.learners.modes import DEAD, Look
-from dqmstream.learners.response import MEDIAN_OF_SQUARE, rate_of
+from dqmstream.learners.response.conditions import DEAD, Look
+from dqmstream.learners.response.response import MEDIAN_OF_SQUARE, rate_of
 
 USUAL = 0.1
 """Gains are expected to be of this size: it keeps those of full channels, which count the same whatever their rate, near 0."""

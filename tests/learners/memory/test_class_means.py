@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dqmstream.errors import InputError
-from dqmstream.learners.means import ClassMeans
+from dqmstream.learners.memory.class_means import ClassMeans
 from dqmstream.learners.ridge import STRENGTH, Ridge
 from dqmstream.learners.slda import SHRINKAGE, Slda, sketched
 from dqmstream.learners.splits import Part

@@ -5,7 +5,7 @@ beyond, and learns from later runs there (`Reference.after`); what it says under
 
 Luminosity moves all channels together, and must not be mistaken for a change of the detector. Two numbers of the same map
 stand for it: a, from the rings |ieta| 19-23, which rise with pileup, and b, from the rings |ieta| 26-28, which are nearly
-full and follow the number of events. What a channel should count by them is `learners.response`.
+full and follow the number of events. What a channel should count by them is `learners.response.response`.
 
 Events and pileup that are written beside a map are not asked: with the law fitted to them in place of a and b, the accuracy of
 gain maps on 20 runs of `small` was .8775, .9100, .8858 on seeds 0-2, and is .8792, .9117, .8783 as it is.
@@ -21,9 +21,9 @@ import numpy as np
 
 from dqmstream.errors import InputError, StateError
 from dqmstream.learners.blank import ALIKE, blank, telling
-from dqmstream.learners.response import KINDS, Expected, Response, Saturating, probability, sensitivity
-from dqmstream.learners.response_fit import after, fit
-from dqmstream.learners.stamp import prefixed, within
+from dqmstream.learners.response.fit import after, fit
+from dqmstream.learners.response.response import KINDS, Expected, Response, Saturating, probability, sensitivity
+from dqmstream.learners.saved_state import prefixed, within
 from dqmstream.learners.strategy import Maps
 from dqmstream.lumisection import IETA, IPHI, readout_box
 
