@@ -23,7 +23,7 @@ from dqmstream.experiments.cells import as_run_data
 from dqmstream.experiments.simulator import stream
 from dqmstream.learners.evaluation import Evaluator
 from dqmstream.learners.judge import learn_and_judge
-from dqmstream.learners.novelty import Novelty
+from dqmstream.learners.monitoring.novelty import Novelty
 from dqmstream.learners.recipe import Recipe
 from dqmstream.learners.registry import GRADIENT, make_strategy
 from dqmstream.learners.splits import Split

@@ -25,7 +25,7 @@ import numpy as np
 
 from dqmstream.experiments.simulator import LIVE, SimulatedRun, interpolate, stream
 from dqmstream.experiments.streams import seed_use
-from dqmstream.learners.baselines import GainMap, RingMeans
+from dqmstream.learners.closed_form.baselines import GainMap, RingMeans
 from dqmstream.learners.splits import INTERPOLATED_SCALE, Part, Split
 from dqmstream.learners.strategy import Maps, RunData
 from dqmstream.lumisection import Geometry

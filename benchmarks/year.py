@@ -30,7 +30,7 @@ from dqmstream.learners import checkpoint
 from dqmstream.learners.evaluation import Evaluator
 from dqmstream.learners.history import History, figures
 from dqmstream.learners.judge import learn_and_judge
-from dqmstream.learners.novelty import Novelty
+from dqmstream.learners.monitoring.novelty import Novelty
 from dqmstream.learners.registry import GRADIENT, NAMES, make_strategy
 from dqmstream.learners.saved_state import prefixed, within
 from dqmstream.learners.splits import Split

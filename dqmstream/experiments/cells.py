@@ -25,7 +25,7 @@ from dqmstream.experiments.statistics import effective_count
 from dqmstream.learners.evaluation import Evaluator, Scores, evaluate_row
 from dqmstream.learners.history import Line
 from dqmstream.learners.judge import learn_and_judge
-from dqmstream.learners.novelty import Novelty
+from dqmstream.learners.monitoring.novelty import Novelty
 from dqmstream.learners.registry import GRADIENT, make_strategy, recipe_of
 from dqmstream.learners.splits import Split
 from dqmstream.learners.strategy import Maps, RunData

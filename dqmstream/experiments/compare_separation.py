@@ -2,7 +2,7 @@
 
 Both are judged by cross-validation over blocks of consecutive lumisections, with gaps on both sides of each block that is
 tested, since neighbours share their luminosity (`learners.splits`). The channels' score is the gain map's log-likelihood
-ratio (`learners.baselines.GainMap`), with the response and both runs' gains from the other folds:
+ratio (`learners.closed_form.baselines.GainMap`), with the response and both runs' gains from the other folds:
 
     score = sum_c [((x - mu_A) / s)² - ((x - mu_B) / s)²] / 2, each pull cut at ±10,
 

@@ -16,7 +16,7 @@ from scipy.stats import binom
 
 from dqmstream.errors import StateError
 from dqmstream.experiments.figures import Course, Roc
-from dqmstream.learners.baselines import RingMeans
+from dqmstream.learners.closed_form.baselines import RingMeans
 from dqmstream.learners.evaluation import auc, newest_of_run, roc_curve
 from dqmstream.learners.history import Line, baseline_lines, prequential_results, read_history, results
 from dqmstream.learners.ledger import Experience, newest_lines, read_ledger

@@ -16,7 +16,7 @@ from scipy.stats import rankdata
 
 from dqmstream.errors import StateError
 from dqmstream.learners.memory.map_codec import packed, unpacked
-from dqmstream.learners.novelty import Novelty
+from dqmstream.learners.monitoring.novelty import Novelty
 from dqmstream.learners.saved_state import prefixed, within
 from dqmstream.learners.splits import Part
 from dqmstream.learners.strategy import Maps, RunData, Strategy, joined
@@ -89,7 +89,8 @@ class Scores:
 class BeforeLearning:
     """What the learner said of a run before it learnt it.
 
-    new_run_auc: AUC of `this lumisection is of no run I know`, by the score beside every learner (`learners.novelty`), the new
+    new_run_auc: AUC of `this lumisection is of no run I know`, by the score beside every learner
+    (`learners.monitoring.novelty`), the new
     run's test lumisections against those of `NOTICED` known runs at most, as many of each. probability_auc: the same against
     all by 1 - the learner's largest probability. nearest_run: the known run that the learner took them for, with the mean
     probability.

@@ -20,7 +20,7 @@ from dqmstream.errors import InputError, StateError
 from dqmstream.learners import checkpoint
 from dqmstream.learners.evaluation import by_run, newest_of_run
 from dqmstream.learners.ledger import maps_of
-from dqmstream.learners.novelty import Novelty
+from dqmstream.learners.monitoring.novelty import Novelty
 from dqmstream.learners.registry import make_strategy, recipe_of
 from dqmstream.learners.response.reference import Reference
 from dqmstream.learners.response.response import Saturating
@@ -42,7 +42,8 @@ CHANNELS_IN_TABLE = 5
 class RunFlags:
     """What is said of the n lumisections of a run.
 
-    learnt: whether the checkpoint knows this run. lumisection, score, p: (n,), of `learners.novelty`. top, probability: the
+    learnt: whether the checkpoint knows this run. lumisection, score, p: (n,), of `learners.monitoring.novelty`. top,
+    probability: the
     most probable known runs by their number and the learner's probabilities, (n, up to 3). flagged: p is at most the rate of
     false alarms, bool (n,). against: the known run that channels are compared with, over the flagged lumisections if there
     are any, else over all. channels: those whose pull is significant at the false-discovery rate (Benjamini and Hochberg),
@@ -53,7 +54,8 @@ class RunFlags:
 
     beyond: lumisections under conditions that the reference was not taught, of which all is less sure, bool (n,).
 
-    fault: log-odds that something has failed (`learners.fault_score`), (n,). faulty: good has at most the probability of the
+    fault: log-odds that something has failed (`learners.monitoring.fault_score`), (n,). faulty: good has at most the
+    probability of the
     rate of false alarms, and the lumisection is not blank, bool (n,). failed: log-odds of each channel so, 0 where it is good
     or the lumisection blank, (n, channels of `places`). places: (ieta, iphi, depth).
     """

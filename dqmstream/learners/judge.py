@@ -18,7 +18,7 @@ from dqmstream.learners.calibration import calibrate
 from dqmstream.learners.evaluation import Evaluator, Scores, evaluate_row
 from dqmstream.learners.heap import give_back
 from dqmstream.learners.history import Line
-from dqmstream.learners.novelty import Novelty
+from dqmstream.learners.monitoring.novelty import Novelty
 from dqmstream.learners.splits import Part
 from dqmstream.learners.strategy import LearnLog, Past, RunData, Strategy
 from dqmstream.learners.watch import Watched, Watcher

@@ -37,7 +37,7 @@ from dqmstream.learners.ledger import (
     newest_lines,
     read_experience,
 )
-from dqmstream.learners.novelty import Novelty
+from dqmstream.learners.monitoring.novelty import Novelty
 from dqmstream.learners.registry import STREAMING, make_strategy, recipe_changes, recipe_of, resolve
 from dqmstream.learners.state import Identity, StateFolder
 from dqmstream.learners.strategy import RunData

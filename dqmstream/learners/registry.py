@@ -8,12 +8,12 @@ from importlib import import_module
 from typing import Any
 
 from dqmstream.errors import InputError
-from dqmstream.learners.baselines import GainMap, NaiveBayes, RingMeans
-from dqmstream.learners.logistic import Logistic
+from dqmstream.learners.closed_form.baselines import GainMap, NaiveBayes, RingMeans
+from dqmstream.learners.closed_form.logistic import Logistic
+from dqmstream.learners.closed_form.ridge import Ridge
+from dqmstream.learners.closed_form.slda import Slda
+from dqmstream.learners.closed_form.statistical import Statistical
 from dqmstream.learners.recipe import CNN, REDRAWN, Recipe
-from dqmstream.learners.ridge import Ridge
-from dqmstream.learners.slda import Slda
-from dqmstream.learners.statistical import Statistical
 from dqmstream.learners.strategy import Strategy
 from dqmstream.lumisection import Geometry
 

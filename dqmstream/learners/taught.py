@@ -13,7 +13,7 @@ import numpy as np
 from dqmstream.learners.evaluation import Evaluator, Scores
 from dqmstream.learners.history import Line
 from dqmstream.learners.judge import learn_and_judge
-from dqmstream.learners.novelty import Novelty
+from dqmstream.learners.monitoring.novelty import Novelty
 from dqmstream.learners.response.reference import Reference
 from dqmstream.learners.saved_state import prefixed, within
 from dqmstream.learners.strategy import Past, RunData, Strategy

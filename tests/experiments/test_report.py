@@ -21,7 +21,7 @@ from dqmstream.experiments.changes import _view, run_views
 from dqmstream.experiments.measures import measure
 from dqmstream.experiments.records import course
 from dqmstream.experiments.report import MANIFEST, write_report
-from dqmstream.learners.baselines import GainMap
+from dqmstream.learners.closed_form.baselines import GainMap
 from dqmstream.learners.history import baseline_lines, read_history, results
 from dqmstream.learners.learner import Learner, LearnerSettings
 from dqmstream.learners.ledger import read_experience, read_ledger

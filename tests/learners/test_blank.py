@@ -13,8 +13,8 @@ from dqmstream.experiments.faults.learned import FaultFlags, NewRun
 from dqmstream.experiments.faults.residuals import ZScore
 from dqmstream.learners.blank import blank, telling
 from dqmstream.learners.evaluation import Evaluator
-from dqmstream.learners.fault_score import FaultScore
-from dqmstream.learners.novelty import WINDOW, Novelty
+from dqmstream.learners.monitoring.fault_score import FaultScore
+from dqmstream.learners.monitoring.novelty import WINDOW, Novelty
 from dqmstream.learners.recipe import Recipe
 from dqmstream.learners.registry import BUDGETED, NAMES, STREAMING, make_strategy
 from dqmstream.learners.response.reference import Reference

@@ -13,7 +13,7 @@ from scipy.special import log_softmax
 from sklearn import metrics
 
 from dqmstream.learners.evaluation import NOTICED, VALIDATION_SHARE, Evaluator, Scores, auc, evaluate_row, roc_curve
-from dqmstream.learners.novelty import Noted
+from dqmstream.learners.monitoring.novelty import Noted
 from dqmstream.learners.registry import STREAMING
 from dqmstream.learners.splits import Part, assign
 from dqmstream.learners.strategy import Maps, RunData

@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 from scipy.special import log_softmax
 
+from dqmstream.learners.closed_form.statistical import Statistical
 from dqmstream.learners.recipe import Recipe
 from dqmstream.learners.registry import make_strategy
 from dqmstream.learners.saved_state import STAMP
 from dqmstream.learners.splits import Part, assign
-from dqmstream.learners.statistical import Statistical
 from dqmstream.learners.strategies.hybrid import Hybrid
 from dqmstream.learners.strategy import Maps, RunData, Strategy
 from dqmstream.lumisection import IETA, Geometry, he_depth1_mask

@@ -13,7 +13,7 @@ from dqmstream.errors import InputError
 from dqmstream.learners.evaluation import Evaluator
 from dqmstream.learners.history import Line, beside_joint, results
 from dqmstream.learners.judge import learn_and_judge
-from dqmstream.learners.novelty import Noted
+from dqmstream.learners.monitoring.novelty import Noted
 from dqmstream.learners.registry import STREAMING
 from dqmstream.learners.strategy import LearnLog, Maps, Past, RunData, Strategy, Watch
 from dqmstream.learners.watch import LUMISECTIONS, MOMENTS, Watcher

@@ -17,7 +17,7 @@ from scipy.special import gammaln
 from scipy.stats import norm
 
 from dqmstream.errors import InputError
-from dqmstream.learners.fault_filter import Suspicion
+from dqmstream.learners.monitoring.fault_filter import Suspicion
 from dqmstream.learners.strategy import Maps
 
 CHI2_CUT = PULL_CUT = 10.0

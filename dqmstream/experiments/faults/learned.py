@@ -6,10 +6,10 @@ import numpy as np
 
 from dqmstream.errors import InputError
 from dqmstream.experiments.faults.residuals import Standardised
-from dqmstream.learners.autoencoder import Autoencoder
-from dqmstream.learners.fault_filter import Suspicion
-from dqmstream.learners.fault_score import FaultScore
-from dqmstream.learners.novelty import Novelty
+from dqmstream.learners.monitoring.autoencoder import Autoencoder
+from dqmstream.learners.monitoring.fault_filter import Suspicion
+from dqmstream.learners.monitoring.fault_score import FaultScore
+from dqmstream.learners.monitoring.novelty import Novelty
 from dqmstream.learners.response.reference import Reference
 from dqmstream.learners.splits import Part
 from dqmstream.learners.strategy import Maps, RunData
@@ -17,7 +17,8 @@ from dqmstream.lumisection import Geometry
 
 
 class NewRun:
-    """The score of `learners.novelty`, and the pulls of a lumisection's channels against the known run nearest to it."""
+    """The score of `learners.monitoring.novelty`, and the pulls of a lumisection's channels against the known run nearest to
+    it."""
 
     def __init__(self, seed: int) -> None:
         self._novelty = Novelty(Geometry(1), seed)
@@ -36,7 +37,7 @@ class NewRun:
 
 
 class FaultFlags:
-    """The fault score of `learners.fault_score`; the first run's good lumisections are its reference."""
+    """The fault score of `learners.monitoring.fault_score`; the first run's good lumisections are its reference."""
 
     def __init__(self) -> None:
         self._score: FaultScore | None = None

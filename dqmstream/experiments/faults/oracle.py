@@ -7,7 +7,7 @@ import numpy as np
 from dqmstream.experiments.simulator import LIVE, SimulatedRun
 from dqmstream.experiments.simulator.detector import probability
 from dqmstream.experiments.simulator.faults import ANOMALY_LONGEST, ANOMALY_MULTIPLIERS
-from dqmstream.learners.fault_filter import FaultFilter, Groups, Likelihoods, Rates, Suspicion
+from dqmstream.learners.monitoring.fault_filter import FaultFilter, Groups, Likelihoods, Rates, Suspicion
 
 LOST = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 BOX = (0.0, 0.8, 0.84, 0.88, 0.92, 0.95)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from dqmstream.errors import InputError
-from dqmstream.learners.fault_filter import Suspicion
+from dqmstream.learners.monitoring.fault_filter import Suspicion
 from dqmstream.learners.response.reference import Reference
 from dqmstream.learners.strategy import Maps
 

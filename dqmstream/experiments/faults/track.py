@@ -19,7 +19,7 @@ from dqmstream.experiments.faults.measures import Delays, HeldOut, Tally, agreem
 from dqmstream.experiments.faults.oracle import Oracle
 from dqmstream.experiments.simulator import LIVE, SimulatedRun
 from dqmstream.experiments.streams import Kind
-from dqmstream.learners.fault_filter import Suspicion
+from dqmstream.learners.monitoring.fault_filter import Suspicion
 from dqmstream.learners.strategy import Maps
 
 ALL = "all"

@@ -2,7 +2,8 @@
 
     log p(k | x) = log softmax (α s_k(x) + β f_k(x))
 
-s: log-probabilities by the statistical memory (`learners.statistical`), which is the closed form and forgets nothing. f: those
+s: log-probabilities by the statistical memory (`learners.closed_form.statistical`), which is the closed form and forgets
+nothing. f: those
 of a network that is taught, half and half, by lumisections redrawn from the statistics and by real ones that are kept, so that
 it knows what the statistics say and can learn what they do not. α: 0, 1/32, 1/16, ... 1, β: 0, 1/4, 1/2, 1, chosen after each
 run by the likelihood of its validation blocks and of a few lumisections that are held out of every past run. They stay at 1

@@ -2,7 +2,8 @@
 
     L = mean over classes c of CE(f(x), c),    x redrawn from the statistics of run c
 
-1 kB a run (`learners.statistical`) give as many lumisections as a training takes, each seen once, so none is learnt by heart.
+1 kB a run (`learners.closed_form.statistical`) give as many lumisections as a training takes, each seen once, so none is
+learnt by heart.
 All are drawn under conditions of the new run, and the new run is redrawn as well: what sets drawn lumisections apart from real
 ones, and luminosity, are then the same in every class. Generative replay (Shin et al. 2017, arXiv:1705.08690) with a closed
 form in place of the generator, which therefore forgets nothing.
@@ -15,8 +16,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from dqmstream.learners.closed_form.statistical import Statistical
 from dqmstream.learners.saved_state import prefixed, within
-from dqmstream.learners.statistical import Statistical
 from dqmstream.learners.strategies.deep import DeepStrategy
 from dqmstream.learners.strategies.method import Method, PastCounts
 from dqmstream.learners.strategy import LearnLog, Maps, Past, Watch

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from dqmstream.errors import InputError
+from dqmstream.learners.closed_form.ridge import STRENGTH, Ridge
+from dqmstream.learners.closed_form.slda import SHRINKAGE, Slda, sketched
 from dqmstream.learners.memory.class_means import ClassMeans
-from dqmstream.learners.ridge import STRENGTH, Ridge
-from dqmstream.learners.slda import SHRINKAGE, Slda, sketched
 from dqmstream.learners.splits import Part
 from dqmstream.learners.strategy import RunData
 from dqmstream.lumisection import Geometry

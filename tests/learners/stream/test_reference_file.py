@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from dqmstream.config import load_settings
 from dqmstream.errors import InputError, StateError
 from dqmstream.learner_process import _learn_command
-from dqmstream.learners.baselines import GainMap
+from dqmstream.learners.closed_form.baselines import GainMap
 from dqmstream.learners.learner import Learner, LearnerSettings
 from dqmstream.learners.registry import make_strategy
 from dqmstream.learners.response.reference import Reference

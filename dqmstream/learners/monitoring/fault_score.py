@@ -4,7 +4,7 @@ Under the conditions that a lumisection shows a channel of N events is to count 
 (`learners.response.response`).
 g is its log-gain since the reference run, followed as a random walk (Kalman, J. Basic Eng. 82 (1960) 35): drift and ageing
 are no fault. What can fail, and by how much, is a list (`ALONE`, `MODULE`, `BOX`); the evidence of a run's lumisections for
-each of it adds up in `learners.fault_filter`. The score is the logarithm of the odds that something has failed.
+each of it adds up in `learners.monitoring.fault_filter`. The score is the logarithm of the odds that something has failed.
 
 A blank lumisection (`learners.blank`) is no evidence: the odds go on as time alone moves them. In a truncated one deviations
 are those of its few events.
@@ -22,7 +22,7 @@ import numpy as np
 from scipy.special import xlogy
 
 from dqmstream.errors import InputError, StateError
-from dqmstream.learners.fault_filter import FaultFilter, Groups, Likelihoods, Rates, Suspicion
+from dqmstream.learners.monitoring.fault_filter import FaultFilter, Groups, Likelihoods, Rates, Suspicion
 from dqmstream.learners.response.reference import Reference
 from dqmstream.learners.response.response import SHAPE, medians, rate_of
 from dqmstream.learners.strategy import Maps

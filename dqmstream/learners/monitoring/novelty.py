@@ -1,6 +1,7 @@
 """Is this a run that is known? The evidence of a lumisection and those before it against the known run nearest to them.
 
-Beside every learner stands a statistical memory (`learners.statistical`). What is left of the residuals of a run's last 30
+Beside every learner stands a statistical memory (`learners.closed_form.statistical`). What is left of the residuals of a run's
+last 30
 lumisections under the known run nearest to them gives each channel a pull z, and each readout box a common mode:
 
     score = log of the density of z where channels may have drifted or be faulty, over that where nothing happened
@@ -28,14 +29,14 @@ from typing import Any
 import numpy as np
 
 from dqmstream.errors import InputError
-from dqmstream.learners.density import cut, mode_log_likelihood
-from dqmstream.learners.fault_score import FaultScore
+from dqmstream.learners.closed_form.density import cut, mode_log_likelihood
+from dqmstream.learners.closed_form.statistical import Statistical
+from dqmstream.learners.monitoring.fault_score import FaultScore
 from dqmstream.learners.response.conditions import Look
 from dqmstream.learners.response.reference import Reference
 from dqmstream.learners.response.response import MEDIAN_OF_SQUARE, medians
 from dqmstream.learners.saved_state import prefixed, within
 from dqmstream.learners.splits import Part
-from dqmstream.learners.statistical import Statistical
 from dqmstream.learners.strategy import Maps, Past, RunData
 from dqmstream.lumisection import Geometry
 

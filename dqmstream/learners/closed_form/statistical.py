@@ -8,7 +8,7 @@ P: law of the response (`learners.response.response`). d_kc: gain of a channel, 
 readout
 box, another number in every lumisection, of which a run has its own spread σ_kb. s: deviation of a count that is expected so. N
 and R are what the lumisection shows under the gains of the run that is asked, and free around it. The score of a run is the
-logarithm of that density, in closed form (`learners.density`): trained in one pass, forgetting nothing, 1 kB a run.
+logarithm of that density, in closed form (`learners.closed_form.density`): trained in one pass, forgetting nothing, 1 kB a run.
 
 Gains are fitted by that law and smoothed over the runs (`learners.response.gains`): without it, 900 gains known to half a per
 cent would
@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from dqmstream.errors import InputError, StateError
-from dqmstream.learners.density import Runs, cut, log_densities, mode_log_likelihood
+from dqmstream.learners.closed_form.density import Runs, cut, log_densities, mode_log_likelihood
 from dqmstream.learners.incremental import Incremental
 from dqmstream.learners.memory.gain_codec import pack, unpack
 from dqmstream.learners.memory.merging import Nearest, in_one_row

@@ -1,6 +1,7 @@
 """The density of lumisections in each of many runs, given the gains of a run and the spreads of its boxes' common modes.
 
-The law is that of `learners.statistical`. Runs that follow each other are like each other, and are gone through in blocks: the
+The law is that of `learners.closed_form.statistical`. Runs that follow each other are like each other, and are gone through in
+blocks: the
 conditions of a lumisection are settled once under the usual gains of a block, and a channel's noise in run k is then r - h d_k,
 the tangent at the usual gain, so that almost all squares of the block come of products of matrices. That holds wherever the
 noise cannot reach the cut at ±10, whatever run of the block is asked; where it is beyond it in each of them it is ±10. What is
@@ -14,9 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dqmstream.learners.closed_form.prefilter import RULED_OUT, TOGETHER, Shortlist
 from dqmstream.learners.response.conditions import DEAD, Conditions, Look, Modes, conditions_under, free_to_move, products_of
 from dqmstream.learners.response.reference import CLIP
-from dqmstream.learners.shortlist import RULED_OUT, TOGETHER, Shortlist
 
 THINNED = 4
 """One channel of so many settles the conditions under a block's usual gains; what little they are off by then is free."""
@@ -98,7 +99,8 @@ def log_densities(look: Look, modes: Modes, runs: Runs) -> np.ndarray:
     """Log-densities of lumisections in each run, but for what all runs have in common: float64, (n, runs).
 
     All is done in float32, half the time of float64, of which a density of some 500 nats is right to a thousandth of one.
-    Where a block has no run that comes into question at all (`learners.shortlist`) they are what a share of the channels says.
+    Where a block has no run that comes into question at all (`learners.closed_form.prefilter`) they are what a share of the
+    channels says.
     """
     if not len(look.residual):
         return np.empty((0, len(runs)))

@@ -16,8 +16,8 @@ from dqmstream.learners.evaluation import Evaluator, Scores, auc, evaluate_row
 from dqmstream.learners.heap import give_back
 from dqmstream.learners.judge import learn_and_judge
 from dqmstream.learners.memory.merging import Nearest, in_one_row
+from dqmstream.learners.monitoring.novelty import WINDOW, Novelty, most_alike
 from dqmstream.learners.networks import build
-from dqmstream.learners.novelty import WINDOW, Novelty, most_alike
 from dqmstream.learners.recipe import Recipe
 from dqmstream.learners.registry import make_strategy
 from dqmstream.learners.response.reference import Reference

@@ -7,8 +7,8 @@ import pytest
 
 from dqmstream.experiments.cells import as_run_data
 from dqmstream.experiments.simulator import stream
-from dqmstream.learners import density
-from dqmstream.learners.density import THINNED, Runs, cut, log_densities
+from dqmstream.learners.closed_form import density
+from dqmstream.learners.closed_form.density import THINNED, Runs, cut, log_densities
 from dqmstream.learners.response.conditions import Conditions, Look, Modes, conditions_under
 from dqmstream.learners.response.reference import Reference
 from dqmstream.learners.splits import Part, Split

@@ -8,10 +8,10 @@ import pytest
 from dqmstream.errors import InputError, StateError
 from dqmstream.experiments.cells import as_run_data
 from dqmstream.experiments.simulator import LIVE, SimulatedRun, stream
-from dqmstream.learners.baselines import GainMap
+from dqmstream.learners.closed_form.baselines import GainMap
+from dqmstream.learners.closed_form.statistical import Statistical
 from dqmstream.learners.response.response import medians, sensitivity
 from dqmstream.learners.splits import Part, Split
-from dqmstream.learners.statistical import Statistical
 from dqmstream.learners.strategy import Maps
 from dqmstream.lumisection import Geometry
 from tests.learners.streams import FIRST_RUN, draw_run, make_stream, reader

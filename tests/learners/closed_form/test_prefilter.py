@@ -7,12 +7,12 @@ import pytest
 
 from dqmstream.experiments.cells import as_run_data
 from dqmstream.experiments.simulator import simulated_run
-from dqmstream.learners import density
-from dqmstream.learners.density import Runs, log_densities
+from dqmstream.learners.closed_form import density
+from dqmstream.learners.closed_form.density import Runs, log_densities
+from dqmstream.learners.closed_form.prefilter import RULED_OUT, Shortlist
+from dqmstream.learners.closed_form.statistical import Statistical
 from dqmstream.learners.response.conditions import Look
-from dqmstream.learners.shortlist import RULED_OUT, Shortlist
 from dqmstream.learners.splits import Part, Split
-from dqmstream.learners.statistical import Statistical
 from dqmstream.learners.strategy import RunData
 from dqmstream.lumisection import Geometry
 
