@@ -36,10 +36,10 @@ from torch import Tensor, nn
 
 from dqmstream.experiments.cells import as_run_data
 from dqmstream.experiments.simulator import stream
-from dqmstream.learners.experts import Experts
-from dqmstream.learners.network import Network
-from dqmstream.learners.networks import build
-from dqmstream.learners.recipe import CNN, Recipe
+from dqmstream.learners.networks.base import Network
+from dqmstream.learners.networks.moe.experts import Experts
+from dqmstream.learners.networks.recipe import CNN, Recipe
+from dqmstream.learners.networks.registry import build
 from dqmstream.learners.registry import DEFAULT, GRADIENT, make_strategy
 from dqmstream.learners.splits import Split
 from dqmstream.learners.strategies.naive import Naive

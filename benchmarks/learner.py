@@ -24,7 +24,7 @@ from dqmstream.experiments.simulator import stream
 from dqmstream.learners.evaluation import Evaluator
 from dqmstream.learners.judge import learn_and_judge
 from dqmstream.learners.monitoring.novelty import Novelty
-from dqmstream.learners.recipe import Recipe
+from dqmstream.learners.networks.recipe import Recipe
 from dqmstream.learners.registry import GRADIENT, make_strategy
 from dqmstream.learners.splits import Split
 from dqmstream.learners.strategy import RunData

@@ -18,8 +18,8 @@ import torch
 from timm.layers import Mlp
 from torch import Tensor, nn
 
-from dqmstream.learners.moe import MoE
-from dqmstream.learners.recipe import Recipe
+from dqmstream.learners.networks.moe.layer import MoE
+from dqmstream.learners.networks.recipe import Recipe
 
 SIZES = ({"tokens": 4096, "dim": 64, "hidden": 128}, {"tokens": 4096, "dim": 192, "hidden": 768})
 """That of the default recipe at a batch of 128, and one of a larger model."""

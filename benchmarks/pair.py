@@ -7,7 +7,8 @@ lumisections of each run, drawn as the stream `pair` has them (luminosity gives 
 the wall's seconds, up to when the GPU is done.
 
 * study: ViT-B/16 on maps resized to 224 x 224, cross-entropy, Adam at 1e-4, batches of 250 in micro-batches (`STUDY` in
-  `learners.recipe`); seconds an image are the median of its first three steps. It is asked after each step: first on 100
+  `learners.networks.recipe`); seconds an image are the median of its first three steps. It is asked after each step: first on
+  100
   test lumisections a run, and on all of them where no mistake was made there.
 * default: what `dqmstream learn` does with two runs of 200 lumisections (100 to train on), with 1, 2, 4, ... steps of its
   network; seconds are of the whole learning, reference, memories and closed form too, the median of three.
@@ -33,8 +34,8 @@ from torch import nn
 from dqmstream.experiments.cells import as_run_data
 from dqmstream.experiments.simulator import stream
 from dqmstream.learners.evaluation import auc
-from dqmstream.learners.networks import build
-from dqmstream.learners.recipe import STUDY
+from dqmstream.learners.networks.recipe import STUDY
+from dqmstream.learners.networks.registry import build
 from dqmstream.learners.registry import DEFAULT, make_strategy, recipe_of
 from dqmstream.learners.response.reference import Reference
 from dqmstream.learners.splits import Part, Split

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from dqmstream.learners.network import Network
-from dqmstream.learners.networks import build
-from dqmstream.learners.recipe import Recipe
+from dqmstream.learners.networks.base import Network
+from dqmstream.learners.networks.recipe import Recipe
+from dqmstream.learners.networks.registry import build
 from dqmstream.learners.strategies.method import Method
 from dqmstream.learners.strategies.naive import Naive
 from dqmstream.learners.strategies.replay import Replay

@@ -36,7 +36,7 @@ LetterTopic = Annotated[
     str | None, typer.Option("--dead-letter-topic", help="for what cannot be stored (default: TOPIC.deadletter)")
 ]
 Strategy = Annotated[str | None, typer.Option("--strategy", help="naive, replay, er_ace, der, agem, lwf, ewc, cumulative, joint, statistical_replay, hybrid, cnn, statistical, slda, ridge, logistic, gain_map, naive_bayes, ring_means, or default: hybrid")]  # fmt: skip # noqa: E501
-Recipe = Annotated[Path | None, typer.Option("--recipe", help="TOML or JSON file of changes to the strategy's recipe (dqmstream/learners/recipe.py)")]  # fmt: skip # noqa: E501
+Recipe = Annotated[Path | None, typer.Option("--recipe", help="TOML or JSON file of changes to the strategy's recipe (dqmstream/learners/networks/recipe.py)")]  # fmt: skip # noqa: E501
 Set = Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE, a change to the recipe, as in steps=32; more than once")]  # fmt: skip # noqa: E501
 Reference = Annotated[Path | None, typer.Option("--reference", help="file of `dqmstream reference` (default: the first run is the reference)")]  # fmt: skip # noqa: E501
 Seed = Annotated[int | None, typer.Option("--seed", help="seed of the learner (default: 0)")]

@@ -66,7 +66,9 @@ class Settings(BaseSettings):
 
     name: str = Field("live", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="the learner's folder in the state")
     strategy: str = "default"
-    recipe: dict[str, Any] = Field({}, description="changes to the strategy's recipe, entry by entry: `learners.recipe`")
+    recipe: dict[str, Any] = Field(
+        {}, description="changes to the strategy's recipe, entry by entry: `learners.networks.recipe`"
+    )
     reference: Path | None = Field(None, description="file of `dqmstream reference`; the first run is it where none is given")
     seed: int = Field(0, ge=0, le=MAX_SEED)
     memory_bytes: int = Field(1_000_000, ge=0, le=MAX_MEMORY_BYTES)

@@ -14,7 +14,7 @@ from typer.models import OptionInfo
 from dqmstream.cli import app
 from dqmstream.config import MAX_SEED, Settings, load_settings
 from dqmstream.errors import InputError
-from dqmstream.learners.recipe import Recipe
+from dqmstream.learners.networks.recipe import Recipe
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.maintenance.export import export
 from tests.commandline import dqmstream, told

@@ -31,7 +31,7 @@ from dqmstream.experiments.bounds import BOUNDS, IDEAL_PROFILED
 from dqmstream.experiments.cells import Cell
 from dqmstream.experiments.simulator import LIVE
 from dqmstream.experiments.streams import named_stream, seed_use
-from dqmstream.learners.recipe import Recipe
+from dqmstream.learners.networks.recipe import Recipe
 from dqmstream.learners.registry import (
     BASELINES,
     BUDGETED,

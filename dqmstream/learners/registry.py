@@ -13,7 +13,7 @@ from dqmstream.learners.closed_form.logistic import Logistic
 from dqmstream.learners.closed_form.ridge import Ridge
 from dqmstream.learners.closed_form.slda import Slda
 from dqmstream.learners.closed_form.statistical import Statistical
-from dqmstream.learners.recipe import CNN, REDRAWN, Recipe
+from dqmstream.learners.networks.recipe import CNN, REDRAWN, Recipe
 from dqmstream.learners.strategy import Strategy
 from dqmstream.lumisection import Geometry
 

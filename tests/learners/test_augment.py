@@ -9,7 +9,7 @@ import pytest
 
 from dqmstream.errors import InputError
 from dqmstream.learners.augment import LEAST_PART, resample, thin, with_copies
-from dqmstream.learners.recipe import Recipe
+from dqmstream.learners.networks.recipe import Recipe
 from dqmstream.learners.response.reference import Reference
 from dqmstream.learners.splits import Part
 from tests.learners.conformance import check_growth, check_resumes_to_the_same_bits

@@ -15,7 +15,7 @@ from dqmstream.learners.blank import blank, telling
 from dqmstream.learners.evaluation import Evaluator
 from dqmstream.learners.monitoring.fault_score import FaultScore
 from dqmstream.learners.monitoring.novelty import WINDOW, Novelty
-from dqmstream.learners.recipe import Recipe
+from dqmstream.learners.networks.recipe import Recipe
 from dqmstream.learners.registry import BUDGETED, NAMES, STREAMING, make_strategy
 from dqmstream.learners.response.reference import Reference
 from dqmstream.learners.splits import Part

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dqmstream.learners.recipe import Recipe
+from dqmstream.learners.networks.recipe import Recipe
 from dqmstream.learners.registry import GRADIENT, NAMES, STREAMING, make_strategy
 from dqmstream.learners.saved_state import STAMP
 from dqmstream.lumisection import Geometry

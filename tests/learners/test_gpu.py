@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from dqmstream.learners.experts import counted
-from dqmstream.learners.network import Network
-from dqmstream.learners.networks import build
-from dqmstream.learners.recipe import CNN, Recipe
+from dqmstream.learners.networks.base import Network
+from dqmstream.learners.networks.moe.experts import counted
+from dqmstream.learners.networks.recipe import CNN, Recipe
+from dqmstream.learners.networks.registry import build
 from dqmstream.learners.registry import GRADIENT, make_strategy
 from dqmstream.learners.strategies.capture import AS_EVER
 from dqmstream.learners.strategies.ewc import Ewc
@@ -24,8 +24,8 @@ from dqmstream.learners.strategies.template import Lesson, RunTemplate, takes_pa
 from dqmstream.learners.strategy import Strategy
 from dqmstream.lumisection import Geometry, he_depth1_mask
 from tests.learners.conformance import accuracy, check_strategy
+from tests.learners.networks.test_vit import needs_cuda
 from tests.learners.streams import make_stream
-from tests.learners.test_model import needs_cuda
 from tests.learners.test_strategies import BRIEF, BUDGET, EXEMPT, TINY
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

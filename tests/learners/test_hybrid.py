@@ -8,7 +8,7 @@ import numpy as np
 from scipy.special import log_softmax
 
 from dqmstream.learners.closed_form.statistical import Statistical
-from dqmstream.learners.recipe import Recipe
+from dqmstream.learners.networks.recipe import Recipe
 from dqmstream.learners.registry import make_strategy
 from dqmstream.learners.saved_state import STAMP
 from dqmstream.learners.splits import Part, assign

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from dqmstream.learners.network import Network
-from dqmstream.learners.recipe import Recipe
+from dqmstream.learners.networks.base import Network
+from dqmstream.learners.networks.recipe import Recipe
 from dqmstream.learners.registry import make_strategy
 from dqmstream.learners.strategies.agem import Agem, project
 from dqmstream.learners.strategies.der import SHARE_LOGITS, difference, padded

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from dqmstream.errors import InputError, StateError
-from dqmstream.learners.networks import build
-from dqmstream.learners.recipe import Recipe
+from dqmstream.learners.networks.recipe import Recipe
+from dqmstream.learners.networks.registry import build
 from dqmstream.learners.registry import make_strategy
 from dqmstream.learners.splits import Part
 from dqmstream.learners.strategies.deep import DeepStrategy

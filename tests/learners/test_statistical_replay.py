@@ -10,7 +10,7 @@ import pytest
 from dqmstream.experiments.cells import as_run_data
 from dqmstream.experiments.simulator import stream
 from dqmstream.learners.closed_form.statistical import Statistical
-from dqmstream.learners.recipe import REDRAWN, Recipe
+from dqmstream.learners.networks.recipe import REDRAWN, Recipe
 from dqmstream.learners.registry import make_strategy
 from dqmstream.learners.splits import Part, Split
 from dqmstream.learners.strategy import RunData

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from dqmstream.errors import InputError, StateError
-from dqmstream.learners.recipe import Recipe
+from dqmstream.learners.networks.recipe import Recipe
 from dqmstream.learners.registry import NAMES, STREAMING, make_strategy, resolve
 from dqmstream.learners.strategy import Strategy
 from dqmstream.lumisection import Geometry

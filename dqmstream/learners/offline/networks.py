@@ -11,12 +11,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dqmstream.errors import InputError
-from dqmstream.learners import networks
 from dqmstream.learners.backbones import build_classifier
-from dqmstream.learners.backbones.backbone import Backbone
+from dqmstream.learners.networks import registry
+from dqmstream.learners.networks.backbones.backbone import Backbone
+from dqmstream.learners.networks.recipe import Recipe
 from dqmstream.learners.offline.convnet import ConvNet
 from dqmstream.learners.offline.plan import Plan
-from dqmstream.learners.recipe import Recipe
 from dqmstream.lumisection import N_IETA, N_IPHI
 
 Shape = tuple[int, int, int]
@@ -24,11 +24,11 @@ Shape = tuple[int, int, int]
 
 
 class WholeMap(nn.Module):
-    """A `learners.network.Network` that takes every cell of a map for a channel: (B, depth, 64, 72) to logits (B, K)."""
+    """A `learners.networks.base.Network` that takes every cell of a map for a channel: (B, depth, 64, 72) to logits (B, K)."""
 
     def __init__(self, shape: Shape, outputs: int, recipe: Recipe) -> None:
         super().__init__()
-        self.network = networks.build(np.ones(shape, dtype=bool), recipe)
+        self.network = registry.build(np.ones(shape, dtype=bool), recipe)
         self.network.grow(outputs)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:

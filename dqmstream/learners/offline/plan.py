@@ -36,7 +36,7 @@ class Plan(BaseModel):
 
     Of a convnet: convolutions, features of each 3 x 3 convolution with a ReLU; pooling, whether each halves the image by a
     maximum; hidden, widths of the fully connected layers before the last; initial, "torch" or "glorot" (Keras's).
-    Of a moe_vit: moe, changes to `learners.recipe.Recipe`.
+    Of a moe_vit: moe, changes to `learners.networks.recipe.Recipe`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

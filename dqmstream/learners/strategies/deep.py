@@ -15,12 +15,12 @@ import torch
 from dqmstream.errors import StateError
 from dqmstream.learners.augment import with_copies
 from dqmstream.learners.compute import seeded
-from dqmstream.learners.growth import split_busiest
 from dqmstream.learners.incremental import Incremental
-from dqmstream.learners.network import Network
-from dqmstream.learners.networks import build
-from dqmstream.learners.recipe import Recipe
-from dqmstream.learners.routing import Routing
+from dqmstream.learners.networks.base import Network
+from dqmstream.learners.networks.moe.growth import split_busiest
+from dqmstream.learners.networks.moe.routing_figures import Routing
+from dqmstream.learners.networks.recipe import Recipe
+from dqmstream.learners.networks.registry import build
 from dqmstream.learners.saved_state import STAMP, check_stamp, prefixed, stamp, within
 from dqmstream.learners.splits import Part
 from dqmstream.learners.strategies.flops import StepFlops

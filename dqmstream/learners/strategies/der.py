@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from dqmstream.errors import StateError
-from dqmstream.learners.network import Network
-from dqmstream.learners.recipe import Recipe
+from dqmstream.learners.networks.base import Network
+from dqmstream.learners.networks.recipe import Recipe
 from dqmstream.learners.response.reference import Reference
 from dqmstream.learners.strategies.replay import Replay
 from dqmstream.learners.strategies.template import RunTemplate

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from dqmstream.errors import StateError
-from dqmstream.learners.network import Network
+from dqmstream.learners.networks.base import Network
 from dqmstream.learners.strategies.method import Method
 from dqmstream.learners.strategies.template import RunTemplate
 

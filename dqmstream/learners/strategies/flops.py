@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dqmstream.learners.experts import Experts
-from dqmstream.learners.network import Network
-from dqmstream.learners.networks import build
-from dqmstream.learners.recipe import Recipe
+from dqmstream.learners.networks.base import Network
+from dqmstream.learners.networks.moe.experts import Experts
+from dqmstream.learners.networks.recipe import Recipe
+from dqmstream.learners.networks.registry import build
 
 
 def step_flops(model: nn.Module, batch: int, features: int, device: torch.device) -> float:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from dqmstream.learners.network import Network
+from dqmstream.learners.networks.base import Network
 from dqmstream.learners.strategies.method import Method
 from dqmstream.learners.strategies.template import RunTemplate
 

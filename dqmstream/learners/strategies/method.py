@@ -8,8 +8,8 @@ from typing import ClassVar
 import numpy as np
 
 from dqmstream.errors import StateError
-from dqmstream.learners.network import Network
-from dqmstream.learners.recipe import Recipe
+from dqmstream.learners.networks.base import Network
+from dqmstream.learners.networks.recipe import Recipe
 from dqmstream.learners.response.reference import Reference
 from dqmstream.learners.strategies.template import SupervisedPlugin
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from dqmstream.learners.memory.exemplars import ExemplarMemory
-from dqmstream.learners.network import Network
+from dqmstream.learners.networks.base import Network
 from dqmstream.learners.response.reference import Reference
 from dqmstream.learners.strategies.method import Method, PastCounts
 

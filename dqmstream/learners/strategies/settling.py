@@ -20,8 +20,8 @@ from torch import Tensor
 from dqmstream.errors import StateError
 from dqmstream.learners.calibration import fit_temperature
 from dqmstream.learners.memory.exemplars import ExemplarMemory
-from dqmstream.learners.network import Network
-from dqmstream.learners.recipe import Recipe
+from dqmstream.learners.networks.base import Network
+from dqmstream.learners.networks.recipe import Recipe
 from dqmstream.learners.saved_state import prefixed, within
 
 LOOK_STEPS = 10

@@ -17,8 +17,8 @@ from dqmstream.learners.heap import give_back
 from dqmstream.learners.judge import learn_and_judge
 from dqmstream.learners.memory.merging import Nearest, in_one_row
 from dqmstream.learners.monitoring.novelty import WINDOW, Novelty, most_alike
-from dqmstream.learners.networks import build
-from dqmstream.learners.recipe import Recipe
+from dqmstream.learners.networks.recipe import Recipe
+from dqmstream.learners.networks.registry import build
 from dqmstream.learners.registry import make_strategy
 from dqmstream.learners.response.reference import Reference
 from dqmstream.learners.splits import Part

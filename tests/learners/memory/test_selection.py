@@ -11,7 +11,7 @@ from scipy.stats import chi2
 from dqmstream.errors import InputError
 from dqmstream.learners.memory.exemplars import ExemplarMemory
 from dqmstream.learners.memory.selection import POLICIES, herded
-from dqmstream.learners.recipe import Recipe
+from dqmstream.learners.networks.recipe import Recipe
 from tests.learners.conformance import check_growth, check_resumes_to_the_same_bits
 from tests.learners.streams import make_stream
 from tests.learners.test_strategies import BRIEF, make

@@ -28,9 +28,9 @@ from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer_hybrid import ConvStem, HybridEmbed
 from torch import Tensor, nn
 
-from dqmstream.learners.backbones.backbone import Places, Trunk
-from dqmstream.learners.backbones.cnn import ConvolutionalNetwork
-from dqmstream.learners.backbones.cswin import CSwin
+from dqmstream.learners.networks.backbones.backbone import Places, Trunk
+from dqmstream.learners.networks.backbones.convolutional import ConvolutionalNetwork
+from dqmstream.learners.networks.backbones.cswin import CSwin
 
 PIXELS = (224, 224)
 PATCHES, PLACES = 8, 16

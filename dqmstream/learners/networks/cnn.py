@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dqmstream.learners.network import GrowingLinear, Network
-from dqmstream.learners.recipe import Recipe
+from dqmstream.learners.networks.base import GrowingLinear, Network
+from dqmstream.learners.networks.recipe import Recipe
 
 
 class CNN(Network):

@@ -7,11 +7,11 @@ from pathlib import Path
 from torch import nn
 
 from dqmstream.errors import InputError
-from dqmstream.learners.backbones.backbone import Backbone
-from dqmstream.learners.backbones.ensemble import Ensemble
-from dqmstream.learners.backbones.families import FAMILIES, Maps
-from dqmstream.learners.backbones.weights import load_weights
-from dqmstream.learners.recipe import SIZES, ensemble_members
+from dqmstream.learners.networks.backbones.backbone import Backbone
+from dqmstream.learners.networks.backbones.ensemble import Ensemble
+from dqmstream.learners.networks.backbones.families import FAMILIES, Maps
+from dqmstream.learners.networks.backbones.weights import load_weights
+from dqmstream.learners.networks.recipe import SIZES, ensemble_members
 
 NAMES = tuple(FAMILIES)
 READOUTS = ("native", "map")

@@ -1,7 +1,7 @@
 """The reference recipe of the earlier studies: vit_base_patch16_224 without pretrained weights, on counts scaled to about 0-1.
 
 What it is held against is 25 times as much work a lumisection. The maps are padded with zeros from 64 x 72 to 64 x 76 and
-resized to 224 x 224; the head reads the class token. Adam at 1e-4, batches of 250: `learners.recipe.STUDY`.
+resized to 224 x 224; the head reads the class token. Adam at 1e-4, batches of 250: `learners.networks.recipe.STUDY`.
 
 B lumisections, L live channels, C classes.
 """
@@ -12,8 +12,8 @@ import numpy as np
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from dqmstream.learners.network import GrowingLinear, Network
-from dqmstream.learners.recipe import Recipe
+from dqmstream.learners.networks.base import GrowingLinear, Network
+from dqmstream.learners.networks.recipe import Recipe
 from dqmstream.learners.response.reference import Reference
 
 PIXELS, PATCH, PADDED_IPHI = 224, 16, 76

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dqmstream.learners.networks.moe.routers import Router
 from dqmstream.learners.response.reference import Reference
-from dqmstream.learners.routers import Router
 
 
 class GrowingLinear(nn.Module):

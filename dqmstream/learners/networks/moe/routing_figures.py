@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dqmstream.errors import StateError
-from dqmstream.learners.network import Network
+from dqmstream.learners.networks.base import Network
 
 ROWS = 16
 """Lumisections that are looked at. With 32 tokens each, a share has an error of .02 at most."""

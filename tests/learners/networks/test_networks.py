@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from dqmstream.errors import InputError
-from dqmstream.learners.model import READOUTS as READ
-from dqmstream.learners.model import ViT
-from dqmstream.learners.network import Network
-from dqmstream.learners.networks import NETWORKS, build
-from dqmstream.learners.recipe import BACKBONES, CNN, MODELS, READOUTS, ROUTERS, STUDY, Recipe
+from dqmstream.learners.networks.base import Network
+from dqmstream.learners.networks.recipe import BACKBONES, CNN, MODELS, READOUTS, ROUTERS, STUDY, Recipe
+from dqmstream.learners.networks.registry import NETWORKS, build
+from dqmstream.learners.networks.vit import READOUTS as READ
+from dqmstream.learners.networks.vit import ViT
 from dqmstream.learners.registry import make_strategy
 from dqmstream.learners.response.reference import Reference
 from dqmstream.learners.strategies.flops import step_flops

@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from dqmstream.learners.network import GrowingLinear, Network
-from dqmstream.learners.recipe import Recipe
+from dqmstream.learners.networks.base import GrowingLinear, Network
+from dqmstream.learners.networks.recipe import Recipe
 
 
 class Linear(Network):

@@ -6,6 +6,6 @@ build_classifier("ensemble:vit+cnn", channels=2, height=32, width=32, classes=2)
 
 from __future__ import annotations
 
-from dqmstream.learners.backbones.build import NAMES, READOUTS, SIZES, build_backbone, build_classifier
+from dqmstream.learners.networks.backbones.build import NAMES, READOUTS, SIZES, build_backbone, build_classifier
 
 __all__ = ["NAMES", "READOUTS", "SIZES", "build_backbone", "build_classifier"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dqmstream.learners.experts import Experts
-from dqmstream.learners.recipe import Recipe
-from dqmstream.learners.routers import ROUTERS
+from dqmstream.learners.networks.moe.experts import Experts
+from dqmstream.learners.networks.moe.routers import ROUTERS
+from dqmstream.learners.networks.recipe import Recipe
 
 
 class MoE(nn.Module):

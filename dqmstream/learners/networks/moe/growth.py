@@ -2,9 +2,11 @@
 
 The new expert is a clone, and its router's row is the other's and a small part of its own: tokens on one side of a plane go on
 to the first, those on the other side to the second. From there on they see other tokens and learn other things. A token never
-takes two experts of one family (`learners.routers`), so that it is given what it was given before but for that small part.
+takes two experts of one family (`learners.networks.moe.routers`), so that it is given what it was given before but for that
+small part.
 
-Busiest is whose load is largest on the lumisections that routing looks at (`learners.routing`): they say it of the network as
+Busiest is whose load is largest on the lumisections that routing looks at (`learners.networks.moe.routing_figures`): they say
+it of the network as
 it is, need nothing to be counted in training or kept for a resume, and are the same after it. Growing by cloning what is there
 is Net2WiderNet's way (Chen et al. 2016, arXiv:1511.05641); experts cloned when new data come, Lifelong-MoE's (Chen et al. 2023,
 arXiv:2305.12281), which freezes the old ones: here all go on learning.
@@ -15,9 +17,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dqmstream.learners.moe import MoE
-from dqmstream.learners.network import Network
-from dqmstream.learners.routing import Routed, look_at_routers
+from dqmstream.learners.networks.base import Network
+from dqmstream.learners.networks.moe.layer import MoE
+from dqmstream.learners.networks.moe.routing_figures import Routed, look_at_routers
 
 SHARE = 0.1
 """Length of what a clone's row has of its own, over the length of the row it was copied from. Five trainings of 40 steps with a

@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from dqmstream.learners.backbone_network import BackboneNetwork, EnsembleNetwork
-from dqmstream.learners.cnn import CNN
-from dqmstream.learners.linear import Linear
-from dqmstream.learners.model import moe_vit, plain_vit
-from dqmstream.learners.network import Network
-from dqmstream.learners.recipe import BACKBONES, Recipe, ensemble_members
-from dqmstream.learners.study import StudyViT
+from dqmstream.learners.networks.backbone import BackboneNetwork, EnsembleNetwork
+from dqmstream.learners.networks.base import Network
+from dqmstream.learners.networks.cnn import CNN
+from dqmstream.learners.networks.linear import Linear
+from dqmstream.learners.networks.recipe import BACKBONES, Recipe, ensemble_members
+from dqmstream.learners.networks.study_vit import StudyViT
+from dqmstream.learners.networks.vit import moe_vit, plain_vit
 
 NETWORKS: dict[str, Callable[[np.ndarray, Recipe], Network]] = {
     "moe_vit": moe_vit,

@@ -11,10 +11,10 @@ import numpy as np
 from torch import Tensor
 
 from dqmstream.learners.backbones import build_backbone
-from dqmstream.learners.backbones.ensemble import Ensemble
-from dqmstream.learners.network import GrowingLinear, Network
-from dqmstream.learners.recipe import Recipe
-from dqmstream.learners.routers import Router
+from dqmstream.learners.networks.backbones.ensemble import Ensemble
+from dqmstream.learners.networks.base import GrowingLinear, Network
+from dqmstream.learners.networks.moe.routers import Router
+from dqmstream.learners.networks.recipe import Recipe
 
 
 class BackboneNetwork(Network):

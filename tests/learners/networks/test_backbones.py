@@ -12,12 +12,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dqmstream.errors import InputError
 from dqmstream.learners.backbones import NAMES, READOUTS, SIZES, build_backbone, build_classifier
-from dqmstream.learners.backbones.backbone import Backbone, Canvas
-from dqmstream.learners.backbones.cswin import CSwin, CSwinBlock, StripeAttention
-from dqmstream.learners.backbones.ensemble import Ensemble
-from dqmstream.learners.backbones.families import FAMILIES
-from dqmstream.learners.backbones.weights import save_weights
-from dqmstream.learners.recipe import BACKBONES
+from dqmstream.learners.networks.backbones.backbone import Backbone, Canvas
+from dqmstream.learners.networks.backbones.cswin import CSwin, CSwinBlock, StripeAttention
+from dqmstream.learners.networks.backbones.ensemble import Ensemble
+from dqmstream.learners.networks.backbones.families import FAMILIES
+from dqmstream.learners.networks.backbones.weights import save_weights
+from dqmstream.learners.networks.recipe import BACKBONES
 
 OCCUPANCY, PHOTONS, JETS = (1, 64, 72), (2, 32, 32), (3, 125, 125)
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dqmstream.learners.backbones.weights import Taken
+from dqmstream.learners.networks.backbones.weights import Taken
 from dqmstream.lumisection import N_IPHI
 
 Places = Callable[[nn.Module, Tensor], Tensor]

@@ -18,10 +18,10 @@ from timm.layers import Mlp
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from dqmstream.learners.moe import MoE
-from dqmstream.learners.network import GrowingLinear, Network
-from dqmstream.learners.recipe import Recipe
-from dqmstream.learners.routers import Router
+from dqmstream.learners.networks.base import GrowingLinear, Network
+from dqmstream.learners.networks.moe.layer import MoE
+from dqmstream.learners.networks.moe.routers import Router
+from dqmstream.learners.networks.recipe import Recipe
 from dqmstream.lumisection import N_IPHI
 
 

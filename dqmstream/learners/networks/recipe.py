@@ -23,10 +23,10 @@ SIZES = ("tiny", "small", "study")
 """Sizes of a backbone, as `dqmstream.learners.backbones` has them."""
 
 MODELS = ("moe_vit", "vit", "cnn", "linear", "study_vit", *BACKBONES)
-"""Networks that a recipe may ask for, as `dqmstream.learners.networks` makes them, and of which an ensemble may be."""
+"""Networks that a recipe may ask for, as `dqmstream.learners.networks.registry` makes them, and of which an ensemble may be."""
 
 ROUTERS = ("top_k", "balanced", "soft")
-"""Routers of a Mixture of Experts, as `dqmstream.learners.routers` makes them."""
+"""Routers of a Mixture of Experts, as `dqmstream.learners.networks.moe.routers` makes them."""
 
 MAX_EXPERTS = 256
 """Of one mixture, so that an expert's number is a byte."""
@@ -55,7 +55,7 @@ _BOUNDS: Mapping[str, tuple[float, float]] = {
 """Least and most of every number, or of each of several; top_k is between 1 and experts."""
 
 READOUTS = ("tokens", "mean", "class")
-"""What a transformer's head reads, as `dqmstream.learners.model` has it."""
+"""What a transformer's head reads, as `dqmstream.learners.networks.vit` has it."""
 
 BACKBONE_READOUTS = ("tokens", "native")
 """What the head reads of a backbone: its last map, all places side by side, or what it is published to classify by."""
@@ -96,7 +96,8 @@ class Recipe:
     top_k; shared_expert, whether one more takes every token; router, one of `ROUTERS`; aux_weight, z_weight of the two losses
     of top_k; bias_rate of balanced; places of each expert of soft; freeze_router, the last experience at which routers learn, 0
     for all; grow_experts, trainings after which each mixture has one expert more, 0 for never, up to most_experts
-    (`learners.growth`). A vit has an MLP of the same operations in the place of each mixture. Of a cnn: cnn_widths, features of
+    (`learners.networks.moe.growth`). A vit has an MLP of the same operations in the place of each mixture. Of a cnn:
+    cnn_widths, features of
     each convolution. Of `BACKBONES`: size, of `SIZES`; readout, of `BACKBONE_READOUTS`; dropout, of what the head reads;
     weights, a safetensors file with which a new network begins. Of elastic weight consolidation: ewc_strength, ewc_decay,
     fisher_samples.

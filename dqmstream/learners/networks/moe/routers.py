@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dqmstream.errors import StateError
-from dqmstream.learners.experts import Experts, counted, with_copy
-from dqmstream.learners.recipe import Recipe
+from dqmstream.learners.networks.moe.experts import Experts, counted, with_copy
+from dqmstream.learners.networks.recipe import Recipe
 
 
 class Router(nn.Module, ABC):

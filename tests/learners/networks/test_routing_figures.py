@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from dqmstream.errors import StateError
-from dqmstream.learners.network import Network
-from dqmstream.learners.networks import build
-from dqmstream.learners.recipe import STUDY, Recipe
+from dqmstream.learners.networks.base import Network
+from dqmstream.learners.networks.moe.routing_figures import RUNS, Routing
+from dqmstream.learners.networks.recipe import STUDY, Recipe
+from dqmstream.learners.networks.registry import build
 from dqmstream.learners.registry import make_strategy
-from dqmstream.learners.routing import RUNS, Routing
 from dqmstream.learners.strategies.deep import DeepStrategy
 from dqmstream.learners.strategies.method import Method
 from dqmstream.learners.strategies.naive import Naive

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from dqmstream.learners.experts import Experts
-from dqmstream.learners.moe import MoE
-from dqmstream.learners.recipe import ROUTERS, Recipe
-from dqmstream.learners.routers import ROUTERS as MADE
-from dqmstream.learners.routers import Balanced, Soft, TopK
+from dqmstream.learners.networks.moe.experts import Experts
+from dqmstream.learners.networks.moe.layer import MoE
+from dqmstream.learners.networks.moe.routers import ROUTERS as MADE
+from dqmstream.learners.networks.moe.routers import Balanced, Soft, TopK
+from dqmstream.learners.networks.recipe import ROUTERS, Recipe
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")

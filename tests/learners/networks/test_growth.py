@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from dqmstream.errors import InputError, StateError
-from dqmstream.learners.growth import SHARE, split_busiest
-from dqmstream.learners.moe import MoE
-from dqmstream.learners.network import Network
-from dqmstream.learners.networks import build
-from dqmstream.learners.recipe import Recipe
+from dqmstream.learners.networks.base import Network
+from dqmstream.learners.networks.moe.growth import SHARE, split_busiest
+from dqmstream.learners.networks.moe.layer import MoE
+from dqmstream.learners.networks.moe.routing_figures import Routing, look_at_routers
+from dqmstream.learners.networks.recipe import Recipe
+from dqmstream.learners.networks.registry import build
 from dqmstream.learners.registry import make_strategy
-from dqmstream.learners.routing import Routing, look_at_routers
 from dqmstream.learners.splits import Part
 from dqmstream.learners.strategies.deep import DeepStrategy
 from dqmstream.learners.strategies.flops import step_flops

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from dqmstream.errors import InputError, StateError
-from dqmstream.learners.backbone_network import BackboneNetwork, EnsembleNetwork
 from dqmstream.learners.backbones import build_backbone
-from dqmstream.learners.backbones.weights import save_weights
-from dqmstream.learners.network import Network
-from dqmstream.learners.networks import build
-from dqmstream.learners.recipe import BACKBONES, Recipe
+from dqmstream.learners.networks.backbone import BackboneNetwork, EnsembleNetwork
+from dqmstream.learners.networks.backbones.weights import save_weights
+from dqmstream.learners.networks.base import Network
+from dqmstream.learners.networks.recipe import BACKBONES, Recipe
+from dqmstream.learners.networks.registry import build
 from dqmstream.learners.registry import make_strategy
 from dqmstream.learners.strategies.method import Method
 from dqmstream.learners.strategies.template import Lesson, RunTemplate, decay_groups
