@@ -17,7 +17,7 @@ import time
 import torch
 from torch import Tensor, nn
 
-from dqmstream.learners.backbones import NAMES, READOUTS, SIZES, build_classifier
+from dqmstream.learners.networks.backbones import NAMES, READOUTS, SIZES, build_classifier
 from dqmstream.learners.strategies.flops import counter
 
 BATCH, CLASSES = 16, 10

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from dqmstream.learners.backbones import build_backbone
+from dqmstream.learners.networks.backbones import build_backbone
 from dqmstream.learners.networks.backbones.ensemble import Ensemble
 from dqmstream.learners.networks.base import GrowingLinear, Network
 from dqmstream.learners.networks.moe.routers import Router

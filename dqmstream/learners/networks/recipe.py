@@ -17,10 +17,10 @@ from dqmstream.learners.memory.selection import POLICIES
 from dqmstream.lumisection import N_IETA, N_IPHI
 
 BACKBONES = ("deit", "swin", "pvt_v2", "cswin", "resnet", "efficientnet", "convnext", "hybrid")
-"""Published families that a recipe may ask for, those of `dqmstream.learners.backbones` that no network of ours is named as."""
+"""Published families that a recipe may ask for, those of `dqmstream.learners.networks.backbones` that no network of ours is named as."""
 
 SIZES = ("tiny", "small", "study")
-"""Sizes of a backbone, as `dqmstream.learners.backbones` has them."""
+"""Sizes of a backbone, as `dqmstream.learners.networks.backbones` has them."""
 
 MODELS = ("moe_vit", "vit", "cnn", "linear", "study_vit", *BACKBONES)
 """Networks that a recipe may ask for, as `dqmstream.learners.networks.registry` makes them, and of which an ensemble may be."""

@@ -1,4 +1,4 @@
-"""The networks of offline trainings by name: the studies' own, and whatever `learners.backbones` builds."""
+"""The networks of offline trainings by name: the studies' own, and whatever `learners.networks.backbones` builds."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dqmstream.errors import InputError
-from dqmstream.learners.backbones import build_classifier
 from dqmstream.learners.networks import registry
+from dqmstream.learners.networks.backbones import build_classifier
 from dqmstream.learners.networks.backbones.backbone import Backbone
 from dqmstream.learners.networks.recipe import Recipe
 from dqmstream.learners.offline.convnet import ConvNet

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from dqmstream.errors import InputError, StateError
-from dqmstream.learners.backbones import build_backbone
 from dqmstream.learners.networks.backbone import BackboneNetwork, EnsembleNetwork
+from dqmstream.learners.networks.backbones import build_backbone
 from dqmstream.learners.networks.backbones.weights import save_weights
 from dqmstream.learners.networks.base import Network
 from dqmstream.learners.networks.recipe import BACKBONES, Recipe

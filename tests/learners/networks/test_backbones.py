@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dqmstream.errors import InputError
-from dqmstream.learners.backbones import NAMES, READOUTS, SIZES, build_backbone, build_classifier
+from dqmstream.learners.networks.backbones import NAMES, READOUTS, SIZES, build_backbone, build_classifier
 from dqmstream.learners.networks.backbones.backbone import Backbone, Canvas
 from dqmstream.learners.networks.backbones.cswin import CSwin, CSwinBlock, StripeAttention
 from dqmstream.learners.networks.backbones.ensemble import Ensemble
