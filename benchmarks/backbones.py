@@ -3,7 +3,7 @@
     python -m benchmarks.backbones [--size tiny] [--shape 1 64 72] [--device cpu]
 
 Prints a table, and one JSON array as the last line of stdout. Times are medians over rounds in which all are timed in turn, on
-one thread, of batches of 16 with a head of 10 classes; operations are counted as `learners.strategies.flops` counts them.
+one thread, of batches of 16 with a head of 10 classes; operations are counted as `learners.gradient.flops` counts them.
 Takes a minute.
 """
 
@@ -17,8 +17,8 @@ import time
 import torch
 from torch import Tensor, nn
 
+from dqmstream.learners.gradient.flops import counter
 from dqmstream.learners.networks.backbones import NAMES, READOUTS, SIZES, build_classifier
-from dqmstream.learners.strategies.flops import counter
 
 BATCH, CLASSES = 16, 10
 

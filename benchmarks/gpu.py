@@ -36,14 +36,14 @@ from torch import Tensor, nn
 
 from dqmstream.experiments.cells import as_run_data
 from dqmstream.experiments.simulator import stream
+from dqmstream.learners.gradient.naive import Naive
+from dqmstream.learners.gradient.trainer import Lesson, RunTemplate, decay_groups
 from dqmstream.learners.networks.base import Network
 from dqmstream.learners.networks.moe.experts import Experts
 from dqmstream.learners.networks.recipe import CNN, Recipe
 from dqmstream.learners.networks.registry import build
 from dqmstream.learners.registry import DEFAULT, GRADIENT, make_strategy
 from dqmstream.learners.splits import Split
-from dqmstream.learners.strategies.naive import Naive
-from dqmstream.learners.strategies.template import Lesson, RunTemplate, decay_groups
 from dqmstream.learners.threads import set_threads
 from dqmstream.lumisection import Geometry, he_depth1_mask
 

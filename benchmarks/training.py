@@ -20,13 +20,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from dqmstream.learners.gradient.method import Method
+from dqmstream.learners.gradient.naive import Naive
+from dqmstream.learners.gradient.replay import Replay
+from dqmstream.learners.gradient.trainer import Lesson, RunTemplate, decay_groups, rate_at
 from dqmstream.learners.networks.base import Network
 from dqmstream.learners.networks.recipe import Recipe
 from dqmstream.learners.networks.registry import build
-from dqmstream.learners.strategies.method import Method
-from dqmstream.learners.strategies.naive import Naive
-from dqmstream.learners.strategies.replay import Replay
-from dqmstream.learners.strategies.template import Lesson, RunTemplate, decay_groups, rate_at
 from dqmstream.lumisection import he_depth1_mask
 
 CLASSES, ROWS = 10, 200

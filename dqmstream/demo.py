@@ -120,7 +120,7 @@ class _Replays:
         self._ledger = settings.state_path / settings.name / "ledger.jsonl"
         self._shown = {name: console.bar_callback(progress, f"replay {name}") for name in COMPARED}
         self._running: dict[str, Future[dict[str, Any]]] = {}
-        multiprocessing.set_forkserver_preload(["dqmstream.experiments.replay", "dqmstream.learners.strategies.deep"])
+        multiprocessing.set_forkserver_preload(["dqmstream.experiments.replay", "dqmstream.learners.gradient.strategy"])
         multiprocessing.forkserver.ensure_running()
         forks = multiprocessing.get_context("forkserver")
         self._pool = ProcessPoolExecutor(max_workers=2, mp_context=forks, initializer=console.configure_logs)

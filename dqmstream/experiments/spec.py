@@ -193,7 +193,7 @@ class Spec:
             raise InputError(f"strategies: {strategy} has no recipe, so its steps cannot be set")
         share = reference.batch / recipe.batch
         if self.compute == "flops":
-            from dqmstream.learners.strategies.flops import recipe_flops  # imports torch
+            from dqmstream.learners.gradient.flops import recipe_flops
 
             model = GRADIENT[strategy].model or recipe.model
             own = replace(recipe, model=model)

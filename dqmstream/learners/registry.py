@@ -117,7 +117,7 @@ def make_strategy(
         return STREAMING[own](geometry, seed)
     if own in BUDGETED:
         return BUDGETED[own](geometry, seed, memory_bytes)
-    from dqmstream.learners.compute import chosen_device
+    from dqmstream.learners.gradient.device import chosen_device
 
     gradient = GRADIENT[own]
     recipe = recipe or gradient.recipe

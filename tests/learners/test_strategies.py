@@ -164,7 +164,7 @@ def test_closed_forms_import_neither_torch_nor_avalanche() -> None:
 
 
 def test_avalanche_is_imported_without_a_warning() -> None:
-    code = "import dqmstream.learners.strategies.template"
+    code = "import dqmstream.learners.gradient.trainer"
     subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", code], check=True, timeout=240)
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dqmstream.errors import InputError
-from dqmstream.learners.augment import REFUSED
+from dqmstream.learners.gradient.augmentation import REFUSED
 from dqmstream.learners.offline.plan import Plan
 
 Task = Literal["two_runs", "electron_photon", "quark_gluon"]

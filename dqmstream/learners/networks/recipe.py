@@ -12,12 +12,13 @@ from typing import Any, ClassVar
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from dqmstream.errors import InputError
-from dqmstream.learners.augment import AUGMENTATIONS, REFUSED
+from dqmstream.learners.gradient.augmentation import AUGMENTATIONS, REFUSED
 from dqmstream.learners.memory.selection import POLICIES
 from dqmstream.lumisection import N_IETA, N_IPHI
 
 BACKBONES = ("deit", "swin", "pvt_v2", "cswin", "resnet", "efficientnet", "convnext", "hybrid")
-"""Published families that a recipe may ask for, those of `dqmstream.learners.networks.backbones` that no network of ours is named as."""
+"""Published families that a recipe may ask for, those of `dqmstream.learners.networks.backbones` that no network of ours is
+named as."""
 
 SIZES = ("tiny", "small", "study")
 """Sizes of a backbone, as `dqmstream.learners.networks.backbones` has them."""
@@ -87,7 +88,8 @@ class Recipe:
     warmup: share of the steps in which the rate rises; cosine: whether it falls afterwards. noise: deviation of the noise added
     to residuals in training. linear_skip: whether the residuals also reach the logits by a linear map. bf16: whether training
     computes in bfloat16 where there is a GPU.
-    augment: redrawings of the counts beside the counts themselves (`learners.augment`), augment_copies of each. memory: of a
+    augment: redrawings of the counts beside the counts themselves (`learners.gradient.augmentation`), augment_copies of each.
+    memory: of a
     method that keeps lumisections, the policy by which it chooses them (`learners.memory.selection`).
 
     Of our transformers: patch, cells (ieta, iphi) of a token, patch_shift, by how many columns the patches begin before the map
@@ -101,7 +103,7 @@ class Recipe:
     each convolution. Of `BACKBONES`: size, of `SIZES`; readout, of `BACKBONE_READOUTS`; dropout, of what the head reads;
     weights, a safetensors file with which a new network begins. Of elastic weight consolidation: ewc_strength, ewc_decay,
     fisher_samples.
-    Of what a training settles on (`learners.strategies.settling`): ema, decay of averaged weights a step; patience, looks of
+    Of what a training settles on (`learners.gradient.weight_choice`): ema, decay of averaged weights a step; patience, looks of
     ten steps without a better held-out loss after which it stops; temperature, whether scores have one. All are off: on
     `small` (6 runs, seed 0, replay) none helped, and the memory they hold out costs what exemplars would have brought.
     So is growth, which takes as long and brought nothing: replay, 6 runs of 400, steps=40, grow_experts=2 against 0 had an

@@ -1,7 +1,7 @@
 """Augmentations of images that keep their class: an electron's shower is one in any mirror image and a few cells off.
 
 They are for electron/photon and quark/gluon images. A map of occupancies is told by which channels changed, and stays what it
-is under none of them (`learners.augment.REFUSED`).
+is under none of them (`learners.gradient.augmentation.REFUSED`).
 """
 
 from __future__ import annotations

@@ -21,7 +21,8 @@ Width = Annotated[int, Field(ge=1, le=65_536)]
 class Plan(BaseModel):
     """Network, preprocessing and training.
 
-    model: convnet, moe_vit, a name of `learners.networks.backbones`, or "ensemble:" with several of those joined by "+". size: of a
+    model: convnet, moe_vit, a name of `learners.networks.backbones`, or "ensemble:" with several of those joined by "+". size:
+    of a
     backbone, "tiny", "small" (the smallest published ones on images as they are) or "study" (published ones at 224 x 224, for
     which there are pretrained weights).
     normalise: "maximum" divides each channel by its largest magnitude, "unit" brings all values to 0-1 by the smallest and the

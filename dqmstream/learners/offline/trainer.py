@@ -17,8 +17,8 @@ from torch import Tensor, nn, optim
 from torch.nn import functional
 
 from dqmstream.errors import InputError, StateError
-from dqmstream.learners.compute import chosen_device, seeded
 from dqmstream.learners.evaluation import one_against_rest
+from dqmstream.learners.gradient.device import chosen_device, seeded
 from dqmstream.learners.offline import checkpoints
 from dqmstream.learners.offline.batches import Batch, Images, Parts, in_order, shuffled
 from dqmstream.learners.offline.inputs import Inputs, to_device
@@ -52,7 +52,8 @@ class Progress:
 class Training:
     """One training: everything that its result depends on, besides images and parts.
 
-    device: of `learners.compute`. weights: file to start from. about: plain values that say of which data it is; a folder that
+    device: of `learners.gradient.device`. weights: file to start from. about: plain values that say of which data it is; a
+    folder that
     holds a training of other values is refused.
     """
 

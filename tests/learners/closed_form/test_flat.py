@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dqmstream.learners.evaluation import Evaluator, Scores, auc, evaluate_row
+from dqmstream.learners.gradient.flops import StepFlops, step_flops
 from dqmstream.learners.heap import give_back
 from dqmstream.learners.judge import learn_and_judge
 from dqmstream.learners.memory.merging import Nearest, in_one_row
@@ -22,7 +23,6 @@ from dqmstream.learners.networks.registry import build
 from dqmstream.learners.registry import make_strategy
 from dqmstream.learners.response.reference import Reference
 from dqmstream.learners.splits import Part
-from dqmstream.learners.strategies.flops import StepFlops, step_flops
 from dqmstream.lumisection import Geometry
 from tests.learners.streams import make_stream, reader
 

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from dqmstream.errors import InputError, StateError
+from dqmstream.learners.gradient.flops import step_flops
+from dqmstream.learners.gradient.strategy import DeepStrategy
 from dqmstream.learners.networks.base import Network
 from dqmstream.learners.networks.moe.growth import SHARE, split_busiest
 from dqmstream.learners.networks.moe.layer import MoE
@@ -18,8 +20,6 @@ from dqmstream.learners.networks.recipe import Recipe
 from dqmstream.learners.networks.registry import build
 from dqmstream.learners.registry import make_strategy
 from dqmstream.learners.splits import Part
-from dqmstream.learners.strategies.deep import DeepStrategy
-from dqmstream.learners.strategies.flops import step_flops
 from dqmstream.lumisection import Geometry, he_depth1_mask
 from tests.learners.conformance import check_resumes_to_the_same_bits, check_strategy
 from tests.learners.streams import make_stream, reader

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dqmstream.errors import InputError
+from dqmstream.learners.gradient.flops import step_flops
 from dqmstream.learners.networks.base import Network
 from dqmstream.learners.networks.recipe import BACKBONES, CNN, MODELS, READOUTS, ROUTERS, STUDY, Recipe
 from dqmstream.learners.networks.registry import NETWORKS, build
@@ -17,7 +18,6 @@ from dqmstream.learners.networks.vit import READOUTS as READ
 from dqmstream.learners.networks.vit import ViT
 from dqmstream.learners.registry import make_strategy
 from dqmstream.learners.response.reference import Reference
-from dqmstream.learners.strategies.flops import step_flops
 from dqmstream.lumisection import IETA, IPHI, Geometry, he_depth1_mask, readout_box
 from tests.learners.streams import make_stream
 

@@ -11,15 +11,15 @@ import pytest
 import torch
 
 from dqmstream.errors import StateError
+from dqmstream.learners.gradient.method import Method
+from dqmstream.learners.gradient.naive import Naive
+from dqmstream.learners.gradient.strategy import DeepStrategy
+from dqmstream.learners.gradient.trainer import Lesson, RunTemplate
 from dqmstream.learners.networks.base import Network
 from dqmstream.learners.networks.moe.routing_figures import RUNS, Routing
 from dqmstream.learners.networks.recipe import STUDY, Recipe
 from dqmstream.learners.networks.registry import build
 from dqmstream.learners.registry import make_strategy
-from dqmstream.learners.strategies.deep import DeepStrategy
-from dqmstream.learners.strategies.method import Method
-from dqmstream.learners.strategies.naive import Naive
-from dqmstream.learners.strategies.template import Lesson, RunTemplate
 from dqmstream.lumisection import Geometry, he_depth1_mask
 from tests.learners.conformance import check_resumes_to_the_same_bits
 from tests.learners.streams import make_stream, reader

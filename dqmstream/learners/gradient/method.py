@@ -8,10 +8,10 @@ from typing import ClassVar
 import numpy as np
 
 from dqmstream.errors import StateError
+from dqmstream.learners.gradient.trainer import SupervisedPlugin
 from dqmstream.learners.networks.base import Network
 from dqmstream.learners.networks.recipe import Recipe
 from dqmstream.learners.response.reference import Reference
-from dqmstream.learners.strategies.template import SupervisedPlugin
 
 PastCounts = Callable[[int], np.ndarray]
 """Counts of the live channels, (n, live), of an earlier experience's train part, read again from the archive."""

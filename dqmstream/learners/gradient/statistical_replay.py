@@ -17,9 +17,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from dqmstream.learners.closed_form.statistical import Statistical
+from dqmstream.learners.gradient.method import Method, PastCounts
+from dqmstream.learners.gradient.strategy import DeepStrategy
 from dqmstream.learners.saved_state import prefixed, within
-from dqmstream.learners.strategies.deep import DeepStrategy
-from dqmstream.learners.strategies.method import Method, PastCounts
 from dqmstream.learners.strategy import LearnLog, Maps, Past, Watch
 from dqmstream.lumisection import Geometry
 

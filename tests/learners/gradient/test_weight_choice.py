@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from dqmstream.errors import InputError, StateError
+from dqmstream.learners.gradient.strategy import DeepStrategy
+from dqmstream.learners.gradient.weight_choice import Settler, Settling
 from dqmstream.learners.networks.recipe import Recipe
 from dqmstream.learners.networks.registry import build
 from dqmstream.learners.registry import make_strategy
 from dqmstream.learners.splits import Part
-from dqmstream.learners.strategies.deep import DeepStrategy
-from dqmstream.learners.strategies.settling import Settler, Settling
 from dqmstream.learners.strategy import RunData
 from dqmstream.lumisection import Geometry
 from tests.learners.conformance import check_strategy

@@ -7,7 +7,7 @@ From the third run on every label in a training is the same, which is what makes
 
 from __future__ import annotations
 
-from dqmstream.learners.strategies.method import Method
+from dqmstream.learners.gradient.method import Method
 
 
 class Naive(Method):

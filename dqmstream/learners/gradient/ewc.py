@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from dqmstream.errors import StateError
+from dqmstream.learners.gradient.method import Method
+from dqmstream.learners.gradient.trainer import RunTemplate
 from dqmstream.learners.networks.base import Network
-from dqmstream.learners.strategies.method import Method
-from dqmstream.learners.strategies.template import RunTemplate
 
 
 class Ewc(Method):

@@ -9,18 +9,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from dqmstream.learners.gradient.cuda_graph import AS_EVER
+from dqmstream.learners.gradient.ewc import Ewc
+from dqmstream.learners.gradient.flops import step_flops
+from dqmstream.learners.gradient.method import Method
+from dqmstream.learners.gradient.naive import Naive
+from dqmstream.learners.gradient.replay import Replay
+from dqmstream.learners.gradient.trainer import Lesson, RunTemplate, takes_part_in_steps
 from dqmstream.learners.networks.base import Network
 from dqmstream.learners.networks.moe.experts import counted
 from dqmstream.learners.networks.recipe import CNN, Recipe
 from dqmstream.learners.networks.registry import build
 from dqmstream.learners.registry import GRADIENT, make_strategy
-from dqmstream.learners.strategies.capture import AS_EVER
-from dqmstream.learners.strategies.ewc import Ewc
-from dqmstream.learners.strategies.flops import step_flops
-from dqmstream.learners.strategies.method import Method
-from dqmstream.learners.strategies.naive import Naive
-from dqmstream.learners.strategies.replay import Replay
-from dqmstream.learners.strategies.template import Lesson, RunTemplate, takes_part_in_steps
 from dqmstream.learners.strategy import Strategy
 from dqmstream.lumisection import Geometry, he_depth1_mask
 from tests.learners.conformance import accuracy, check_strategy

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dqmstream.errors import InputError
-from dqmstream.learners.augment import LEAST_PART, resample, thin, with_copies
+from dqmstream.learners.gradient.augmentation import LEAST_PART, resample, thin, with_copies
 from dqmstream.learners.networks.recipe import Recipe
 from dqmstream.learners.response.reference import Reference
 from dqmstream.learners.splits import Part

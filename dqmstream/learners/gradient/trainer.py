@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dqmstream.learners.gradient.cuda_graph import CapturedStep, on_stream_of_captures
 from dqmstream.learners.networks.base import Network
 from dqmstream.learners.networks.recipe import Recipe
-from dqmstream.learners.strategies.capture import CapturedStep, on_stream_of_captures
 from dqmstream.learners.strategy import Watch
 from dqmstream.libraries import load_avalanche_paths
 

@@ -14,10 +14,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from dqmstream.learners.gradient.method import Method, PastCounts
 from dqmstream.learners.memory.exemplars import ExemplarMemory
 from dqmstream.learners.networks.base import Network
 from dqmstream.learners.response.reference import Reference
-from dqmstream.learners.strategies.method import Method, PastCounts
 
 
 class Replay(Method):

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dqmstream.learners.strategies.replay import Replay
-from dqmstream.learners.strategies.template import RunTemplate
+from dqmstream.learners.gradient.replay import Replay
+from dqmstream.learners.gradient.trainer import RunTemplate
 
 
 class Agem(Replay):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dqmstream.learners.strategies.method import Method, PastCounts
+from dqmstream.learners.gradient.method import Method, PastCounts
 
 
 class Cumulative(Method):

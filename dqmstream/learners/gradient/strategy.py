@@ -13,8 +13,12 @@ import numpy as np
 import torch
 
 from dqmstream.errors import StateError
-from dqmstream.learners.augment import with_copies
-from dqmstream.learners.compute import seeded
+from dqmstream.learners.gradient.augmentation import with_copies
+from dqmstream.learners.gradient.device import seeded
+from dqmstream.learners.gradient.flops import StepFlops
+from dqmstream.learners.gradient.method import Method, PastCounts
+from dqmstream.learners.gradient.trainer import Lesson, RunTemplate
+from dqmstream.learners.gradient.weight_choice import Settler, Settling, held_out_bytes
 from dqmstream.learners.incremental import Incremental
 from dqmstream.learners.networks.base import Network
 from dqmstream.learners.networks.moe.growth import split_busiest
@@ -23,10 +27,6 @@ from dqmstream.learners.networks.recipe import Recipe
 from dqmstream.learners.networks.registry import build
 from dqmstream.learners.saved_state import STAMP, check_stamp, prefixed, stamp, within
 from dqmstream.learners.splits import Part
-from dqmstream.learners.strategies.flops import StepFlops
-from dqmstream.learners.strategies.method import Method, PastCounts
-from dqmstream.learners.strategies.settling import Settler, Settling, held_out_bytes
-from dqmstream.learners.strategies.template import Lesson, RunTemplate
 from dqmstream.learners.strategy import LearnLog, Maps, Past, Watch
 from dqmstream.lumisection import Geometry
 

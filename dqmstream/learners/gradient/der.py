@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from dqmstream.errors import StateError
+from dqmstream.learners.gradient.replay import Replay
+from dqmstream.learners.gradient.trainer import RunTemplate
 from dqmstream.learners.networks.base import Network
 from dqmstream.learners.networks.recipe import Recipe
 from dqmstream.learners.response.reference import Reference
-from dqmstream.learners.strategies.replay import Replay
-from dqmstream.learners.strategies.template import RunTemplate
 
 SHARE_LOGITS = 0.125
 """Of the budget. With 1 MB it suffices for all exemplars up to 260 runs; then the last of each run go without."""

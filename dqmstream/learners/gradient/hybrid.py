@@ -13,7 +13,8 @@ a part by more than chance. A product of experts (Hinton, Neural Computation 14 
 stacking (Wolpert, Neural Networks 5 (1992) 241).
 
 Measured (seed 0, steps 32 and 60): on 12 runs of `small` the network has .77 taught by real lumisections, .83 by redrawn ones,
-.79 by both; on 8 runs that differ by what the statistics do not hold (`tests/learners/test_hybrid.py`) .57, below .33, .56.
+.79 by both; on 8 runs that differ by what the statistics do not hold (`tests/learners/gradient/test_hybrid.py`) .57, below
+.33, .56.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ import numpy as np
 from scipy.special import log_softmax
 
 from dqmstream.errors import StateError
+from dqmstream.learners.gradient.method import PastCounts
+from dqmstream.learners.gradient.statistical_replay import StatisticalReplay
 from dqmstream.learners.memory.exemplars import ExemplarMemory
 from dqmstream.learners.saved_state import prefixed, within
-from dqmstream.learners.strategies.method import PastCounts
-from dqmstream.learners.strategies.statistical_replay import StatisticalReplay
 from dqmstream.learners.strategy import LearnLog, Maps, Past, Watch
 
 _CHOICE = 2

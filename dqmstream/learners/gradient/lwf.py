@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from dqmstream.learners.gradient.method import Method
+from dqmstream.learners.gradient.trainer import RunTemplate
 from dqmstream.learners.networks.base import Network
-from dqmstream.learners.strategies.method import Method
-from dqmstream.learners.strategies.template import RunTemplate
 
 
 class Lwf(Method):

@@ -15,8 +15,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from dqmstream.learners.strategies.replay import Replay
-from dqmstream.learners.strategies.template import RunTemplate
+from dqmstream.learners.gradient.replay import Replay
+from dqmstream.learners.gradient.trainer import RunTemplate
 
 
 class ErAce(Replay):

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
+from dqmstream.learners.gradient.flops import step_flops
 from dqmstream.learners.networks.moe.layer import MoE
 from dqmstream.learners.networks.recipe import CNN, Recipe
 from dqmstream.learners.networks.registry import build
 from dqmstream.learners.registry import make_strategy
-from dqmstream.learners.strategies.flops import step_flops
 from dqmstream.lumisection import Geometry, he_depth1_mask
 from tests.learners.streams import make_stream, reader
 

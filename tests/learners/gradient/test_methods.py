@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from dqmstream.learners.gradient.agem import Agem, project
+from dqmstream.learners.gradient.der import SHARE_LOGITS, difference, padded
+from dqmstream.learners.gradient.er_ace import incoming_loss
+from dqmstream.learners.gradient.lwf import Lwf, distillation
+from dqmstream.learners.gradient.trainer import Lesson
 from dqmstream.learners.networks.base import Network
 from dqmstream.learners.networks.recipe import Recipe
 from dqmstream.learners.registry import make_strategy
-from dqmstream.learners.strategies.agem import Agem, project
-from dqmstream.learners.strategies.der import SHARE_LOGITS, difference, padded
-from dqmstream.learners.strategies.er_ace import incoming_loss
-from dqmstream.learners.strategies.lwf import Lwf, distillation
-from dqmstream.learners.strategies.template import Lesson
 from dqmstream.learners.strategy import RunData, Strategy
 from dqmstream.lumisection import Geometry
 from tests.learners.streams import make_stream, reader
@@ -82,7 +82,7 @@ def test_agem_never_steps_against_its_memory_in_training(monkeypatch: pytest.Mon
         agreements.append((before, after, sum(float((m * m).sum()) for m in memory)))
         return left
 
-    monkeypatch.setattr("dqmstream.learners.strategies.agem.project", watched)
+    monkeypatch.setattr("dqmstream.learners.gradient.agem.project", watched)
     learn(make("agem"), STREAM)
     assert len(agreements) == 2 * BRIEF.steps, "the first training has no past"
     assert min(before for before, _, _ in agreements) < 0, "here the memory had to hold it back"
