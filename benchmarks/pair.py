@@ -33,7 +33,7 @@ from torch import nn
 
 from dqmstream.experiments.cells import as_run_data
 from dqmstream.experiments.simulator import stream
-from dqmstream.learners.evaluation import auc
+from dqmstream.learners.evaluation.evaluator import auc
 from dqmstream.learners.networks.recipe import STUDY
 from dqmstream.learners.networks.registry import build
 from dqmstream.learners.registry import DEFAULT, make_strategy, recipe_of

@@ -2,7 +2,8 @@
 
     python -m benchmarks.year [--runs 1000] [--strategy NAME ...] [--memory-bytes N] [--out year-out] [--figure docs/year.png]
 
-Runs of the stream `year` are drawn one at a time and go through the code of the live learner (`learners.judge`), as a
+Runs of the stream `year` are drawn one at a time and go through the code of the live learner (`learners.stream.experience`),
+as a
 benchmark's cells do: an archive of the year would take 15 GB. History and a checkpoint every 25 runs lie under --out, and a
 second call goes on from there. Progress goes to stderr, one JSON object to stdout and to <out>/year.json.
 """
@@ -26,15 +27,15 @@ from dqmstream import __version__
 from dqmstream.experiments.cells import as_run_data, versions
 from dqmstream.experiments.figures import canvas
 from dqmstream.experiments.simulator import simulated_run
-from dqmstream.learners import checkpoint
-from dqmstream.learners.evaluation import Evaluator
-from dqmstream.learners.history import History, figures
-from dqmstream.learners.judge import learn_and_judge
+from dqmstream.learners.evaluation.evaluator import Evaluator
+from dqmstream.learners.evaluation.history import History, figures
 from dqmstream.learners.monitoring.novelty import Novelty
 from dqmstream.learners.registry import GRADIENT, NAMES, make_strategy
 from dqmstream.learners.saved_state import prefixed, within
 from dqmstream.learners.splits import Split
 from dqmstream.learners.strategy import RunData
+from dqmstream.learners.stream import checkpoint
+from dqmstream.learners.stream.experience import learn_and_judge
 from dqmstream.learners.threads import set_threads
 from dqmstream.lumisection import Geometry
 from dqmstream.storage.locks import write_atomically

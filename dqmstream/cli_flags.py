@@ -39,7 +39,7 @@ def flags(
     that probability to be good, by the counts of its run so far against gains that are followed from run to run: drift is no
     fault.
     """
-    from dqmstream.learners.flags import Flagger, write_table
+    from dqmstream.learners.stream.flags import Flagger, write_table
     from dqmstream.storage.archive import Archive as Reader
 
     if out is not None and out.suffix != ".csv":

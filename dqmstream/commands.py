@@ -15,11 +15,11 @@ import structlog
 from dqmstream.config import Settings
 from dqmstream.errors import ArchiveError, InputError
 from dqmstream.learner_process import die_with_parent
-from dqmstream.learners import checkpoint
-from dqmstream.learners.history import newest_average, prequential_results, read_history, results
-from dqmstream.learners.ledger import late, newest_lines, read_ledger
+from dqmstream.learners.evaluation.history import newest_average, prequential_results, read_history, results
 from dqmstream.learners.registry import recipe_of, resolve
-from dqmstream.learners.state import check_identity, is_learner, life, read_json, read_status
+from dqmstream.learners.stream import checkpoint
+from dqmstream.learners.stream.ledger import late, newest_lines, read_ledger
+from dqmstream.learners.stream.state_folder import check_identity, is_learner, life, read_json, read_status
 from dqmstream.lumisection import LUMISECTION_S, Geometry
 from dqmstream.service import Consumed, consume, default_group
 from dqmstream.stopping import stop_on_signals
@@ -33,7 +33,7 @@ from dqmstream.storage.layout import Kind
 from dqmstream.streaming.batching import IngestCounts
 
 if TYPE_CHECKING:
-    from dqmstream.learners.learner import LearnerSettings
+    from dqmstream.learners.stream.learner import LearnerSettings
 
 log = structlog.get_logger("dqmstream.commands")
 
@@ -244,7 +244,7 @@ def learn_archive(settings: Settings, *, follow: bool, parent: int | None, again
     """
     archive = Archive.open(settings.need("archive"))
     _check_recipe(settings)
-    from dqmstream.learners.learner import Learner
+    from dqmstream.learners.stream.learner import Learner
 
     if parent is not None:
         die_with_parent(parent)
@@ -263,14 +263,14 @@ def replay_archive(
     """The learner over archived runs."""
     archive = Archive.open(settings.need("archive"))
     _check_recipe(settings)
-    from dqmstream.experiments.replay import replay
+    from dqmstream.learners.stream.replay import replay
 
     return replay(archive, settings.state_path, learner_settings(settings), ledger=ledger, resume=resume, progress=progress)
 
 
 def learner_settings(settings: Settings) -> LearnerSettings:
     """The settings that concern the learner."""
-    from dqmstream.learners.learner import LearnerSettings
+    from dqmstream.learners.stream.learner import LearnerSettings
 
     if settings.label_delay is not None and not settings.window:
         raise InputError("--label-delay is for a learner that takes windows: give --window too")
@@ -294,7 +294,7 @@ def learner_settings(settings: Settings) -> LearnerSettings:
 
 def _check_learner(archive: Archive, settings: Settings) -> None:
     """Refuse a state of another learner before anything is filed."""
-    from dqmstream.learners.learner import identity
+    from dqmstream.learners.stream.learner import identity
 
     check_identity(settings.state_path / settings.name, identity(archive, learner_settings(settings)))
 
@@ -354,7 +354,7 @@ def archive_status(archive: Archive) -> dict[str, Any]:
 
 
 def learner_status(archive: Archive, state: Path, hang_s: float = 300.0) -> dict[str, Any]:
-    """What each learner in the state folder last did, by name, and whether it lives (`learners.state.life`).
+    """What each learner in the state folder last did, by name, and whether it lives (`learners.stream.state_folder.life`).
 
     How many complete runs it is behind is counted here, from archive and ledger, so that it is true of a dead learner too.
     hang_s: a learner that shows no sign of life for longer hangs.

@@ -19,7 +19,7 @@ from dqmstream.commands import ImportFlags, consume_topic, consumed_result, impo
 from dqmstream.config import Settings, load_settings
 from dqmstream.errors import InputError
 from dqmstream.experiments.simulator import write
-from dqmstream.learners.ledger import read_ledger
+from dqmstream.learners.stream.ledger import read_ledger
 from dqmstream.service import consume
 from dqmstream.stopping import stop_on_signals
 from dqmstream.storage.archive import Archive
@@ -120,7 +120,7 @@ class _Replays:
         self._ledger = settings.state_path / settings.name / "ledger.jsonl"
         self._shown = {name: console.bar_callback(progress, f"replay {name}") for name in COMPARED}
         self._running: dict[str, Future[dict[str, Any]]] = {}
-        multiprocessing.set_forkserver_preload(["dqmstream.experiments.replay", "dqmstream.learners.gradient.strategy"])
+        multiprocessing.set_forkserver_preload(["dqmstream.learners.stream.replay", "dqmstream.learners.gradient.strategy"])
         multiprocessing.forkserver.ensure_running()
         forks = multiprocessing.get_context("forkserver")
         self._pool = ProcessPoolExecutor(max_workers=2, mp_context=forks, initializer=console.configure_logs)
@@ -155,7 +155,7 @@ class _Replays:
 
 
 def _replay(settings: Settings, strategy: str, ledger: Path) -> dict[str, Any]:
-    from dqmstream.experiments.replay import replay
+    from dqmstream.learners.stream.replay import replay
 
     chosen = load_settings(**{**settings.model_dump(), "strategy": strategy})
     return replay(Archive.open(settings.need("archive")), settings.state_path, learner_settings(chosen), ledger=ledger)

@@ -17,8 +17,8 @@ import structlog
 
 from dqmstream.config import Settings
 from dqmstream.errors import InputError, StateError, StateInUseError
-from dqmstream.learners.heartbeat import BEAT_S, Sign, read_sign
-from dqmstream.learners.state import is_running, read_status
+from dqmstream.learners.stream.heartbeat import BEAT_S, Sign, read_sign
+from dqmstream.learners.stream.state_folder import is_running, read_status
 from dqmstream.storage.archive import Archive
 
 PR_SET_PDEATHSIG = 1

@@ -32,7 +32,7 @@ PRELOADED = [
     "tests.commandline",
     "tests.promises.killed",
     "dqmstream.commands",
-    "dqmstream.experiments.replay",
+    "dqmstream.learners.stream.replay",
     "dqmstream.streaming.kafka.dead_letters",
 ]
 

@@ -17,10 +17,10 @@ from dqmstream.commands import learner_settings
 from dqmstream.config import load_settings, recipe_flags
 from dqmstream.errors import InputError, StateError
 from dqmstream.learner_process import _learn_command
-from dqmstream.learners.learner import LearnerSettings, identity
 from dqmstream.learners.networks.recipe import Recipe
 from dqmstream.learners.registry import recipe_changes, recipe_of
-from dqmstream.learners.state import check_identity
+from dqmstream.learners.stream.learner import LearnerSettings, identity
+from dqmstream.learners.stream.state_folder import check_identity
 from tests import commandline
 from tests.commandline import told
 from tests.maps import counts, write_run

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from dqmstream.experiments.simulator import write
-from dqmstream.learners.flags import Flagger
-from dqmstream.learners.learner import Learner, LearnerSettings
-from dqmstream.learners.ledger import describe
 from dqmstream.learners.splits import Part, assign
+from dqmstream.learners.stream.flags import Flagger
+from dqmstream.learners.stream.learner import Learner, LearnerSettings
+from dqmstream.learners.stream.ledger import describe
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.imports.importer import import_files
 from tests.commandline import dqmstream, result, told

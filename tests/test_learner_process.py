@@ -94,7 +94,7 @@ def test_a_learner_on_a_full_disk_is_not_given_up(source: Archive, tmp_path: Pat
     folder, starts = tmp_path / "A.state" / "live", tmp_path / "starts"
     folder.mkdir(parents=True)
     full = (
-        "import sys; from pathlib import Path; from dqmstream.learners.heartbeat import Heartbeat; "
+        "import sys; from pathlib import Path; from dqmstream.learners.stream.heartbeat import Heartbeat; "
         f"Heartbeat(Path({str(folder)!r})).close(OSError(28, 'No space left on device')); "
         f"open({str(starts)!r}, 'a').write('x'); sys.exit(5)"
     )

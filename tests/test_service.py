@@ -18,8 +18,8 @@ from structlog.testing import capture_logs
 from dqmstream.commands import learner_settings, learner_status
 from dqmstream.config import Settings, load_settings
 from dqmstream.errors import DataLostError
-from dqmstream.experiments.replay import replay
-from dqmstream.learners.learner import Learner, LearnerSettings
+from dqmstream.learners.stream.learner import Learner, LearnerSettings
+from dqmstream.learners.stream.replay import replay
 from dqmstream.service import Consumed, consume, default_group
 from dqmstream.stopping import Stop, stop_on_signals
 from dqmstream.storage.archive import Archive
@@ -29,7 +29,7 @@ from dqmstream.streaming.batching import IngestCounts
 from dqmstream.streaming.dead_letters import FolderDeadLetters
 from dqmstream.streaming.feed import InProcessFeed, Polled
 from dqmstream.streaming.publisher import messages
-from tests.learners.test_learner import assert_same_bits
+from tests.learners.stream.test_learner import assert_same_bits
 from tests.maps import as_sent, check_tiling, rows
 from tests.runs import simulated_archive
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from dqmstream.learners.history import Line, figures
-from dqmstream.learners.metrics import drops, matrix
+from dqmstream.learners.evaluation.history import Line, figures
+from dqmstream.learners.evaluation.metrics import drops, matrix
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """A cell of a benchmark: one strategy over one stream, run by run, saved when it is finished.
 
-A cell goes through the same code as the live learner (`learners.judge`); only the archive is left out, and the runs come from
+A cell goes through the same code as the live learner (`learners.stream.experience`); only the archive is left out, and the
+runs come from
 the simulator as they would come from it. A bound's cell holds the same kind of lines, without anything learnt.
 """
 
@@ -22,13 +23,13 @@ from dqmstream.experiments.bounds import BOUNDS, IDEAL, RunTruth, ideal, ideal_p
 from dqmstream.experiments.provenance import code_digest, commit, versions
 from dqmstream.experiments.simulator import LIVE, SimulatedRun, stream
 from dqmstream.experiments.statistics import effective_count
-from dqmstream.learners.evaluation import Evaluator, Scores, evaluate_row
-from dqmstream.learners.history import Line
-from dqmstream.learners.judge import learn_and_judge
+from dqmstream.learners.evaluation.evaluator import Evaluator, Scores, evaluate_row
+from dqmstream.learners.evaluation.history import Line
 from dqmstream.learners.monitoring.novelty import Novelty
 from dqmstream.learners.registry import GRADIENT, make_strategy, recipe_of
 from dqmstream.learners.splits import Split
 from dqmstream.learners.strategy import Maps, RunData
+from dqmstream.learners.stream.experience import learn_and_judge
 from dqmstream.learners.threads import set_threads
 from dqmstream.lumisection import Geometry
 

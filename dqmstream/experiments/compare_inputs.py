@@ -10,8 +10,8 @@ import numpy as np
 
 from dqmstream.errors import InputError
 from dqmstream.experiments.compare_conditions import Channels, Sample
-from dqmstream.learners.ledger import scale_of
 from dqmstream.learners.splits import INTERPOLATED_SCALE
+from dqmstream.learners.stream.ledger import scale_of
 from dqmstream.lumisection import utf8
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.imports.importer import read_run_file

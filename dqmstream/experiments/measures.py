@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dqmstream.experiments.records import Record, baselines
-from dqmstream.learners.history import Line, beside_joint, figures, results
+from dqmstream.learners.evaluation.history import Line, beside_joint, figures, results
 
 LOWER, UPPER = "naive", "joint"
 """Strategies between which a learner's share of the gap is measured, where both have learnt the same runs."""
@@ -14,7 +14,8 @@ LOWER, UPPER = "naive", "joint"
 
 @dataclass(frozen=True)
 class Measures:
-    """A row of the second table; None for what a history does not hold. The definitions are those of `learners.metrics`.
+    """A row of the second table; None for what a history does not hold. The definitions are those of
+    `learners.evaluation.metrics`.
 
     worst_case: at the ends of experiences; worst_case_within_training: also in the course of each training, where it was
     watched. gap_closed: share of the way from the naive learner to the joint one. ece: expected calibration error, as given

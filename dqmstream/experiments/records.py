@@ -17,10 +17,10 @@ from scipy.stats import binom
 from dqmstream.errors import StateError
 from dqmstream.experiments.figures import Course, Roc
 from dqmstream.learners.closed_form.baselines import RingMeans
-from dqmstream.learners.evaluation import auc, newest_of_run, roc_curve
-from dqmstream.learners.history import Line, baseline_lines, prequential_results, read_history, results
-from dqmstream.learners.ledger import Experience, newest_lines, read_ledger
-from dqmstream.learners.state import LIVE, read_json, read_status
+from dqmstream.learners.evaluation.evaluator import auc, newest_of_run, roc_curve
+from dqmstream.learners.evaluation.history import Line, baseline_lines, prequential_results, read_history, results
+from dqmstream.learners.stream.ledger import Experience, newest_lines, read_ledger
+from dqmstream.learners.stream.state_folder import LIVE, read_json, read_status
 from dqmstream.storage.archive import Archive
 
 CONFIDENCE = 0.95
@@ -52,7 +52,7 @@ class Record:
 
     lines: of its history, one at least. experiences: of its ledger, learnt or not. left_out: reason by run. late: how many
     lumisections of a learnt run came too late to be learnt. scores: of the last evaluation, None at one run.
-    prequential: what its windows came to (`learners.history`), None where it takes none.
+    prequential: what its windows came to (`learners.evaluation.history`), None where it takes none.
     reference: version of the one it was given, "" for the first run. recipe: changes to its strategy's own.
     """
 
@@ -256,7 +256,7 @@ def square(rows: list[list[float | None]]) -> np.ndarray:
 
 
 def course(name: str, lines: list[Line], *, beside: bool) -> Course:
-    """Average accuracy and forgetting after each experience, as `learners.evaluation` defines them, in one pass."""
+    """Average accuracy and forgetting after each experience, as `learners.evaluation.evaluator` defines them, in one pass."""
     values = square(results(lines)["accuracy_matrix"])
     size = len(values)
     accuracy, lost = np.full(size, np.nan), np.full(size, np.nan)

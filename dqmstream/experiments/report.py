@@ -23,7 +23,7 @@ from dqmstream.experiments import figures, figures_maps, records
 from dqmstream.experiments.changes import BEYOND, DEAD, RunView, largest, run_views
 from dqmstream.experiments.measures import measure
 from dqmstream.experiments.records import Record, Row
-from dqmstream.learners.history import results
+from dqmstream.learners.evaluation.history import results
 from dqmstream.storage.archive import Archive
 
 SHOWN_RUNS = figures.ANNOTATED_RUNS

@@ -88,7 +88,7 @@ class Strategy(Protocol):
     it, the strategy's seed, the experience's number and its data; so a resumed stream gives the bits of an unbroken one.
     Reference maps and statistics are fitted on the train part alone; validation may choose when to stop; test is never seen.
     An object that has learnt on takes back an earlier state of its own as well: so a run that goes on is learnt once more in
-    place of its beginning (`learners.windows`). Validation and test are empty while a run has none.
+    place of its beginning (`learners.stream.windows`). Validation and test are empty while a run has none.
     """
 
     name: str

@@ -17,7 +17,6 @@ from dqmstream.experiments import benchmark, provenance
 from dqmstream.experiments.benchmark import time_left
 from dqmstream.experiments.bounds import BOUNDS
 from dqmstream.experiments.cells import Cell, ordered, run_cell
-from dqmstream.experiments.replay import replay
 from dqmstream.experiments.report_benchmark import write_benchmark_report
 from dqmstream.experiments.results import write
 from dqmstream.experiments.simulator import stream
@@ -26,8 +25,9 @@ from dqmstream.experiments.statistics import chance_interval
 from dqmstream.experiments.stored import Record, Stored, failure
 from dqmstream.experiments.table import summarise
 from dqmstream.experiments.table_text import COLUMNS, markdown, overview, printed, stream_markdown
-from dqmstream.learners.learner import LearnerSettings
 from dqmstream.learners.registry import BASELINES, CONVEX, STREAMING
+from dqmstream.learners.stream.learner import LearnerSettings
+from dqmstream.learners.stream.replay import replay
 from tests.runs import simulated_archive
 from tests.scale import SOAK
 

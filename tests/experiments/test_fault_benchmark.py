@@ -26,7 +26,7 @@ from dqmstream.experiments.simulator.places import channel
 from dqmstream.experiments.simulator.runs import draw_runs
 from dqmstream.experiments.statistics import clustered_figures
 from dqmstream.experiments.streams import STREAMS
-from dqmstream.learners.evaluation import auc
+from dqmstream.learners.evaluation.evaluator import auc
 from dqmstream.learners.monitoring.fault_score import FaultScore
 from dqmstream.learners.response.reference import Reference
 from dqmstream.lumisection import ieta_row

@@ -22,9 +22,9 @@ from dqmstream.experiments.measures import measure
 from dqmstream.experiments.records import course
 from dqmstream.experiments.report import MANIFEST, write_report
 from dqmstream.learners.closed_form.baselines import GainMap
-from dqmstream.learners.history import baseline_lines, read_history, results
-from dqmstream.learners.learner import Learner, LearnerSettings
-from dqmstream.learners.ledger import read_experience, read_ledger
+from dqmstream.learners.evaluation.history import baseline_lines, read_history, results
+from dqmstream.learners.stream.learner import Learner, LearnerSettings
+from dqmstream.learners.stream.ledger import read_experience, read_ledger
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.imports.importer import import_files
 from tests.experiments.page import Page

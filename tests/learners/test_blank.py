@@ -12,7 +12,7 @@ from dqmstream.experiments.faults.autodqm import BetaBinomial
 from dqmstream.experiments.faults.learned import FaultFlags, NewRun
 from dqmstream.experiments.faults.residuals import ZScore
 from dqmstream.learners.blank import blank, telling
-from dqmstream.learners.evaluation import Evaluator
+from dqmstream.learners.evaluation.evaluator import Evaluator
 from dqmstream.learners.monitoring.fault_score import FaultScore
 from dqmstream.learners.monitoring.novelty import WINDOW, Novelty
 from dqmstream.learners.networks.recipe import Recipe

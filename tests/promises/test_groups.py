@@ -16,7 +16,7 @@ import pytest
 from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 from kafka.errors import RetriableError
 
-from dqmstream.learners.history import read_history
+from dqmstream.learners.evaluation.history import read_history
 from dqmstream.service import default_group
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.writer import ArchiveWriter, OffsetConflict

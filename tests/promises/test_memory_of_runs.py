@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from dqmstream.experiments.records import chance_interval, p_value
-from dqmstream.experiments.replay import replay
-from dqmstream.learners.learner import Learner, LearnerSettings
+from dqmstream.learners.stream.learner import Learner, LearnerSettings
+from dqmstream.learners.stream.replay import replay
 from dqmstream.storage.archive import Archive
-from tests.learners.test_learner import assert_same_bits
+from tests.learners.stream.test_learner import assert_same_bits
 from tests.runs import simulated_archive
 from tests.test_cli import result
 

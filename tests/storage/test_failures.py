@@ -16,7 +16,7 @@ import pytest
 
 from dqmstream.config import load_settings
 from dqmstream.errors import ArchiveError
-from dqmstream.learners.state import Identity, StateFolder
+from dqmstream.learners.stream.state_folder import Identity, StateFolder
 from dqmstream.service import consume
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.images.archive import ImageArchive, import_images

@@ -13,8 +13,8 @@ import numpy as np
 
 from dqmstream.experiments.faults.track import Track
 from dqmstream.experiments.simulator import SimulatedRun
-from dqmstream.learners.evaluation import auc
-from dqmstream.learners.metrics import Matrix, forgetting, matrix
+from dqmstream.learners.evaluation.evaluator import auc
+from dqmstream.learners.evaluation.metrics import Matrix, forgetting, matrix
 
 
 class Replayed:
@@ -38,6 +38,6 @@ class Replayed:
         self._rows.append(row)
 
     def results(self) -> dict[str, object]:
-        """runs: those that were had again; auc: R, a row for each of them; forgetting of `learners.metrics`."""
+        """runs: those that were had again; auc: R, a row for each of them; forgetting of `learners.evaluation.metrics`."""
         found: Matrix = matrix(self._rows)
         return {"runs": [run.run for run in self._early], "auc": found, "forgetting": forgetting(found)}

@@ -28,7 +28,7 @@ from dqmstream.experiments.studies.baselines import baselines, scored
 from dqmstream.experiments.studies.intervals import accuracy_interval, auc_interval
 from dqmstream.experiments.studies.parts import Division, division, parts_of, stretches
 from dqmstream.experiments.studies.recipes import WHAT, StudyRecipe, recipe, refuse_moves
-from dqmstream.learners.evaluation import one_against_rest
+from dqmstream.learners.evaluation.evaluator import one_against_rest
 from dqmstream.learners.offline.batches import Images, Parts
 from dqmstream.learners.offline.plan import SIZES, Plan
 from dqmstream.storage.images.source import open_images

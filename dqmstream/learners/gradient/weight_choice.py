@@ -18,7 +18,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor
 
 from dqmstream.errors import StateError
-from dqmstream.learners.calibration import fit_temperature
+from dqmstream.learners.evaluation.calibration import fit_temperature
 from dqmstream.learners.memory.exemplars import ExemplarMemory
 from dqmstream.learners.networks.base import Network
 from dqmstream.learners.networks.recipe import Recipe

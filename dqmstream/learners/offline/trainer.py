@@ -17,7 +17,7 @@ from torch import Tensor, nn, optim
 from torch.nn import functional
 
 from dqmstream.errors import InputError, StateError
-from dqmstream.learners.evaluation import one_against_rest
+from dqmstream.learners.evaluation.evaluator import one_against_rest
 from dqmstream.learners.gradient.device import chosen_device, seeded
 from dqmstream.learners.offline import checkpoints
 from dqmstream.learners.offline.batches import Batch, Images, Parts, in_order, shuffled

@@ -12,10 +12,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dqmstream.learners.evaluation import Evaluator, Scores, auc, evaluate_row
+from dqmstream.learners.evaluation.evaluator import Evaluator, Scores, auc, evaluate_row
 from dqmstream.learners.gradient.flops import StepFlops, step_flops
-from dqmstream.learners.heap import give_back
-from dqmstream.learners.judge import learn_and_judge
 from dqmstream.learners.memory.merging import Nearest, in_one_row
 from dqmstream.learners.monitoring.novelty import WINDOW, Novelty, most_alike
 from dqmstream.learners.networks.recipe import Recipe
@@ -23,6 +21,8 @@ from dqmstream.learners.networks.registry import build
 from dqmstream.learners.registry import make_strategy
 from dqmstream.learners.response.reference import Reference
 from dqmstream.learners.splits import Part
+from dqmstream.learners.stream.experience import learn_and_judge
+from dqmstream.learners.stream.heap import give_back
 from dqmstream.lumisection import Geometry
 from tests.learners.streams import make_stream, reader
 

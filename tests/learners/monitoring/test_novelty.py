@@ -8,7 +8,7 @@ import pytest
 from dqmstream.errors import InputError, StateError
 from dqmstream.experiments.cells import as_run_data
 from dqmstream.experiments.simulator import stream
-from dqmstream.learners.evaluation import auc
+from dqmstream.learners.evaluation.evaluator import auc
 from dqmstream.learners.monitoring.novelty import WINDOW, Novelty
 from dqmstream.learners.splits import Part, Split
 from dqmstream.learners.strategy import Maps, RunData

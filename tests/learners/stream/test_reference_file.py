@@ -14,11 +14,11 @@ from dqmstream.config import load_settings
 from dqmstream.errors import InputError, StateError
 from dqmstream.learner_process import _learn_command
 from dqmstream.learners.closed_form.baselines import GainMap
-from dqmstream.learners.learner import Learner, LearnerSettings
 from dqmstream.learners.registry import make_strategy
 from dqmstream.learners.response.reference import Reference
 from dqmstream.learners.splits import Part
 from dqmstream.learners.strategy import Strategy, joined
+from dqmstream.learners.stream.learner import Learner, LearnerSettings
 from dqmstream.learners.stream.reference_file import load_reference, make_reference, read_channels, save_reference
 from dqmstream.lumisection import Geometry, ieta_row
 from dqmstream.storage.archive import Archive

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from dqmstream.errors import InputError
-from dqmstream.learners.learner import Learner, LearnerSettings
-from dqmstream.learners.ledger import Experience, describe, describe_windows, frozen_view, read_ledger
 from dqmstream.learners.registry import resolve
+from dqmstream.learners.stream.learner import Learner, LearnerSettings
+from dqmstream.learners.stream.ledger import Experience, describe, describe_windows, frozen_view, read_ledger
 from dqmstream.storage.archive import Archive
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from dqmstream.learners.calibration import (
+from dqmstream.learners.evaluation.calibration import (
     COLDEST,
     HOTTEST,
     at_temperature,

@@ -88,7 +88,8 @@ def min_accuracy_within_training(watched: Sequence[Mapping[int, float]]) -> floa
     """Mean over the watched runs of the lowest accuracy at any moment that was watched since the run was learnt.
 
     min-ACC of De Lange et al. (ICLR 2023), with moments in the course of training, for a sample of runs and a few
-    lumisections of each (`learners.watch`). watched: for each training, class -> lowest accuracy in its course and at its
+    lumisections of each (`learners.evaluation.stability_gap`). watched: for each training, class -> lowest accuracy in its
+    course and at its
     end, of runs learnt before it. Runs that are watched in the last training count. None where nothing was watched.
     """
     if not watched:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.special import log_softmax
 from sklearn import metrics
 
-from dqmstream.learners.evaluation import NOTICED, VALIDATION_SHARE, Evaluator, Scores, auc, evaluate_row, roc_curve
+from dqmstream.learners.evaluation.evaluator import NOTICED, VALIDATION_SHARE, Evaluator, Scores, auc, evaluate_row, roc_curve
 from dqmstream.learners.monitoring.novelty import Noted
 from dqmstream.learners.registry import STREAMING
 from dqmstream.learners.splits import Part, assign

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dqmstream.errors import InputError
-from dqmstream.learners.prequential import Judged, Prequential
+from dqmstream.learners.evaluation.prequential import Judged, Prequential
 
 
 def feed(prequential: Prequential, named: list[list[int]], truth: list[list[int]]) -> list[Judged]:

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from dqmstream.errors import InputError, StateError
-from dqmstream.experiments.replay import replay
 from dqmstream.experiments.report import write_report
-from dqmstream.learners import checkpoint
-from dqmstream.learners.learner import Learner, LearnerSettings
-from dqmstream.learners.ledger import read_ledger
+from dqmstream.learners.stream import checkpoint
+from dqmstream.learners.stream.learner import Learner, LearnerSettings
+from dqmstream.learners.stream.ledger import read_ledger
+from dqmstream.learners.stream.replay import replay
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.writer import ArchiveWriter
-from tests.learners.test_learner import assert_same_bits
+from tests.learners.stream.test_learner import assert_same_bits
 from tests.maps import rows
 from tests.runs import simulated_archive
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from dqmstream.errors import InputError, StateError
-from dqmstream.learners.metrics import (
+from dqmstream.learners.evaluation.metrics import (
     Matrix,
     any_time,
     average,
@@ -32,7 +32,8 @@ Line = dict[str, Any]
 
 
 class History:
-    """Lines of history.jsonl. A line: experience, run, rows of the matrices, loss curve, baselines, cost (`learners.judge`).
+    """Lines of history.jsonl. A line: experience, run, rows of the matrices, loss curve, baselines, cost
+    (`learners.stream.experience`).
 
     Rows grow with the runs, 1000 runs' to 200 MB of numbers, so of the lines only the newest is kept in memory.
     """
@@ -93,7 +94,8 @@ def read_history(path: Path) -> list[Line]:
 
 
 def prequential_results(path: Path) -> dict[str, Any] | None:
-    """What the windows of a windows.jsonl (`learners.windows`) came to; None where it does not exist, or none was judged.
+    """What the windows of a windows.jsonl (`learners.stream.windows`) came to; None where it does not exist, or none was
+    judged.
 
     accuracy: of all their lumisections, as named on arrival; accuracy_sliding: of those of the last windows. known: share of
     those whose run the learner had begun to learn by then; accuracy_known: of these. no_change: accuracy of always naming
@@ -125,7 +127,7 @@ def newest_average(lines: list[Line]) -> float | None:
 
 
 def results(lines: list[Line]) -> dict[str, Any]:
-    """What a stream came to, from its history: matrices, figures of `learners.metrics`, baselines and cost.
+    """What a stream came to, from its history: matrices, figures of `learners.evaluation.metrics`, baselines and cost.
 
     figures: `figures` of the learner; baseline_figures: the same of each baseline beside it. new_run_auc: mean over the runs of
     how well each was told from the known ones before it was learnt. calibration: at the last evaluation. flops: None where a
@@ -201,7 +203,8 @@ def baseline_lines(lines: list[Line], name: str) -> list[Line]:
 class BesideJoint:
     """A learner between the naive learner and the joint bound, after each run.
 
-    naive, own, joint: average accuracies. share: of the gap closed (`learners.metrics.gap_closed`). last: of the last run.
+    naive, own, joint: average accuracies. share: of the gap closed (`learners.evaluation.metrics.gap_closed`). last: of the
+    last run.
     """
 
     runs: list[int]

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dqmstream.learners.evaluation import Evaluator, Scores
-from dqmstream.learners.history import Line
-from dqmstream.learners.judge import learn_and_judge
+from dqmstream.learners.evaluation.evaluator import Evaluator, Scores
+from dqmstream.learners.evaluation.history import Line
+from dqmstream.learners.evaluation.stability_gap import Watcher
 from dqmstream.learners.monitoring.novelty import Novelty
 from dqmstream.learners.response.reference import Reference
 from dqmstream.learners.saved_state import prefixed, within
 from dqmstream.learners.strategy import Past, RunData, Strategy
-from dqmstream.learners.watch import Watcher
+from dqmstream.learners.stream.experience import learn_and_judge
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +37,7 @@ class Taught:
         self.novelty.look_through(reference)
 
     def learn(self, number: int, run: RunData, past: Past) -> tuple[Line, Scores | None]:
-        """`learners.judge.learn_and_judge`."""
+        """`learners.stream.experience.learn_and_judge`."""
         return learn_and_judge(self.strategy, self.baselines, self.evaluator, self.novelty, number, run, past, self.watcher)
 
     def state(self) -> dict[str, np.ndarray]:

@@ -14,13 +14,13 @@ import pytest
 from dqmstream.commands import learner_status
 from dqmstream.errors import ArchiveError, InputError, StateError
 from dqmstream.experiments.records import read_records, rocs
-from dqmstream.experiments.replay import replay
-from dqmstream.learners import checkpoint
-from dqmstream.learners.flags import Flagger
-from dqmstream.learners.learner import Learner, LearnerSettings
-from dqmstream.learners.ledger import Ledger, describe, read_experience, read_ledger
 from dqmstream.learners.splits import Part
 from dqmstream.learners.strategy import Maps
+from dqmstream.learners.stream import checkpoint
+from dqmstream.learners.stream.flags import Flagger
+from dqmstream.learners.stream.learner import Learner, LearnerSettings
+from dqmstream.learners.stream.ledger import Ledger, describe, read_experience, read_ledger
+from dqmstream.learners.stream.replay import replay
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.imports.importer import import_files
 from dqmstream.storage.writer import ArchiveWriter

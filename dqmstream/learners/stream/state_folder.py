@@ -8,7 +8,7 @@
                windows.jsonl    what each window was taken for, and was; where the learner takes windows
                windows/         its checkpoints between runs, the last two
                status.json      what the learner does now
-               heartbeat        signs of life, and how it ended (`learners.heartbeat`)
+               heartbeat        signs of life, and how it ended (`learners.stream.heartbeat`)
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from dqmstream.errors import StateError, StateInUseError
-from dqmstream.learners.heartbeat import DONE, FILE_NAME, Heartbeat, read_sign
+from dqmstream.learners.stream.heartbeat import DONE, FILE_NAME, Heartbeat, read_sign
 from dqmstream.storage.locks import empty_folder, is_held, try_exclusive, write_atomically
 from dqmstream.storage.repository import warn_of_locks
 

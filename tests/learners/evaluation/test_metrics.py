@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from dqmstream.learners.metrics import (
+from dqmstream.learners.evaluation.metrics import (
     Matrix,
     any_time,
     average,

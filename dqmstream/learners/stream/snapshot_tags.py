@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import structlog
 
 from dqmstream.errors import ArchiveError
-from dqmstream.learners.ledger import Experience
+from dqmstream.learners.stream.ledger import Experience
 from dqmstream.storage.archive import Archive
 
 log = structlog.get_logger("dqmstream.learner")

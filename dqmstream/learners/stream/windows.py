@@ -22,18 +22,18 @@ import structlog
 from scipy.special import log_softmax
 
 from dqmstream.errors import StateError
-from dqmstream.learners import checkpoint
 from dqmstream.learners.blank import telling
-from dqmstream.learners.evaluation import by_run
-from dqmstream.learners.history import append_line, read_history, write_lines
-from dqmstream.learners.judge import Clock
+from dqmstream.learners.evaluation.evaluator import by_run
+from dqmstream.learners.evaluation.history import append_line, read_history, write_lines
+from dqmstream.learners.evaluation.prequential import Judged, Prequential
 from dqmstream.learners.learnable import FEWEST, lit
-from dqmstream.learners.ledger import Experience, LostExperienceError
-from dqmstream.learners.prequential import Judged, Prequential
 from dqmstream.learners.saved_state import prefixed, within
 from dqmstream.learners.splits import Part
-from dqmstream.learners.state import StateFolder
 from dqmstream.learners.strategy import Past, RunData, Strategy
+from dqmstream.learners.stream import checkpoint
+from dqmstream.learners.stream.experience import Clock
+from dqmstream.learners.stream.ledger import Experience, LostExperienceError
+from dqmstream.learners.stream.state_folder import StateFolder
 
 log = structlog.get_logger("dqmstream.learner")
 
@@ -57,7 +57,8 @@ class Windows:
 
     judged: windows whose label has come, one line each in windows.jsonl: window (its number), run, of_run (its number in the
     run), first, last, lumisections (that are not blank), right (as many were named right), cumulative and sliding
-    (`learners.prequential`), known (whether anything of the run had been learnt when it came), classes (runs known then),
+    (`learners.evaluation.prequential`), known (whether anything of the run had been learnt when it came), classes (runs known
+    then),
     no_change (right, had the run whose label came last been named), named (run, how often), snapshot.
     """
 

@@ -17,15 +17,15 @@ from scipy.special import log_softmax
 from scipy.stats import false_discovery_control, norm
 
 from dqmstream.errors import InputError, StateError
-from dqmstream.learners import checkpoint
-from dqmstream.learners.evaluation import by_run, newest_of_run
-from dqmstream.learners.ledger import maps_of
+from dqmstream.learners.evaluation.evaluator import by_run, newest_of_run
 from dqmstream.learners.monitoring.novelty import Novelty
 from dqmstream.learners.registry import make_strategy, recipe_of
 from dqmstream.learners.response.reference import Reference
 from dqmstream.learners.response.response import Saturating
 from dqmstream.learners.saved_state import within
-from dqmstream.learners.state import read_json
+from dqmstream.learners.stream import checkpoint
+from dqmstream.learners.stream.ledger import maps_of
+from dqmstream.learners.stream.state_folder import read_json
 from dqmstream.learners.threads import held_threads
 from dqmstream.lumisection import IETA
 from dqmstream.storage.archive import Archive

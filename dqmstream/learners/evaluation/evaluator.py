@@ -1,7 +1,8 @@
 """The evaluator: what a strategy says of the lumisections that are kept for judging it, and a row of each matrix from that.
 
 Row t of a matrix belongs to the moment right after experience t, and has an entry for each run seen by then. One has to learn
-two runs before there is anything to tell apart: row 0 is empty. What the matrices say of a stream is in `learners.metrics`.
+two runs before there is anything to tell apart: row 0 is empty. What the matrices say of a stream is in
+`learners.evaluation.metrics`.
 """
 
 from __future__ import annotations

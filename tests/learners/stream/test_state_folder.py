@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dqmstream.errors import StateError, StateInUseError
-from dqmstream.learners.state import Identity, StateFolder, is_running
+from dqmstream.learners.stream.state_folder import Identity, StateFolder, is_running
 
 IDENTITY = Identity("gain_map", 0, 1000, 100, "archive")
 

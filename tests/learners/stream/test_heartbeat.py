@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from dqmstream.learners import heartbeat
-from dqmstream.learners.heartbeat import Heartbeat, Sign, error_number, read_sign
-from dqmstream.learners.state import Identity, StateFolder, life
+from dqmstream.learners.stream import heartbeat
+from dqmstream.learners.stream.heartbeat import Heartbeat, Sign, error_number, read_sign
+from dqmstream.learners.stream.state_folder import Identity, StateFolder, life
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,8 @@
     a run is complete -> ledger line frozen, snapshot tagged -> judged before learning -> learnt -> evaluated
     -> history -> checkpoint (the commit point)
 
-Where it takes windows, those of a run come before it (`learners.windows`). It follows an archive while ingest writes to it, or
+Where it takes windows, those of a run come before it (`learners.stream.windows`). It follows an archive while ingest writes to
+it, or
 replays a ledger; both are the same code on the same lines.
 """
 
@@ -22,12 +23,17 @@ import structlog
 
 from dqmstream import __version__
 from dqmstream.errors import InputError, StateError
-from dqmstream.learners import checkpoint
-from dqmstream.learners.evaluation import Evaluator, Scores
-from dqmstream.learners.history import History, newest_average, prequential_results, results
-from dqmstream.learners.judge import Clock
+from dqmstream.learners.evaluation.evaluator import Evaluator, Scores
+from dqmstream.learners.evaluation.history import History, newest_average, prequential_results, results
+from dqmstream.learners.evaluation.stability_gap import Watcher
 from dqmstream.learners.learnable import why_left_out
-from dqmstream.learners.ledger import (
+from dqmstream.learners.monitoring.novelty import Novelty
+from dqmstream.learners.registry import STREAMING, make_strategy, recipe_changes, recipe_of, resolve
+from dqmstream.learners.strategy import RunData
+from dqmstream.learners.stream import checkpoint
+from dqmstream.learners.stream.experience import Clock
+from dqmstream.learners.stream.learned import Taught
+from dqmstream.learners.stream.ledger import (
     Experience,
     Ledger,
     LostExperienceError,
@@ -37,16 +43,11 @@ from dqmstream.learners.ledger import (
     newest_lines,
     read_experience,
 )
-from dqmstream.learners.monitoring.novelty import Novelty
-from dqmstream.learners.registry import STREAMING, make_strategy, recipe_changes, recipe_of, resolve
-from dqmstream.learners.state import Identity, StateFolder
-from dqmstream.learners.strategy import RunData
 from dqmstream.learners.stream.reference_file import About, load_reference
-from dqmstream.learners.tags import SnapshotTags
-from dqmstream.learners.taught import Taught
+from dqmstream.learners.stream.snapshot_tags import SnapshotTags
+from dqmstream.learners.stream.state_folder import Identity, StateFolder
+from dqmstream.learners.stream.windows import Windows
 from dqmstream.learners.threads import ThreadPools
-from dqmstream.learners.watch import Watcher
-from dqmstream.learners.windows import Windows
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.locks import write_atomically
 from dqmstream.storage.row_index import RunSummary
@@ -62,9 +63,10 @@ class LearnerSettings:
     `learners.stream.reference_file`, else the first run is it. memory_bytes: budget for what is kept of
     past runs, in all. idle_s: a run without a stop is complete when nothing of it came for so long. evaluation_samples: test
     lumisections scored at an evaluation, in all.
-    watch_samples: lumisections scored in the course of each training, 0 for none (`learners.watch`); changes nothing learnt,
+    watch_samples: lumisections scored in the course of each training, 0 for none (`learners.evaluation.stability_gap`);
+    changes nothing learnt,
     and raises InputError where it does not suffice for one run. window: a run is learnt from while it goes on, so many
-    lumisections at a time, 0 for not (`learners.windows`); label_delay: windows until it is known of which run one was.
+    lumisections at a time, 0 for not (`learners.stream.windows`); label_delay: windows until it is known of which run one was.
     threads: of the CPU; one by default, since a second made a step of the small default model 1.4 times as fast on idle
     cores and 20 times as slow where other processes wanted them. device: "auto", "cpu" or "cuda".
     """
