@@ -82,7 +82,7 @@ def load_avalanche_paths() -> None:
         return
     module = importlib.util.module_from_spec(spec)
     before = os.environ.get("HOME")
-    os.environ["HOME"] = str(Path(__file__).parent / "learners" / "strategies" / "home")
+    os.environ["HOME"] = str(Path(__file__).parent / "learners" / "gradient" / "home")
     try:
         spec.loader.exec_module(module)
     finally:

@@ -44,7 +44,7 @@ class Gradient:
     module: str
     recipe: Recipe = field(default_factory=Recipe)
     model: str | None = None
-    strategy: tuple[str, str] = ("DeepStrategy", "deep")
+    strategy: tuple[str, str] = ("DeepStrategy", "strategy")
 
 
 GRADIENT = {
@@ -134,4 +134,4 @@ def make_strategy(
 
 
 def _named(name: str, module: str) -> Any:
-    return getattr(import_module(f"dqmstream.learners.strategies.{module}"), name)
+    return getattr(import_module(f"dqmstream.learners.gradient.{module}"), name)

@@ -106,7 +106,7 @@ class Strategy(Protocol):
         """Learn experience number `experience` (0, 1, 2, ... without a hole). The first only sets the reference,
         where none was given.
 
-        watch: what trains by gradient steps calls it every `WATCH_STEPS` of them (10, in `strategies.template`) but not
+        watch: what trains by gradient steps calls it every `WATCH_STEPS` of them (10, in `gradient.trainer`) but not
         after the last. The run is then a class already, and `scores` answers for the weights as they are. What is learnt
         has the same bits with and without a watch. What learns in one piece never calls it.
         """
