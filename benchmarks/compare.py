@@ -29,8 +29,8 @@ import numpy as np
 from scipy.stats import binomtest, kstest
 
 from benchmarks.real_conditions import LENGTHS, PAIRS, R_A_PILEUP, conditions, draw, rates
-from dqmstream.experiments.compare import Comparison, compare
-from dqmstream.experiments.compare_inputs import RunCounts, pair_of
+from dqmstream.experiments.compare.comparison import Comparison, compare
+from dqmstream.experiments.compare.inputs import RunCounts, pair_of
 from dqmstream.experiments.simulator import LIVE, READOUT_BOXES, SimulatedRun, draw_counts, stream, write
 from dqmstream.lumisection import rbx_mask
 

@@ -34,7 +34,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dqmstream.experiments.cells import as_run_data
+from dqmstream.experiments.benchmark.cells import as_run_data
 from dqmstream.experiments.simulator import stream
 from dqmstream.learners.gradient.naive import Naive
 from dqmstream.learners.gradient.trainer import Lesson, RunTemplate, decay_groups

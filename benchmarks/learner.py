@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from dqmstream.experiments.cells import as_run_data
+from dqmstream.experiments.benchmark.cells import as_run_data
 from dqmstream.experiments.simulator import stream
 from dqmstream.learners.evaluation.evaluator import Evaluator
 from dqmstream.learners.monitoring.novelty import Novelty

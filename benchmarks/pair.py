@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from dqmstream.experiments.cells import as_run_data
+from dqmstream.experiments.benchmark.cells import as_run_data
 from dqmstream.experiments.simulator import stream
 from dqmstream.learners.evaluation.evaluator import auc
 from dqmstream.learners.networks.recipe import STUDY

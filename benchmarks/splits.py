@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from dqmstream.experiments.simulator import LIVE, SimulatedRun, interpolate, stream
-from dqmstream.experiments.streams import seed_use
+from dqmstream.experiments.simulator.streams import seed_use
 from dqmstream.learners.closed_form.baselines import GainMap, RingMeans
 from dqmstream.learners.splits import INTERPOLATED_SCALE, Part, Split
 from dqmstream.learners.strategy import Maps, RunData

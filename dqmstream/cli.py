@@ -298,12 +298,12 @@ def report(
 ) -> None:
     """Draw what was learnt and forgotten, and which channels changed: HTML and PNG."""
     if benchmark is not None:
-        from dqmstream.experiments.report_benchmark import write_benchmark_report
+        from dqmstream.experiments.benchmark.page import write_benchmark_report
 
         page = write_benchmark_report(benchmark, out)
         show({"report": str(page)}, as_json, f"report: {page}")
         return
-    from dqmstream.experiments.report import write_report
+    from dqmstream.experiments.report.report import write_report
     from dqmstream.storage.archive import Archive as Reader
 
     settings = load_settings(archive=archive, state=state)

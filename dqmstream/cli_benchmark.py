@@ -19,7 +19,7 @@ from dqmstream.config import MAX_COUNT, MAX_MEMORY_BYTES, read_table, recipe_fla
 from dqmstream.errors import InputError, StateError
 
 if TYPE_CHECKING:
-    from dqmstream.experiments.benchmark import Progress
+    from dqmstream.experiments.benchmark.benchmark import Progress
 
 app = typer.Typer()
 
@@ -108,11 +108,11 @@ def benchmark(
     if files and len(files) > 1:
         raise InputError(f"{files[1]}: a benchmark is of one file of tables; further files are taken with --data alone")
     spec = files[0] if files else None
-    from dqmstream.experiments.benchmark import run_benchmark
-    from dqmstream.experiments.results import write
-    from dqmstream.experiments.spec import Benchmark, Spec, benchmark_of
-    from dqmstream.experiments.table import summarise
-    from dqmstream.experiments.table_text import NOTE, origin, overview, printed, stream_columns, title
+    from dqmstream.experiments.benchmark.benchmark import run_benchmark
+    from dqmstream.experiments.benchmark.results import write
+    from dqmstream.experiments.benchmark.spec import Benchmark, Spec, benchmark_of
+    from dqmstream.experiments.benchmark.table import summarise
+    from dqmstream.experiments.benchmark.table_text import NOTE, origin, overview, printed, stream_columns, title
 
     given: dict[str, Any] = {
         "streams": tuple(streams or ()),

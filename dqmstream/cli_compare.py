@@ -35,10 +35,10 @@ def compare(
     A factor common to all channels is taken for luminosity or calibration, and not seen. Where the runs share no conditions,
     channels are compared with their rings, with a larger error. If most channels cannot be tested, the exit code is 10.
     """
-    from dqmstream.experiments.compare import compare as run
-    from dqmstream.experiments.compare_inputs import read_pair
-    from dqmstream.experiments.compare_output import as_json as describe
-    from dqmstream.experiments.compare_output import check_folder, write
+    from dqmstream.experiments.compare.comparison import compare as run
+    from dqmstream.experiments.compare.inputs import read_pair
+    from dqmstream.experiments.compare.output import as_json as describe
+    from dqmstream.experiments.compare.output import check_folder, write
 
     if out is not None:
         check_folder(out)

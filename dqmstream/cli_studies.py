@@ -90,7 +90,7 @@ def run(
 ) -> None:
     """Train a study's recipe on the user's files and print its table. asked: further `studies.sweep.Options`."""
     from dqmstream.experiments.studies.results import COLUMNS, notes, rows, title, write_table
-    from dqmstream.experiments.studies.sweep import Options, prepare, run_study
+    from dqmstream.experiments.studies.study import Options, prepare, run_study
 
     if name is None:
         raise InputError("--data needs a study to try on it: --recipe NAME; --list lists them")

@@ -71,7 +71,7 @@ def run_demo(out: Path, stream: str, seed: int, runs: int, lumisections: int, bo
             raise InputError("the learner learnt nothing; `dqmstream learn --verbose` on the archive says why")
         learners = {f"live ({live['learner']['strategy']})": live["learner"]}
         learners |= replays.results()
-        from dqmstream.experiments.report import write_report
+        from dqmstream.experiments.report.report import write_report
 
         drawn = console.bar_callback(progress, "draw the report")
         page = write_report(

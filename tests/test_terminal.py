@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 
 from dqmstream import console
-from dqmstream.experiments.compare_inputs import read_pair
+from dqmstream.experiments.compare.inputs import read_pair
 from dqmstream.storage.archive import Archive
 from dqmstream.terminal import _Descriptor, tell
 from tests.commandline import Command, dqmstream, told

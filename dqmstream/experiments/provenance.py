@@ -17,10 +17,9 @@ _SOURCES = (
     "lumisection.py",
     "learners",
     "experiments/simulator",
-    "experiments/streams.py",
-    "experiments/bounds.py",
+    "experiments/benchmark/bounds.py",
     "experiments/statistics.py",
-    "experiments/cells.py",
+    "experiments/benchmark/cells.py",
 )
 """What the lines of a cell depend on, below the package. What reads finished cells (tables, figures) is left out."""
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dqmstream.experiments.records import chance_interval, p_value
+from dqmstream.experiments.report.records import chance_interval, p_value
 from dqmstream.learners.stream.learner import Learner, LearnerSettings
 from dqmstream.learners.stream.replay import replay
 from dqmstream.storage.archive import Archive

@@ -18,7 +18,7 @@ from dqmstream.experiments.faults.replayed import Replayed
 from dqmstream.experiments.faults.track import WARM, Track
 from dqmstream.experiments.provenance import code_digest, commit, versions
 from dqmstream.experiments.simulator import stream
-from dqmstream.experiments.streams import named_stream, seed_use
+from dqmstream.experiments.simulator.streams import named_stream, seed_use
 from dqmstream.learners.threads import set_threads
 from dqmstream.storage.locks import write_atomically
 

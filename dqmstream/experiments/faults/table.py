@@ -15,9 +15,9 @@ from dqmstream.experiments.faults.figure import draw_faults
 from dqmstream.experiments.faults.measures import CAPTURES, Tally
 from dqmstream.experiments.faults.oracle import Oracle
 from dqmstream.experiments.faults.track import ALL, KINDS
-from dqmstream.experiments.plain import plain
+from dqmstream.experiments.json_numbers import plain
+from dqmstream.experiments.simulator.streams import seed_use
 from dqmstream.experiments.statistics import ClusteredInterval, Figures, clustered_figures
-from dqmstream.experiments.streams import seed_use
 from dqmstream.storage.locks import write_atomically
 
 Cells = Sequence[Mapping[str, Any]]

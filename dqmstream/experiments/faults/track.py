@@ -18,7 +18,7 @@ from dqmstream.experiments.faults.detectors import Detector
 from dqmstream.experiments.faults.measures import Delays, HeldOut, Tally, agreement
 from dqmstream.experiments.faults.oracle import Oracle
 from dqmstream.experiments.simulator import LIVE, SimulatedRun
-from dqmstream.experiments.streams import Kind
+from dqmstream.experiments.simulator.streams import Kind
 from dqmstream.learners.monitoring.fault_filter import Suspicion
 from dqmstream.learners.strategy import Maps
 

@@ -4,7 +4,7 @@ A channel's count is Binomial(N, p), p = 1 - (1 + R * rate / k)**-k, where N is 
 lumisection, R acts like pileup, and rate is the channel's own. Measured on the two published runs (ring residuals
 of 1.5 % at most): k = 4.75 and the rate of each ring, with N about 1510 and R = 1 for run 355456, N about 942 and R
 about 12 for run 357479. Measured there too: channels differ by 6-10 % in a ring. Chosen: how N and R move, the
-truncated lumisections, and all that differs between runs (`dqmstream.experiments.streams`).
+truncated lumisections, and all that differs between runs (`dqmstream.experiments.simulator.streams`).
 
 N and R move *within* each run of `null`, `moderate`, `small` and `structured` over the same ranges in all of them. If
 they differed between runs, luminosity alone would name the run, and no classifier could be blamed for finding nothing

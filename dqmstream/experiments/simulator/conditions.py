@@ -10,7 +10,7 @@ import numpy as np
 
 from dqmstream.errors import InputError
 from dqmstream.experiments.simulator.draws import CORRELATION, Purpose, ar1, generator, run_generators
-from dqmstream.experiments.streams import NamedStream
+from dqmstream.experiments.simulator.streams import NamedStream
 from dqmstream.lumisection import MAX_NUMBER
 
 EVENTS_MEDIAN, EVENTS_SIGMA, EVENTS_RANGE = 1250.0, 0.2, (600.0, 2600.0)

@@ -18,7 +18,7 @@ import numpy as np
 from dqmstream.experiments.simulator.detector import LIVE
 from dqmstream.experiments.simulator.draws import Purpose, generator
 from dqmstream.experiments.simulator.places import Place, a_box, a_channel, a_module, hem1516
-from dqmstream.experiments.streams import FaultRate, Kind, NamedStream
+from dqmstream.experiments.simulator.streams import FaultRate, Kind, NamedStream
 from dqmstream.lumisection import IETA
 
 ANOMALY_MULTIPLIERS = (0.0, 0.2, 0.4, 0.6, 0.8, 2.0)

@@ -12,7 +12,7 @@ import numpy as np
 from dqmstream.errors import InputError
 from dqmstream.experiments.simulator import conditions, detector, faults
 from dqmstream.experiments.simulator.runs import checked, compact, draw_runs
-from dqmstream.experiments.streams import CHOICES, NamedStream
+from dqmstream.experiments.simulator.streams import CHOICES, NamedStream
 
 
 def write(

@@ -13,7 +13,7 @@ from dqmstream.experiments.simulator.detector import LIVE, READOUT_BOXES, ageing
 from dqmstream.experiments.simulator.draws import run_generators, walk
 from dqmstream.experiments.simulator.faults import Fault, anomalies, lasting_faults
 from dqmstream.experiments.simulator.places import box, channel
-from dqmstream.experiments.streams import NamedStream
+from dqmstream.experiments.simulator.streams import NamedStream
 from dqmstream.lumisection import N_IETA, N_IPHI
 
 ALIVE = -1

@@ -30,7 +30,7 @@ from dqmstream.experiments.simulator.detector import (
 from dqmstream.experiments.simulator.draws import run_generators
 from dqmstream.experiments.simulator.faults import Fault, apply
 from dqmstream.experiments.simulator.history import History, history
-from dqmstream.experiments.streams import NamedStream, named_stream
+from dqmstream.experiments.simulator.streams import NamedStream, named_stream
 from dqmstream.lumisection import N_IETA, N_IPHI
 
 

@@ -14,7 +14,7 @@ from sklearn.discriminant_analysis import QuadraticDiscriminantAnalysis
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from dqmstream.learners.offline.batches import Images, buffer_rows, in_order
+from dqmstream.experiments.studies.training.batches import Images, buffer_rows, in_order
 from dqmstream.learners.response.reference import A_RINGS, B_RINGS
 from dqmstream.lumisection import IETA
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from dqmstream.errors import InputError
 from dqmstream.experiments.studies.recipes import StudyRecipe
-from dqmstream.learners.offline.batches import BLOCK, Images, Parts
+from dqmstream.experiments.studies.training.batches import BLOCK, Images, Parts
 from dqmstream.learners.splits import CYCLE, INTERPOLATED_SCALE, WARNING_RANDOM, Part, Split
 
 SPLIT_SEED = 20240229

@@ -10,8 +10,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dqmstream.errors import InputError
+from dqmstream.experiments.studies.training.plan import Plan
 from dqmstream.learners.gradient.augmentation import REFUSED
-from dqmstream.learners.offline.plan import Plan
 
 Task = Literal["two_runs", "electron_photon", "quark_gluon"]
 

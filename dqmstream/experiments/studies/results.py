@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dqmstream.experiments.studies.recipes import described, recipe
-from dqmstream.experiments.studies.sweep import Study
+from dqmstream.experiments.studies.study import Study
 from dqmstream.lumisection import utf8
 from dqmstream.storage.locks import write_atomically
 

@@ -8,7 +8,7 @@ import pytest
 from dqmstream.errors import InputError
 from dqmstream.experiments.studies.parts import division, parts_of, stretches
 from dqmstream.experiments.studies.recipes import recipe
-from tests.learners.offline.arrays import ArrayImages
+from tests.experiments.studies.training.arrays import ArrayImages
 
 EGAMMA, RUNS = recipe("egamma_cnn_4"), recipe("two_run_vit")
 

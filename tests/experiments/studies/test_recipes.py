@@ -8,7 +8,7 @@ import pytest
 
 from dqmstream.errors import InputError
 from dqmstream.experiments.studies.recipes import described, page, recipe, recipes
-from dqmstream.experiments.studies.sweep import Options
+from dqmstream.experiments.studies.study import Options
 
 PUBLISHED = {
     "two_run_vit": [0.99, 1.0],

@@ -15,7 +15,7 @@ from dqmstream.experiments.simulator import write
 from dqmstream.experiments.simulator.images import write_images
 from dqmstream.experiments.studies.recipes import StudyRecipe, recipe, recipes
 from dqmstream.experiments.studies.results import COLUMNS, notes, rows, write_table
-from dqmstream.experiments.studies.sweep import Options, prepare, run_study
+from dqmstream.experiments.studies.study import Options, prepare, run_study
 from dqmstream.learners.threads import set_threads
 
 QUICK = {"lr": 3e-3, "batch": 16, "patience": 0, "normalise": "standard"}

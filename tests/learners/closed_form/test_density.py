@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dqmstream.experiments.cells import as_run_data
+from dqmstream.experiments.benchmark.cells import as_run_data
 from dqmstream.experiments.simulator import stream
 from dqmstream.learners.closed_form import density
 from dqmstream.learners.closed_form.density import THINNED, Runs, cut, log_densities

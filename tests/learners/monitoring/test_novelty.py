@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dqmstream.errors import InputError, StateError
-from dqmstream.experiments.cells import as_run_data
+from dqmstream.experiments.benchmark.cells import as_run_data
 from dqmstream.experiments.simulator import stream
 from dqmstream.learners.evaluation.evaluator import auc
 from dqmstream.learners.monitoring.novelty import WINDOW, Novelty

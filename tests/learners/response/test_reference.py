@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dqmstream.errors import InputError, StateError
-from dqmstream.experiments.cells import as_run_data
+from dqmstream.experiments.benchmark.cells import as_run_data
 from dqmstream.experiments.simulator import stream
 from dqmstream.learners.response.reference import CLIP, Reference
 from dqmstream.learners.response.response import Quadratic

@@ -13,7 +13,7 @@ import pytest
 
 from dqmstream.commands import learner_status
 from dqmstream.errors import ArchiveError, InputError, StateError
-from dqmstream.experiments.records import read_records, rocs
+from dqmstream.experiments.report.records import read_records, rocs
 from dqmstream.learners.splits import Part
 from dqmstream.learners.strategy import Maps
 from dqmstream.learners.stream import checkpoint

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dqmstream.errors import InputError, StateError
-from dqmstream.experiments.report import write_report
+from dqmstream.experiments.report.report import write_report
 from dqmstream.learners.stream import checkpoint
 from dqmstream.learners.stream.learner import Learner, LearnerSettings
 from dqmstream.learners.stream.ledger import read_ledger

@@ -1,0 +1,55 @@
+"""A benchmark as a page: the tables over all streams, and figures made anew from results.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dqmstream import __version__
+from dqmstream.errors import InputError, StateError
+from dqmstream.experiments.benchmark.results import draw
+from dqmstream.experiments.benchmark.table_text import NOTE, origin, overview, title
+from dqmstream.experiments.report.report import Folder, page_template, picture
+
+_SHOWN = {
+    "accuracy": "Accuracy over all runs after the last, with 95 % intervals; grey: where guessing lies.",
+    "memory": "Accuracy against the bytes that were kept of past runs.",
+    "cost": "Accuracy against the floating-point operations of all learning.",
+}
+
+
+def write_benchmark_report(benchmark: Path, out: Path) -> Path:
+    """Write the page of the benchmark in that folder, and return the path of its index.html.
+
+    out: missing, empty, or an older report's. Raises InputError where there is no finished benchmark or out holds files that no
+    report wrote, StateError where results.json is of no use.
+    """
+    source = benchmark / "results.json"
+    try:
+        result = json.loads(source.read_text())
+    except OSError as error:
+        raise InputError(f"{benchmark} holds no finished benchmark: {error.strerror} ({source.name})") from error
+    except ValueError as error:
+        raise StateError(f"{source} cannot be read: {error}; `dqmstream benchmark` writes it anew") from error
+    folder = Folder(out)
+    tables = [_table(folder, table) for table in result["tables"]]
+    page = folder.add("index.html")
+    html = page_template("benchmark.html.j2").render(tables=tables, failed=result["failed"], note=NOTE, version=__version__)
+    page.write_text(html, encoding="utf-8")
+    folder.finish()
+    return page
+
+
+def _table(folder: Folder, table: Mapping[str, Any]) -> dict[str, Any]:
+    columns, rows = overview(table)
+    return {
+        "heading": table["title"] or table["name"],
+        "caption": title(table),
+        "columns": [column.replace("`", "") for column in columns],
+        "rows": [[row[0].replace("`", ""), *row[1:]] for row in rows],
+        "origin": origin(table),
+        "warning": table["warning"],
+        "pictures": [picture(path, _SHOWN[path.name.split("-")[0]]) for path in draw(table, folder.add)],
+    }

@@ -1,0 +1,52 @@
+"""What a benchmark leaves behind: every number as Parquet, a row a cell, and tables and figures made of them.
+
+results.parquet     a row a cell: what it is, its figures run by run, its cost, and where they come from
+results.json        all figures of the tables
+table.md            the tables over all streams; streams.md one for each stream
+accuracy-NAME.png, memory-NAME.png, cost-NAME.png    of each table
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dqmstream.experiments.benchmark.cells import Cell
+from dqmstream.experiments.benchmark.figures import draw_accuracies, draw_costs, draw_memories
+from dqmstream.experiments.benchmark.results_table import FILE, cell_table
+from dqmstream.experiments.benchmark.spec import Benchmark
+from dqmstream.experiments.benchmark.store import Record
+from dqmstream.experiments.benchmark.table_text import markdown, stream_markdown
+from dqmstream.experiments.json_numbers import plain
+from dqmstream.storage.locks import write_atomically
+
+
+def write(benchmark: Benchmark, records: Mapping[Cell, Record], result: Mapping[str, Any], out: Path) -> None:
+    """Write all files. benchmark: checked; result: of `table.summarise`."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(cell_table(benchmark, records), sink)
+    write_atomically(out / FILE, sink.getvalue().to_pybytes())
+    write_atomically(out / "results.json", json.dumps(plain(result), indent=1, allow_nan=False).encode())
+    write_atomically(out / "table.md", markdown(result).encode())
+    write_atomically(out / "streams.md", stream_markdown(result).encode())
+    for table in result["tables"]:
+        draw(table, lambda name: out / name)
+
+
+def draw(table: Mapping[str, Any], place: Callable[[str], Path]) -> list[Path]:
+    """Draw the figures of a table to where `place` puts a name; returns their paths, none where nothing is finished."""
+    drawn = [one for one in table["streams"] if one["rows"]]
+    if not drawn:
+        return []
+    kinds = {"accuracy": draw_accuracies, "cost": draw_costs}
+    if len(table["spec"]["memory_bytes"]) > 1:
+        kinds["memory"] = draw_memories
+    paths = {kind: place(f"{kind}-{table['name']}.png") for kind in kinds}
+    for kind, path in paths.items():
+        kinds[kind](path, drawn)
+    return list(paths.values())

@@ -1,0 +1,89 @@
+"""results.parquet of a benchmark: a row a cell, written, and read back in place of computing its cells again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dqmstream.errors import StateError
+from dqmstream.experiments.benchmark.bounds import BOUNDS
+from dqmstream.experiments.benchmark.cell_figures import CellFigures, figures_of
+from dqmstream.experiments.benchmark.cells import Cell
+from dqmstream.experiments.benchmark.spec import Benchmark
+from dqmstream.learners.registry import GRADIENT, recipe_of
+
+FILE = "results.parquet"
+
+_REAL, _WHOLE, _TEXT = pa.float64(), pa.int64(), pa.string()
+
+SCHEMA = pa.schema(
+    [
+        ("tables", pa.list_(_TEXT)),  # names of those that the cell is in
+        ("stream", _TEXT), ("seed", _WHOLE), ("order", _WHOLE), ("strategy", _TEXT), ("runs", _WHOLE), ("lumisections", _WHOLE),
+        ("memory_budget_bytes", _WHOLE), ("evaluation_samples", _WHOLE), ("split", _TEXT), ("fold", _WHOLE),
+        ("recipe", _TEXT),  # changes to the strategy's own, as JSON
+        ("model", _TEXT),  # null where there is no network
+        ("run", pa.list_(_WHOLE)),  # the lists go by it; forgetting lacks the last
+        ("accuracy_by_run", pa.list_(_REAL)), ("auc_by_run", pa.list_(_REAL)), ("forgetting_by_run", pa.list_(_REAL)),
+        ("accuracy", _REAL), ("auc", _REAL), ("forgetting", _REAL), ("any_time_accuracy", _REAL), ("new_run_auc", _REAL),
+        ("ece", _REAL), ("ece_calibrated", _REAL),
+        ("worth", _REAL),  # independent lumisections behind the accuracy
+        ("lumisections_trained", _WHOLE), ("flops", _REAL), ("memory_bytes", _WHOLE), ("state_bytes", _WHOLE),
+        ("seconds", _REAL), ("learn_seconds", _REAL),
+        ("versions", pa.map_(_TEXT, _TEXT)), ("commit", _TEXT), ("code", _TEXT), ("error", _TEXT),
+    ]
+)  # fmt: skip
+"""Columns of results.parquet. Figures of a cell that failed are null."""
+
+
+def cell_table(benchmark: Benchmark, records: Mapping[Cell, Mapping[str, Any]]) -> pa.Table:
+    """A row for each cell of the benchmark, as `SCHEMA` has it."""
+    of_table = {spec.name: set(spec.cells()) for spec in benchmark.tables}
+    rows = []
+    for cell, record in records.items():
+        identity = asdict(cell)
+        identity["memory_budget_bytes"] = identity.pop("memory_bytes")
+        tables = [name for name, cells in of_table.items() if cell in cells]
+        found = {"error": record["error"]} if "error" in record else _columns(figures_of(record))
+        rows.append({"tables": tables, **identity, "model": _model(cell), **found})
+    return pa.Table.from_pylist(rows, schema=SCHEMA)
+
+
+def _model(cell: Cell) -> str | None:
+    if cell.strategy in BOUNDS or cell.strategy not in GRADIENT:
+        return None
+    recipe = recipe_of(cell.strategy, json.loads(cell.recipe) if cell.recipe else {})
+    return GRADIENT[cell.strategy].model or (recipe.model if recipe else None)
+
+
+def _columns(figures: CellFigures) -> dict[str, Any]:
+    return asdict(figures) | {"versions": list(figures.versions.items())}
+
+
+def read_cells(path: Path) -> dict[Cell, dict[str, Any]]:
+    """What a file says of its finished cells: "cell", "figures", and "seconds", "code" and "commit" of these.
+
+    Their lines of history are not in it. Raises StateError if it is no such file.
+    """
+    try:
+        rows = pq.read_table(path).to_pylist()
+        found = {}
+        for row in rows:
+            if row["error"] is None:
+                identity = {field.name: row.get(field.name) for field in fields(Cell)} | {
+                    "memory_bytes": row["memory_budget_bytes"]
+                }
+                figures = {field.name: row.get(field.name) for field in fields(CellFigures)} | {
+                    "versions": dict(row["versions"])
+                }
+                of_both = {name: row[name] for name in ("seconds", "code", "commit")}
+                found[Cell(**identity)] = {"cell": identity, "figures": figures, **of_both}
+        return found
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        raise StateError(f"{path} holds no results of a benchmark ({error})") from error

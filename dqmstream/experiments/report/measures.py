@@ -1,0 +1,71 @@
+"""The evaluator's further figures of each learner and baseline: at any time, at worst, calibrated, and at what cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dqmstream.experiments.report.records import Record, baselines
+from dqmstream.learners.evaluation.history import Line, beside_joint, figures, results
+
+LOWER, UPPER = "naive", "joint"
+"""Strategies between which a learner's share of the gap is measured, where both have learnt the same runs."""
+
+
+@dataclass(frozen=True)
+class Measures:
+    """A row of the second table; None for what a history does not hold. The definitions are those of
+    `learners.evaluation.metrics`.
+
+    worst_case: at the ends of experiences; worst_case_within_training: also in the course of each training, where it was
+    watched. gap_closed: share of the way from the naive learner to the joint one. ece: expected calibration error, as given
+    and at `temperature`. learn_s: seconds of its learning alone. flops: of its learning.
+    """
+
+    name: str
+    any_time_accuracy: float | None
+    worst_case: float | None
+    worst_case_within_training: float | None
+    backward_transfer: float | None
+    gap_closed: float | None
+    new_run_auc: float | None
+    ece: float | None
+    ece_calibrated: float | None
+    temperature: float | None
+    learn_s: float
+    flops: float | None
+
+
+def measure(records: Sequence[Record]) -> list[Measures]:
+    """One for each learner, then for each baseline, in the order of `records.summarise`."""
+    everyone = [(record.name, record.lines) for record in records]
+    everyone += [(name, lines) for name, _, lines in baselines(list(records))]
+    return [_measures(name, lines, records) for name, lines in everyone]
+
+
+def _measures(name: str, lines: list[Line], records: Sequence[Record]) -> Measures:
+    own = figures(lines)
+    calibration = own["calibration"] or {}
+    return Measures(
+        name=name,
+        any_time_accuracy=own["any_time_accuracy"],
+        worst_case=own["worst_case_per_experience"],
+        worst_case_within_training=own["worst_case_within_training"],
+        backward_transfer=own["backward_transfer"],
+        gap_closed=_gap_closed(lines, records),
+        new_run_auc=own["new_run_auc"],
+        ece=calibration.get("ece"),
+        ece_calibrated=calibration.get("ece_calibrated"),
+        temperature=calibration.get("temperature"),
+        learn_s=results(lines)["seconds_by_kind"].get("learn", 0.0),
+        flops=own["flops"],
+    )
+
+
+def _gap_closed(lines: list[Line], records: Sequence[Record]) -> float | None:
+    """Beside the first naive and the first joint learner of the same runs in the same order; None where one is missing."""
+    runs = [line["run"] for line in lines]
+    bounds = {record.strategy: record.lines for record in reversed(records) if record.runs == runs}
+    if LOWER not in bounds or UPPER not in bounds:
+        return None
+    return beside_joint(bounds[LOWER], lines, bounds[UPPER]).last

@@ -1,0 +1,116 @@
+"""The networks of offline trainings by name: the studies' own, and whatever `learners.networks.backbones` builds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from dqmstream.errors import InputError
+from dqmstream.experiments.studies.training.convnet import ConvNet
+from dqmstream.experiments.studies.training.plan import Plan
+from dqmstream.learners.networks import registry
+from dqmstream.learners.networks.backbones import build_classifier
+from dqmstream.learners.networks.backbones.backbone import Backbone
+from dqmstream.learners.networks.recipe import Recipe
+from dqmstream.lumisection import N_IETA, N_IPHI
+
+Shape = tuple[int, int, int]
+"""(C, H, W)."""
+
+
+class WholeMap(nn.Module):
+    """A `learners.networks.base.Network` that takes every cell of a map for a channel: (B, depth, 64, 72) to logits (B, K)."""
+
+    def __init__(self, shape: Shape, outputs: int, recipe: Recipe) -> None:
+        super().__init__()
+        self.network = registry.build(np.ones(shape, dtype=bool), recipe)
+        self.network.grow(outputs)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        logits_BK: Tensor = self.network(x_BCHW.flatten(1))
+        return logits_BK
+
+    def auxiliary_loss(self) -> Tensor | float:
+        """Of its routers, in training."""
+        return self.network.auxiliary_loss()
+
+    def after_step(self) -> None:
+        """To be called after each training step."""
+        self.network.after_step()
+
+
+def build(plan: Plan, shape: Shape, classes: int, weights: Path | None = None) -> nn.Module:
+    """A new network, images (B, C, H, W) to logits (B, 1) or (B, classes) as the plan's loss wants them.
+
+    weights: safetensors file to start from. Raises InputError for a network
+    that does not exist, does not fit the shape or the loss, and for weights of another one.
+    """
+    outputs = 1 if plan.loss == "sigmoid" else classes
+    if plan.loss == "sigmoid" and classes != 2:
+        raise InputError(f"a sigmoid tells two classes apart, and there are {classes}: --set loss=softmax")
+    if plan.loss == "sigmoid" and plan.model.startswith("ensemble:"):
+        raise InputError("an ensemble averages probabilities of all classes: --set loss=softmax")
+    return _OWN.get(plan.model, _backbone)(plan, shape, outputs, weights)
+
+
+def _backbone(plan: Plan, shape: Shape, outputs: int, weights: Path | None) -> nn.Module:
+    channels, height, width = shape
+    return build_classifier(
+        plan.model,
+        channels=channels,
+        height=height,
+        width=width,
+        classes=outputs,
+        size=plan.size,
+        dropout=plan.dropout,
+        weights=weights,
+    )
+
+
+def _convnet(plan: Plan, shape: Shape, outputs: int, weights: Path | None) -> nn.Module:
+    network = ConvNet(
+        shape,
+        outputs,
+        convolutions=plan.convolutions,
+        pooling=plan.pooling,
+        hidden=plan.hidden,
+        dropout=plan.dropout,
+        glorot=plan.initial == "glorot",
+    )
+    return _with_weights(network, weights)
+
+
+def _moe_vit(plan: Plan, shape: Shape, outputs: int, weights: Path | None) -> nn.Module:
+    if shape[1:] != (N_IETA, N_IPHI):
+        raise InputError(f"moe_vit looks at maps of {N_IETA} x {N_IPHI} cells, not of {shape[1]} x {shape[2]}: choose vit")
+    recipe = Recipe.from_json({"model": "moe_vit", "linear_skip": False, "readout": "class", **plan.moe})
+    return _with_weights(WholeMap(shape, outputs, recipe), weights)
+
+
+_OWN: dict[str, Callable[[Plan, Shape, int, Path | None], nn.Module]] = {"convnet": _convnet, "moe_vit": _moe_vit}
+
+
+def _with_weights(network: nn.Module, path: Path | None) -> nn.Module:
+    """The network, with the weights of a file if one is given: all of them, by name and shape."""
+    if path is None:
+        return network
+    try:
+        network.load_state_dict(load_file(path))
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path} cannot be read as weights: {error}; give a safetensors file") from error
+    except RuntimeError as error:
+        raise InputError(f"{path} holds weights of another network: {' '.join(str(error).split())}") from error
+    return network
+
+
+def taken_by(network: nn.Module, path: Path | None) -> str:
+    """What was taken of a file of weights, in one line; "" where there was none."""
+    if path is None:
+        return ""
+    reports = [str(module.taken) for module in network.modules() if isinstance(module, Backbone) and module.taken is not None]
+    return "; ".join(reports) or f"all of {path.name}"

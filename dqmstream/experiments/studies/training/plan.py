@@ -1,0 +1,88 @@
+"""The numbers of an offline training: plain values, which import no torch and are part of what a result is known by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dqmstream.errors import InputError
+
+Move = Literal["flip", "rotate", "shift"]
+"""Augmentations of images, as `dqmstream.experiments.studies.training.augmentation` has them."""
+
+SIZES = ("tiny", "study")
+
+Pixels = Annotated[int, Field(ge=1, le=4096)]
+Width = Annotated[int, Field(ge=1, le=65_536)]
+
+
+class Plan(BaseModel):
+    """Network, preprocessing and training.
+
+    model: convnet, moe_vit, a name of `learners.networks.backbones`, or "ensemble:" with several of those joined by "+". size:
+    of a
+    backbone, "tiny", "small" (the smallest published ones on images as they are) or "study" (published ones at 224 x 224, for
+    which there are pretrained weights).
+    normalise: "maximum" divides each channel by its largest magnitude, "unit" brings all values to 0-1 by the smallest and the
+    largest of all channels, "standard" takes from each channel its mean and divides by its deviation, all of the train part;
+    "none" leaves them. pad: height and width that images are padded to with
+    zeros at the far edges. resize: side of the square that they are resized to (bilinear), 0 for none.
+    loss: "softmax" has a logit a class and cross-entropy, "sigmoid" one logit and binary cross-entropy (two classes).
+    epsilon: of Adam. batch: images a step; micro_batch: how many of them go through the network at once, 0 for all (a network
+    with batch norm takes its statistics over that many). patience: epochs without a better validation AUC after which a
+    training ends, 0 for never; whatever it is, the weights of the best epoch are judged. dropout: in the network's head, and
+    where its family has it. augment: of `MOVES`, one upon the other. bf16: whether training computes in bfloat16 on a GPU.
+
+    Of a convnet: convolutions, features of each 3 x 3 convolution with a ReLU; pooling, whether each halves the image by a
+    maximum; hidden, widths of the fully connected layers before the last; initial, "torch" or "glorot" (Keras's).
+    Of a moe_vit: moe, changes to `learners.networks.recipe.Recipe`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    model: str
+    size: Literal["tiny", "small", "study"] = "small"
+    normalise: Literal["maximum", "unit", "standard", "none"] = "maximum"
+    pad: tuple[Pixels, Pixels] | None = None
+    resize: int = Field(0, ge=0, le=4096)
+    loss: Literal["softmax", "sigmoid"] = "softmax"
+    optimizer: Literal["adam", "adamw"] = "adam"
+    lr: float = Field(1e-3, gt=0, le=1e38)
+    weight_decay: float = Field(0.0, ge=0, le=1e12)
+    epsilon: float = Field(1e-8, gt=0, le=1)
+    batch: int = Field(32, ge=2, le=10**9)
+    micro_batch: int = Field(0, ge=0, le=10**9)
+    epochs: int = Field(80, ge=1, le=10**9)
+    patience: int = Field(0, ge=0, le=10**9)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    augment: tuple[Move, ...] = ()
+    bf16: bool = True
+    convolutions: tuple[Width, ...] = (16, 32)
+    pooling: bool = False
+    hidden: tuple[Width, ...] = (64,)
+    initial: Literal["torch", "glorot"] = "torch"
+    moe: dict[str, Any] = Field(default_factory=dict)
+
+    def changed(self, changes: Mapping[str, Any]) -> Plan:
+        """The same with other values for some entries. Raises InputError for one that does not exist or makes no sense."""
+        return plan_of(self.model_dump() | dict(changes))
+
+    def tiny(self) -> Plan:
+        """For a quick look: a tiny network on images as they are, a convnet of a quarter of the widths."""
+        quarter = {name: tuple(max(4, width // 4) for width in getattr(self, name)) for name in ("convolutions", "hidden")}
+        moe = {**self.moe, "dim": 64, "depth": 2, "heads": 4} if self.model == "moe_vit" else {}
+        return self.changed({"size": "tiny", "pad": None, "resize": 0, "micro_batch": 0, "moe": moe, **quarter})
+
+
+def plan_of(values: Mapping[str, Any]) -> Plan:
+    """A plan from plain values. Raises InputError, with the entry's name."""
+    try:
+        return Plan.model_validate(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InputError(
+            f"plan, {where}: {first['msg']} (got {first['input']!r}); it has {', '.join(Plan.model_fields)}"
+        ) from error

@@ -1,0 +1,231 @@
+"""Train a classifier on images in files, epoch by epoch; keep the best by validation, never by test; go on where it stopped.
+
+B images, C classes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor, nn, optim
+from torch.nn import functional
+
+from dqmstream.errors import InputError, StateError
+from dqmstream.experiments.studies.training import checkpoints
+from dqmstream.experiments.studies.training.augmentation import augmented
+from dqmstream.experiments.studies.training.batches import Batch, Images, Parts, in_order, shuffled
+from dqmstream.experiments.studies.training.inputs import Inputs, to_device
+from dqmstream.experiments.studies.training.networks import WholeMap, build, taken_by
+from dqmstream.experiments.studies.training.plan import Plan
+from dqmstream.learners.evaluation.evaluator import one_against_rest
+from dqmstream.learners.gradient.device import chosen_device, seeded
+
+SCORE_BATCH = 128
+
+
+@runtime_checkable
+class HasAuxiliaryLoss(Protocol):
+    """A network that adds to the loss of its last forward in training: routers, members of an ensemble."""
+
+    def auxiliary_loss(self) -> Tensor | float: ...
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a training is. epoch: from 1, of epochs at most. left_s: until the last epoch, at the pace so far."""
+
+    epoch: int
+    epochs: int
+    images: int
+    of_images: int
+    images_per_s: float
+    left_s: float
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training: everything that its result depends on, besides images and parts.
+
+    device: of `learners.gradient.device`. weights: file to start from. about: plain values that say of which data it is; a
+    folder that
+    holds a training of other values is refused.
+    """
+
+    plan: Plan
+    seed: int = 0
+    device: str = "auto"
+    weights: Path | None = None
+    about: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """A training that is done. history: a line an epoch. best_epoch: from 1, whose weights gave the scores.
+
+    log_probability: float64 (n, C) for the rows of "validation", "test", and for as many of the train part as test has.
+    rows: these rows. taken: what came of a file of weights, "" where there was none.
+    """
+
+    history: list[dict[str, Any]]
+    best_epoch: int
+    parameters: int
+    device: str
+    taken: str
+    rows: dict[str, np.ndarray]
+    log_probability: dict[str, np.ndarray]
+
+
+def fit(
+    images: Images, parts: Parts, training: Training, folder: Path, progress: Callable[[Progress], None] = lambda how: None
+) -> Fitted:
+    """Train, or go on training, in a folder of its own.
+
+    On a CPU, with as many threads, a training that was stopped at any moment ends with the bits of one that was not. Raises
+    InputError where images or weights do not fit the plan, or the loss is no longer finite; StateError for a folder that holds
+    another training or is damaged.
+    """
+    plan, device = training.plan, chosen_device(training.device)
+    said = {"plan": plan.model_dump(mode="json"), "seed": training.seed, **(training.about or {})}
+    folder.mkdir(parents=True, exist_ok=True)
+    found = _found(folder, said)
+    inputs = Inputs.from_json(found[1]["inputs"]) if found else Inputs.fit(images, parts.train, plan)
+    with seeded(training.seed, 0):
+        network = build(plan, inputs.shape(*images.shape[1:]), len(images.classes), training.weights).to(device)
+    optimizer = _OPTIMIZERS[plan.optimizer](network.parameters(), lr=plan.lr, eps=plan.epsilon, weight_decay=plan.weight_decay)
+    history: list[dict[str, Any]] = []
+    if found:
+        checkpoints.put_back(found[0], network, optimizer)
+        history = found[1]["history"]
+    run = _Run(images, plan, inputs, network, optimizer, device, training.seed)
+    while len(history) < plan.epochs and not _over(history, plan.patience):
+        line = run.epoch(len(history) + 1, parts, progress)
+        history.append(line)
+        about = {**said, "inputs": asdict(inputs), "history": history}
+        if best_of(history) == len(history):
+            checkpoints.write(folder / checkpoints.BEST, network.state_dict(), about)
+        checkpoints.write(folder / checkpoints.LAST, checkpoints.tensors_of(network, optimizer), about)
+    network.load_state_dict(checkpoints.read(folder / checkpoints.BEST)[0])
+    few = np.linspace(0, len(parts.train) - 1, min(len(parts.train), len(parts.test))).astype(np.int64)
+    rows = {"train": parts.train[few], "validation": parts.validation, "test": parts.test}
+    return Fitted(
+        history,
+        best_of(history),
+        sum(weight.numel() for weight in network.parameters()),
+        str(device),
+        taken_by(network, training.weights),
+        rows,
+        {name: run.log_probability(of_part) for name, of_part in rows.items()},
+    )
+
+
+def best_of(history: Sequence[Mapping[str, Any]]) -> int:
+    """The epoch, from 1, with the best validation AUC; of equal ones that with the lowest validation loss, then the first."""
+    return 1 + min(range(len(history)), key=lambda e: (-history[e]["validation_auc"], history[e]["validation_loss"], e))
+
+
+class _Run:
+    """The moving parts of one training."""
+
+    def __init__(
+        self,
+        images: Images,
+        plan: Plan,
+        inputs: Inputs,
+        network: nn.Module,
+        optimizer: optim.Optimizer,
+        device: torch.device,
+        seed: int,
+    ) -> None:
+        self.images, self.plan, self.inputs, self.network = images, plan, inputs, network
+        self.optimizer, self.device, self.seed = optimizer, device, seed
+
+    def epoch(self, epoch: int, parts: Parts, progress: Callable[[Progress], None]) -> dict[str, Any]:
+        """Train for one epoch and judge it on validation; its line of the history."""
+        began, seen, total = time.perf_counter(), 0, 0.0
+        images = len(parts.train)
+        with seeded(self.seed, epoch) as generator:
+            self.network.train()
+            for x, y in shuffled(self.images, parts.train, self.plan.batch, np.random.default_rng([self.seed, epoch])):
+                total += self._step(x, y, generator) * len(x)
+                seen += len(x)
+                pace = seen / (time.perf_counter() - began)
+                left = ((self.plan.epochs - epoch + 1) * images - seen) / pace
+                progress(Progress(epoch, self.plan.epochs, seen, images, pace, left))
+        train_loss = total / max(seen, 1)
+        if not np.isfinite(train_loss):
+            raise InputError(f"the loss of epoch {epoch} is {train_loss}: try --set lr={self.plan.lr / 10:g}")
+        judged = self.log_probability(parts.validation)
+        labels = self.images.labels[parts.validation]
+        return {
+            "epoch": epoch,
+            "train_loss": train_loss,
+            "validation_loss": float(-judged[np.arange(len(labels)), labels].mean()),
+            "validation_accuracy": float((judged.argmax(axis=1) == labels).mean()),
+            "validation_auc": one_against_rest(judged, labels),
+            "seconds": round(time.perf_counter() - began, 3),
+        }
+
+    def _step(self, x: np.ndarray, y: np.ndarray, generator: torch.Generator) -> float:
+        """One step of the optimizer; the mean loss before it."""
+        self.optimizer.zero_grad(set_to_none=True)
+        losses = []
+        for few, labels in _pieces((x, y), self.plan.micro_batch or len(x)):
+            shown = augmented(self.inputs(to_device(few, self.device)), self.plan.augment, generator)
+            target = torch.from_numpy(labels).to(self.device)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.plan.bf16 and self.device.type == "cuda"):
+                loss = self._loss(self.network(shown), target)
+            (loss * (len(few) / len(x))).backward()
+            losses.append(loss.detach() * (len(few) / len(x)))
+        self.optimizer.step()
+        if isinstance(self.network, WholeMap):
+            self.network.after_step()
+        return float(torch.stack(losses).sum())
+
+    def _loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        if self.plan.loss == "sigmoid":
+            return functional.binary_cross_entropy_with_logits(logits[:, 0].float(), target.float())
+        loss = functional.cross_entropy(logits.float(), target)
+        return loss + self.network.auxiliary_loss() if isinstance(self.network, HasAuxiliaryLoss) else loss
+
+    @torch.inference_mode()
+    def log_probability(self, rows: np.ndarray) -> np.ndarray:
+        """float64 (n, C), of rows in ascending order."""
+        self.network.eval()
+        found = []
+        for buffer, _ in in_order(self.images, rows, 8 * SCORE_BATCH):
+            for start in range(0, len(buffer), SCORE_BATCH):
+                logits = self.network(self.inputs(to_device(buffer[start : start + SCORE_BATCH], self.device))).double()
+                if self.plan.loss == "sigmoid":
+                    logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
+                found.append(logits.log_softmax(dim=1).cpu().numpy())
+        return np.concatenate(found)
+
+
+def _pieces(batch: Batch, size: int) -> Iterator[Batch]:
+    for start in range(0, len(batch[0]), size):
+        yield batch[0][start : start + size], batch[1][start : start + size]
+
+
+_OPTIMIZERS: dict[str, Callable[..., optim.Optimizer]] = {"adam": optim.Adam, "adamw": optim.AdamW}
+
+
+def _over(history: Sequence[Mapping[str, Any]], patience: int) -> bool:
+    return bool(history) and patience > 0 and len(history) - best_of(history) >= patience
+
+
+def _found(folder: Path, said: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """The last checkpoint and what it says of itself. Raises StateError if it is of another training."""
+    path = folder / checkpoints.LAST
+    if not path.exists():
+        return None
+    tensors, found = checkpoints.read(path)
+    other = sorted(name for name in said if found.get(name) != said[name])
+    if other:
+        raise StateError(f"{path} is of a training with another {', '.join(other)}: choose another folder, or delete this one")
+    return tensors, found
