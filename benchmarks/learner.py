@@ -22,11 +22,11 @@ import numpy as np
 from dqmstream.experiments.benchmark.cells import as_run_data
 from dqmstream.experiments.simulator import stream
 from dqmstream.learners.evaluation.evaluator import Evaluator
+from dqmstream.learners.maps import RunData
 from dqmstream.learners.monitoring.novelty import Novelty
 from dqmstream.learners.networks.recipe import Recipe
 from dqmstream.learners.registry import GRADIENT, make_strategy
 from dqmstream.learners.splits import Split
-from dqmstream.learners.strategy import RunData
 from dqmstream.learners.stream.experience import learn_and_judge
 from dqmstream.lumisection import Geometry
 

@@ -34,12 +34,13 @@ from torch import nn
 from dqmstream.experiments.benchmark.cells import as_run_data
 from dqmstream.experiments.simulator import stream
 from dqmstream.learners.evaluation.evaluator import auc
+from dqmstream.learners.maps import Maps, RunData
 from dqmstream.learners.networks.recipe import STUDY
 from dqmstream.learners.networks.registry import build
 from dqmstream.learners.registry import DEFAULT, make_strategy, recipe_of
 from dqmstream.learners.response.reference import Reference
 from dqmstream.learners.splits import Part, Split
-from dqmstream.learners.strategy import Maps, RunData, Strategy
+from dqmstream.learners.strategy import Strategy
 from dqmstream.learners.threads import set_threads
 from dqmstream.lumisection import Geometry
 

@@ -26,8 +26,8 @@ import numpy as np
 from dqmstream.experiments.simulator import LIVE, SimulatedRun, interpolate, stream
 from dqmstream.experiments.simulator.streams import seed_use
 from dqmstream.learners.closed_form.baselines import GainMap, RingMeans
+from dqmstream.learners.maps import Maps, RunData
 from dqmstream.learners.splits import INTERPOLATED_SCALE, Part, Split
-from dqmstream.learners.strategy import Maps, RunData
 from dqmstream.lumisection import Geometry
 
 LUMISECTIONS, ROWS = 501, 10_000

@@ -29,11 +29,11 @@ from dqmstream.experiments.report.figures import canvas
 from dqmstream.experiments.simulator import simulated_run
 from dqmstream.learners.evaluation.evaluator import Evaluator
 from dqmstream.learners.evaluation.history import History, figures
+from dqmstream.learners.maps import RunData
 from dqmstream.learners.monitoring.novelty import Novelty
 from dqmstream.learners.registry import GRADIENT, NAMES, make_strategy
 from dqmstream.learners.saved_state import prefixed, within
 from dqmstream.learners.splits import Split
-from dqmstream.learners.strategy import RunData
 from dqmstream.learners.stream import checkpoint
 from dqmstream.learners.stream.experience import learn_and_judge
 from dqmstream.learners.threads import set_threads

@@ -1,7 +1,7 @@
 """The command line in processes that are forked from one which has imported what it needs and opened nothing.
 
 A process of its own in every other way: arguments, environment, output, exit code, and signals that end it. What it saves is
-two seconds of imports a command. tests/test_cli.py runs commands as a user does, from a fresh interpreter.
+two seconds of imports a command. tests/cli/test_cli.py runs commands as a user does, from a fresh interpreter.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from collections.abc import Callable
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
-from dqmstream import console
-from dqmstream.cli import main
+from dqmstream.cli import output
+from dqmstream.cli.main import main
 from dqmstream.errors import EXIT_CODES
 from dqmstream.streaming.batching import IngestCounts
 
@@ -31,7 +31,7 @@ TRACKER = "ignore:resource_tracker"
 PRELOADED = [
     "tests.commandline",
     "tests.promises.killed",
-    "dqmstream.commands",
+    "dqmstream.service.commands",
     "dqmstream.learners.stream.replay",
     "dqmstream.streaming.kafka.dead_letters",
 ]
@@ -52,7 +52,7 @@ def tell_messages() -> None:
     def tell(counts: IngestCounts, learner: object) -> None:
         print("messages", counts.messages, flush=True)
 
-    console.consume_bar = lambda bar: tell
+    output.consume_bar = lambda bar: tell
 
 
 def _run(
@@ -66,7 +66,7 @@ def _run(
     os.environ.clear()
     os.environ.update(env)
     random.seed()  # the server's own state would be that of every command
-    importlib.reload(console)  # whose consoles looked at the server's terminal
+    importlib.reload(output)  # whose consoles looked at the server's terminal
     if before is not None:
         before()
     sys.argv = ["dqmstream", *arguments]

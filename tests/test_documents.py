@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import typer
 
-from dqmstream.cli import app
+from dqmstream.cli.main import app
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

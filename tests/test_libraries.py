@@ -17,9 +17,9 @@ ROOT = Path(__file__).parent.parent
 USE_ALL = """
 import logging, sys, warnings
 logging.basicConfig(level=logging.WARNING)
-from dqmstream.cli import main
+from dqmstream.cli.main import main
 sys.argv = ["dqmstream", "--version"]
-import dqmstream.cli as cli
+import dqmstream.cli.main as cli
 cli._leave = lambda code: None
 main()
 import dqmstream.experiments.report.figures, dqmstream.learners.gradient.strategy

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from dqmstream.errors import InputError
+from dqmstream.learners.maps import Maps, RunData
 from dqmstream.learners.response.reference import Reference
 from dqmstream.learners.saved_state import prefixed, within
 from dqmstream.learners.splits import Part
-from dqmstream.learners.strategy import LearnLog, Maps, Past, RunData, Watch
+from dqmstream.learners.strategy import LearnLog, Past, Watch
 from dqmstream.lumisection import Geometry
 
 

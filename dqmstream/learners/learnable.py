@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from dqmstream.errors import InputError
+from dqmstream.learners.maps import Maps, RunData
 from dqmstream.learners.response.reference import Reference
 from dqmstream.learners.splits import Part
-from dqmstream.learners.strategy import Maps, RunData
 
 FEWEST = 20
 """Lumisections for training that must count something."""

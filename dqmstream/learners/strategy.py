@@ -6,58 +6,14 @@ so the learner, the evaluator, checkpoints and conformance checks know only this
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
-from dqmstream.learners.blank import telling
-from dqmstream.learners.splits import Part
-
-if TYPE_CHECKING:
-    from dqmstream.learners.response.reference import Reference
-
-
-@dataclass(frozen=True, eq=False)
-class Maps:
-    """Lumisections of one run (or of several, joined), raw.
-
-    counts: float32, shape (n, depth, 64, 72). n_events, pileup: float64, shape (n,), nan where unknown.
-    lumisection: int64, shape (n,).
-    """
-
-    counts: np.ndarray
-    n_events: np.ndarray
-    pileup: np.ndarray
-    lumisection: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.counts)
-
-    def take(self, index: np.ndarray) -> Maps:
-        return Maps(self.counts[index], self.n_events[index], self.pileup[index], self.lumisection[index])
-
-
-def joined(several: Sequence[Maps]) -> Maps:
-    """The lumisections of several, one after another."""
-    return Maps(*(np.concatenate([getattr(maps, entry.name) for maps in several]) for entry in fields(Maps)))
-
-
-@dataclass(frozen=True, eq=False)
-class RunData:
-    """One experience: the lumisections of a run at a snapshot, in order, and the part that each is assigned to."""
-
-    run: int
-    maps: Maps
-    parts: np.ndarray
-
-    def part(self, part: Part) -> Maps:
-        """The lumisections of a part, without blank ones (`learners.blank`); where all of them are blank, all of them."""
-        maps = self.maps.take(np.flatnonzero(self.parts == part))
-        rows = telling(maps.counts)
-        return maps if len(rows) == len(maps) else maps.take(rows)
-
+from dqmstream.learners.maps import Maps, RunData
+from dqmstream.learners.response.reference import Reference
 
 Past = Callable[[int], RunData]
 """past(i) reads experience i (before the one being learnt) again from the archive. Only bounds such as joint may ask."""

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from dqmstream.errors import InputError
+from dqmstream.learners.maps import Maps, RunData
 from dqmstream.learners.splits import Part
-from dqmstream.learners.strategy import LearnLog, Maps, RunData, Strategy
+from dqmstream.learners.strategy import LearnLog, Strategy
 from tests.learners.streams import make_stream, reader
 
 WATCH_STEPS = 10

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from dqmstream.learners.maps import Maps, RunData
 from dqmstream.learners.splits import assign
-from dqmstream.learners.strategy import Maps, Past, RunData
+from dqmstream.learners.strategy import Past
 from dqmstream.lumisection import IETA, he_depth1_mask
 
 K = 4.75

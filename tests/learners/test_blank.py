@@ -13,13 +13,14 @@ from dqmstream.experiments.faults.learned import FaultFlags, NewRun
 from dqmstream.experiments.faults.residuals import ZScore
 from dqmstream.learners.blank import blank, telling
 from dqmstream.learners.evaluation.evaluator import Evaluator
+from dqmstream.learners.maps import Maps, RunData
 from dqmstream.learners.monitoring.fault_score import FaultScore
 from dqmstream.learners.monitoring.novelty import WINDOW, Novelty
 from dqmstream.learners.networks.recipe import Recipe
 from dqmstream.learners.registry import BUDGETED, NAMES, STREAMING, make_strategy
 from dqmstream.learners.response.reference import Reference
 from dqmstream.learners.splits import Part
-from dqmstream.learners.strategy import Maps, RunData, Strategy
+from dqmstream.learners.strategy import Strategy
 from dqmstream.lumisection import Geometry, he_depth1_mask, ieta_row
 from tests.learners.streams import draw_run, make_stream, reader
 

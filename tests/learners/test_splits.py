@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from dqmstream.errors import InputError
+from dqmstream.learners.maps import RunData
 from dqmstream.learners.splits import WARNING_RANDOM, Part, Split, assign
-from dqmstream.learners.strategy import RunData
 from dqmstream.lumisection import he_depth1_mask
 from tests.learners.streams import make_stream
 

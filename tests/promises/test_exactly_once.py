@@ -24,11 +24,11 @@ from dqmstream.streaming.ingest import Ingest
 from dqmstream.streaming.kafka import MAX_LETTER_BYTES, KafkaFeed, KafkaSender, create_topic
 from dqmstream.streaming.publisher import publish
 from dqmstream.streaming.wire.codec import encode
+from tests.cli.test_cli import result as fresh_result
 from tests.commandline import Command, dqmstream, result, told
 from tests.maps import SOURCE, as_sent, check_tiling, lumisection
 from tests.runs import simulated_archive
 from tests.scale import scaled
-from tests.test_cli import result as fresh_result
 from tools.broker import Broker
 
 pytestmark = pytest.mark.kafka

@@ -17,7 +17,7 @@ from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 from kafka.errors import RetriableError
 
 from dqmstream.learners.evaluation.history import read_history
-from dqmstream.service import default_group
+from dqmstream.service.consume import default_group
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.writer import ArchiveWriter, OffsetConflict
 from dqmstream.streaming.dead_letters import FolderDeadLetters

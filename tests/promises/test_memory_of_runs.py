@@ -15,9 +15,9 @@ from dqmstream.experiments.report.records import chance_interval, p_value
 from dqmstream.learners.stream.learner import Learner, LearnerSettings
 from dqmstream.learners.stream.replay import replay
 from dqmstream.storage.archive import Archive
+from tests.cli.test_cli import result
 from tests.learners.stream.test_learner import assert_same_bits
 from tests.runs import simulated_archive
-from tests.test_cli import result
 
 
 def test_a_learner_that_is_killed_resumes_to_the_same_bits_and_a_replay_gives_them_again(tmp_path: Path) -> None:

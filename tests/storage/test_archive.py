@@ -12,9 +12,9 @@ import xarray as xr
 import zarr
 from structlog.testing import capture_logs
 
-from dqmstream.config import load_settings
 from dqmstream.errors import ArchiveError
 from dqmstream.lumisection import Geometry
+from dqmstream.settings import load_settings
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.locks import filesystem_kind
 from dqmstream.storage.maintenance.verify import verify

@@ -18,9 +18,9 @@ import pytest
 import zarr
 from structlog.testing import capture_logs
 
-from dqmstream.commands import archive_status
-from dqmstream.console import describe_status
+from dqmstream.cli.output import describe_status
 from dqmstream.errors import ArchiveError
+from dqmstream.service.commands import archive_status
 from dqmstream.storage import clock
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.imports.importer import import_files

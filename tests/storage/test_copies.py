@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dqmstream.service import default_group
+from dqmstream.service.consume import default_group
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.copies import copy_id
 

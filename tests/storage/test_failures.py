@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dqmstream.config import load_settings
 from dqmstream.errors import ArchiveError
 from dqmstream.learners.stream.state_folder import Identity, StateFolder
-from dqmstream.service import consume
+from dqmstream.service.consume import consume
+from dqmstream.settings import load_settings
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.images.archive import ImageArchive, import_images
 from dqmstream.storage.layout import IMPORT_FEED, Kind

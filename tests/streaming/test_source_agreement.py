@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from dqmstream.config import Settings
 from dqmstream.errors import DataLostError, InputError
 from dqmstream.lumisection import Lumisection
-from dqmstream.service import consume
+from dqmstream.service.consume import consume
+from dqmstream.settings import Settings
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.layout import Kind
 from dqmstream.storage.writer import ArchiveWriter

@@ -25,10 +25,10 @@ from dqmstream.experiments.simulator import LIVE, SimulatedRun, stream
 from dqmstream.experiments.statistics import effective_count
 from dqmstream.learners.evaluation.evaluator import Evaluator, Scores, evaluate_row
 from dqmstream.learners.evaluation.history import Line
+from dqmstream.learners.maps import Maps, RunData
 from dqmstream.learners.monitoring.novelty import Novelty
 from dqmstream.learners.registry import GRADIENT, make_strategy, recipe_of
 from dqmstream.learners.splits import Split
-from dqmstream.learners.strategy import Maps, RunData
 from dqmstream.learners.stream.experience import learn_and_judge
 from dqmstream.learners.threads import set_threads
 from dqmstream.lumisection import Geometry

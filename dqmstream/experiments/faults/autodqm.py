@@ -17,8 +17,8 @@ from scipy.special import gammaln
 from scipy.stats import norm
 
 from dqmstream.errors import InputError
+from dqmstream.learners.maps import Maps
 from dqmstream.learners.monitoring.fault_filter import Suspicion
-from dqmstream.learners.strategy import Maps
 
 CHI2_CUT = PULL_CUT = 10.0
 TOLERANCE = 0.01

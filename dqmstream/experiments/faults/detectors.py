@@ -17,8 +17,8 @@ from dqmstream.experiments.faults.autodqm import BetaBinomial
 from dqmstream.experiments.faults.learned import FaultFlags, NewRun, Reconstruction
 from dqmstream.experiments.faults.oracle import Oracle
 from dqmstream.experiments.faults.residuals import ZScore
+from dqmstream.learners.maps import Maps
 from dqmstream.learners.monitoring.fault_filter import Suspicion
-from dqmstream.learners.strategy import Maps
 
 
 class Detector(Protocol):

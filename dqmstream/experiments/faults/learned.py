@@ -6,13 +6,13 @@ import numpy as np
 
 from dqmstream.errors import InputError
 from dqmstream.experiments.faults.residuals import Standardised
+from dqmstream.learners.maps import Maps, RunData
 from dqmstream.learners.monitoring.autoencoder import Autoencoder
 from dqmstream.learners.monitoring.fault_filter import Suspicion
 from dqmstream.learners.monitoring.fault_score import FaultScore
 from dqmstream.learners.monitoring.novelty import Novelty
 from dqmstream.learners.response.reference import Reference
 from dqmstream.learners.splits import Part
-from dqmstream.learners.strategy import Maps, RunData
 from dqmstream.lumisection import Geometry
 
 

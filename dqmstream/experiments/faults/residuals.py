@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from dqmstream.errors import InputError
+from dqmstream.learners.maps import Maps
 from dqmstream.learners.monitoring.fault_filter import Suspicion
 from dqmstream.learners.response.reference import Reference
-from dqmstream.learners.strategy import Maps
 
 NEWEST = 0.7
 """Weight of the newest run in what is followed."""

@@ -19,8 +19,8 @@ from dqmstream.experiments.faults.measures import Delays, HeldOut, Tally, agreem
 from dqmstream.experiments.faults.oracle import Oracle
 from dqmstream.experiments.simulator import LIVE, SimulatedRun
 from dqmstream.experiments.simulator.streams import Kind
+from dqmstream.learners.maps import Maps
 from dqmstream.learners.monitoring.fault_filter import Suspicion
-from dqmstream.learners.strategy import Maps
 
 ALL = "all"
 KINDS: tuple[str, ...] = (*get_args(Kind), ALL)

@@ -17,9 +17,9 @@ import numpy as np
 from scipy.stats import norm
 
 from dqmstream.learners.closed_form.baselines import GainMap
+from dqmstream.learners.maps import Maps, RunData
 from dqmstream.learners.response.reference import Reference
 from dqmstream.learners.splits import Part
-from dqmstream.learners.strategy import Maps, RunData
 from dqmstream.learners.stream.ledger import Experience, read_experience
 from dqmstream.lumisection import IETA
 from dqmstream.storage.archive import Archive

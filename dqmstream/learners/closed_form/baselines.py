@@ -14,9 +14,10 @@ import numpy as np
 
 from dqmstream.errors import StateError
 from dqmstream.learners.incremental import Incremental
+from dqmstream.learners.maps import Maps
 from dqmstream.learners.response.reference import CLIP, fitted_gains
 from dqmstream.learners.saved_state import STAMP, check_stamp, stamp
-from dqmstream.learners.strategy import LearnLog, Maps, Past, Watch
+from dqmstream.learners.strategy import LearnLog, Past, Watch
 from dqmstream.lumisection import Geometry
 
 

@@ -13,9 +13,10 @@ from scipy.special import log_softmax
 
 from dqmstream.errors import StateError
 from dqmstream.learners.incremental import Incremental
+from dqmstream.learners.maps import Maps
 from dqmstream.learners.memory.exemplars import ExemplarMemory
 from dqmstream.learners.saved_state import STAMP, check_stamp, prefixed, stamp, within
-from dqmstream.learners.strategy import LearnLog, Maps, Past, Watch
+from dqmstream.learners.strategy import LearnLog, Past, Watch
 from dqmstream.lumisection import Geometry
 
 STRENGTH = 0.1

@@ -22,9 +22,10 @@ import numpy as np
 
 from dqmstream.errors import InputError, StateError
 from dqmstream.learners.incremental import Incremental
+from dqmstream.learners.maps import Maps
 from dqmstream.learners.memory.class_means import ClassMeans
 from dqmstream.learners.saved_state import STAMP, check_stamp, prefixed, stamp, within
-from dqmstream.learners.strategy import LearnLog, Maps, Past, Watch
+from dqmstream.learners.strategy import LearnLog, Past, Watch
 from dqmstream.lumisection import Geometry
 
 STRENGTH = 1.0

@@ -28,6 +28,7 @@ import numpy as np
 from dqmstream.errors import InputError, StateError
 from dqmstream.learners.closed_form.density import Runs, cut, log_densities, mode_log_likelihood
 from dqmstream.learners.incremental import Incremental
+from dqmstream.learners.maps import Maps
 from dqmstream.learners.memory.gain_codec import pack, unpack
 from dqmstream.learners.memory.merging import Nearest, in_one_row
 from dqmstream.learners.response.conditions import Look, Modes, conditions_under
@@ -35,7 +36,7 @@ from dqmstream.learners.response.gains import course, fitted
 from dqmstream.learners.response.reference import CLIP, Reference
 from dqmstream.learners.response.response import of_each, silence
 from dqmstream.learners.saved_state import STAMP, check_stamp, stamp
-from dqmstream.learners.strategy import LearnLog, Maps, Past, Watch
+from dqmstream.learners.strategy import LearnLog, Past, Watch
 from dqmstream.lumisection import Geometry
 
 SIGMAS = np.concatenate([[0.0], np.geomspace(0.003, 0.2, 40)])

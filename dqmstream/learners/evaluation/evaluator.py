@@ -16,11 +16,12 @@ from scipy.special import log_softmax
 from scipy.stats import rankdata
 
 from dqmstream.errors import StateError
+from dqmstream.learners.maps import Maps, RunData, joined
 from dqmstream.learners.memory.map_codec import packed, unpacked
 from dqmstream.learners.monitoring.novelty import Novelty
 from dqmstream.learners.saved_state import prefixed, within
 from dqmstream.learners.splits import Part
-from dqmstream.learners.strategy import Maps, RunData, Strategy, joined
+from dqmstream.learners.strategy import Strategy
 
 VALIDATION_SHARE = 3
 """One validation lumisection is kept for so many test ones, as the split has them (`learners.splits`)."""

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from dqmstream.errors import InputError, StateError
+from dqmstream.learners.maps import Maps, RunData
 from dqmstream.learners.memory.map_codec import packed, unpacked
 from dqmstream.learners.splits import Part
-from dqmstream.learners.strategy import Maps, RunData, Strategy
+from dqmstream.learners.strategy import Strategy
 
 LUMISECTIONS = 20
 """Of each watched run: its accuracy is a multiple of 1/20, and its lowest of many is low by chance too."""

@@ -28,9 +28,10 @@ from scipy.special import log_softmax
 from dqmstream.errors import StateError
 from dqmstream.learners.gradient.method import PastCounts
 from dqmstream.learners.gradient.statistical_replay import StatisticalReplay
+from dqmstream.learners.maps import Maps
 from dqmstream.learners.memory.exemplars import ExemplarMemory
 from dqmstream.learners.saved_state import prefixed, within
-from dqmstream.learners.strategy import LearnLog, Maps, Past, Watch
+from dqmstream.learners.strategy import LearnLog, Past, Watch
 
 _CHOICE = 2
 """Sets the choice of real lumisections apart from other uses of the strategy's seed."""

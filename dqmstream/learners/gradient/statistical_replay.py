@@ -19,8 +19,9 @@ import numpy as np
 from dqmstream.learners.closed_form.statistical import Statistical
 from dqmstream.learners.gradient.method import Method, PastCounts
 from dqmstream.learners.gradient.strategy import DeepStrategy
+from dqmstream.learners.maps import Maps
 from dqmstream.learners.saved_state import prefixed, within
-from dqmstream.learners.strategy import LearnLog, Maps, Past, Watch
+from dqmstream.learners.strategy import LearnLog, Past, Watch
 from dqmstream.lumisection import Geometry
 
 _DRAWS = 1

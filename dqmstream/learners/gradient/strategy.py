@@ -20,6 +20,7 @@ from dqmstream.learners.gradient.method import Method, PastCounts
 from dqmstream.learners.gradient.trainer import Lesson, RunTemplate
 from dqmstream.learners.gradient.weight_choice import Settler, Settling, held_out_bytes
 from dqmstream.learners.incremental import Incremental
+from dqmstream.learners.maps import Maps
 from dqmstream.learners.networks.base import Network
 from dqmstream.learners.networks.moe.growth import split_busiest
 from dqmstream.learners.networks.moe.routing_figures import Routing
@@ -27,7 +28,7 @@ from dqmstream.learners.networks.recipe import Recipe
 from dqmstream.learners.networks.registry import build
 from dqmstream.learners.saved_state import STAMP, check_stamp, prefixed, stamp, within
 from dqmstream.learners.splits import Part
-from dqmstream.learners.strategy import LearnLog, Maps, Past, Watch
+from dqmstream.learners.strategy import LearnLog, Past, Watch
 from dqmstream.lumisection import Geometry
 
 _SCORE_BATCH = 256

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from dqmstream.errors import StateError
-from dqmstream.learners.strategy import Maps, joined
+from dqmstream.learners.maps import Maps, joined
 
 _NAMES = {"sizes", "shape", "channels", "counts", "n_events", "pileup", "lumisection"}
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dqmstream.learners.maps import Maps
 from dqmstream.learners.response.reference import Reference
-from dqmstream.learners.strategy import Maps
 
 WIDTHS, BOTTLENECK = (8, 16), 32
 BATCH, FIRST_STEPS, STEPS, RATE = 64, 150, 40, 2e-3

@@ -22,10 +22,10 @@ import numpy as np
 from scipy.special import xlogy
 
 from dqmstream.errors import InputError, StateError
+from dqmstream.learners.maps import Maps
 from dqmstream.learners.monitoring.fault_filter import FaultFilter, Groups, Likelihoods, Rates, Suspicion
 from dqmstream.learners.response.reference import Reference
 from dqmstream.learners.response.response import SHAPE, medians, rate_of
-from dqmstream.learners.strategy import Maps
 
 ALONE = (0.0, 0.25, 0.4, 0.55, 0.7, 0.82, 2.0)
 """Factors on the rate of a channel that fails alone. Beside them stands a state of any count at all."""

@@ -31,13 +31,14 @@ import numpy as np
 from dqmstream.errors import InputError
 from dqmstream.learners.closed_form.density import cut, mode_log_likelihood
 from dqmstream.learners.closed_form.statistical import Statistical
+from dqmstream.learners.maps import Maps, RunData
 from dqmstream.learners.monitoring.fault_score import FaultScore
 from dqmstream.learners.response.conditions import Look
 from dqmstream.learners.response.reference import Reference
 from dqmstream.learners.response.response import MEDIAN_OF_SQUARE, medians
 from dqmstream.learners.saved_state import prefixed, within
 from dqmstream.learners.splits import Part
-from dqmstream.learners.strategy import Maps, Past, RunData
+from dqmstream.learners.strategy import Past
 from dqmstream.lumisection import Geometry
 
 WINDOW = 30

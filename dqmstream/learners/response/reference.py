@@ -21,10 +21,10 @@ import numpy as np
 
 from dqmstream.errors import InputError, StateError
 from dqmstream.learners.blank import ALIKE, blank, telling
+from dqmstream.learners.maps import Maps
 from dqmstream.learners.response.fit import after, fit
 from dqmstream.learners.response.response import KINDS, Expected, Response, Saturating, probability, sensitivity
 from dqmstream.learners.saved_state import prefixed, within
-from dqmstream.learners.strategy import Maps
 from dqmstream.lumisection import IETA, IPHI, readout_box
 
 CLIP = 10.0

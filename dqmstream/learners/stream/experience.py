@@ -18,9 +18,10 @@ from dqmstream.learners.evaluation.calibration import calibrate
 from dqmstream.learners.evaluation.evaluator import Evaluator, Scores, evaluate_row
 from dqmstream.learners.evaluation.history import Line
 from dqmstream.learners.evaluation.stability_gap import Watched, Watcher
+from dqmstream.learners.maps import RunData
 from dqmstream.learners.monitoring.novelty import Novelty
 from dqmstream.learners.splits import Part
-from dqmstream.learners.strategy import LearnLog, Past, RunData, Strategy
+from dqmstream.learners.strategy import LearnLog, Past, Strategy
 from dqmstream.learners.stream.heap import give_back
 
 _JUDGED = ("accuracy", "auc", "auc_fixed", "calibration")

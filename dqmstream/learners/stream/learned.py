@@ -13,10 +13,11 @@ import numpy as np
 from dqmstream.learners.evaluation.evaluator import Evaluator, Scores
 from dqmstream.learners.evaluation.history import Line
 from dqmstream.learners.evaluation.stability_gap import Watcher
+from dqmstream.learners.maps import RunData
 from dqmstream.learners.monitoring.novelty import Novelty
 from dqmstream.learners.response.reference import Reference
 from dqmstream.learners.saved_state import prefixed, within
-from dqmstream.learners.strategy import Past, RunData, Strategy
+from dqmstream.learners.strategy import Past, Strategy
 from dqmstream.learners.stream.experience import learn_and_judge
 
 

@@ -27,9 +27,9 @@ from dqmstream.learners.evaluation.evaluator import Evaluator, Scores
 from dqmstream.learners.evaluation.history import History, newest_average, prequential_results, results
 from dqmstream.learners.evaluation.stability_gap import Watcher
 from dqmstream.learners.learnable import why_left_out
+from dqmstream.learners.maps import RunData
 from dqmstream.learners.monitoring.novelty import Novelty
 from dqmstream.learners.registry import STREAMING, make_strategy, recipe_changes, recipe_of, resolve
-from dqmstream.learners.strategy import RunData
 from dqmstream.learners.stream import checkpoint
 from dqmstream.learners.stream.experience import Clock
 from dqmstream.learners.stream.learned import Taught

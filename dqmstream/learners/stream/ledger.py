@@ -18,8 +18,8 @@ import numpy as np
 import xarray as xr
 
 from dqmstream.errors import ArchiveError, InputError, StateError
+from dqmstream.learners.maps import Maps, RunData
 from dqmstream.learners.splits import INTERPOLATED_SCALE, Part, assign
-from dqmstream.learners.strategy import Maps, RunData
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.failures import is_damage
 from dqmstream.storage.layout import Quality

@@ -21,9 +21,9 @@ from safetensors.numpy import save
 
 from dqmstream.errors import InputError, StateError
 from dqmstream.learners.learnable import why_left_out
+from dqmstream.learners.maps import joined
 from dqmstream.learners.response.reference import Reference
 from dqmstream.learners.splits import Part
-from dqmstream.learners.strategy import joined
 from dqmstream.learners.stream.ledger import describe, read_experience
 from dqmstream.learners.threads import held_threads
 from dqmstream.lumisection import IETA, N_IPHI, Geometry, ieta_row

@@ -27,9 +27,10 @@ from dqmstream.learners.evaluation.evaluator import by_run
 from dqmstream.learners.evaluation.history import append_line, read_history, write_lines
 from dqmstream.learners.evaluation.prequential import Judged, Prequential
 from dqmstream.learners.learnable import FEWEST, lit
+from dqmstream.learners.maps import RunData
 from dqmstream.learners.saved_state import prefixed, within
 from dqmstream.learners.splits import Part
-from dqmstream.learners.strategy import Past, RunData, Strategy
+from dqmstream.learners.strategy import Past, Strategy
 from dqmstream.learners.stream import checkpoint
 from dqmstream.learners.stream.experience import Clock
 from dqmstream.learners.stream.ledger import Experience, LostExperienceError

@@ -13,22 +13,17 @@ are never changed by a label.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import zarr
 
 from dqmstream.errors import ArchiveError
 from dqmstream.storage import layout
-from dqmstream.storage.labels.golden import Golden
 from dqmstream.storage.labels.luminosity import VALUES, LuminosityTable
-
-if TYPE_CHECKING:
-    from dqmstream.storage.archive import Archive
 
 GOOD, BAD, UNKNOWN = 1, 0, -1
 
@@ -124,20 +119,6 @@ class Labels:
         return True
 
 
-def file_golden(archive: Archive, golden: Golden) -> LabelVersion:
-    """File a golden JSON as the newest version, unless it is that already."""
-    run, first, last = golden.lines.T
-    return _file(archive, "golden", golden.name, golden.sha256, {"run": run, "first": first, "last": last})
-
-
-def file_luminosity(archive: Archive, table: LuminosityTable) -> LabelVersion:
-    """File a luminosity table, which names runs, as the newest version, unless the labels say all of it already."""
-    if not table.has_runs:
-        raise ArchiveError(f"{table.name} names no run (run_number): add that column, or import it with the run's maps")
-    columns = {"run": table.run, "lumisection": table.lumisection, **table.values}
-    return _file(archive, "luminosity", table.name, table.sha256, columns, lambda root: Labels(root).says(table))
-
-
 def label_versions(root: zarr.Group) -> list[LabelVersion]:
     """Every version of every kind, oldest first."""
     found = []
@@ -146,40 +127,6 @@ def label_versions(root: zarr.Group) -> list[LabelVersion]:
         names = layout.read_column(table, "name").tolist() if table is not None else []
         found += [LabelVersion(kind, number, name, False) for number, name in enumerate(names, start=1)]
     return found
-
-
-def _file(
-    archive: Archive,
-    kind: str,
-    name: str,
-    sha256: str,
-    columns: Mapping[str, np.ndarray],
-    is_known: Callable[[zarr.Group], bool] = lambda root: False,
-) -> LabelVersion:
-    """File a version of labels, unless it is the newest already. is_known: whether labels of this root say as much."""
-    with archive.commits().begin() as change:
-        root = change.root
-        layout.check_version(root, archive.path)
-        where = f"labels/{kind}"
-        group = root.get(where)
-        if group is None:
-            group = layout.make_table(root, where, "line", LABEL_COLUMNS[kind])
-            layout.make_table(group, "versions", "version", VERSION_COLUMNS)
-        before = layout.read_column(group, "versions/sha256").tolist()
-        if before and (before[-1] == sha256 or is_known(root)):
-            same = [version for version, known in enumerate(before, start=1) if known == sha256]
-            return LabelVersion(kind, same[-1] if same else len(before), name, False)
-        version = len(before) + 1
-        numbers = np.full(len(columns["run"]), version)
-        layout.append_columns(group, {**columns, "version": numbers})
-        line: dict[str, str | int] = {"sha256": sha256, "name": name, "committed": time.time_ns()}
-        layout.append_line(group["versions"], VERSION_COLUMNS, line)
-        change.commit(f"{kind} {version}: {name}", lambda committed: _newest(committed, kind) == version)
-    return LabelVersion(kind, version, name, True)
-
-
-def _newest(root: zarr.Group, kind: str) -> int:
-    return max((label.version for label in label_versions(root) if label.kind == kind), default=0)
 
 
 def _read(root: zarr.Group, kind: str) -> dict[str, np.ndarray] | None:

@@ -12,7 +12,7 @@ import pytest
 from scipy.stats import norm
 from typer.testing import CliRunner
 
-from dqmstream.cli import app
+from dqmstream.cli.main import app
 from dqmstream.errors import InputError, StateError
 from dqmstream.experiments.faults.autodqm import pulls
 from dqmstream.experiments.faults.benchmark import FaultCell, FaultSpec, compute_and_save, run_cell, run_faults

@@ -8,8 +8,8 @@ from sklearn.linear_model import LogisticRegression
 
 from dqmstream.errors import InputError, StateError
 from dqmstream.learners.closed_form.logistic import STRENGTH, TOLERANCE, Logistic, with_one
+from dqmstream.learners.maps import RunData
 from dqmstream.learners.splits import Part
-from dqmstream.learners.strategy import RunData
 from dqmstream.lumisection import Geometry
 from tests.learners.streams import make_stream, reader
 

@@ -11,9 +11,9 @@ from dqmstream.learners.closed_form import density
 from dqmstream.learners.closed_form.density import Runs, log_densities
 from dqmstream.learners.closed_form.prefilter import RULED_OUT, Shortlist
 from dqmstream.learners.closed_form.statistical import Statistical
+from dqmstream.learners.maps import RunData
 from dqmstream.learners.response.conditions import Look
 from dqmstream.learners.splits import Part, Split
-from dqmstream.learners.strategy import RunData
 from dqmstream.lumisection import Geometry
 
 RUNS = 100

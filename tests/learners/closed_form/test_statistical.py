@@ -10,9 +10,9 @@ from dqmstream.experiments.benchmark.cells import as_run_data
 from dqmstream.experiments.simulator import LIVE, SimulatedRun, stream
 from dqmstream.learners.closed_form.baselines import GainMap
 from dqmstream.learners.closed_form.statistical import Statistical
+from dqmstream.learners.maps import Maps
 from dqmstream.learners.response.response import medians, sensitivity
 from dqmstream.learners.splits import Part, Split
-from dqmstream.learners.strategy import Maps
 from dqmstream.lumisection import Geometry
 from tests.learners.streams import FIRST_RUN, draw_run, make_stream, reader
 

@@ -13,10 +13,10 @@ from scipy.special import log_softmax
 from sklearn import metrics
 
 from dqmstream.learners.evaluation.evaluator import NOTICED, VALIDATION_SHARE, Evaluator, Scores, auc, evaluate_row, roc_curve
+from dqmstream.learners.maps import Maps, RunData
 from dqmstream.learners.monitoring.novelty import Noted
 from dqmstream.learners.registry import STREAMING
 from dqmstream.learners.splits import Part, assign
-from dqmstream.learners.strategy import Maps, RunData
 from dqmstream.lumisection import Geometry
 from tests.learners.streams import make_stream, reader
 

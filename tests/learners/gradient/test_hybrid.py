@@ -9,11 +9,12 @@ from scipy.special import log_softmax
 
 from dqmstream.learners.closed_form.statistical import Statistical
 from dqmstream.learners.gradient.hybrid import Hybrid
+from dqmstream.learners.maps import Maps, RunData
 from dqmstream.learners.networks.recipe import Recipe
 from dqmstream.learners.registry import make_strategy
 from dqmstream.learners.saved_state import STAMP
 from dqmstream.learners.splits import Part, assign
-from dqmstream.learners.strategy import Maps, RunData, Strategy
+from dqmstream.learners.strategy import Strategy
 from dqmstream.lumisection import IETA, Geometry, he_depth1_mask
 from tests.learners.streams import FIRST_RUN, RING_LAMBDA, K, make_stream, reader
 

@@ -14,10 +14,11 @@ from dqmstream.learners.gradient.der import SHARE_LOGITS, difference, padded
 from dqmstream.learners.gradient.er_ace import incoming_loss
 from dqmstream.learners.gradient.lwf import Lwf, distillation
 from dqmstream.learners.gradient.trainer import Lesson
+from dqmstream.learners.maps import RunData
 from dqmstream.learners.networks.base import Network
 from dqmstream.learners.networks.recipe import Recipe
 from dqmstream.learners.registry import make_strategy
-from dqmstream.learners.strategy import RunData, Strategy
+from dqmstream.learners.strategy import Strategy
 from dqmstream.lumisection import Geometry
 from tests.learners.streams import make_stream, reader
 

@@ -10,10 +10,10 @@ import pytest
 from dqmstream.experiments.benchmark.cells import as_run_data
 from dqmstream.experiments.simulator import stream
 from dqmstream.learners.closed_form.statistical import Statistical
+from dqmstream.learners.maps import RunData
 from dqmstream.learners.networks.recipe import REDRAWN, Recipe
 from dqmstream.learners.registry import make_strategy
 from dqmstream.learners.splits import Part, Split
-from dqmstream.learners.strategy import RunData
 from dqmstream.lumisection import Geometry
 from tests.learners.conformance import accuracy
 from tests.learners.streams import draw_run, make_stream

@@ -11,11 +11,11 @@ import torch
 from dqmstream.errors import InputError, StateError
 from dqmstream.learners.gradient.strategy import DeepStrategy
 from dqmstream.learners.gradient.weight_choice import Settler, Settling
+from dqmstream.learners.maps import RunData
 from dqmstream.learners.networks.recipe import Recipe
 from dqmstream.learners.networks.registry import build
 from dqmstream.learners.registry import make_strategy
 from dqmstream.learners.splits import Part
-from dqmstream.learners.strategy import RunData
 from dqmstream.lumisection import Geometry
 from tests.learners.conformance import check_strategy
 from tests.learners.streams import make_stream, reader

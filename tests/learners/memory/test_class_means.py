@@ -8,9 +8,9 @@ import pytest
 from dqmstream.errors import InputError
 from dqmstream.learners.closed_form.ridge import STRENGTH, Ridge
 from dqmstream.learners.closed_form.slda import SHRINKAGE, Slda, sketched
+from dqmstream.learners.maps import RunData
 from dqmstream.learners.memory.class_means import ClassMeans
 from dqmstream.learners.splits import Part
-from dqmstream.learners.strategy import RunData
 from dqmstream.lumisection import Geometry
 from tests.learners.streams import make_stream, reader
 

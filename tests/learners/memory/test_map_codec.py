@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from dqmstream.errors import StateError
+from dqmstream.learners.maps import Maps
 from dqmstream.learners.memory.map_codec import packed, unpacked
-from dqmstream.learners.strategy import Maps
 
 
 def maps(counts: list[float], size: int = 3) -> Maps:

@@ -9,9 +9,9 @@ from dqmstream.errors import InputError, StateError
 from dqmstream.experiments.benchmark.cells import as_run_data
 from dqmstream.experiments.simulator import stream
 from dqmstream.learners.evaluation.evaluator import auc
+from dqmstream.learners.maps import Maps, RunData
 from dqmstream.learners.monitoring.novelty import WINDOW, Novelty
 from dqmstream.learners.splits import Part, Split
-from dqmstream.learners.strategy import Maps, RunData
 from dqmstream.lumisection import IETA, IPHI, Geometry
 from tests.learners.streams import make_stream, reader
 

@@ -12,6 +12,7 @@ import torch
 from dqmstream.errors import InputError, StateError
 from dqmstream.learners.gradient.method import Method
 from dqmstream.learners.gradient.trainer import Lesson, RunTemplate, decay_groups
+from dqmstream.learners.maps import RunData
 from dqmstream.learners.networks.backbone import BackboneNetwork, EnsembleNetwork
 from dqmstream.learners.networks.backbones import build_backbone
 from dqmstream.learners.networks.backbones.weights import save_weights
@@ -19,7 +20,7 @@ from dqmstream.learners.networks.base import Network
 from dqmstream.learners.networks.recipe import BACKBONES, Recipe
 from dqmstream.learners.networks.registry import build
 from dqmstream.learners.registry import make_strategy
-from dqmstream.learners.strategy import RunData, Strategy
+from dqmstream.learners.strategy import Strategy
 from dqmstream.lumisection import Geometry, he_depth1_mask
 from tests.learners.conformance import assert_same_state
 from tests.learners.streams import make_stream, reader

@@ -7,13 +7,13 @@ import pytest
 
 from dqmstream.learners.closed_form.baselines import GainMap
 from dqmstream.learners.closed_form.statistical import Statistical
+from dqmstream.learners.maps import Maps, RunData
 from dqmstream.learners.monitoring.fault_score import FaultScore
 from dqmstream.learners.monitoring.novelty import Deviation, Novelty
 from dqmstream.learners.registry import make_strategy
 from dqmstream.learners.response.reference import Reference
 from dqmstream.learners.response.response import Quadratic, Saturating, probability
 from dqmstream.learners.splits import Part
-from dqmstream.learners.strategy import Maps, RunData
 from dqmstream.lumisection import IETA, IPHI, Geometry, he_depth1_mask, readout_box
 from tests.learners.streams import RING_OF_CHANNEL, K, conditions_of, draw_real_run, fingerprint, reader
 

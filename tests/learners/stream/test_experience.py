@@ -13,9 +13,10 @@ from dqmstream.errors import InputError
 from dqmstream.learners.evaluation.evaluator import Evaluator
 from dqmstream.learners.evaluation.history import Line, beside_joint, results
 from dqmstream.learners.evaluation.stability_gap import LUMISECTIONS, MOMENTS, Watcher
+from dqmstream.learners.maps import Maps, RunData
 from dqmstream.learners.monitoring.novelty import Noted
 from dqmstream.learners.registry import STREAMING
-from dqmstream.learners.strategy import LearnLog, Maps, Past, RunData, Strategy, Watch
+from dqmstream.learners.strategy import LearnLog, Past, Strategy, Watch
 from dqmstream.learners.stream.experience import learn_and_judge
 from dqmstream.lumisection import Geometry
 from tests.learners.streams import make_stream, reader

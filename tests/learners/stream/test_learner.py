@@ -11,16 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dqmstream.commands import learner_status
 from dqmstream.errors import ArchiveError, InputError, StateError
 from dqmstream.experiments.report.records import read_records, rocs
+from dqmstream.learners.maps import Maps
 from dqmstream.learners.splits import Part
-from dqmstream.learners.strategy import Maps
 from dqmstream.learners.stream import checkpoint
 from dqmstream.learners.stream.flags import Flagger
 from dqmstream.learners.stream.learner import Learner, LearnerSettings
 from dqmstream.learners.stream.ledger import Ledger, describe, read_experience, read_ledger
 from dqmstream.learners.stream.replay import replay
+from dqmstream.service.commands import learner_status
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.imports.importer import import_files
 from dqmstream.storage.writer import ArchiveWriter

@@ -10,17 +10,18 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from dqmstream.config import load_settings
 from dqmstream.errors import InputError, StateError
-from dqmstream.learner_process import _learn_command
 from dqmstream.learners.closed_form.baselines import GainMap
+from dqmstream.learners.maps import joined
 from dqmstream.learners.registry import make_strategy
 from dqmstream.learners.response.reference import Reference
 from dqmstream.learners.splits import Part
-from dqmstream.learners.strategy import Strategy, joined
+from dqmstream.learners.strategy import Strategy
 from dqmstream.learners.stream.learner import Learner, LearnerSettings
 from dqmstream.learners.stream.reference_file import load_reference, make_reference, read_channels, save_reference
 from dqmstream.lumisection import Geometry, ieta_row
+from dqmstream.service.learner_process import _learn_command
+from dqmstream.settings import load_settings
 from dqmstream.storage.archive import Archive
 from tests.commandline import dqmstream, result, told
 from tests.learners.conformance import check_growth, check_resumes_to_the_same_bits

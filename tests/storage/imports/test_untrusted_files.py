@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dqmstream.config import read_table, recipe_flags
 from dqmstream.errors import InputError
+from dqmstream.settings import read_table, recipe_flags
 from dqmstream.storage.images.archive import import_images
 from dqmstream.storage.images.files import open_jets
 from dqmstream.storage.imports import nested_lists as parquet

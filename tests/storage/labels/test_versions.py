@@ -14,9 +14,9 @@ import zarr
 from dqmstream.errors import ArchiveError, InputError
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.imports.importer import import_files
+from dqmstream.storage.labels.filing import file_golden, file_luminosity
 from dqmstream.storage.labels.golden import read_golden
 from dqmstream.storage.labels.luminosity import read_luminosity
-from dqmstream.storage.labels.versions import file_golden, file_luminosity
 from dqmstream.storage.maintenance.verify import verify
 from tests.commandline import dqmstream, result, told
 from tests.maps import counts, write_run

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from dqmstream.config import Settings
 from dqmstream.errors import OutOfMemoryError
-from dqmstream.service import consume
+from dqmstream.service.consume import consume
+from dqmstream.settings import Settings
 from dqmstream.storage.archive import Archive
 from dqmstream.streaming.dead_letters import FolderDeadLetters
 from dqmstream.streaming.feed import InProcessFeed, Message, Polled

@@ -68,7 +68,7 @@ def test_archived_runs_give_what_their_files_give(folder: Path) -> None:
 
 def test_the_table_says_what_both_auc_mean_and_neither_torch_nor_a_broker_is_needed(folder: Path) -> None:
     code = (
-        "import sys\nfrom dqmstream.cli import app\n"
+        "import sys\nfrom dqmstream.cli.main import app\n"
         f"try: app(['compare', *{[str(file) for file in files(folder)]!r}])\nexcept SystemExit as end: assert not end.code\n"
         "heavy = {'torch', 'avalanche', 'timm', 'kafka'} & set(sys.modules)\nassert not heavy, heavy\n"
     )

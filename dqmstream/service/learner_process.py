@@ -15,10 +15,10 @@ from typing import Any
 
 import structlog
 
-from dqmstream.config import Settings
 from dqmstream.errors import InputError, StateError, StateInUseError
 from dqmstream.learners.stream.heartbeat import BEAT_S, Sign, read_sign
 from dqmstream.learners.stream.state_folder import is_running, read_status
+from dqmstream.settings import Settings
 from dqmstream.storage.archive import Archive
 
 PR_SET_PDEATHSIG = 1
@@ -36,7 +36,7 @@ PASSING_RETRY_MOST_S = 300.0
 PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 """Troubles of the machine, which end when somebody makes room: a learner that meets one is never given up."""
 
-log = structlog.get_logger("dqmstream.service")
+log = structlog.get_logger("dqmstream.service.consume")
 
 
 class LearnerProcess:

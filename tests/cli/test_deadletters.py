@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dqmstream.cli_deadletters import _printable, hex_dump
+from dqmstream.cli.deadletters import _printable, hex_dump
 from dqmstream.storage.archive import Archive
 from dqmstream.streaming.feed import DeadLetter, Message
 from dqmstream.streaming.kafka import KafkaDeadLetters, KafkaSender, create_topic

@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from dqmstream.cli.terminal import is_terminal
 from dqmstream.lumisection import utf8
-from dqmstream.terminal import is_terminal
 
 PLAIN_WIDTH = 120
 """Columns where the output is no terminal."""

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from dqmstream import console
-from dqmstream.cli_options import LEAST_RATE, MAX_RATE, Archive, Interpolated, Json, finite, show
-from dqmstream.config import load_settings
+from dqmstream.cli import output
+from dqmstream.cli.options import LEAST_RATE, MAX_RATE, Archive, Interpolated, Json, finite, show
 from dqmstream.errors import NOT_COMPARABLE
+from dqmstream.settings import load_settings
 
 _HELP = "a .npy file of a run, or with --archive the number of one"
 
@@ -47,6 +47,6 @@ def compare(
     result = describe(comparison)
     if out is not None:
         result["files"] = [str(path) for path in write(comparison, out)]
-    show(result, as_json, *console.describe_comparison(result))
+    show(result, as_json, *output.describe_comparison(result))
     if not comparison.comparable:
         raise typer.Exit(NOT_COMPARABLE)

@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 
 from dqmstream import __version__
-from dqmstream.commands import learner_settings
-from dqmstream.config import load_settings, recipe_flags
 from dqmstream.errors import InputError, StateError
-from dqmstream.learner_process import _learn_command
 from dqmstream.learners.networks.recipe import Recipe
 from dqmstream.learners.registry import recipe_changes, recipe_of
 from dqmstream.learners.stream.learner import LearnerSettings, identity
 from dqmstream.learners.stream.state_folder import check_identity
+from dqmstream.service.commands import learner_settings
+from dqmstream.service.learner_process import _learn_command
+from dqmstream.settings import load_settings, recipe_flags
 from tests import commandline
 from tests.commandline import told
 from tests.maps import counts, write_run
@@ -42,7 +42,7 @@ def result(*arguments: object) -> dict[str, object]:
 
 def test_help_and_version_import_neither_torch_nor_avalanche() -> None:
     code = (
-        "import sys\nfrom dqmstream.cli import app\n"
+        "import sys\nfrom dqmstream.cli.main import app\n"
         "for arguments in (['--help'], ['--version'], ['consume', '--help'], ['replay', '--help'], ['demo', '--help']):\n"
         "    try: app(arguments)\n    except SystemExit as end: assert not end.code, end.code\n"
         "heavy = {'torch', 'avalanche', 'timm', 'kafka', 'zarr', 'matplotlib', 'sklearn'} & set(sys.modules)\n"
@@ -226,7 +226,7 @@ def test_windows_are_named_before_they_teach_where_a_flag_asks_for_it(tmp_path: 
 def test_a_command_ends_with_its_own_code_whatever_threads_of_libraries_still_do() -> None:
     """What is registered for the end runs, and the interpreter is not taken down under threads that may still need it."""
     code = (
-        "import atexit, sys\nfrom dqmstream.cli import main\n"
+        "import atexit, sys\nfrom dqmstream.cli.main import main\n"
         "class Teardown:\n    def __del__(self): print('taken down')\n"
         "kept = Teardown()\natexit.register(print, 'registered')\n"
         "sys.argv[1:] = ['status', '--archive', '/nowhere']\nmain()\n"

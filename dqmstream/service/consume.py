@@ -13,10 +13,10 @@ from typing import Any
 
 import structlog
 
-from dqmstream.config import Settings
 from dqmstream.errors import UNFILED, BrokerError, DataLostError, InputError, OutOfMemoryError, StateError
-from dqmstream.learner_process import LearnerProcess
-from dqmstream.stopping import Stop
+from dqmstream.service.learner_process import LearnerProcess
+from dqmstream.service.stopping import Stop
+from dqmstream.settings import Settings
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.copies import copy_id
 from dqmstream.storage.maintenance.expiry import Expiry
@@ -25,7 +25,7 @@ from dqmstream.streaming.batching import IngestCounts
 from dqmstream.streaming.feed import DeadLetters, Feed
 from dqmstream.streaming.ingest import Ingest
 
-log = structlog.get_logger("dqmstream.service")
+log = structlog.get_logger("dqmstream.service.consume")
 
 POLL_S = 0.2
 SHARED_OUT_S = 15.0

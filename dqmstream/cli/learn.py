@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from dqmstream import console
-from dqmstream.cli_options import (
+from dqmstream.cli import output
+from dqmstream.cli.options import (
     Archive,
     Device,
     Idle,
@@ -28,8 +28,8 @@ from dqmstream.cli_options import (
     Window,
     show,
 )
-from dqmstream.config import MAX_COUNT, load_settings, recipe_flags
 from dqmstream.lumisection import MAX_NUMBER
+from dqmstream.settings import MAX_COUNT, load_settings, recipe_flags
 
 
 def learn(
@@ -63,7 +63,7 @@ def learn(
     as_json: Json = False,
 ) -> None:
     """The learner alone, as `consume` starts it: learn every complete run of the archive that is not learnt yet."""
-    from dqmstream.commands import learn_archive
+    from dqmstream.service.commands import learn_archive
 
     settings = load_settings(
         archive=archive, state=state, name=name, strategy=strategy,
@@ -72,7 +72,7 @@ def learn(
         threads=threads, device=device,
     )  # fmt: skip
     result = learn_archive(settings, follow=follow, parent=parent, again=again or ())
-    show(result, as_json, console.describe_results(result))
+    show(result, as_json, output.describe_results(result))
 
 
 def replay(
@@ -95,14 +95,14 @@ def replay(
     as_json: Json = False,
 ) -> None:
     """The same learner offline, over archived runs in ascending order or in that of a ledger; no broker."""
-    from dqmstream.commands import replay_archive
+    from dqmstream.service.commands import replay_archive
 
     settings = load_settings(
         archive=archive, state=state, strategy=strategy, recipe=recipe_flags(recipe, set_), reference=reference, seed=seed,
         memory_bytes=memory_bytes, evaluation_samples=evaluation_samples, watch_samples=watch_samples,
         window=window, label_delay=label_delay, threads=threads, device=device,
     )  # fmt: skip
-    with console.bars() as progress:
-        kept = console.bar_callback(progress, f"replay {settings.strategy}")
+    with output.bars() as progress:
+        kept = output.bar_callback(progress, f"replay {settings.strategy}")
         result = replay_archive(settings, ledger=ledger, resume=resume, progress=kept)
-    show(result, as_json, console.describe_results(result))
+    show(result, as_json, output.describe_results(result))

@@ -14,14 +14,14 @@ from typing import Any
 
 from rich.progress import Progress
 
-from dqmstream import console
-from dqmstream.commands import ImportFlags, consume_topic, consumed_result, import_data, learner_settings, publish_runs
-from dqmstream.config import Settings, load_settings
+from dqmstream.cli import output
 from dqmstream.errors import InputError
 from dqmstream.experiments.simulator import write
 from dqmstream.learners.stream.ledger import read_ledger
-from dqmstream.service import consume
-from dqmstream.stopping import stop_on_signals
+from dqmstream.service.commands import ImportFlags, consume_topic, consumed_result, import_data, learner_settings, publish_runs
+from dqmstream.service.consume import consume
+from dqmstream.service.stopping import stop_on_signals
+from dqmstream.settings import Settings, load_settings
 from dqmstream.storage.archive import Archive
 from dqmstream.streaming.batching import IngestCounts
 from dqmstream.streaming.dead_letters import FolderDeadLetters
@@ -49,12 +49,12 @@ def run_demo(out: Path, stream: str, seed: int, runs: int, lumisections: int, bo
         check_broker(bootstrap)
     _make_anew(out)
     settings = load_settings(archive=out / "archive", state=out / "state", bootstrap=bootstrap, topic=_topic(out), seed=seed)
-    with console.bars() as progress, _Replays(settings, progress) as replays:
-        write(out / "simulated", stream, seed, runs, lumisections, progress=console.bar_callback(progress, "simulate"))
-        imported = console.bar_callback(progress, "import")
+    with output.bars() as progress, _Replays(settings, progress) as replays:
+        write(out / "simulated", stream, seed, runs, lumisections, progress=output.bar_callback(progress, "simulate"))
+        imported = output.bar_callback(progress, "import")
         published = load_settings(archive=out / "published", bootstrap=bootstrap, topic=_topic(out), seed=seed)
         import_data(published, [out / "simulated"], ImportFlags(), lambda stage, n, total: imported(n, total))
-        shown = console.consume_bar(progress, runs * lumisections)
+        shown = output.consume_bar(progress, runs * lumisections)
 
         def show(counts: IngestCounts, learner: dict[str, Any]) -> None:
             shown(counts, learner)
@@ -64,7 +64,7 @@ def run_demo(out: Path, stream: str, seed: int, runs: int, lumisections: int, bo
         if bootstrap is None:
             live = _consume_in_process(published, settings, show)
         else:
-            sent = console.bar_callback(progress, "publish")
+            sent = output.bar_callback(progress, "publish")
             publish_runs(published, None, None, False, 1, sent)
             live = consume_topic(settings, learn=True, until_idle_s=IDLE_S, progress=show)
         if live["learner"] is None:
@@ -73,7 +73,7 @@ def run_demo(out: Path, stream: str, seed: int, runs: int, lumisections: int, bo
         learners |= replays.results()
         from dqmstream.experiments.report.report import write_report
 
-        drawn = console.bar_callback(progress, "draw the report")
+        drawn = output.bar_callback(progress, "draw the report")
         page = write_report(
             Archive.open(out / "archive"), out / "state", out / "report", progress=lambda _, n, total: drawn(n, total)
         )
@@ -118,12 +118,12 @@ class _Replays:
         """settings: those of the live learner. Starts the import, and returns at once."""
         self._settings = settings
         self._ledger = settings.state_path / settings.name / "ledger.jsonl"
-        self._shown = {name: console.bar_callback(progress, f"replay {name}") for name in COMPARED}
+        self._shown = {name: output.bar_callback(progress, f"replay {name}") for name in COMPARED}
         self._running: dict[str, Future[dict[str, Any]]] = {}
         multiprocessing.set_forkserver_preload(["dqmstream.learners.stream.replay", "dqmstream.learners.gradient.strategy"])
         multiprocessing.forkserver.ensure_running()
         forks = multiprocessing.get_context("forkserver")
-        self._pool = ProcessPoolExecutor(max_workers=2, mp_context=forks, initializer=console.configure_logs)
+        self._pool = ProcessPoolExecutor(max_workers=2, mp_context=forks, initializer=output.configure_logs)
 
     def __enter__(self) -> _Replays:
         return self

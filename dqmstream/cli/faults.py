@@ -9,10 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
-from dqmstream import console
-from dqmstream.cli_options import MAX_LENGTH, MAX_PROCESSES, MAX_RUNS, Json, finite, show
-from dqmstream.config import MAX_COUNT
+from dqmstream.cli import output
+from dqmstream.cli.options import MAX_LENGTH, MAX_PROCESSES, MAX_RUNS, Json, finite, show
 from dqmstream.errors import StateError
+from dqmstream.settings import MAX_COUNT
 
 
 def faults(
@@ -71,13 +71,13 @@ def faults(
         "every": every,
     }
     spec = replace(spec, **{name: value for name, value in given.items() if value is not None}).checked()
-    with console.bars() as progress:
-        cells = run_faults(spec, out, workers=workers or os.cpu_count() or 1, progress=console.bar_callback(progress, "faults"))
+    with output.bars() as progress:
+        cells = run_faults(spec, out, workers=workers or os.cpu_count() or 1, progress=output.bar_callback(progress, "faults"))
     result = summarise(spec, cells)
     write(result, out)
     rows = result["detectors"]
-    tables = [console.table(title(result), COLUMNS, [printed(row) for row in rows])]
-    tables += [console.table(what, KIND_COLUMNS, [printed_by_kind(row, what) for row in rows]) for what in BY_KIND]
+    tables = [output.table(title(result), COLUMNS, [printed(row) for row in rows])]
+    tables += [output.table(what, KIND_COLUMNS, [printed_by_kind(row, what) for row in rows]) for what in BY_KIND]
     show(result, as_json, *tables, *forgotten(result), NOTE, f"tables and figure: {out}", *result["failed"])
     if result["failed"]:
         raise typer.Exit(StateError.exit_code)

@@ -12,20 +12,12 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from dqmstream import (
-    __version__,
-    cli_archive,
-    cli_benchmark,
-    cli_compare,
-    cli_deadletters,
-    cli_faults,
-    cli_flags,
-    cli_learn,
-    cli_reference,
-    cli_studies,
-    console,
-)
-from dqmstream.cli_options import (
+from dqmstream import __version__
+from dqmstream.cli import archive as archive_commands
+from dqmstream.cli import benchmark as benchmark_commands
+from dqmstream.cli import compare, deadletters, faults, learn, output, studies
+from dqmstream.cli.flags import flags
+from dqmstream.cli.options import (
     MAX_LENGTH,
     MAX_RUNS,
     Archive,
@@ -57,11 +49,12 @@ from dqmstream.cli_options import (
     finite,
     show,
 )
-from dqmstream.config import MAX_SEED, MAX_WAIT_S, Settings, load_settings, recipe_flags
+from dqmstream.cli.reference import reference as make_reference
+from dqmstream.cli.terminal import open_streams, tell
 from dqmstream.errors import EXIT_CODES, DqmstreamError, InputError, OutOfMemoryError, OutputClosedError, OutputError
 from dqmstream.libraries import keep_in_our_folder
 from dqmstream.lumisection import MAX_NUMBER
-from dqmstream.terminal import open_streams, tell
+from dqmstream.settings import MAX_SEED, MAX_WAIT_S, Settings, load_settings, recipe_flags
 
 app = typer.Typer(
     name="dqmstream",
@@ -84,7 +77,7 @@ def root(
         Path | None, typer.Option("--config", help="TOML file with settings (default: $DQMSTREAM_CONFIG)")
     ] = None,
 ) -> None:
-    console.configure_logs(verbose)
+    output.configure_logs(verbose)
     if config is not None:
         os.environ["DQMSTREAM_CONFIG"] = str(config.absolute())  # the learner that `consume` starts reads it too
     if version:
@@ -110,9 +103,9 @@ def simulate(
         int | None,
         typer.Option(max=MAX_LENGTH, help="rows a run, interpolated between lumisections, as in the published files (10000)"),
     ] = None,
-    layout: cli_studies.Layout = None,
-    images: cli_studies.Images = 2000,
-    contrast: cli_studies.Contrast = 1.0,
+    layout: studies.Layout = None,
+    images: studies.Images = 2000,
+    contrast: studies.Contrast = 1.0,
     as_json: Json = False,
 ) -> None:
     """Simulate HCAL runs: .npy files in the original layout, sidecars, and truth.json; or images for the earlier studies.
@@ -120,14 +113,14 @@ def simulate(
     A lumisection takes 37 kB: year, at its 1000 runs, writes 15 GB, and pair with --interpolate-to 10000 740 MB.
     """
     if layout is not None:
-        cli_studies.simulate(out, layout, images, seed, contrast, as_json)
+        studies.simulate(out, layout, images, seed, contrast, as_json)
         return
     from dqmstream.experiments.simulator import write
 
-    with console.bars() as progress:
+    with output.bars() as progress:
         paths = write(
             out, stream, seed, runs, lumisections,
-            interpolate_to=interpolate_to, progress=console.bar_callback(progress, f"simulate {stream}"),
+            interpolate_to=interpolate_to, progress=output.bar_callback(progress, f"simulate {stream}"),
         )  # fmt: skip
     result = {"out": str(out), "stream": stream, "seed": seed, "files": [path.name for path in paths]}
     show(result, as_json, f"{len(paths)} files in {out}")
@@ -176,14 +169,14 @@ def import_(
 
     It says what was taken, what was dropped and why. Images go to an archive of their own.
     """
-    from dqmstream.commands import ImportFlags, import_data
+    from dqmstream.service.commands import ImportFlags, import_data
 
     settings = load_settings(archive=archive, dtype=dtype, depths=depths, source=source, max_events=max_events)
-    with console.bars() as progress:
-        kept = {stage: console.bar_callback(progress, stage) for stage in ("read", "check", "import")}
+    with output.bars() as progress:
+        kept = {stage: output.bar_callback(progress, stage) for stage in ("read", "check", "import")}
         flags = ImportFlags(run, interpolated, crop, golden, golden_only, luminosity or (), hlt_path)
         done = import_data(settings, files or [], flags, lambda stage, n, total: kept[stage](n, total))
-    show(done, as_json, *console.describe_imported(done))
+    show(done, as_json, *output.describe_imported(done))
 
 
 @app.command(rich_help_panel=_DATA)
@@ -204,15 +197,15 @@ def publish(
     as_json: Json = False,
 ) -> None:
     """Send archived runs to Kafka as the data acquisition would: run start, lumisections, run stop."""
-    from dqmstream.commands import publish_runs
+    from dqmstream.service.commands import publish_runs
 
     if rate and realtime:
         raise InputError("--rate and --realtime exclude each other")
     if partitions and not create:
         raise InputError("--partitions is for a topic that is made: give --create too")
     settings = load_settings(archive=archive, bootstrap=bootstrap, topic=topic)
-    with console.bars() as progress:
-        kept = console.bar_callback(progress, "publish")
+    with output.bars() as progress:
+        kept = output.bar_callback(progress, "publish")
         result = publish_runs(settings, runs, rate, realtime, (partitions or 1) if create else None, kept)
     show(result, as_json, f"{result['lumisections']} lumisections of {len(result['runs'])} runs sent to {result['topic']}")
 
@@ -263,7 +256,7 @@ def consume(
     as_json: Json = False,
 ) -> None:
     """The service: file what comes, once and only once, and learn runs as they become complete. SIGTERM drains and ends."""
-    from dqmstream.commands import consume_topic
+    from dqmstream.service.commands import consume_topic
 
     settings = load_settings(
         bootstrap=bootstrap, topic=topic, archive=archive, state=state, group=group, instance=instance,
@@ -273,14 +266,14 @@ def consume(
         memory_bytes=memory_bytes, idle_s=idle_s, evaluation_samples=evaluation_samples, watch_samples=watch_samples,
         window=window, label_delay=label_delay, threads=threads, device=device,
     )  # fmt: skip
-    with console.bars() as progress:
+    with output.bars() as progress:
         result = consume_topic(
             settings,
             learn=not no_learn,
             until_idle_s=until_idle,
-            progress=console.consume_bar(progress),
+            progress=output.consume_bar(progress),
         )
-    show(result, as_json, console.describe_consumed(result))
+    show(result, as_json, output.describe_consumed(result))
     if code := result["exit_code"]:
         raise typer.Exit(code)
 
@@ -307,8 +300,8 @@ def report(
     from dqmstream.storage.archive import Archive as Reader
 
     settings = load_settings(archive=archive, state=state)
-    with console.bars() as progress:
-        kept = console.bar_callback(progress, "draw")
+    with output.bars() as progress:
+        kept = output.bar_callback(progress, "draw")
         page = write_report(
             Reader.open(settings.need("archive")), settings.state_path, out, progress=lambda _, n, total: kept(n, total)
         )
@@ -318,13 +311,13 @@ def report(
 @app.command(rich_help_panel=_DATA)
 def status(archive: Archive = None, state: State = None, as_json: Json = False) -> None:
     """What is in the archive, and what the learners last did."""
-    from dqmstream.commands import archive_status, learner_status
+    from dqmstream.service.commands import archive_status, learner_status
     from dqmstream.storage.archive import Archive as Reader
 
     settings = load_settings(archive=archive, state=state)
     reader = Reader.open(settings.need("archive"))
     result = {**archive_status(reader), "learners": learner_status(reader, settings.state_path, settings.learner_hang_s)}
-    show(result, as_json, *console.describe_status(result))
+    show(result, as_json, *output.describe_status(result))
 
 
 @app.command(rich_help_panel=_OFFLINE)
@@ -339,24 +332,24 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Simulate, import, stream, learn, replay and report, in one go."""
-    from dqmstream.demo import run_demo
+    from dqmstream.cli.demo import run_demo
 
     settings: Settings = load_settings(bootstrap=bootstrap)
     began = time.monotonic()
     result = run_demo(out, stream, seed, runs, lumisections, settings.need("bootstrap") if kafka else None)
     result["seconds"] = round(time.monotonic() - began, 1)
-    show(result, as_json, *console.describe_demo(result))
+    show(result, as_json, *output.describe_demo(result))
 
 
-app.add_typer(cli_archive.app, rich_help_panel=_DATA)
-app.add_typer(cli_deadletters.app, rich_help_panel=_DATA)
-app.command(rich_help_panel=_LEARNING)(cli_learn.learn)
-app.command(rich_help_panel=_LEARNING)(cli_learn.replay)
-app.command(rich_help_panel=_LEARNING)(cli_flags.flags)
-app.command(rich_help_panel=_LEARNING)(cli_reference.reference)
-app.command(rich_help_panel=_OFFLINE)(cli_compare.compare)
-app.command(rich_help_panel=_OFFLINE)(cli_faults.faults)
-app.add_typer(cli_benchmark.app)
+app.add_typer(archive_commands.app, rich_help_panel=_DATA)
+app.add_typer(deadletters.app, rich_help_panel=_DATA)
+app.command(rich_help_panel=_LEARNING)(learn.learn)
+app.command(rich_help_panel=_LEARNING)(learn.replay)
+app.command(rich_help_panel=_LEARNING)(flags)
+app.command(rich_help_panel=_LEARNING)(make_reference)
+app.command(rich_help_panel=_OFFLINE)(compare.compare)
+app.command(rich_help_panel=_OFFLINE)(faults.faults)
+app.add_typer(benchmark_commands.app)
 
 
 def main() -> None:
@@ -394,7 +387,7 @@ def _leave_without_memory(error: Exception) -> NoReturn:
 
 def _tell(error: DqmstreamError) -> None:
     if not isinstance(error, OutputClosedError):
-        tell(console.err, f"dqmstream: {error}", style="red")
+        tell(output.err, f"dqmstream: {error}", style="red")
 
 
 def _leave(code: int) -> NoReturn:

@@ -11,11 +11,11 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from dqmstream import console
-from dqmstream.cli_options import Bootstrap, Json, LetterTopic, Topic
-from dqmstream.config import MAX_COUNT, Settings, load_settings
+from dqmstream.cli import output
+from dqmstream.cli.options import Bootstrap, Json, LetterTopic, Topic
+from dqmstream.cli.terminal import tell
 from dqmstream.errors import InputError
-from dqmstream.terminal import tell
+from dqmstream.settings import MAX_COUNT, Settings, load_settings
 
 if TYPE_CHECKING:
     from dqmstream.streaming.kafka.dead_letters import Letter
@@ -57,7 +57,7 @@ def list_(
     shown = found if limit is None else found[:limit] if oldest else found[-limit:]
     if as_json:
         told = {"dead_letter_topic": letter_topic, "total": len(letters), "matching": len(found)}
-        console.print_json({**told, "letters": [_facts(letter) for letter in shown]})
+        output.print_json({**told, "letters": [_facts(letter) for letter in shown]})
         return
     made = Table(title=f"{len(shown)} of {len(letters)} letters on {letter_topic}", title_justify="left")
     for column in ("key", "time", "bytes", "whole", "reason"):
@@ -65,7 +65,7 @@ def list_(
     for letter in shown:
         cells = (letter.key, _time(letter), str(letter.size), "no" if letter.cut else "yes", letter.reason)
         made.add_row(*(Text(_printable(cell)) for cell in cells))
-    tell(console.out, made)
+    tell(output.out, made)
 
 
 @app.command()
@@ -93,7 +93,7 @@ def show(
         headers = [[name, _readable(content)] for name, content in letter.headers]
         original = None if letter.original_key is None else _readable(letter.original_key)
         told = {"original_key": original, "headers": headers, "value_hex": value[:SHOWN_BYTES].hex()}
-        console.print_json({**_facts(letter), **told, "written": None if out is None else str(out)})
+        output.print_json({**_facts(letter), **told, "written": None if out is None else str(out)})
         return
     lines = [
         ("letter", letter.key),
@@ -106,11 +106,11 @@ def show(
         *((f"header {name}", _readable(content)) for name, content in letter.headers),
     ]
     for name, content in lines:
-        tell(console.out, f"{_printable(name)}: {_printable(content)}")
+        tell(output.out, f"{_printable(name)}: {_printable(content)}")
     for line in hex_dump(value[:SHOWN_BYTES]):
-        console.out.print(Text(line), soft_wrap=True)  # whose columns are bytes
+        output.out.print(Text(line), soft_wrap=True)  # whose columns are bytes
     if len(value) > SHOWN_BYTES:
-        tell(console.out, f"... {len(value) - SHOWN_BYTES} more bytes in the letter; --out FILE writes them all")
+        tell(output.out, f"... {len(value) - SHOWN_BYTES} more bytes in the letter; --out FILE writes them all")
 
 
 @app.command()
@@ -132,17 +132,17 @@ def republish(
     if bool(keys) == every:
         raise InputError("name the letters to send, or give --all")
     address, letter_topic = _places(bootstrap, topic, dead_letter_topic)
-    with console.bars() as progress:
-        kept = console.bar_callback(progress, "republish")
+    with output.bars() as progress:
+        kept = output.bar_callback(progress, "republish")
         done = send_back(address, letter_topic, None if every else keys, to, kept)
     for letter in done.refused:
-        tell(console.err, _printable(f"dqmstream: letter {letter.key} was not sent: {letter.obstacle}"), style="red")
+        tell(output.err, _printable(f"dqmstream: letter {letter.key} was not sent: {letter.obstacle}"), style="red")
     if as_json:
         refused = [{**_facts(letter), "obstacle": letter.obstacle} for letter in done.refused]
-        console.print_json({"sent": sum(done.sent.values()), "topics": done.sent, "refused": refused})
+        output.print_json({"sent": sum(done.sent.values()), "topics": done.sent, "refused": refused})
     else:
         targets = ", ".join(f"{count} to {name}" for name, count in sorted(done.sent.items()))
-        tell(console.out, f"{sum(done.sent.values())} messages sent{': ' if targets else ''}{targets}")
+        tell(output.out, f"{sum(done.sent.values())} messages sent{': ' if targets else ''}{targets}")
     if done.refused:
         raise typer.Exit(InputError.exit_code)
 

@@ -14,16 +14,16 @@ from typing import Any
 
 import pytest
 
-from dqmstream.commands import learner_status
-from dqmstream.learner_process import START_S, Silence
-from dqmstream.stopping import Stop
+from dqmstream.service.commands import learner_status
+from dqmstream.service.learner_process import START_S, Silence
+from dqmstream.service.stopping import Stop
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.locks import try_exclusive
 from dqmstream.streaming.batching import IngestCounts
 from dqmstream.streaming.feed import InProcessFeed, Polled
 from tests.commandline import Command, dqmstream, result
 from tests.runs import simulated_archive
-from tests.test_service import feed_of, run_service, settings_for
+from tests.service.test_consume import feed_of, run_service, settings_for
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def test_a_learner_that_has_failed_and_not_got_on_since_is_told_by_the_exit_code
 ) -> None:
     """The service is stopped long before the learner would be given up, as in the first seconds of a full disk."""
     failing = f"import sys; open({str(tmp_path / 'starts')!r}, 'a').write('x'); sys.exit(1)"
-    monkeypatch.setattr("dqmstream.learner_process._learn_command", lambda *_: [sys.executable, "-c", failing])
+    monkeypatch.setattr("dqmstream.service.learner_process._learn_command", lambda *_: [sys.executable, "-c", failing])
     stop = Stop()
 
     def end(counts: IngestCounts, learner: dict[str, Any]) -> None:
@@ -98,7 +98,7 @@ def test_a_learner_on_a_full_disk_is_not_given_up(source: Archive, tmp_path: Pat
         f"Heartbeat(Path({str(folder)!r})).close(OSError(28, 'No space left on device')); "
         f"open({str(starts)!r}, 'a').write('x'); sys.exit(5)"
     )
-    monkeypatch.setattr("dqmstream.learner_process._learn_command", lambda *_: [sys.executable, "-c", full])
+    monkeypatch.setattr("dqmstream.service.learner_process._learn_command", lambda *_: [sys.executable, "-c", full])
     stop = Stop()
 
     def end(counts: IngestCounts, learner: dict[str, Any]) -> None:
@@ -118,7 +118,7 @@ def test_a_learner_that_cannot_be_forked_is_tried_again_and_ingest_goes_on(
     source: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started = f"open({str(tmp_path / 'started')!r}, 'w').close(); import time; time.sleep(3600)"
-    monkeypatch.setattr("dqmstream.learner_process._learn_command", lambda *_: [sys.executable, "-c", started])
+    monkeypatch.setattr("dqmstream.service.learner_process._learn_command", lambda *_: [sys.executable, "-c", started])
     real, refused = subprocess.Popen, []
 
     def full(*arguments: Any, **flags: Any) -> subprocess.Popen[bytes]:
@@ -169,7 +169,7 @@ def test_a_learner_of_another_process_that_hangs_is_told_and_not_waited_for_with
     source: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is not ours to end. This process holds its folder, and no sign of life comes."""
-    monkeypatch.setattr("dqmstream.learner_process.IN_USE_RETRY_S", 0.1)
+    monkeypatch.setattr("dqmstream.service.learner_process.IN_USE_RETRY_S", 0.1)
     settings = settings_for(tmp_path)
     settings.learner_hang_s = 1.0
     folder = settings.state_path / "live"
@@ -187,7 +187,7 @@ def test_time_in_which_the_service_itself_was_stopped_is_no_silence_of_the_learn
 ) -> None:
     """As a machine that was suspended, or a container that was paused."""
     now = [1000.0]
-    monkeypatch.setattr("dqmstream.learner_process.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("dqmstream.service.learner_process.time.monotonic", lambda: now[0])
     silence = Silence(tmp_path)
     for passed, silent_s in ((1.0, 1.0), (0.2, 1.0), (1.0, 2.2), (3600.0, 6.2)):
         now[0] += passed

@@ -9,10 +9,9 @@ from typing import Annotated, Any
 import typer
 from rich.progress import Progress, TaskID
 
-from dqmstream import cli_options as options
-from dqmstream import console
-from dqmstream.config import MAX_COUNT, recipe_flags
+from dqmstream.cli import options, output
 from dqmstream.errors import InputError
+from dqmstream.settings import MAX_COUNT, recipe_flags
 
 PANEL = "An earlier study on your own files (with --data)"
 
@@ -39,11 +38,11 @@ def simulate(out: Path, layout: str, images: int, seed: int, contrast: float, as
     """Write images whose ideal AUC is known."""
     from dqmstream.experiments.simulator.images import ideal_of, write_images
 
-    with console.bars() as progress:
-        paths = write_images(out, layout, images, seed, contrast, console.bar_callback(progress, f"simulate {layout}"))
+    with output.bars() as progress:
+        paths = write_images(out, layout, images, seed, contrast, output.bar_callback(progress, f"simulate {layout}"))
     ideal = ideal_of([out])
     result = {"out": str(out), "layout": layout, "seed": seed, "files": [path.name for path in paths], "ideal_auc": ideal}
-    options.show(result, as_json, f"{len(paths)} files in {out}; the exact likelihood has AUC {console.number(ideal)}")
+    options.show(result, as_json, f"{len(paths)} files in {out}; the exact likelihood has AUC {output.number(ideal)}")
 
 
 def list_studies(as_json: bool) -> None:
@@ -55,7 +54,7 @@ def list_studies(as_json: bool) -> None:
         for one in recipes().values()
     ]
     columns = ["name", "task", "study", "network", "published"]
-    table = console.table("studies", columns, [[one[column] for column in columns] for one in found])
+    table = output.table("studies", columns, [[one[column] for column in columns] for one in found])
     options.show({"studies": found}, as_json, table, "all of each, and what it leaves unsaid: docs/studies.md")
 
 
@@ -97,10 +96,10 @@ def run(
     changes = recipe_flags(None, set_) or {}
     chosen = Options(seeds=tuple(seeds or (0,)), augment=tuple(augment or ()), changes=changes, **asked)
     study = prepare(str(name), list(data), chosen)
-    with console.bars() as progress:
+    with output.bars() as progress:
         result = run_study(study, out, _bar(progress))
     path = write_table(study, result, out)
-    table = console.table(title(study), list(COLUMNS), rows(result))
+    table = output.table(title(study), list(COLUMNS), rows(result))
     options.show(
         result | {"table": str(path)}, as_json, table, *notes(study, result), f"table, results and weights: {path.parent}"
     )

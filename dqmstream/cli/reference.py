@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from dqmstream import cli_options as options
-from dqmstream.config import load_settings
+from dqmstream.cli import options
 from dqmstream.lumisection import MAX_NUMBER
+from dqmstream.settings import load_settings
 
 
 def reference(

@@ -11,10 +11,10 @@ import pytest
 import typer
 from typer.models import OptionInfo
 
-from dqmstream.cli import app
-from dqmstream.config import MAX_SEED, Settings, load_settings
+from dqmstream.cli.main import app
 from dqmstream.errors import InputError
 from dqmstream.learners.networks.recipe import Recipe
+from dqmstream.settings import MAX_SEED, Settings, load_settings
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.maintenance.export import export
 from tests.commandline import dqmstream, told

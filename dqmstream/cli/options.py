@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from dqmstream import console
-from dqmstream.terminal import tell
+from dqmstream.cli import output
+from dqmstream.cli.terminal import tell
 
 MAX_LENGTH = 10_000_000
 """Of a run, in lumisections or in rows made of them."""
@@ -60,7 +60,7 @@ Stream = Annotated[str, typer.Option(help="null, moderate, small, structured, ye
 def show(result: dict[str, Any], as_json: bool, *readable: Any) -> None:
     """Print a result for a program, or its readable parts (text, tables) for a reader."""
     if as_json:
-        console.print_json(result)
+        output.print_json(result)
         return
     for part in readable:
-        tell(console.out, part)
+        tell(output.out, part)

@@ -10,12 +10,12 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from dqmstream import console
-from dqmstream.cli_options import Archive, Json, finite, show
-from dqmstream.config import MAX_AGE_S, load_settings
+from dqmstream.cli import output
+from dqmstream.cli.options import Archive, Json, finite, show
+from dqmstream.cli.terminal import tell
 from dqmstream.errors import ArchiveError
 from dqmstream.lumisection import MAX_NUMBER
-from dqmstream.terminal import tell
+from dqmstream.settings import MAX_AGE_S, load_settings
 
 if TYPE_CHECKING:
     from dqmstream.storage.archive import Archive as Reader
@@ -58,8 +58,8 @@ def verify(archive: Archive = None, as_json: Json = False) -> None:
     settings = load_settings(archive=archive)
     path = settings.need("archive")
     implausible: list[Finding] = []
-    with console.bars() as progress:
-        kept = console.bar_callback(progress, "verify")
+    with output.bars() as progress:
+        kept = output.bar_callback(progress, "verify")
         reader: Reader | ImageArchive
         if is_image_archive(path):
             reader = ImageArchive.open(path)
@@ -71,12 +71,12 @@ def verify(archive: Archive = None, as_json: Json = False) -> None:
     if as_json:
         told = {"archive": str(reader.path), "archive_id": reader.archive_id, "snapshot": reader.snapshot, "rows": rows}
         found = {"findings": list(map(asdict, findings)), "implausible": list(map(asdict, implausible))}
-        console.print_json({**told, "layout_version": reader.layout_version, "whole": not findings, **found})
+        output.print_json({**told, "layout_version": reader.layout_version, "whole": not findings, **found})
     else:
         if findings:
             _show(findings, f"{len(findings)} findings in {reader.path} ({rows} rows read)")
         else:
-            tell(console.out, f"{reader.path} is whole: {rows} rows read, snapshot {reader.snapshot}")
+            tell(output.out, f"{reader.path} is whole: {rows} rows read, snapshot {reader.snapshot}")
         if implausible:
             _show(implausible, f"{len(implausible)} rows that were filed so, and would be refused today")
     if findings:
@@ -89,9 +89,9 @@ def _show(findings: list[Finding], title: str) -> None:
         made.add_column(column, overflow="fold")
     for finding in findings[:SHOWN_FINDINGS]:
         made.add_row(Text(finding.where), Text(finding.what))
-    tell(console.out, made)
+    tell(output.out, made)
     if len(findings) > SHOWN_FINDINGS:
-        tell(console.out, f"... {len(findings) - SHOWN_FINDINGS} more; --json lists them all")
+        tell(output.out, f"... {len(findings) - SHOWN_FINDINGS} more; --json lists them all")
 
 
 @app.command()
@@ -128,7 +128,7 @@ def export(
     from dqmstream.storage.maintenance.export import export as write
 
     reader = _open(archive)
-    with console.bars() as progress:
-        rows = write(reader, out, runs, console.bar_callback(progress, "export"))
+    with output.bars() as progress:
+        rows = write(reader, out, runs, output.bar_callback(progress, "export"))
     result = {"archive": str(reader.path), "snapshot": reader.snapshot, "out": str(out), "rows": rows}
     show(result, as_json, f"{rows} lumisections in {out}")

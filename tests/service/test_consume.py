@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from dqmstream.commands import learner_settings, learner_status
-from dqmstream.config import Settings, load_settings
 from dqmstream.errors import DataLostError
 from dqmstream.learners.stream.learner import Learner, LearnerSettings
 from dqmstream.learners.stream.replay import replay
-from dqmstream.service import Consumed, consume, default_group
-from dqmstream.stopping import Stop, stop_on_signals
+from dqmstream.service.commands import learner_settings, learner_status
+from dqmstream.service.consume import Consumed, consume, default_group
+from dqmstream.service.stopping import Stop, stop_on_signals
+from dqmstream.settings import Settings, load_settings
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.layout import Kind
 from dqmstream.storage.writer import ArchiveWriter, Control
@@ -124,7 +124,7 @@ def test_a_state_that_another_process_holds_is_waited_for(
     source: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As after a kill of the service, whose learner may still be at work: the new one waits its turn, and learns."""
-    monkeypatch.setattr("dqmstream.learner_process.IN_USE_RETRY_S", 0.1)
+    monkeypatch.setattr("dqmstream.service.learner_process.IN_USE_RETRY_S", 0.1)
     settings = settings_for(tmp_path)
     archive = Archive.open_or_create(settings.need("archive"))
     orphan = Learner(archive, settings.state_path / "live", learner_settings(settings))
@@ -157,7 +157,7 @@ def test_a_learner_that_keeps_dying_is_given_up_within_a_bound(
 ) -> None:
     """In the learner's place runs a program that notes that it was started and kills itself."""
     dying = f"import os; open({str(tmp_path / 'starts')!r}, 'a').write('x'); os.kill(os.getpid(), 9)"
-    monkeypatch.setattr("dqmstream.learner_process._learn_command", lambda *_: [sys.executable, "-c", dying])
+    monkeypatch.setattr("dqmstream.service.learner_process._learn_command", lambda *_: [sys.executable, "-c", dying])
     done = run_service(source, settings_for(tmp_path, learner_restarts=1))
     assert (tmp_path / "starts").read_text() == "xx"
     assert (done.counts.rows, done.learner_exit_code) == (600, -signal.SIGKILL)

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from dqmstream import console
-from dqmstream.cli_options import LEAST_RATE, MAX_RATE, Archive, Json, Name, State, finite, show
-from dqmstream.config import load_settings
+from dqmstream.cli import output
+from dqmstream.cli.options import LEAST_RATE, MAX_RATE, Archive, Json, Name, State, finite, show
 from dqmstream.errors import InputError
 from dqmstream.lumisection import MAX_NUMBER
+from dqmstream.settings import load_settings
 
 
 def flags(
@@ -53,4 +53,4 @@ def flags(
     if out is not None:
         write_table(out, found)
         result["file"] = str(out)
-    show(result, as_json, *console.describe_flags(result))
+    show(result, as_json, *output.describe_flags(result))

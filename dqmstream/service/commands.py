@@ -12,30 +12,31 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import structlog
 
-from dqmstream.config import Settings
 from dqmstream.errors import ArchiveError, InputError
-from dqmstream.learner_process import die_with_parent
 from dqmstream.learners.evaluation.history import newest_average, prequential_results, read_history, results
 from dqmstream.learners.registry import recipe_of, resolve
 from dqmstream.learners.stream import checkpoint
 from dqmstream.learners.stream.ledger import late, newest_lines, read_ledger
 from dqmstream.learners.stream.state_folder import check_identity, is_learner, life, read_json, read_status
 from dqmstream.lumisection import LUMISECTION_S, Geometry
-from dqmstream.service import Consumed, consume, default_group
-from dqmstream.stopping import stop_on_signals
+from dqmstream.service.consume import Consumed, consume, default_group
+from dqmstream.service.learner_process import die_with_parent
+from dqmstream.service.stopping import stop_on_signals
+from dqmstream.settings import Settings
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.imports.importer import Imported, Taking, import_runs
+from dqmstream.storage.labels.filing import file_golden, file_luminosity
 from dqmstream.storage.labels.golden import read_golden
 from dqmstream.storage.labels.luminosity import read_tables
 from dqmstream.storage.labels.trigger_rates import ZERO_BIAS
-from dqmstream.storage.labels.versions import file_golden, file_luminosity, label_versions
+from dqmstream.storage.labels.versions import label_versions
 from dqmstream.storage.layout import Kind
 from dqmstream.streaming.batching import IngestCounts
 
 if TYPE_CHECKING:
     from dqmstream.learners.stream.learner import LearnerSettings
 
-log = structlog.get_logger("dqmstream.commands")
+log = structlog.get_logger("dqmstream.service.commands")
 
 
 def open_or_create(settings: Settings) -> Archive:

@@ -12,11 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dqmstream import cli_options as options
-from dqmstream import cli_studies as studies
-from dqmstream import console, terminal
-from dqmstream.config import MAX_COUNT, MAX_MEMORY_BYTES, read_table, recipe_flags
+from dqmstream.cli import options, output, studies, terminal
 from dqmstream.errors import InputError, StateError
+from dqmstream.settings import MAX_COUNT, MAX_MEMORY_BYTES, read_table, recipe_flags
 
 if TYPE_CHECKING:
     from dqmstream.experiments.benchmark.benchmark import Progress
@@ -138,7 +136,7 @@ def benchmark(
     chosen = benchmark_of(read_table(spec), spec.name) if spec else Benchmark((replace(Spec(), **given),)).checked()
     if tables:
         chosen = chosen.only(tables)
-    with _ended_by_sigterm(), console.bars() as bars:
+    with _ended_by_sigterm(), output.bars() as bars:
         records = run_benchmark(
             chosen,
             out,
@@ -154,11 +152,11 @@ def benchmark(
     for table in result["tables"]:
         if spec:
             columns, rows = overview(table)
-            shown.append(console.table(title(table), columns, rows))
+            shown.append(output.table(title(table), columns, rows))
         else:
             for one in table["streams"]:
                 named = title(table, one["stream"])
-                shown.append(console.table(named, stream_columns(table), [printed(row) for row in one["rows"]]))
+                shown.append(output.table(named, stream_columns(table), [printed(row) for row in one["rows"]]))
         shown += [origin(table), *([table["warning"]] if table["warning"] else [])]
     failed = [f"failed: {one['stream']} {one['strategy']}, seed {one['seed']}: {one['error']}" for one in result["failed"]]
     options.show({"out": str(out), **result}, as_json, *shown, NOTE, f"tables, figures and results.parquet: {out}", *failed)
@@ -168,7 +166,7 @@ def benchmark(
 
 def _told(bars: Any) -> Callable[[Progress], None]:
     """A bar on a terminal; elsewhere a line on stderr for each cell that is finished, which a log keeps."""
-    update = console.bar_callback(bars, "benchmark")
+    update = output.bar_callback(bars, "benchmark")
 
     def tell(progress: Progress) -> None:
         left = "" if progress.left_s is None else f", {_time(progress.left_s)} left"
@@ -176,11 +174,11 @@ def _told(bars: Any) -> Callable[[Progress], None]:
         crew = f"{progress.workers} workers" if progress.workers else "waiting for workers"
         said = f"benchmark, {crew}{failed}{left}"
         update(progress.finished, progress.total, said)
-        if progress.newest and not console.err.is_terminal:
+        if progress.newest and not output.err.is_terminal:
             cell = progress.newest["cell"]
             came = progress.newest.get("error") or f"{progress.newest['seconds']:.0f} s"
             what = f"{cell['stream']} {cell['seed']} {cell['strategy']}"
-            terminal.tell(console.err, f"{progress.finished}/{progress.total}{failed}{left}: {what}, {came}")
+            terminal.tell(output.err, f"{progress.finished}/{progress.total}{failed}{left}: {what}, {came}")
 
     return tell
 
