@@ -40,8 +40,8 @@ class Incremental(ABC):
             raise InputError(f"{self.name} has learnt no run yet")
         return self._reference
 
-    def look_through(self, reference: Reference) -> None:
-        """Take this reference in place of the first run's; called before anything is learnt or taken back."""
+    def set_reference(self, reference: Reference) -> None:
+        """Use this reference instead of one fitted on the first run; call it before the first `learn` or `restore`."""
         self._given = reference
         self._belongs_to["reference"] = reference.version
 

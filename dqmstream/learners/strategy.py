@@ -54,8 +54,8 @@ class Strategy(Protocol):
         """Number of experiences learnt so far."""
         ...
 
-    def look_through(self, reference: Reference) -> None:
-        """Take this reference in place of the first run's; called before anything is learnt or taken back."""
+    def set_reference(self, reference: Reference) -> None:
+        """Use this reference instead of one fitted on the first run; call it before the first `learn` or `restore`."""
         ...
 
     def learn(self, experience: int, run: RunData, past: Past, watch: Watch | None = None) -> LearnLog:

@@ -102,8 +102,8 @@ class FaultScore:
         self.gain, self.variance = _updated(self.gain, before, change, error)
         self.runs += 1
 
-    def look_through(self, reference: Reference) -> None:
-        """Take a reference that another run has taught in place of the one before (`Reference.after`)."""
+    def set_reference(self, reference: Reference) -> None:
+        """Use a newer version of the reference (`Reference.after`); gains are converted to its scale."""
         if reference is not self.reference:
             factor = self.reference.rescaled(reference)
             self.gain, self.variance, self.reference = self.gain * factor, self.variance * factor**2, reference

@@ -167,15 +167,15 @@ class Novelty:
             raise InputError("no run is known yet: learn one before asking for faults")
         return self._faults
 
-    def look_through(self, reference: Reference) -> None:
-        """As a `Strategy` does."""
-        self.statistical.look_through(reference)
+    def set_reference(self, reference: Reference) -> None:
+        """Use this reference instead of one fitted on the first run; call it before the first `learn` or `restore`."""
+        self.statistical.set_reference(reference)
 
     def learn(self, experience: int, run: RunData, past: Past) -> None:
         """Learn the next experience, as a `Strategy` does."""
         self.statistical.learn(experience, run, past)
         self._faults = self._faults or FaultScore(self.statistical.reference)
-        self._faults.look_through(self.statistical.reference)
+        self._faults.set_reference(self.statistical.reference)
         self._faults.learn(run.part(Part.TRAIN))
         self._cached = None
 

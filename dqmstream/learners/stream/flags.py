@@ -176,8 +176,8 @@ class Flagger:
             raise StateError(f"the checkpoint in {folder} holds no new-run or fault score: let the learner learn one more run")
         if told.get("reference"):
             given = Reference.from_state(within(beside, "reference"))
-            self.strategy.look_through(given)
-            self.novelty.look_through(given)
+            self.strategy.set_reference(given)
+            self.novelty.set_reference(given)
         self.strategy.restore(own)
         self.novelty.restore(beside)
         self.runs = meta.runs

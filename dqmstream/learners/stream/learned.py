@@ -31,11 +31,11 @@ class Taught:
     evaluator: Evaluator
     watcher: Watcher | None
 
-    def look_through(self, reference: Reference) -> None:
+    def set_reference(self, reference: Reference) -> None:
         """Take this reference in place of the first run's, before anything is learnt or taken back."""
         for one in (self.strategy, *self.baselines.values()):
-            one.look_through(reference)
-        self.novelty.look_through(reference)
+            one.set_reference(reference)
+        self.novelty.set_reference(reference)
 
     def learn(self, number: int, run: RunData, past: Past) -> tuple[Line, Scores | None]:
         """`learners.stream.experience.learn_and_judge`."""

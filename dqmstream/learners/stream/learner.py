@@ -116,7 +116,7 @@ class Learner:
             Watcher(settings.watch_samples) if settings.watch_samples else None,
         )
         self.evaluator = self._taught.evaluator
-        self.reference = self._look_through(settings.reference)
+        self.reference = self._set_reference(settings.reference)
         self._began_ns = time.time_ns()
         self.folder = StateFolder(folder, identity(archive, settings), anew=anew)
         self._pools = ThreadPools(settings.threads)
@@ -135,12 +135,12 @@ class Learner:
             self.close(error)
             raise
 
-    def _look_through(self, path: Path | None) -> About | None:
+    def _set_reference(self, path: Path | None) -> About | None:
         """Give all that is taught the reference of that file, if there is one; returns what it tells."""
         if path is None:
             return None
         reference, about = load_reference(path, self.archive.geometry)
-        self._taught.look_through(reference)
+        self._taught.set_reference(reference)
         return about
 
     def _resume(self) -> int:

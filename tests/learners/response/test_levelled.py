@@ -215,7 +215,7 @@ def test_gains_measured_before_the_reference_was_taught_more_say_the_same_counts
     factor = old.rescaled(strategy.reference)
     assert strategy.reference is not old and factor.std() > 0
     np.testing.assert_allclose(strategy.gains[:2], before * factor, rtol=1e-4, atol=1e-6)
-    faults.look_through(strategy.reference)
+    faults.set_reference(strategy.reference)
     np.testing.assert_allclose(faults.gain, faults_of[0] * factor)
 
 

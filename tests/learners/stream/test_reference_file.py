@@ -80,7 +80,7 @@ def test_two_runs_know_the_channels_better_than_one() -> None:
     errors = []
     for runs in (stream[:1], stream[:2]):
         strategy = GainMap(ONE, 0)
-        strategy.look_through(Reference.fit(joined([run.part(Part.TRAIN) for run in runs])))
+        strategy.set_reference(Reference.fit(joined([run.part(Part.TRAIN) for run in runs])))
         strategy.learn(0, stream[2], lambda i: stream[i])
         errors.append(float(strategy.gains[0].std()))
     assert errors[1] < 0.95 * errors[0]
@@ -94,7 +94,7 @@ def test_a_strategy_that_looks_through_a_given_reference_keeps_the_contract(name
     def make(seed: int) -> Strategy:
         recipe = replace(BRIEF, steps=2)
         strategy = make_strategy(name, geometry=ONE, seed=seed, recipe=recipe, device="cpu")
-        strategy.look_through(reference)
+        strategy.set_reference(reference)
         return strategy
 
     check_growth(make(0), stream, None)
