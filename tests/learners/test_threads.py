@@ -23,7 +23,7 @@ cores, path, folder, *names = sys.argv[1:]
 os.sched_setaffinity(0, range(int(cores)))
 
 import numpy as np
-from dqmstream.learners import checkpoint
+from dqmstream.learners.stream import checkpoint
 from dqmstream.learners.stream.learner import Learner, LearnerSettings
 from dqmstream.learners.registry import make_strategy
 from dqmstream.storage.archive import Archive
