@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent / "dqmstream"
-BASE = {"lumisection", "errors"}
+BASE = {"lumisection", "errors", "plugins"}
 CORE = {"learners", "learners.threads"}
 """Of learners: the files beside its rooms that say what maps and strategies are."""
 
@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "errors": set[str](),
     "libraries": set[str](),
     "lumisection": set[str](),
+    "plugins": {"errors"},
     "settings": BASE,
     "storage": BASE | {"storage"},
     "streaming": BASE | {"streaming", "storage"},
