@@ -311,7 +311,8 @@ def report(
 @app.command(rich_help_panel=_DATA)
 def status(archive: Archive = None, state: State = None, as_json: Json = False) -> None:
     """What is in the archive, and what the learners last did."""
-    from dqmstream.service.commands import archive_status, learner_status
+    from dqmstream.learners.stream.status import learner_status
+    from dqmstream.service.commands import archive_status
     from dqmstream.storage.archive import Archive as Reader
 
     settings = load_settings(archive=archive, state=state)

@@ -13,11 +13,9 @@ import numpy as np
 import structlog
 
 from dqmstream.errors import ArchiveError, InputError
-from dqmstream.learners.evaluation.history import newest_average, prequential_results, read_history, results
+from dqmstream.learners.evaluation.history import prequential_results, read_history, results
 from dqmstream.learners.registry import recipe_of, resolve
-from dqmstream.learners.stream import checkpoint
-from dqmstream.learners.stream.ledger import late, newest_lines, read_ledger
-from dqmstream.learners.stream.state_folder import check_identity, is_learner, life, read_json, read_status
+from dqmstream.learners.stream.state_folder import check_identity
 from dqmstream.lumisection import LUMISECTION_S, Geometry
 from dqmstream.service.consume import Consumed, consume, default_group
 from dqmstream.service.learner_process import die_with_parent
@@ -352,39 +350,3 @@ def archive_status(archive: Archive) -> dict[str, Any]:
         "runs": runs,
         "feeds": feeds,
     }
-
-
-def learner_status(archive: Archive, state: Path, hang_s: float = 300.0) -> dict[str, Any]:
-    """What each learner in the state folder last did, by name, and whether it lives (`learners.stream.state_folder.life`).
-
-    How many complete runs it is behind is counted here, from archive and ledger, so that it is true of a dead learner too.
-    hang_s: a learner that shows no sign of life for longer hangs.
-    """
-    summaries = archive.runs()
-    complete = {summary.run for summary in summaries if summary.complete}
-    found = {}
-    for folder in sorted(path for path in state.glob("*") if is_learner(path)):
-        ledger, history = folder / "ledger.jsonl", folder / "history.jsonl"
-        frozen = [line for line in read_ledger(ledger) if line.window is None] if ledger.exists() else []
-        newest = newest_lines(frozen)
-        came_late = {str(s.run): late(newest[s.run], s) for s in summaries if s.run in newest}
-        lines = read_history(history) if history.exists() else []
-        lines = lines[: checkpoint.learnt(folder / "checkpoints")]  # what no checkpoint has learnt is learnt again
-        found[folder.name] = {
-            **(read_status(folder) or {"strategy": _stored_strategy(folder)}),
-            **life(folder, hang_s),
-            "experiences_learnt": len(lines),
-            "experiences_behind": len(complete - {line.run for line in frozen})
-            + sum(line.id is not None for line in frozen)
-            - len(lines),
-            "last_run": lines[-1]["run"] if lines else None,
-            "average_accuracy": newest_average(lines),
-            "late_lumisections": {run: lumisections for run, lumisections in came_late.items() if lumisections},
-        }
-    return found
-
-
-def _stored_strategy(folder: Path) -> str | None:
-    """None where the disk was full before it was written."""
-    path = folder / "state.json"
-    return read_json(path).get("strategy") if path.exists() else None

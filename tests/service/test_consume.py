@@ -18,7 +18,8 @@ from structlog.testing import capture_logs
 from dqmstream.errors import DataLostError
 from dqmstream.learners.stream.learner import Learner, LearnerSettings
 from dqmstream.learners.stream.replay import replay
-from dqmstream.service.commands import learner_settings, learner_status
+from dqmstream.learners.stream.status import learner_status
+from dqmstream.service.commands import learner_settings
 from dqmstream.service.consume import Consumed, consume, default_group
 from dqmstream.service.stopping import Stop, stop_on_signals
 from dqmstream.settings import Settings, load_settings

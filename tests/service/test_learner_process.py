@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from dqmstream.service.commands import learner_status
+from dqmstream.learners.stream.status import learner_status
 from dqmstream.service.learner_process import START_S, Silence
 from dqmstream.service.stopping import Stop
 from dqmstream.storage.archive import Archive

@@ -20,7 +20,7 @@ from dqmstream.learners.stream.flags import Flagger
 from dqmstream.learners.stream.learner import Learner, LearnerSettings
 from dqmstream.learners.stream.ledger import Ledger, describe, read_experience, read_ledger
 from dqmstream.learners.stream.replay import replay
-from dqmstream.service.commands import learner_status
+from dqmstream.learners.stream.status import learner_status
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.imports.importer import import_files
 from dqmstream.storage.writer import ArchiveWriter
