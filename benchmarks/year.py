@@ -25,7 +25,7 @@ from threadpoolctl import threadpool_limits
 from benchmarks.learner import RECIPE, resident_mb
 from dqmstream import __version__
 from dqmstream.experiments.benchmark.cells import as_run_data, versions
-from dqmstream.experiments.report.figures import canvas
+from dqmstream.experiments.figures import canvas
 from dqmstream.experiments.simulator import simulated_run
 from dqmstream.learners.evaluation.evaluator import Evaluator
 from dqmstream.learners.evaluation.history import History, figures

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from dqmstream.experiments.report.figures import COLOURS, MARKERS, canvas, plain
+from dqmstream.experiments.figures import COLOURS, MARKERS, canvas, plain
 
 _BLUE, _RED, _GREY = "#3f90da", "#bd1f01", "#717581"
 

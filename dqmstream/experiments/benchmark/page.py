@@ -11,7 +11,7 @@ from dqmstream import __version__
 from dqmstream.errors import InputError, StateError
 from dqmstream.experiments.benchmark.results import draw
 from dqmstream.experiments.benchmark.table_text import NOTE, origin, overview, title
-from dqmstream.experiments.report.report import Folder, page_template, picture
+from dqmstream.experiments.page import PageFolder, page_template, picture
 
 _SHOWN = {
     "accuracy": "Accuracy over all runs after the last, with 95 % intervals; grey: where guessing lies.",
@@ -33,7 +33,7 @@ def write_benchmark_report(benchmark: Path, out: Path) -> Path:
         raise InputError(f"{benchmark} holds no finished benchmark: {error.strerror} ({source.name})") from error
     except ValueError as error:
         raise StateError(f"{source} cannot be read: {error}; `dqmstream benchmark` writes it anew") from error
-    folder = Folder(out)
+    folder = PageFolder(out)
     tables = [_table(folder, table) for table in result["tables"]]
     page = folder.add("index.html")
     html = page_template("benchmark.html.j2").render(tables=tables, failed=result["failed"], note=NOTE, version=__version__)
@@ -42,7 +42,7 @@ def write_benchmark_report(benchmark: Path, out: Path) -> Path:
     return page
 
 
-def _table(folder: Folder, table: Mapping[str, Any]) -> dict[str, Any]:
+def _table(folder: PageFolder, table: Mapping[str, Any]) -> dict[str, Any]:
     columns, rows = overview(table)
     return {
         "heading": table["title"] or table["name"],

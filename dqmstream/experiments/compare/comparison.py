@@ -22,7 +22,7 @@ from dqmstream.experiments.compare.conditions import Channels, Conditions, Sampl
 from dqmstream.experiments.compare.inputs import Pair
 from dqmstream.experiments.compare.response import STEADY, Estimate, Response, fit_response, moderate
 from dqmstream.experiments.compare.separation import LEAST, Separation, separate, spread_of, testable
-from dqmstream.experiments.report.changes import DEAD
+from dqmstream.experiments.detector_map import DEAD
 
 COMMON, COMMON_LUMISECTIONS = 0.02, 20
 """Least share of each run's lumisections whose ratio the other run has too, and least number of them (times 25 where rows were

@@ -13,9 +13,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from dqmstream.experiments.compare.comparison import Comparison
-from dqmstream.experiments.report.changes import on_map
-from dqmstream.experiments.report.figures import canvas, plain
-from dqmstream.experiments.report.maps import show_map
+from dqmstream.experiments.detector_map import on_map, show_map
+from dqmstream.experiments.figures import canvas, plain
 from dqmstream.lumisection import N_IPHI
 
 _PANEL_IN = (7.4, 6.4)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dqmstream.experiments.report.figures import canvas, plain
+from dqmstream.experiments.figures import canvas, plain
 
 COLOURS = ("#717581", "#94a4a2", "#ffa90e", "#832db6", "#a96b59", "#3f90da", "#bd1f01", "#000000")
 """Of the detectors in their order; the last one is the bound."""

@@ -27,9 +27,6 @@ from dqmstream.storage.archive import Archive
 BEYOND = 5.0
 """A pull larger than this is called a change: chance gives 6 in ten million channels."""
 
-DEAD = 0.1
-"""A gain below this is called dead; the reference run's is 1."""
-
 
 @dataclass(frozen=True, eq=False)
 class Change:
@@ -113,13 +110,6 @@ def largest(change: Change, live: np.ndarray, count: int) -> list[dict[str, Any]
         }
         for c in order
     ]
-
-
-def on_map(values: np.ndarray, live: np.ndarray) -> np.ndarray:
-    """Values of the live channels (live,) on the map, nan elsewhere: float64, shape (depth, 64, 72)."""
-    out = np.full(live.shape, np.nan)
-    out[live] = values
-    return out
 
 
 def _change(gains: GainMap, before: int, from_reference: bool) -> Change:

@@ -1,59 +1,24 @@
-"""The report's curves and matrices: PNG files by Matplotlib, in mplhep's CMS style, the same bytes for the same numbers.
-
-Figures are made without pyplot: nothing is registered, so nothing has to be closed, and no backend is chosen for others.
-"""
+"""The report's curves and matrices, as PNG files."""
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib
-import mplhep
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-DPI, PAGE_DPI = 150, 100
-"""Pixels an inch of the file, and of the page, where a point of type is 1.4 pixels."""
-
-WIDE_IN, HALF_IN = 10.0, 4.95
-"""Width of a figure that fills the page, and of one that leaves room for another beside it."""
+from dqmstream.experiments.figures import COLOURS, HALF_IN, MARKERS, WIDE_IN, canvas, plain
 
 COMPACT_RUNS = 10
 """Matrices of so many runs are readable at half the page's width."""
 
 ANNOTATED_RUNS = 24
 """A matrix of more runs has no room for numbers in its cells."""
-
-_STYLE = {
-    **mplhep.style.CMS,
-    "font.size": 11,
-    "axes.linewidth": 1,
-    "axes.titlesize": 11,
-    "axes.titlelocation": "left",
-    "axes.labelsize": 11,
-    "xtick.labelsize": 10,
-    "ytick.labelsize": 10,
-    "legend.fontsize": 10,
-    "xtick.major.size": 5,
-    "xtick.minor.size": 2.5,
-    "ytick.major.size": 5,
-    "ytick.minor.size": 2.5,
-    "figure.dpi": DPI,
-    "savefig.dpi": DPI,
-    "savefig.bbox": None,  # the file has the size that the page is told
-    "figure.constrained_layout.use": True,
-}
-
-# Petroff's ten colours (arXiv:2107.02270), which stay apart for colour-blind readers.
-COLOURS = ("#3f90da", "#bd1f01", "#832db6", "#e76300", "#a96b59", "#ffa90e", "#b9ac70", "#92dadd", "#717581", "#94a4a2")
-MARKERS = "osD^vPX<>*"
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,27 +42,6 @@ class Roc:
     false_positive: np.ndarray
     true_positive: np.ndarray
     auc: float
-
-
-@contextmanager
-def canvas(path: Path, height_in: float, width_in: float = WIDE_IN) -> Iterator[Figure]:
-    """A figure that is written to path at the end, in the style that holds inside the block only."""
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(width_in, height_in))
-        yield figure
-        figure.savefig(path, metadata={"Software": None})  # a version in the file would change its bytes
-
-
-def shown_size(path: Path) -> tuple[int, int]:
-    """Width and height, in pixels of the page, at which a PNG file is shown."""
-    with path.open("rb") as file:
-        width, height = struct.unpack(">II", file.read(24)[16:])  # of the header that every PNG begins with
-    return width * PAGE_DPI // DPI, height * PAGE_DPI // DPI
-
-
-def plain(text: str) -> str:
-    """A name that Matplotlib draws as it is: no mathematics between dollars, no legend entry hidden by an underscore."""
-    return (" " + text if text.startswith("_") else text).replace("$", r"\$")
 
 
 def draw_matrix(path: Path, values: np.ndarray, runs: Sequence[int], what: str) -> None:

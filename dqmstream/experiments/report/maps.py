@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize, SymLogNorm
-from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from scipy.stats import norm
 
-from dqmstream.experiments.report.changes import BEYOND, DEAD, Change, RunView, on_map
-from dqmstream.experiments.report.figures import canvas
-from dqmstream.lumisection import IETA, N_IETA, N_IPHI
+from dqmstream.experiments.detector_map import DEAD, on_map, show_map
+from dqmstream.experiments.figures import canvas
+from dqmstream.experiments.report.changes import BEYOND, Change, RunView
+from dqmstream.lumisection import IETA
 
-_HALF = N_IETA // 2
-_EXTENT = (-_HALF - 0.5, _HALF + 0.5, 0.5, N_IPHI + 0.5)
 _PANEL_IN = 4.4
 """Height of a row of panels."""
 
@@ -64,20 +61,6 @@ def draw_change(path: Path, change: Change, live: np.ndarray) -> None:
             bar.set_ticks(_ticks(limit), labels=[f"{tick:g}" for tick in _ticks(limit)])
             bar.minorticks_off()
             _histogram(counts, pulls[depth][live[depth]])
-
-
-def show_map(axes: Axes, values: np.ndarray, colours: str, scale: Normalize) -> AxesImage:
-    """Draw a map (64, 72), with a blank column where ieta would be 0."""
-    whole = np.insert(values, _HALF, np.nan, axis=0)
-    return axes.imshow(
-        whole.T,
-        origin="lower",
-        extent=_EXTENT,
-        cmap=matplotlib.colormaps[colours],
-        norm=scale,
-        aspect="auto",
-        interpolation="nearest",
-    )
 
 
 def _mark(axes: Axes, cells: np.ndarray, marker: str, label: str) -> list[Line2D]:

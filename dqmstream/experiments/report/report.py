@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from dqmstream import __version__
 from dqmstream.errors import InputError
+from dqmstream.experiments.detector_map import DEAD
+from dqmstream.experiments.page import PageFolder, number, page_template, picture
 from dqmstream.experiments.report import figures, maps, records
-from dqmstream.experiments.report.changes import BEYOND, DEAD, RunView, largest, run_views
+from dqmstream.experiments.report.changes import BEYOND, RunView, largest, run_views
 from dqmstream.experiments.report.measures import measure
 from dqmstream.experiments.report.records import Record, Row
 from dqmstream.learners.evaluation.history import results
@@ -30,9 +31,6 @@ SHOWN_RUNS = figures.ANNOTATED_RUNS
 """Of a longer stream, only so many of the last runs get maps, curves and lines in tables."""
 
 TOP_CHANNELS = 15
-MANIFEST = ".dqmstream-report"
-"""Names the files that a report wrote, one a line: they may be replaced, and nothing else is touched."""
-
 Progress = Callable[[str, int, int], None]
 
 
@@ -45,44 +43,15 @@ def write_report(archive: Archive, state: Path, out: Path, *, progress: Progress
     """
     learners = records.read_records(archive, state)
     try:
-        return _Report(archive, learners, Folder(out), progress).write()
+        return _Report(archive, learners, PageFolder(out), progress).write()
     except OSError as error:
         raise InputError(f"cannot write {error.filename or out}: {error.strerror}; choose another folder") from error
-
-
-class Folder:
-    """The report's folder. A name stands in the manifest before its file does, so that a crash leaves no stranger."""
-
-    def __init__(self, path: Path) -> None:
-        path.mkdir(parents=True, exist_ok=True)
-        self.path = path
-        self._manifest = path / MANIFEST
-        self._old = set(self._manifest.read_text().splitlines()) if self._manifest.exists() else set()
-        self._new: set[str] = set()
-        strange = sorted({entry.name for entry in path.iterdir()} - self._old - {MANIFEST})
-        if strange:
-            raise InputError(f"{path} holds files that no report wrote ({strange[0]}): give a new folder")
-
-    def add(self, name: str) -> Path:
-        """The path of a file that is about to be written."""
-        self._new.add(name)
-        self._write_manifest(self._old | self._new)
-        return self.path / name
-
-    def finish(self) -> None:
-        """Remove what an older report had and this one does not."""
-        for name in self._old - self._new:
-            (self.path / Path(name).name).unlink(missing_ok=True)
-        self._write_manifest(self._new)
-
-    def _write_manifest(self, names: set[str]) -> None:
-        self._manifest.write_text("".join(f"{name}\n" for name in sorted(names)))
 
 
 class _Report:
     """One report in the making: what it is made of, where it goes, and how far it is."""
 
-    def __init__(self, archive: Archive, learners: list[Record], folder: Folder, progress: Progress) -> None:
+    def __init__(self, archive: Archive, learners: list[Record], folder: PageFolder, progress: Progress) -> None:
         self.archive = archive
         self.learners = learners
         self.main = learners[0]
@@ -164,7 +133,7 @@ class _Report:
             return None
         file = self.folder.add("stream.png")
         figures.draw_courses(file, longest, courses)
-        last = ", ".join(f"{course.name} {_number(course.accuracy[-1])}" for course in courses)
+        last = ", ".join(f"{course.name} {number(course.accuracy[-1])}" for course in courses)
         return picture(file, f"Average accuracy and forgetting over {longest} runs. Accuracy at the end: {last}.")
 
     def _learner(self, place: int, record: Record) -> dict[str, Any]:
@@ -176,7 +145,7 @@ class _Report:
             for what, key in (("accuracy", "accuracy_matrix"), ("AUC", "auc_matrix")):
                 file = self.folder.add(f"{prefix}-{what.lower()}.png")
                 figures.draw_matrix(file, records.square(found[key]), record.runs, what)
-                mean = _number(found["average_accuracy" if what == "accuracy" else "average_auc"])
+                mean = number(found["average_accuracy" if what == "accuracy" else "average_auc"])
                 alt = f"Matrix of the {what} of {record.name}: {len(record.lines)} runs, average of the last row {mean}."
                 pictures.append(picture(file, alt))
         if curves:
@@ -188,7 +157,7 @@ class _Report:
         if record.prequential:
             file = self.folder.add(f"{prefix}-windows.png")
             figures.draw_windows(file, record.prequential["by_window"])
-            words = f"{record.prequential['windows']} windows, accuracy {_number(record.prequential['accuracy'])} on arrival"
+            words = f"{record.prequential['windows']} windows, accuracy {number(record.prequential['accuracy'])} on arrival"
             pictures.append(picture(file, f"Prequential accuracy of {record.name}: {words}."))
         losses = [line["loss"] for line in record.lines]
         if any(losses):
@@ -279,7 +248,7 @@ def headline(rows: list[Row]) -> tuple[str, list[str]]:
 
 
 def _named(rows: list[Row]) -> str:
-    return ", ".join(f"{row.name} {_number(row.average_accuracy)}" for row in rows)
+    return ", ".join(f"{row.name} {number(row.average_accuracy)}" for row in rows)
 
 
 def _beside(name: str, record: Record, main: Record) -> str:
@@ -287,41 +256,7 @@ def _beside(name: str, record: Record, main: Record) -> str:
     return name if record is main else f"{name} beside {record.name}"
 
 
-def picture(file: Path, alt: str) -> dict[str, Any]:
-    """A PNG beside the page: its name, what it shows in words, its size on the page in pixels."""
-    width, height = figures.shown_size(file)
-    return {"file": file.name, "alt": alt, "width": width, "height": height}
-
-
 def _rounded_up(value: float) -> float:
     """The next number of two digits: 0.987 is 0.99, 1234 is 1300."""
     unit = 10.0 ** (np.floor(np.log10(value)) - 1) if value > 0 else 1.0
     return float(np.ceil(value / unit) * unit)
-
-
-def _number(value: float | None, digits: int = 3) -> str:
-    """A number for reading; a dash where there is none."""
-    return "–" if value is None or not np.isfinite(value) else f"{value:z.{digits}f}"
-
-
-def _kilobytes(value: int | None) -> str:
-    return "–" if value is None else f"{value / 1000:.1f}"
-
-
-def _gigaflops(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return f"{value / 1e9:.3g}" if value < 1e12 else f"{value / 1e9:.0f}"
-
-
-def page_template(name: str) -> Any:
-    """A template of this folder, with the filters of a report."""
-    environment = Environment(
-        loader=PackageLoader("dqmstream.experiments.report", ""),
-        autoescape=True,  # names and sources come from messages, which anybody may have sent
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": _number, "kilobytes": _kilobytes, "gigaflops": _gigaflops}
-    return environment.get_template(name)

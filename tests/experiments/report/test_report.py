@@ -17,11 +17,12 @@ import pytest
 
 from dqmstream.errors import InputError, StateError
 from dqmstream.experiments import simulator
+from dqmstream.experiments.page import MANIFEST
 from dqmstream.experiments.report import figures, records, report
 from dqmstream.experiments.report.changes import _view, run_views
 from dqmstream.experiments.report.measures import measure
 from dqmstream.experiments.report.records import course
-from dqmstream.experiments.report.report import MANIFEST, write_report
+from dqmstream.experiments.report.report import write_report
 from dqmstream.learners.closed_form.baselines import GainMap
 from dqmstream.learners.evaluation.history import baseline_lines, read_history, results
 from dqmstream.learners.stream.learner import Learner, LearnerSettings
@@ -380,13 +381,6 @@ def test_no_figure_outlives_its_file(found: tuple[Page, dict]) -> None:
 
     assert plt.get_fignums() == []
     assert matplotlib.rcParams["font.size"] == matplotlib.rcParamsDefault["font.size"]
-
-
-def test_what_a_figure_is_shown_at(tmp_path: Path) -> None:
-    with figures.canvas(tmp_path / "x.png", 4.0):
-        pass
-    assert figures.shown_size(tmp_path / "x.png") == (1000, 400)
-    assert figures.plain("_a$b$") == r" _a\$b\$"
 
 
 def test_records_put_the_live_learner_first(null: Path) -> None:
