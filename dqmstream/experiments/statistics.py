@@ -188,7 +188,7 @@ def chance_interval(classes: int, independent: float) -> Interval:
     """
     n = max(1, round(independent))
     tail = (1 - CONFIDENCE) / 2
-    low, high = binom.ppf([tail, 1 - tail], n, 1 / classes) / n
+    low, high = binom.ppf(np.array([tail, 1 - tail]), n, 1 / classes) / n
     return Interval(1 / classes, float(low), float(high))
 
 

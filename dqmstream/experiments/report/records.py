@@ -228,7 +228,7 @@ def chance_interval(tested: np.ndarray, shares: int = 1) -> tuple[float | None, 
     if len(tested) < 2:
         return None, None
     independent, tail = _independent(tested, shares), (1 - CONFIDENCE) / 2
-    low, high = binom.ppf([tail, 1 - tail], independent, 1 / len(tested)) / independent
+    low, high = binom.ppf(np.array([tail, 1 - tail]), independent, 1 / len(tested)) / independent
     return float(low), float(high)
 
 

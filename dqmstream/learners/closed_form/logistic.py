@@ -83,8 +83,13 @@ class Logistic(Incremental):
             return value, ((weight[:, None] * error).T @ features).ravel() + STRENGTH * flat
 
         start = np.zeros(self._weights.size)
-        options = {"gtol": TOLERANCE, "ftol": 0.0, "maxiter": MOST_ITERATIONS, "maxfun": 2 * MOST_ITERATIONS}
-        found = minimize(loss, start, jac=True, method="L-BFGS-B", options=options)
+        found = minimize(
+            loss,
+            start,
+            jac=True,
+            method="L-BFGS-B",
+            options={"gtol": TOLERANCE, "ftol": 0.0, "maxiter": MOST_ITERATIONS, "maxfun": 2 * MOST_ITERATIONS},
+        )
         self._weights = found.x.reshape(shape)
         return LearnLog(
             samples=found.nfev * len(label),
