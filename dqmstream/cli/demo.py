@@ -18,11 +18,12 @@ from dqmstream.cli import output
 from dqmstream.errors import InputError
 from dqmstream.experiments.simulator import write
 from dqmstream.learners.stream.ledger import read_ledger
-from dqmstream.service.commands import ImportFlags, consume_topic, consumed_result, import_data, learner_settings, publish_runs
+from dqmstream.service.commands import consume_topic, consumed_result, learner_settings, publish_runs
 from dqmstream.service.consume import consume
 from dqmstream.service.stopping import stop_on_signals
 from dqmstream.settings import Settings, load_settings
 from dqmstream.storage.archive import Archive
+from dqmstream.storage.imports.import_data import ImportOptions, import_data
 from dqmstream.streaming.batching import IngestCounts
 from dqmstream.streaming.dead_letters import FolderDeadLetters
 from dqmstream.streaming.feed import InProcessFeed
@@ -53,7 +54,8 @@ def run_demo(out: Path, stream: str, seed: int, runs: int, lumisections: int, bo
         write(out / "simulated", stream, seed, runs, lumisections, progress=output.bar_callback(progress, "simulate"))
         imported = output.bar_callback(progress, "import")
         published = load_settings(archive=out / "published", bootstrap=bootstrap, topic=_topic(out), seed=seed)
-        import_data(published, [out / "simulated"], ImportFlags(), lambda stage, n, total: imported(n, total))
+        options = ImportOptions(published.dtype, published.depths, published.source, max_events=published.max_events)
+        import_data(published.need("archive"), [out / "simulated"], options, lambda stage, n, total: imported(n, total))
         shown = output.consume_bar(progress, runs * lumisections)
 
         def show(counts: IngestCounts, learner: dict[str, Any]) -> None:

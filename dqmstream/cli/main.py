@@ -169,13 +169,17 @@ def import_(
 
     It says what was taken, what was dropped and why. Images go to an archive of their own.
     """
-    from dqmstream.service.commands import ImportFlags, import_data
+    from dqmstream.storage.imports.import_data import ImportOptions, import_data
 
     settings = load_settings(archive=archive, dtype=dtype, depths=depths, source=source, max_events=max_events)
     with output.bars() as progress:
         kept = {stage: output.bar_callback(progress, stage) for stage in ("read", "check", "import")}
-        flags = ImportFlags(run, interpolated, crop, golden, golden_only, luminosity or (), hlt_path)
-        done = import_data(settings, files or [], flags, lambda stage, n, total: kept[stage](n, total))
+        options = ImportOptions(
+            settings.dtype, settings.depths, settings.source,
+            run=run, interpolated=interpolated, crop=crop, golden=golden, golden_only=golden_only,
+            luminosity=luminosity or (), hlt_path=hlt_path, max_events=settings.max_events,
+        )  # fmt: skip
+        done = import_data(settings.need("archive"), files or [], options, lambda stage, n, total: kept[stage](n, total))
     show(done, as_json, *output.describe_imported(done))
 
 
@@ -312,8 +316,8 @@ def report(
 def status(archive: Archive = None, state: State = None, as_json: Json = False) -> None:
     """What is in the archive, and what the learners last did."""
     from dqmstream.learners.stream.status import learner_status
-    from dqmstream.service.commands import archive_status
     from dqmstream.storage.archive import Archive as Reader
+    from dqmstream.storage.status import archive_status
 
     settings = load_settings(archive=archive, state=state)
     reader = Reader.open(settings.need("archive"))

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import structlog
 
 from dqmstream.errors import ArchiveError, InputError
@@ -22,13 +18,6 @@ from dqmstream.service.learner_process import die_with_parent
 from dqmstream.service.stopping import stop_on_signals
 from dqmstream.settings import Settings
 from dqmstream.storage.archive import Archive
-from dqmstream.storage.imports.importer import Imported, Taking, import_runs
-from dqmstream.storage.labels.filing import file_golden, file_luminosity
-from dqmstream.storage.labels.golden import read_golden
-from dqmstream.storage.labels.luminosity import read_tables
-from dqmstream.storage.labels.trigger_rates import ZERO_BIAS
-from dqmstream.storage.labels.versions import label_versions
-from dqmstream.storage.layout import Kind
 from dqmstream.streaming.batching import IngestCounts
 
 if TYPE_CHECKING:
@@ -45,90 +34,6 @@ def open_or_create(settings: Settings) -> Archive:
         dtype=settings.dtype,
         source=settings.source,
     )
-
-
-@dataclass(frozen=True)
-class ImportFlags:
-    """What `import` is asked beside the files.
-
-    golden_only: file no lumisection that the golden JSON does not name. hlt_path: the trigger path whose rate gives events.
-    """
-
-    run: int | None = None
-    interpolated: bool = False
-    crop: bool = False
-    golden: Path | None = None
-    golden_only: bool = False
-    luminosity: Sequence[Path] = ()
-    hlt_path: str | None = None
-
-
-def import_data(
-    settings: Settings, files: list[Path], flags: ImportFlags, progress: Callable[[str, int, int], None]
-) -> dict[str, Any]:
-    """Import files of lumisections or of images, by what is in them, and labels."""
-    from dqmstream.storage.images.archive import import_images
-    from dqmstream.storage.images.source import images_among, left_out
-
-    if flags.golden_only and not flags.golden:
-        raise InputError("--golden-only needs the golden JSON: give --golden FILE too")
-    if flags.hlt_path and not flags.luminosity:
-        raise InputError("--hlt-path is for a table of HLT rates: give --lumi FILE too")
-    if flags.interpolated and (flags.golden_only or flags.luminosity):
-        flag = "golden-only" if flags.golden_only else "lumi"
-        raise InputError(
-            f"--{flag} goes by the number of a lumisection, and rows that were interpolated have none: "
-            f"leave out --{flag} or --interpolated"
-        )
-    if images := images_among(files):
-        _refuse_flags(settings, flags, images[0])
-        done = [asdict(file) for file in import_images(images, settings.need("archive"), progress)]
-        return {"archive": str(settings.archive), "kind": "images", "files": done, "notes": left_out(files)}
-    if not (files or flags.golden or flags.luminosity):
-        raise InputError("nothing is given to import: name files, or --golden FILE or --lumi FILE for an archive that stands")
-    return {
-        "archive": str(settings.need("archive")),
-        "kind": "lumisections",
-        **_import_lumisections(settings, files, flags, progress),
-    }
-
-
-def _import_lumisections(
-    settings: Settings, files: list[Path], flags: ImportFlags, progress: Callable[[str, int, int], None]
-) -> dict[str, Any]:
-    path: Path = settings.need("archive")
-    golden = read_golden(flags.golden) if flags.golden else None
-    tables = read_tables(flags.luminosity, flags.hlt_path or ZERO_BIAS)
-    standing = Archive.open(path) if Archive.exists(path) or not files else None
-    done: list[Imported] = []
-    if files:
-        taking = Taking(
-            dtype=standing.dtype if standing else np.dtype(settings.dtype or "float32"),
-            depths=standing.geometry.depths if standing else settings.depths,
-            run=flags.run,
-            interpolated=flags.interpolated,
-            crop=flags.crop,
-            golden=golden if flags.golden_only else None,
-            luminosity=tables,
-            source=settings.source,
-            stored_source=standing.source if standing else "",
-            scratch=path.parent if os.access(path.parent, os.W_OK) else None,  # a volume's parent may be read-only
-            max_events=settings.max_events,
-        )
-        done, beside = import_runs(files, lambda: open_or_create(settings), taking, progress)
-        tables = [table.for_run(done[0].run) for table in tables] + beside
-    archive = Archive.open(path)
-    labels = [file_golden(archive, golden)] if golden else []
-    labels += [file_luminosity(archive, table) for table in tables]
-    notes = [note for table in tables for note in table.notes]
-    return {"files": [asdict(file) for file in done], "labels": [asdict(label) for label in labels], "notes": notes}
-
-
-def _refuse_flags(settings: Settings, flags: ImportFlags, image: Path) -> None:
-    given = {name: getattr(settings, name) for name in ("dtype", "depths", "source")}
-    given |= {name.replace("_", "-"): value for name, value in vars(flags).items()}
-    if named := [name.replace("luminosity", "lumi") for name, value in given.items() if value]:
-        raise InputError(f"--{named[0]} is for files of lumisections, and {image} holds images: leave it out")
 
 
 def publish_runs(
@@ -302,51 +207,3 @@ def _listed(runs: list[int]) -> str:
     if not runs:
         raise InputError("the archive holds no run: import or consume some first")
     return ", ".join(map(str, runs[:5])) + (f" and {len(runs) - 5} more" if len(runs) > 5 else "")
-
-
-def archive_status(archive: Archive) -> dict[str, Any]:
-    """What is in the archive: runs, lumisections, gaps, offsets."""
-    offsets = archive.offsets()
-    feeds = []
-    for feed, partitions in offsets.items():
-        for partition, (first, following) in sorted(partitions.items()):
-            control = archive.control(feed, partition)
-            kinds = control["kind"].values
-            spans = control["until"].values - control["offset"].values
-            feeds.append(
-                {
-                    "feed": feed,
-                    "partition": partition,
-                    "first_offset": first,
-                    "next_offset": following,
-                    "rows": following - first - int(spans.sum()),
-                    **{kind.name.lower(): int(spans[kinds == kind].sum()) for kind in Kind},
-                }
-            )
-    runs = [
-        {
-            "run": s.run,
-            "lumisections": s.lumisections,
-            "first": s.first_lumisection,
-            "last": s.last_lumisection,
-            "missing": s.missing,
-            "revisions": s.revisions,
-            "duplicates": s.duplicates,
-            "complete": s.complete,
-        }
-        for s in archive.runs()
-    ]
-    return {
-        "archive": str(archive.path),
-        "archive_id": archive.archive_id,
-        "snapshot": archive.snapshot,
-        "committed": f"{archive.committed:%Y-%m-%dT%H:%M:%SZ}",
-        "clock_behind_s": max(round((archive.committed - datetime.now(UTC)).total_seconds(), 3), 0.0),
-        "dtype": archive.dtype.name,
-        "depths": archive.geometry.depths,
-        "source": archive.source,
-        "labels": [asdict(version) for version in label_versions(archive.root)],
-        "lumisections": sum(run["lumisections"] for run in runs),
-        "runs": runs,
-        "feeds": feeds,
-    }

@@ -20,11 +20,11 @@ from structlog.testing import capture_logs
 
 from dqmstream.cli.output import describe_status
 from dqmstream.errors import ArchiveError
-from dqmstream.service.commands import archive_status
 from dqmstream.storage import clock
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.imports.importer import import_files
 from dqmstream.storage.maintenance.verify import verify
+from dqmstream.storage.status import archive_status
 from dqmstream.storage.writer import ArchiveWriter
 from dqmstream.streaming.dead_letters import FolderDeadLetters
 from dqmstream.streaming.feed import InProcessFeed

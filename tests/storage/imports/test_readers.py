@@ -312,4 +312,4 @@ def test_the_command_says_what_it_took_and_dropped_and_why(tmp_path: Path) -> No
     done = result("import", path, "--archive", tmp_path / "A")
     (file,) = done["files"]  # type: ignore[misc]
     assert file["known"] and file["dropped"] == [{"reason": "depth 2 missing", "count": 1, "what": "lumisections"}]  # type: ignore[index]
-    assert "nothing is given to import" in told(dqmstream("import", "--archive", tmp_path / "A"), 3)
+    assert "nothing to import" in told(dqmstream("import", "--archive", tmp_path / "A"), 3)
