@@ -26,7 +26,7 @@ from dqmstream.storage.archive import Archive
 from dqmstream.storage.imports.import_data import ImportOptions, import_data
 from dqmstream.streaming.batching import IngestCounts
 from dqmstream.streaming.dead_letters import FolderDeadLetters
-from dqmstream.streaming.feed import InProcessFeed
+from dqmstream.streaming.in_process import InProcessFeed
 from dqmstream.streaming.publisher import messages
 
 MARKER = ".dqmstream-demo"

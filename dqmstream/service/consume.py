@@ -22,7 +22,8 @@ from dqmstream.storage.copies import copy_id
 from dqmstream.storage.maintenance.expiry import Expiry
 from dqmstream.storage.writer import ArchiveWriter
 from dqmstream.streaming.batching import IngestCounts
-from dqmstream.streaming.feed import DeadLetters, Feed
+from dqmstream.streaming.dead_letters import DeadLetters
+from dqmstream.streaming.feed import Feed
 from dqmstream.streaming.ingest import Ingest
 
 log = structlog.get_logger("dqmstream.service.consume")

@@ -18,8 +18,9 @@ from dqmstream.lumisection import MAX_EVENTS
 from dqmstream.storage.layout import ROWS_PER_CHUNK, Kind
 from dqmstream.storage.writer import ArchiveWriter, Control, DatasetConflict, Entry, OffsetConflict, Row, SourceConflict
 from dqmstream.streaming import source_agreement
-from dqmstream.streaming.feed import DeadLetter, DeadLetters, Message, Slice
+from dqmstream.streaming.dead_letters import DeadLetter, DeadLetters
 from dqmstream.streaming.log_limit import Repeats
+from dqmstream.streaming.message import Message, Slice
 from dqmstream.streaming.sorting import Sorter
 from dqmstream.streaming.wire.codec import LONGEST_REASON, Undecodable
 

@@ -19,7 +19,9 @@ import structlog
 from dqmstream.lumisection import MAX_EVENTS
 from dqmstream.storage.writer import ArchiveWriter
 from dqmstream.streaming.batching import Filer, IngestCounts
-from dqmstream.streaming.feed import DeadLetters, Feed, Revoked, Slice
+from dqmstream.streaming.dead_letters import DeadLetters
+from dqmstream.streaming.feed import Feed, Revoked
+from dqmstream.streaming.message import Slice
 from dqmstream.streaming.source_agreement import ROOM
 
 MAX_WAITING_BYTES = 128 * 2**20

@@ -12,7 +12,7 @@ import numpy as np
 from dqmstream.lumisection import Lumisection, Record, RunStart, RunStop
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.layout import NAT
-from dqmstream.streaming.feed import Message
+from dqmstream.streaming.message import Message
 from dqmstream.streaming.wire.codec import encode
 
 UNNAMED_SOURCE = "/Local/Archive#Hcal/DigiTask/Occupancy/depth/depth1"

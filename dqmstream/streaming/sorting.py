@@ -18,7 +18,7 @@ from dqmstream.lumisection import MAX_EVENTS, MAX_NUMBER, MAX_PILEUP, Lumisectio
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.layout import Kind
 from dqmstream.storage.writer import LATEST_NS, Control, Row, make_row
-from dqmstream.streaming.feed import Message
+from dqmstream.streaming.message import Message
 from dqmstream.streaming.wire import codec, da00
 from dqmstream.streaming.wire.codec import MAX_TIME_NS, NS_PER_MS, Undecodable
 

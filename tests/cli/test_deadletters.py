@@ -12,8 +12,9 @@ import pytest
 
 from dqmstream.cli.deadletters import _printable, hex_dump
 from dqmstream.storage.archive import Archive
-from dqmstream.streaming.feed import DeadLetter, Message
+from dqmstream.streaming.dead_letters import DeadLetter
 from dqmstream.streaming.kafka import KafkaDeadLetters, KafkaSender, create_topic
+from dqmstream.streaming.message import Message
 from dqmstream.streaming.wire.codec import encode
 from tests.commandline import dqmstream, result, told
 from tests.maps import SOURCE, check_tiling, lumisection

@@ -22,8 +22,9 @@ from dqmstream.storage.archive import Archive
 from dqmstream.storage.commits import Change, Commits
 from dqmstream.storage.writer import ArchiveWriter
 from dqmstream.streaming.dead_letters import FolderDeadLetters
-from dqmstream.streaming.feed import InProcessFeed, Message
+from dqmstream.streaming.in_process import InProcessFeed
 from dqmstream.streaming.ingest import Ingest
+from dqmstream.streaming.message import Message
 from dqmstream.streaming.wire.codec import encode
 from tests.commandline import forks
 from tests.maps import SOURCE, lumisection

@@ -25,10 +25,11 @@ from dqmstream.storage.archive import Archive
 from dqmstream.storage.layout import Kind, feed_path
 from dqmstream.storage.writer import ArchiveWriter, make_row
 from dqmstream.streaming.dead_letters import FolderDeadLetters
-from dqmstream.streaming.feed import InProcessFeed, Message
+from dqmstream.streaming.in_process import InProcessFeed
 from dqmstream.streaming.ingest import Ingest
 from dqmstream.streaming.kafka import KafkaDeadLetters, KafkaFeed, KafkaSender, create_topic
 from dqmstream.streaming.kafka.dead_letters import read_letters
+from dqmstream.streaming.message import Message
 from dqmstream.streaming.wire.codec import LONGEST_REASON, READ_HEADERS, Undecodable, decode
 from tests.hostile import KINDS, Draw, Sent, Witness, bomb, corpus, signed
 from tests.hostile.draw import EVENTS

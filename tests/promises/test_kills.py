@@ -22,9 +22,10 @@ from dqmstream.storage.archive import Archive
 from dqmstream.storage.layout import Kind
 from dqmstream.storage.locks import Lock
 from dqmstream.storage.writer import ArchiveWriter, Control
-from dqmstream.streaming.dead_letters import FolderDeadLetters
-from dqmstream.streaming.feed import DeadLetter, InProcessFeed, Message
+from dqmstream.streaming.dead_letters import DeadLetter, FolderDeadLetters
+from dqmstream.streaming.in_process import InProcessFeed
 from dqmstream.streaming.ingest import Ingest
+from dqmstream.streaming.message import Message
 from tests.maps import SOURCE, check_tiling, lumisection
 from tests.promises.killed import BAD_EVERY, FEED, STEPS, draw, exit_code_of_writer, messages
 from tests.scale import scaled

@@ -28,7 +28,8 @@ from dqmstream.storage.layout import Kind
 from dqmstream.storage.writer import ArchiveWriter, Control
 from dqmstream.streaming.batching import IngestCounts
 from dqmstream.streaming.dead_letters import FolderDeadLetters
-from dqmstream.streaming.feed import InProcessFeed, Polled
+from dqmstream.streaming.in_process import InProcessFeed
+from dqmstream.streaming.message import Polled
 from dqmstream.streaming.publisher import messages
 from tests.learners.stream.test_learner import assert_same_bits
 from tests.maps import as_sent, check_tiling, rows

@@ -20,7 +20,8 @@ from dqmstream.service.stopping import Stop
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.locks import try_exclusive
 from dqmstream.streaming.batching import IngestCounts
-from dqmstream.streaming.feed import InProcessFeed, Polled
+from dqmstream.streaming.in_process import InProcessFeed
+from dqmstream.streaming.message import Polled
 from tests.commandline import Command, dqmstream, result
 from tests.runs import simulated_archive
 from tests.service.test_consume import feed_of, run_service, settings_for

@@ -27,7 +27,7 @@ from dqmstream.storage.maintenance.verify import verify
 from dqmstream.storage.status import archive_status
 from dqmstream.storage.writer import ArchiveWriter
 from dqmstream.streaming.dead_letters import FolderDeadLetters
-from dqmstream.streaming.feed import InProcessFeed
+from dqmstream.streaming.in_process import InProcessFeed
 from dqmstream.streaming.ingest import Ingest
 from tests.maps import check_tiling, counts, row, write_run
 from tests.promises.killed import messages

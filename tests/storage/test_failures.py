@@ -24,7 +24,8 @@ from dqmstream.storage.layout import IMPORT_FEED, Kind
 from dqmstream.storage.maintenance.export import export
 from dqmstream.storage.writer import ArchiveWriter, Control
 from dqmstream.streaming.dead_letters import FolderDeadLetters
-from dqmstream.streaming.feed import InProcessFeed, Polled
+from dqmstream.streaming.in_process import InProcessFeed
+from dqmstream.streaming.message import Polled
 from tests.commandline import Command, forks, told
 from tests.disks import SmallDisk, remount_read_only
 from tests.layouts import write_hdf5

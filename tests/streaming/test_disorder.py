@@ -20,10 +20,11 @@ from hypothesis import strategies as st
 from dqmstream.lumisection import Record, RunStart, RunStop
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.writer import ArchiveWriter
-from dqmstream.streaming.dead_letters import FolderDeadLetters
-from dqmstream.streaming.feed import DeadLetter, InProcessFeed, Message, Polled, Slice
+from dqmstream.streaming.dead_letters import DeadLetter, FolderDeadLetters
+from dqmstream.streaming.in_process import InProcessFeed
 from dqmstream.streaming.ingest import Ingest
 from dqmstream.streaming.kafka import KafkaFeed, KafkaSender, create_topic
+from dqmstream.streaming.message import Message, Polled, Slice
 from dqmstream.streaming.wire.codec import encode
 from tests.maps import SOURCE, check_tiling, lumisection
 

@@ -14,8 +14,9 @@ from dqmstream.storage.archive import Archive
 from dqmstream.storage.writer import ArchiveWriter
 from dqmstream.streaming import ingest as ingest_module
 from dqmstream.streaming.dead_letters import FolderDeadLetters
-from dqmstream.streaming.feed import InProcessFeed, Message, Polled
+from dqmstream.streaming.in_process import InProcessFeed
 from dqmstream.streaming.ingest import Ingest
+from dqmstream.streaming.message import Message, Polled
 from dqmstream.streaming.wire.codec import encode
 from tests.maps import SOURCE, check_tiling, lumisection
 

@@ -15,8 +15,9 @@ from dqmstream.storage.imports.importer import import_files
 from dqmstream.storage.layout import Kind
 from dqmstream.storage.writer import ArchiveWriter, DatasetConflict
 from dqmstream.streaming.dead_letters import FolderDeadLetters
-from dqmstream.streaming.feed import InProcessFeed, Message
+from dqmstream.streaming.in_process import InProcessFeed
 from dqmstream.streaming.ingest import Ingest
+from dqmstream.streaming.message import Message
 from dqmstream.streaming.wire.codec import encode
 from tests.maps import SOURCE, check_tiling, lumisection, row
 

@@ -18,9 +18,10 @@ from dqmstream.storage.archive import Archive
 from dqmstream.storage.layout import Kind
 from dqmstream.storage.writer import ArchiveWriter
 from dqmstream.streaming.batching import Filer
-from dqmstream.streaming.dead_letters import FolderDeadLetters
-from dqmstream.streaming.feed import DeadLetter, InProcessFeed, Message, Polled, Slice
+from dqmstream.streaming.dead_letters import DeadLetter, FolderDeadLetters
+from dqmstream.streaming.in_process import InProcessFeed
 from dqmstream.streaming.ingest import Ingest
+from dqmstream.streaming.message import Message, Polled, Slice
 from dqmstream.streaming.wire.codec import encode
 from tests.maps import SOURCE, check_tiling, lumisection, row
 

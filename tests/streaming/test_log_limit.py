@@ -9,9 +9,11 @@ import pytest
 
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.writer import ArchiveWriter
-from dqmstream.streaming.feed import DeadLetter, InProcessFeed, Message
+from dqmstream.streaming.dead_letters import DeadLetter
+from dqmstream.streaming.in_process import InProcessFeed
 from dqmstream.streaming.ingest import Ingest
 from dqmstream.streaming.log_limit import EVERY_S, MOST_KINDS, TOLD, Repeats
+from dqmstream.streaming.message import Message
 
 
 class Clock:

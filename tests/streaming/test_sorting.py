@@ -20,7 +20,7 @@ from dqmstream.storage.writer import ArchiveWriter, Row
 from dqmstream.streaming import sorting
 from dqmstream.streaming.batching import Filer
 from dqmstream.streaming.dead_letters import FolderDeadLetters
-from dqmstream.streaming.feed import Message, Slice
+from dqmstream.streaming.message import Message, Slice
 from dqmstream.streaming.sorting import Sorter
 from dqmstream.streaming.wire.codec import Undecodable
 from tests.hostile import Draw, corpus, signed

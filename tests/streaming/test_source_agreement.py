@@ -16,8 +16,9 @@ from dqmstream.storage.archive import Archive
 from dqmstream.storage.layout import Kind
 from dqmstream.storage.writer import ArchiveWriter
 from dqmstream.streaming.dead_letters import FolderDeadLetters
-from dqmstream.streaming.feed import InProcessFeed, Message, Polled
+from dqmstream.streaming.in_process import InProcessFeed
 from dqmstream.streaming.ingest import Ingest
+from dqmstream.streaming.message import Message, Polled
 from dqmstream.streaming.source_agreement import AGREEING, ASKED, ROOM
 from dqmstream.streaming.wire.codec import encode
 from tests.maps import SOURCE, check_tiling, lumisection, row

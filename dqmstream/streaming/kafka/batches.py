@@ -25,10 +25,10 @@ from kafka.record.default_records import DefaultRecordBatch
 from kafka.structs import TopicPartition
 
 from dqmstream.errors import BrokerError
-from dqmstream.streaming.feed import Message
 from dqmstream.streaming.kafka.legacy import OldBatch
 from dqmstream.streaming.kafka.records import Batch
 from dqmstream.streaming.log_limit import Repeats
+from dqmstream.streaming.message import Message
 
 PREFIX = struct.Struct(">qi4xb")
 """Base offset, length of what follows it, and the format (magic), which lie alike in all formats."""

@@ -12,11 +12,12 @@ import structlog
 from kafka import KafkaConsumer, TopicPartition
 
 from dqmstream.errors import BrokerError, InputError
-from dqmstream.streaming.feed import DeadLetter, Headers, Message
+from dqmstream.streaming.dead_letters import DeadLetter
 from dqmstream.streaming.kafka.batches import BatchReader, Suspects
 from dqmstream.streaming.kafka.client import check_topic, create_topic, topic_settings
 from dqmstream.streaming.kafka.connection import connect, guarded
 from dqmstream.streaming.kafka.sender import MAX_REQUEST_BYTES, KafkaSender, TooLargeError
+from dqmstream.streaming.message import Headers, Message
 
 MAX_LETTER_BYTES = MAX_REQUEST_BYTES
 READ_TIMEOUT_S = 30.0

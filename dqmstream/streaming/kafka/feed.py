@@ -19,13 +19,14 @@ from kafka.errors import FencedInstanceIdError, IllegalStateError, KafkaError, L
 from kafka.structs import OffsetAndMetadata
 
 from dqmstream.errors import BrokerError, DataLostError
-from dqmstream.streaming.feed import Message, Polled, Revoked, Slice
+from dqmstream.streaming.feed import Revoked
 from dqmstream.streaming.kafka.batches import BatchReader, Suspects
 from dqmstream.streaming.kafka.client import Incarnation, missing
 from dqmstream.streaming.kafka.connection import connect, guarded, is_fatal, reason
 from dqmstream.streaming.kafka.receiving import keep_freed_memory, receive_largely
 from dqmstream.streaming.kafka.transactions import StableEnds
 from dqmstream.streaming.log_limit import Repeats
+from dqmstream.streaming.message import Message, Polled, Slice
 
 log = structlog.get_logger("dqmstream.kafka")
 

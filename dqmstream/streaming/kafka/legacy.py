@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 from kafka.errors import CorruptRecordError
 
-from dqmstream.streaming.feed import Message
 from dqmstream.streaming.kafka.codecs import unpack, unpack_old_lz4
 from dqmstream.streaming.kafka.records import MAX_UNPACKED_BYTES
+from dqmstream.streaming.message import Message
 
 OLD_HEADER = struct.Struct(">qiIbb")
 """Offset, length of what follows it, CRC32 of what follows that, format, attributes; format 1 has a timestamp behind."""

@@ -13,8 +13,8 @@ from kafka.errors import CorruptRecordError
 from kafka.record.default_records import DefaultRecordBatch
 from kafka.record.util import decode_varint
 
-from dqmstream.streaming.feed import Message
 from dqmstream.streaming.kafka.codecs import unpack
+from dqmstream.streaming.message import Message
 
 MAX_UNPACKED_BYTES = 256 * 2**20
 """Of one batch. A broker takes a megabyte packed unless told otherwise, and occupancy maps pack to a tenth at best."""

@@ -23,7 +23,7 @@ from streaming_data_types.run_start_pl72 import deserialise_pl72, serialise_pl72
 from streaming_data_types.run_stop_6s4t import deserialise_6s4t, serialise_6s4t
 
 from dqmstream.lumisection import Lumisection, Record, RunStart, RunStop, check_numbers, check_source
-from dqmstream.streaming.feed import Message
+from dqmstream.streaming.message import Message
 from dqmstream.streaming.wire import da00
 
 CRC_HEADER = "crc32c"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from kafka import KafkaConsumer, KafkaProducer
 
 from dqmstream.errors import BrokerError, InputError
-from dqmstream.streaming.feed import DeadLetter, Message
+from dqmstream.streaming.dead_letters import DeadLetter
 from dqmstream.streaming.kafka import KafkaDeadLetters, KafkaSender, create_topic
 from dqmstream.streaming.kafka.client import topic_settings
 from dqmstream.streaming.kafka.dead_letters import (
@@ -28,6 +28,7 @@ from dqmstream.streaming.kafka.dead_letters import (
     read_letters,
     republish,
 )
+from dqmstream.streaming.message import Message
 from tests.hostile import NAME
 
 HEADERS = st.lists(st.tuples(st.text(max_size=300), st.none() | st.binary(max_size=300)), max_size=70)

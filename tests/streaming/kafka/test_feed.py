@@ -20,9 +20,9 @@ from kafka.record import MemoryRecords, MemoryRecordsBuilder
 from kafka.structs import OffsetAndMetadata
 
 from dqmstream.errors import BrokerError, DataLostError
-from dqmstream.streaming.feed import Message, Polled, Slice
 from dqmstream.streaming.kafka import KafkaFeed, KafkaSender, create_topic, legacy, records
 from dqmstream.streaming.kafka.batches import HEADER_BYTES, BatchReader, Suspects
+from dqmstream.streaming.message import Message, Polled, Slice
 
 HERE = TopicPartition("hcal", 0)
 BATCH = 4

@@ -14,7 +14,8 @@ from dqmstream.service.consume import consume
 from dqmstream.settings import Settings
 from dqmstream.storage.archive import Archive
 from dqmstream.streaming.dead_letters import FolderDeadLetters
-from dqmstream.streaming.feed import InProcessFeed, Message, Polled
+from dqmstream.streaming.in_process import InProcessFeed
+from dqmstream.streaming.message import Message, Polled
 from dqmstream.streaming.wire import codec
 from tests.commandline import told
 from tests.maps import SOURCE, check_tiling, lumisection

@@ -16,7 +16,7 @@ from streaming_data_types.run_start_pl72 import serialise_pl72
 from streaming_data_types.run_stop_6s4t import serialise_6s4t
 
 from dqmstream.lumisection import Lumisection, RunStart, RunStop
-from dqmstream.streaming.feed import Message
+from dqmstream.streaming.message import Message
 from dqmstream.streaming.wire import codec
 from dqmstream.streaming.wire.codec import Undecodable, check_decoders, checksum, decode, encode
 from tests.maps import SOURCE, lumisection
