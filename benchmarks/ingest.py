@@ -33,7 +33,7 @@ from dqmstream.storage.writer import ArchiveWriter
 from dqmstream.streaming.dead_letters import FolderDeadLetters
 from dqmstream.streaming.ingest import Ingest
 from dqmstream.streaming.kafka import KafkaFeed, KafkaSender, create_topic
-from dqmstream.streaming.wire.codec import encode
+from dqmstream.streaming.wire import encode
 
 LUMISECTIONS_A_RUN = 1000
 

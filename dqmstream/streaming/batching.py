@@ -22,7 +22,8 @@ from dqmstream.streaming.dead_letters import DeadLetter, DeadLetters
 from dqmstream.streaming.log_limit import Repeats
 from dqmstream.streaming.message import Message, Slice
 from dqmstream.streaming.sorting import Sorter
-from dqmstream.streaming.wire.codec import LONGEST_REASON, Undecodable
+from dqmstream.streaming.wire import Undecodable
+from dqmstream.streaming.wire.undecodable import shortened
 
 log = structlog.get_logger("dqmstream.ingest")
 
@@ -180,8 +181,7 @@ class Filer:
             return self._dead(message, pending, str(error))
 
     def _dead(self, message: Message, pending: _Pending, reason: str) -> Control:
-        if len(reason) > LONGEST_REASON:  # a reason quotes what was sent
-            reason = f"{reason[:LONGEST_REASON]}..."
+        reason = shortened(reason)
         pending.letters[message.offset] = DeadLetter(self._name, self._topic, message, reason)
         return Control(message.offset, message.offset + 1, Kind.DEAD, reason=reason)
 

@@ -12,8 +12,8 @@ import numpy as np
 from dqmstream.lumisection import Lumisection, Record, RunStart, RunStop
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.layout import NAT
+from dqmstream.streaming import wire
 from dqmstream.streaming.message import Message
-from dqmstream.streaming.wire.codec import encode
 
 UNNAMED_SOURCE = "/Local/Archive#Hcal/DigiTask/Occupancy/depth/depth1"
 """Source told for an archive that has none, since its runs were imported from files."""
@@ -52,7 +52,7 @@ def messages(archive: Archive, runs: Sequence[int]) -> Iterator[Message]:
     """The same as the messages of one partition, for an in-process feed."""
     offsets = count()
     for record in records(archive, runs):
-        key, value, headers = encode(record)
+        key, value, headers = wire.encode(record)
         yield Message(0, next(offsets), key, value, headers)
 
 
@@ -82,7 +82,7 @@ def publish(
                 due += interval_s
             sent += 1
             progress(sent)
-        sender.send(*encode(record))
+        sender.send(*wire.encode(record))
         if isinstance(record, RunStop):
             sender.flush()
     return sent

@@ -18,9 +18,12 @@ from dqmstream.lumisection import MAX_EVENTS, MAX_NUMBER, MAX_PILEUP, Lumisectio
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.layout import Kind
 from dqmstream.storage.writer import LATEST_NS, Control, Row, make_row
+from dqmstream.streaming import wire
 from dqmstream.streaming.message import Message
-from dqmstream.streaming.wire import codec, da00
-from dqmstream.streaming.wire.codec import MAX_TIME_NS, NS_PER_MS, Undecodable
+from dqmstream.streaming.wire import Undecodable, da00, da00_buffer
+from dqmstream.streaming.wire.decoding import MAX_TIME_NS
+from dqmstream.streaming.wire.envelope import check_envelope
+from dqmstream.streaming.wire.fields import NS_PER_MS
 
 FEWEST = 8
 """Messages of one length that are worth the short cut."""
@@ -33,14 +36,14 @@ class Sorter:
     """What messages become in this archive. max_events: the most that a lumisection can have."""
 
     def __init__(self, archive: Archive, *, crc_required: bool, max_events: float = MAX_EVENTS) -> None:
-        codec.check_decoders()
+        wire.check_decoders()
         self._geometry, self._dtype = archive.geometry, archive.dtype
         self._crc_required = crc_required
         self._max_events = max_events
 
     def entry(self, message: Message) -> Row | Control:
         """The message's entry. Raises Undecodable or ValueError, with the reason, where it is none."""
-        record = codec.decode(message, crc_required=self._crc_required)
+        record = wire.decode(message, crc_required=self._crc_required)
         if not isinstance(record, Lumisection):
             kind = Kind.START if isinstance(record, RunStart) else Kind.STOP
             return Control(message.offset, message.offset + 1, kind, record.run)
@@ -65,24 +68,24 @@ class Sorter:
                     self._take(group[at : at + step], *pattern, found)
         return found
 
-    def _pattern(self, message: Message) -> tuple[da00.Layout, Row] | None:
+    def _pattern(self, message: Message) -> tuple[da00_buffer.Layout, Row] | None:
         """The layout of a message that became a row, and the row: all that is fixed by a layout is right in others too."""
         try:
             row = self.entry(message)
         except (Undecodable, ValueError):
             return None
         assert message.value is not None
-        layout = codec.DA00.layout_of(message.value)
+        layout = da00.READER.layout_of(message.value)
         # Magic and root lie in the first 8 bytes, which a layout does not fix where values lie over them.
         return (layout, row) if isinstance(row, Row) and layout is not None and layout.fixes(8) else None
 
-    def _take(self, messages: list[Message], layout: da00.Layout, pattern: Row, found: dict[int, Row]) -> None:
+    def _take(self, messages: list[Message], layout: da00_buffer.Layout, pattern: Row, found: dict[int, Row]) -> None:
         """Add the rows of these messages, where they are laid out so and hold what can be stored."""
-        table = da00.Table(layout, [message.value for message in messages if message.value])
+        table = da00_buffer.Table(layout, [message.value for message in messages if message.value])
         with np.errstate(all="ignore"):  # of what is not sound, which is not used
             self._take_sound(messages, table, pattern, found)
 
-    def _take_sound(self, messages: list[Message], table: da00.Table, pattern: Row, found: dict[int, Row]) -> None:
+    def _take_sound(self, messages: list[Message], table: da00_buffer.Table, pattern: Row, found: dict[int, Row]) -> None:
         run, lumisection = table.column("run")[:, 0], table.column("lumisection")[:, 0]
         counts, time_ns = table.column("occupancy"), table.timestamps
         sound = table.alike & (time_ns >= 0) & (time_ns <= MAX_TIME_NS)
@@ -102,7 +105,7 @@ class Sorter:
             if not is_sound or message.key not in (None, b"%d" % a_run):
                 continue
             with suppress(Undecodable):
-                codec.check_envelope(message, crc_required=self._crc_required)
+                check_envelope(message, crc_required=self._crc_required)
                 produced_ns = message.timestamp_ms * NS_PER_MS
                 found[message.offset] = Row(
                     offset=message.offset,

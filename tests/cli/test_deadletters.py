@@ -15,7 +15,7 @@ from dqmstream.storage.archive import Archive
 from dqmstream.streaming.dead_letters import DeadLetter
 from dqmstream.streaming.kafka import KafkaDeadLetters, KafkaSender, create_topic
 from dqmstream.streaming.message import Message
-from dqmstream.streaming.wire.codec import encode
+from dqmstream.streaming.wire import encode
 from tests.commandline import dqmstream, result, told
 from tests.maps import SOURCE, check_tiling, lumisection
 

@@ -9,7 +9,7 @@ from streaming_data_types.dataarray_da00 import Variable
 from streaming_data_types.run_start_pl72 import serialise_pl72
 from streaming_data_types.run_stop_6s4t import serialise_6s4t
 
-from dqmstream.streaming.wire.codec import checksum
+from dqmstream.streaming.wire import checksum
 from tests.hostile.draw import (
     TIME_NS,
     Draw,

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from streaming_data_types.dataarray_da00 import Variable
 
-from dqmstream.streaming.wire.codec import checksum
+from dqmstream.streaming.wire import checksum
 from tests.hostile.draw import (
     MAP_AXES,
     Draw,

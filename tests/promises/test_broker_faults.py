@@ -18,7 +18,7 @@ from dqmstream.storage.layout import Kind
 from dqmstream.storage.writer import ArchiveWriter, Control
 from dqmstream.streaming.kafka import KafkaDeadLetters, KafkaFeed, KafkaSender, check_codecs, create_topic
 from dqmstream.streaming.publisher import publish
-from dqmstream.streaming.wire.codec import encode
+from dqmstream.streaming.wire import encode
 from tests.commandline import dqmstream, result, told
 from tests.maps import SOURCE, check_tiling, lumisection
 from tests.promises.test_exactly_once import assert_equals, filed, read_letters, start_consume, wait_until

@@ -12,7 +12,7 @@ from kafka import KafkaProducer
 
 from dqmstream.storage.archive import Archive
 from dqmstream.streaming.kafka import create_topic
-from dqmstream.streaming.wire.codec import encode
+from dqmstream.streaming.wire import encode
 from tests.commandline import Command, result, told
 from tests.maps import SOURCE, check_tiling, lumisection
 

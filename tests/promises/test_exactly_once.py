@@ -23,7 +23,7 @@ from dqmstream.streaming.dead_letters import FolderDeadLetters
 from dqmstream.streaming.ingest import Ingest
 from dqmstream.streaming.kafka import MAX_LETTER_BYTES, KafkaFeed, KafkaSender, create_topic
 from dqmstream.streaming.publisher import publish
-from dqmstream.streaming.wire.codec import encode
+from dqmstream.streaming.wire import encode
 from tests.cli.test_cli import result as fresh_result
 from tests.commandline import Command, dqmstream, result, told
 from tests.maps import SOURCE, as_sent, check_tiling, lumisection

@@ -30,7 +30,9 @@ from dqmstream.streaming.ingest import Ingest
 from dqmstream.streaming.kafka import KafkaDeadLetters, KafkaFeed, KafkaSender, create_topic
 from dqmstream.streaming.kafka.dead_letters import read_letters
 from dqmstream.streaming.message import Message
-from dqmstream.streaming.wire.codec import LONGEST_REASON, READ_HEADERS, Undecodable, decode
+from dqmstream.streaming.wire import Undecodable, decode
+from dqmstream.streaming.wire.envelope import READ_HEADERS
+from dqmstream.streaming.wire.undecodable import LONGEST_REASON
 from tests.hostile import KINDS, Draw, Sent, Witness, bomb, corpus, signed
 from tests.hostile.draw import EVENTS
 from tests.maps import SOURCE, check_tiling

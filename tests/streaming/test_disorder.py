@@ -25,7 +25,7 @@ from dqmstream.streaming.in_process import InProcessFeed
 from dqmstream.streaming.ingest import Ingest
 from dqmstream.streaming.kafka import KafkaFeed, KafkaSender, create_topic
 from dqmstream.streaming.message import Message, Polled, Slice
-from dqmstream.streaming.wire.codec import encode
+from dqmstream.streaming.wire import encode
 from tests.maps import SOURCE, check_tiling, lumisection
 
 FEED = "hcal@cluster.topic"

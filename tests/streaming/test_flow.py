@@ -17,7 +17,7 @@ from dqmstream.streaming.dead_letters import FolderDeadLetters
 from dqmstream.streaming.in_process import InProcessFeed
 from dqmstream.streaming.ingest import Ingest
 from dqmstream.streaming.message import Message, Polled
-from dqmstream.streaming.wire.codec import encode
+from dqmstream.streaming.wire import encode
 from tests.maps import SOURCE, check_tiling, lumisection
 
 FEED = "hcal@cluster.topic"

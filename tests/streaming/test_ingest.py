@@ -22,7 +22,7 @@ from dqmstream.streaming.dead_letters import DeadLetter, FolderDeadLetters
 from dqmstream.streaming.in_process import InProcessFeed
 from dqmstream.streaming.ingest import Ingest
 from dqmstream.streaming.message import Message, Polled, Slice
-from dqmstream.streaming.wire.codec import encode
+from dqmstream.streaming.wire import encode
 from tests.maps import SOURCE, check_tiling, lumisection, row
 
 FEED = "hcal@cluster.topic"

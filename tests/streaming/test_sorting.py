@@ -22,7 +22,7 @@ from dqmstream.streaming.batching import Filer
 from dqmstream.streaming.dead_letters import FolderDeadLetters
 from dqmstream.streaming.message import Message, Slice
 from dqmstream.streaming.sorting import Sorter
-from dqmstream.streaming.wire.codec import Undecodable
+from dqmstream.streaming.wire import Undecodable
 from tests.hostile import Draw, corpus, signed
 from tests.hostile.draw import SOURCE, Headers, Made, occupancy, plain
 from tests.maps import check_tiling

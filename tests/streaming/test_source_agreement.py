@@ -20,7 +20,7 @@ from dqmstream.streaming.in_process import InProcessFeed
 from dqmstream.streaming.ingest import Ingest
 from dqmstream.streaming.message import Message, Polled
 from dqmstream.streaming.source_agreement import AGREEING, ASKED, ROOM
-from dqmstream.streaming.wire.codec import encode
+from dqmstream.streaming.wire import encode
 from tests.maps import SOURCE, check_tiling, lumisection, row
 
 FEED = "hcal@cluster.topic"

@@ -17,8 +17,8 @@ from streaming_data_types.run_stop_6s4t import serialise_6s4t
 
 from dqmstream.lumisection import Lumisection, RunStart, RunStop
 from dqmstream.streaming.message import Message
-from dqmstream.streaming.wire import codec
-from dqmstream.streaming.wire.codec import Undecodable, check_decoders, checksum, decode, encode
+from dqmstream.streaming.wire import Undecodable, check_decoders, checksum, decode, encode, run_control
+from dqmstream.streaming.wire import da00 as da00_format
 from tests.maps import SOURCE, lumisection
 
 
@@ -182,7 +182,7 @@ def test_random_bytes_raise_undecodable_and_nothing_else(noise: bytes, magic: by
 
 @pytest.mark.parametrize("error", [MemoryError("none left"), ImportError("a library"), RuntimeError("a bug")])
 def test_what_is_no_fault_of_the_message_is_raised_as_it_is(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(codec.DA00, "read", raising(error))
+    monkeypatch.setattr(da00_format.READER, "read", raising(error))
     with pytest.raises(type(error), match=str(error)):
         decode(signed(GOOD))
 
@@ -192,7 +192,7 @@ def test_a_library_that_reads_nothing_any_more_is_found_before_a_message_is_refu
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     check_decoders()
-    monkeypatch.setattr(codec, name, raising(AttributeError("module 'numpy' has no attribute 'gone'")))
+    monkeypatch.setattr(run_control, name, raising(AttributeError("module 'numpy' has no attribute 'gone'")))
     with pytest.raises(RuntimeError, match=r"is broken: .* no attribute 'gone'"):
         check_decoders()
 
