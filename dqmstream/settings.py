@@ -1,4 +1,8 @@
-"""One validated settings model: flags, then DQMSTREAM_* in the environment, then a TOML file, then defaults."""
+"""The settings: one validated model, read from flags, then DQMSTREAM_* in the environment, then a TOML file, then defaults.
+
+A setting is written here once. The options of the command line and their help are made from this model (`cli.options`), and
+the learner that `consume` starts gets all of them as one JSON object.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ import tomllib
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
@@ -18,7 +22,7 @@ from dqmstream.errors import InputError
 from dqmstream.lumisection import MAX_EVENTS, utf8
 
 MAX_SEED = 2**64 - 1
-"""The largest that all random generators take."""
+"""The largest seed that all random generators accept."""
 MAX_COUNT = 2**31 - 1
 MAX_MEMORY_BYTES = 1 << 40
 MAX_WAIT_S = 366 * 86_400.0
@@ -27,67 +31,98 @@ MAX_THREADS = 1024
 
 _PREFIX = "DQMSTREAM_"
 _NO_SETTINGS = ("config", "soak", "test_bootstrap")
-"""Of this program and its tests all the same."""
+"""Variables of this program and its tests that are no settings."""
 _OF_KUBERNETES = re.compile(r"^(\w+_)?(service_host|service_port(_\w+)?|port(_\d+_(tcp|udp|sctp)(_(proto|port|addr))?)?)$")
-"""Set in every container beside a service whose name begins with dqmstream."""
+"""Variables that Kubernetes sets in every container if a service has a name that begins with dqmstream."""
 
 
 class Settings(BaseSettings):
-    """Everything that can be set. A name here is the flag's with underscores, DQMSTREAM_<NAME>, and the TOML key."""
+    """Everything that can be set. A field has the name of its flag (with hyphens), of DQMSTREAM_<NAME> and of the TOML key.
+
+    description: the help of the flag, without the default where the field has one.
+    """
 
     model_config = SettingsConfigDict(env_prefix="DQMSTREAM_", extra="forbid")
 
-    archive: Path | None = None
-    state: Path | None = None
+    archive: Path | None = Field(None, description="folder of the archive")
+    state: Path | None = Field(None, description="folder of the learners' state (default: ARCHIVE.state)")
 
-    bootstrap: str | None = Field(None, description="host:port of the broker, several with commas")
-    topic: str | None = None
-    group: str | None = Field(None, description="consumer group, default dqmstream-<archive id>-<copy>")
-    instance: str | None = Field(None, description="static member id in the group")
-    dead_letter_topic: str | None = Field(None, description="default <topic>.deadletter")
-    session_timeout_ms: int = Field(45_000, ge=1000, le=MAX_COUNT)
-    accept_gap: bool = Field(False, description="record what the broker deleted before it was read, and go on")
-    accept_others: bool = Field(False, description="make dead letters of other sources even while none is the archive's")
+    bootstrap: str | None = Field(None, description="host:port of the Kafka broker; several, separated by commas")
+    topic: str | None = Field(None, description="Kafka topic of the data")
+    group: str | None = Field(None, description="consumer group (default: dqmstream-<archive id>-<copy of the archive>)")
+    instance: str | None = Field(None, description="static member id of this worker in its group")
+    dead_letter_topic: str | None = Field(
+        None, description="topic for messages that cannot be stored (default: TOPIC.deadletter)"
+    )
+    session_timeout_ms: int = Field(45_000, ge=1000, le=MAX_COUNT, description="time after which Kafka takes a worker for dead")
+    accept_gap: bool = Field(False, description="go on where the broker deleted messages before they were read; record the gap")
+    accept_others: bool = Field(
+        False, description="dead-letter messages of another source at once, even if none of the archive's source has come"
+    )
     crc_required: bool = Field(True, description="refuse messages without the header crc32c")
-    max_events: int = Field(MAX_EVENTS, ge=1, le=2**31 - 1, description="most events of a lumisection, which bound its counts")
-    max_rows: int = Field(1024, ge=1, le=65536, description="rows in one commit under load")
-    flush_s: float = Field(1.0, gt=0, le=3600, description="longest that a row waits for its commit")
+    max_events: int = Field(
+        MAX_EVENTS,
+        ge=1,
+        le=2**31 - 1,
+        description="largest possible number of events in a lumisection; a count above it, or above n_events, is refused",
+    )
+    max_rows: int = Field(1024, ge=1, le=65536, description="largest number of rows in one commit")
+    flush_s: float = Field(1.0, gt=0, le=3600, description="longest time that a row waits for its commit")
     drain_s: float = Field(
-        30.0, gt=0, le=MAX_WAIT_S, description="longest that SIGTERM waits for the disk to take what was read"
+        30.0, gt=0, le=MAX_WAIT_S, description="longest time that SIGTERM waits until everything that was read is on disk"
     )
 
-    dtype: Literal["float32", "uint16"] | None = Field(None, description="of a new archive, default float32")
-    depths: int | None = Field(None, ge=1, le=7, description="of a new archive, default 1")
-    source: str | None = Field(None, description="dataset and monitoring element of a new archive, default what many rows name")
+    dtype: Literal["float32", "uint16"] | None = Field(
+        None, description="of a new archive: float32, or uint16 for whole counts only (default: float32)"
+    )
+    depths: int | None = Field(None, ge=1, le=7, description="of a new archive: number of depths, 1 to 7 (default: 1)")
+    source: str | None = Field(
+        None,
+        description="of a new archive: dataset and monitoring element (default: the one that 16 lumisections agree on)",
+    )
 
     keep_snapshots_s: float = Field(
-        21_600.0, ge=600, le=MAX_AGE_S, description="`consume` drops untagged snapshots older than this"
+        21_600.0, ge=600, le=MAX_AGE_S, description="`consume` drops snapshots without a tag that are older than this"
     )
 
-    name: str = Field("live", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="the learner's folder in the state")
-    strategy: str = "default"
-    recipe: dict[str, Any] = Field(
-        {}, description="changes to the strategy's recipe, entry by entry: `learners.networks.recipe`"
+    name: str = Field(
+        "live", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="name of the learner, and of its folder in the state"
     )
-    reference: Path | None = Field(None, description="file of `dqmstream reference`; the first run is it where none is given")
-    seed: int = Field(0, ge=0, le=MAX_SEED)
-    memory_bytes: int = Field(1_000_000, ge=0, le=MAX_MEMORY_BYTES)
-    idle_s: float = Field(300.0, gt=0, le=MAX_WAIT_S, description="a run without a stop is complete after so long without news")
-    evaluation_samples: int = Field(6000, ge=1, le=MAX_COUNT)
+    strategy: str = Field(
+        "default",
+        description="default (which is hybrid), naive, replay, er_ace, der, agem, lwf, ewc, cumulative, joint, "
+        "statistical_replay, hybrid, cnn, statistical, slda, ridge, logistic, gain_map, naive_bayes, ring_means",
+    )
+    recipe: dict[str, Any] = Field({}, description="changes to the recipe of the strategy, by name (docs/learner.md)")
+    reference: Path | None = Field(
+        None, description="file made by `dqmstream reference` (default: the first run that is learnt is the reference)"
+    )
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="seed of the learner")
+    memory_bytes: int = Field(1_000_000, ge=0, le=MAX_MEMORY_BYTES, description="bytes kept of past runs, for the whole stream")
+    idle_s: float = Field(
+        300.0, gt=0, le=MAX_WAIT_S, description="a run without a stop message is complete after so many seconds without news"
+    )
+    evaluation_samples: int = Field(6000, ge=1, le=MAX_COUNT, description="lumisections scored at each evaluation, in all")
     watch_samples: int = Field(
-        0, ge=0, le=MAX_COUNT, description="lumisections scored in the course of each training, 0 for none"
+        0,
+        ge=0,
+        le=MAX_COUNT,
+        description="lumisections scored during each training, to measure the stability gap: at least 400, or 0 for none",
     )
     window: int = Field(
-        0, ge=0, le=MAX_COUNT, description="learn from a run while it goes on, so many lumisections at a time, 0 for not"
+        0,
+        ge=0,
+        le=MAX_COUNT,
+        description="learn from a run while it is taken, so many lumisections at a time; 0: when it is complete",
     )
     label_delay: int | None = Field(
-        None, ge=0, le=MAX_COUNT, description="windows until it is known of which run one was, default 1"
+        None, ge=0, le=MAX_COUNT, description="number of windows after which the run of a window is known (default: 1)"
     )
     threads: int = Field(1, ge=1, le=MAX_THREADS, description="CPU threads of the learner")
-    device: str = "auto"
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     learner_restarts: int = Field(5, ge=0, le=MAX_COUNT, description="restarts of a learner that makes no progress")
     learner_hang_s: float = Field(
-        300.0, ge=10, le=MAX_WAIT_S, description="a learner without a sign of life for longer is killed"
+        300.0, ge=10, le=MAX_WAIT_S, description="a learner that shows no sign of life for longer is killed and restarted"
     )
 
     @classmethod
@@ -103,9 +138,9 @@ class Settings(BaseSettings):
 
     @property
     def state_path(self) -> Path:
-        """The state folder: as set, or beside the archive, links to it followed.
+        """The state folder: as set, or ARCHIVE.state beside the archive itself (symbolic links are resolved).
 
-        One that stands beside a link, where older versions made it, is used on unless there is one beside the archive.
+        Older versions put it beside the link: such a folder is used if there is none beside the archive.
         """
         if self.state:
             return self.state
@@ -114,7 +149,7 @@ class Settings(BaseSettings):
         return beside_link if beside_link.exists() and not beside.exists() else beside
 
     def need(self, name: str) -> Any:
-        """The setting's value. Raises InputError if it was given nowhere."""
+        """The value of a setting. Raises InputError if it was not given."""
         value = getattr(self, name)
         if value is None:
             flag = name.replace("_", "-")
@@ -123,7 +158,7 @@ class Settings(BaseSettings):
 
 
 class _TomlSource(PydanticBaseSettingsSource):
-    """The TOML file that DQMSTREAM_CONFIG names, which is also what --config sets."""
+    """The TOML file that --config or DQMSTREAM_CONFIG names."""
 
     def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
         return None, field_name, False
@@ -134,7 +169,7 @@ class _TomlSource(PydanticBaseSettingsSource):
 
 
 def read_table(path: Path) -> dict[str, Any]:
-    """A TOML file, or a JSON one where its name ends so. Raises InputError where it cannot be read as that."""
+    """Read a table of names and values: JSON if the name ends in .json, else TOML. Raises InputError if it cannot be read."""
     kind, parse = ("JSON", json.loads) if path.suffix == ".json" else ("TOML", tomllib.loads)
     try:
         found = parse(path.read_text())
@@ -148,9 +183,9 @@ def read_table(path: Path) -> dict[str, Any]:
 
 
 def recipe_flags(path: Path | None, assignments: Sequence[str] | None) -> dict[str, Any] | None:
-    """Changes to a recipe from a file and from `name=value`, of which the latter win; None where there are none.
+    """Changes to a recipe from a file and from NAME=VALUE texts, which take precedence; None if there are none.
 
-    A value is read as JSON (`32`, `0.5`, `true`, `[8, 9]`), and is text where it is none.
+    A value is read as JSON (`32`, `0.5`, `true`, `[8, 9]`); what is no JSON is taken as text.
     """
     changes = read_table(path) if path else {}
     for assignment in assignments or ():
@@ -165,9 +200,9 @@ def recipe_flags(path: Path | None, assignments: Sequence[str] | None) -> dict[s
 
 
 def load_settings(**flags: Any) -> Settings:
-    """Settings from flags (None: not given), environment and TOML file. Raises InputError, in one line, for a bad one.
+    """Settings from flags (None: not given), environment and TOML file. Raises InputError, in one line, for a bad value.
 
-    A name that is no setting is refused too, with the nearest that is one and without its value, which may be a secret.
+    An unknown name is refused too. The error suggests the nearest setting, and does not quote the value: it may be a secret.
     """
     _check_environment(os.environ)
     try:
@@ -180,15 +215,35 @@ def load_settings(**flags: Any) -> Settings:
         if first["type"] == "extra_forbidden":
             raise InputError(f"setting {where}: there is none of that name{_nearest(where)}") from None
         raise InputError(f"setting {where}: {first['msg']} (got {first.get('input')!r})") from error
-    for name in Settings.model_fields:  # archive and Kafka take UTF-8; other paths may be any that the file system has
+    for name in Settings.model_fields:  # the archive and Kafka accept UTF-8 only; other paths may be any bytes
         value = getattr(settings, name)
         if (isinstance(value, str) or name == "archive") and utf8(str(value)) != str(value):
             raise InputError(f"setting {name}: {utf8(str(value))} is not UTF-8 text: choose another name")
     return settings
 
 
+def as_json(settings: Settings) -> str:
+    """All settings as one JSON object, for another process of this program; `from_json` reads it."""
+    return json.dumps({name: str(value) if isinstance(value, Path) else value for name, value in settings.model_dump().items()})
+
+
+def from_json(text: str) -> Settings:
+    """The settings that `as_json` wrote. Raises InputError if the text is anything else."""
+    try:
+        given = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"the settings are no JSON: {error}") from error
+    if not isinstance(given, dict):
+        raise InputError("the settings are no JSON object")
+    # Text with bytes that are no UTF-8 is refused by pydantic, a path made of it is not.
+    paths = {name for name, field in Settings.model_fields.items() if Path in (field.annotation, *get_args(field.annotation))}
+    return load_settings(
+        **{name: Path(value) if name in paths and isinstance(value, str) else value for name, value in given.items()}
+    )
+
+
 def _check_environment(names: Iterable[str]) -> None:
-    """Raise InputError for a DQMSTREAM_ variable that is no setting: a misspelt one would be without effect."""
+    """Raise InputError for a DQMSTREAM_ variable that is no setting: a misspelt one would have no effect."""
     for name in sorted(names):
         if not name.upper().startswith(_PREFIX):
             continue
@@ -198,7 +253,7 @@ def _check_environment(names: Iterable[str]) -> None:
 
 
 def _nearest(name: str, prefix: str = "") -> str:
-    """A question for the setting that was perhaps meant; nothing where none is near."""
+    """A question that suggests the setting with the nearest name; "" if none is near."""
     found = get_close_matches(name.lower(), (*Settings.model_fields, "config"), 1)
     meant = found[0].upper() if found and prefix else found[0] if found else ""
     return f" (did you mean {prefix}{meant}?)" if meant else ""

@@ -31,7 +31,7 @@ TRACKER = "ignore:resource_tracker"
 PRELOADED = [
     "tests.commandline",
     "tests.promises.killed",
-    "dqmstream.service.commands",
+    "dqmstream.service.consume",
     "dqmstream.learners.stream.replay",
     "dqmstream.streaming.kafka.dead_letters",
 ]

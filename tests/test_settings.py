@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import typing
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import annotated_types
@@ -12,9 +14,14 @@ import typer
 from typer.models import OptionInfo
 
 from dqmstream.cli.main import app
+from dqmstream.cli.options import LEARNER
 from dqmstream.errors import InputError
 from dqmstream.learners.networks.recipe import Recipe
-from dqmstream.settings import MAX_SEED, Settings, load_settings
+from dqmstream.learners.registry import DEFAULT, NAMES
+from dqmstream.learners.stream.learner import LearnerSettings
+from dqmstream.service.learn import learner_settings
+from dqmstream.service.learner_process import settings_of_child
+from dqmstream.settings import MAX_SEED, Settings, as_json, from_json, load_settings
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.maintenance.export import export
 from tests.commandline import dqmstream, told
@@ -51,6 +58,50 @@ def test_a_misspelt_key_of_the_file_is_told_the_same_way(tmp_path: Path, monkeyp
     monkeypatch.setenv("DQMSTREAM_CONFIG", str(tmp_path / "dqm.toml"))
     with pytest.raises(InputError, match=r"^setting bootstrp: there is none of that name \(did you mean bootstrap\?\)$"):
         load_settings()
+
+
+def test_the_learner_of_a_service_gets_all_settings_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    odd = Path(os.fsdecode(os.fsencode(tmp_path / "caf") + b"\xe9.safetensors"))  # a path that is no UTF-8
+    given = load_settings(
+        archive=tmp_path / "A", seed=2**64 - 1, recipe={"patch": [8, 9], "model": "cnn"}, reference=odd, label_delay=3,
+        window=50, accept_gap=True,
+    )  # fmt: skip
+    monkeypatch.setenv("DQMSTREAM_SEED", "5")  # what the parent decided stands
+    child = settings_of_child(Archive.create(tmp_path / "A"), tmp_path / "S", given, 2.5)
+    assert from_json(as_json(child)) == child
+    of_parent = {**child.model_dump(), "archive": given.archive, "state": given.state, "idle_s": given.idle_s}
+    assert of_parent == given.model_dump()
+    for text, says in (("[]", "no JSON object"), ("{", "no JSON"), ('{"sed": 1}', "there is none of that name")):
+        with pytest.raises(InputError, match=says):
+            from_json(text)
+
+
+def test_every_setting_of_the_learner_reaches_it_and_has_its_option() -> None:
+    own = {field.name for field in fields(LearnerSettings)} & set(Settings.model_fields)
+    assert own == {*LEARNER, "idle_s"}
+    changed = load_settings(
+        strategy="slda", recipe={"steps": 3}, reference="r", seed=7, memory_bytes=9, idle_s=1.5, evaluation_samples=8,
+        watch_samples=400, window=50, label_delay=4, threads=2, device="cpu",
+    )  # fmt: skip
+    learner = learner_settings(changed)
+    assert {name: getattr(learner, name) for name in own} == {name: getattr(changed, name) for name in own}
+
+
+def test_the_help_of_strategy_names_all_of_them() -> None:
+    described = Settings.model_fields["strategy"].description or ""
+    own, _, others = described.partition("), ")
+    assert own == f"default (which is {DEFAULT}" and set(others.split(", ")) == set(NAMES)
+
+
+@pytest.mark.parametrize("command", ["consume", "learn", "replay"])
+def test_options_are_made_of_settings_with_their_help_and_default(command: str) -> None:
+    made = typer.main.get_command(app).commands[command]  # type: ignore[attr-defined]
+    options = {parameter.name: parameter for parameter in made.params}
+    for name in set(LEARNER) - {"recipe"}:
+        field = Settings.model_fields[name]
+        assert options[name].opts == [f"--{name.replace('_', '-')}"]
+        assert field.description in options[name].help
+        assert field.default is None or f"(default: {field.default}" in options[name].help
 
 
 def test_archives_are_opened_by_text_as_by_paths(tmp_path: Path) -> None:

@@ -11,14 +11,14 @@ from rich.table import Table
 from rich.text import Text
 
 from dqmstream.cli import output
-from dqmstream.cli.options import Archive, Json, finite, show
+from dqmstream.cli.options import Json, finite, show, with_settings
 from dqmstream.cli.terminal import tell
 from dqmstream.errors import ArchiveError
 from dqmstream.lumisection import MAX_NUMBER
-from dqmstream.settings import MAX_AGE_S, load_settings
+from dqmstream.settings import MAX_AGE_S, Settings
 
 if TYPE_CHECKING:
-    from dqmstream.storage.archive import Archive as Reader
+    from dqmstream.storage.archive import Archive
     from dqmstream.storage.maintenance.tables import Finding
 
 app = typer.Typer(
@@ -42,30 +42,30 @@ KEEP_S = 3600.0
 SHOWN_FINDINGS = 100
 
 
-def _open(archive: Path | None) -> Reader:
-    from dqmstream.storage.archive import Archive as Reader
+def _open(settings: Settings) -> Archive:
+    from dqmstream.storage.archive import Archive
 
-    return Reader.open(load_settings(archive=archive).need("archive"))
+    return Archive.open(settings.need("archive"))
 
 
 @app.command()
-def verify(archive: Archive = None, as_json: Json = False) -> None:
+@with_settings("archive")
+def verify(settings: Settings, as_json: Json = False) -> None:
     """Read every row again and check that nothing is lost, repeated or damaged; exit code 5 with the findings if not."""
     from dqmstream.storage.images.archive import ImageArchive, is_image_archive
     from dqmstream.storage.maintenance.verify import rows_of
     from dqmstream.storage.maintenance.verify import verify as find
 
-    settings = load_settings(archive=archive)
     path = settings.need("archive")
     implausible: list[Finding] = []
     with output.bars() as progress:
         kept = output.bar_callback(progress, "verify")
-        reader: Reader | ImageArchive
+        reader: Archive | ImageArchive
         if is_image_archive(path):
             reader = ImageArchive.open(path)
             findings, rows = reader.verify(kept), reader.size[0]
         else:
-            reader = _open(archive)
+            reader = _open(settings)
             findings = find(reader, kept, max_events=settings.max_events, implausible=implausible)
             rows = rows_of(reader)
     if as_json:
@@ -95,18 +95,20 @@ def _show(findings: list[Finding], title: str) -> None:
 
 
 @app.command()
-def expire(archive: Archive = None, keep_s: Keep = KEEP_S, as_json: Json = False) -> None:
+@with_settings("archive")
+def expire(settings: Settings, keep_s: Keep = KEEP_S, as_json: Json = False) -> None:
     """Drop snapshots that no tag names, and the files that only they needed. No row is lost."""
-    reader = _open(archive)
+    reader = _open(settings)
     dropped = reader.expire(keep_s)
     result = {"archive": str(reader.path), "snapshots": dropped}
     show(result, as_json, f"{dropped} snapshots dropped of {reader.path}")
 
 
 @app.command()
-def compact(archive: Archive = None, keep_s: Keep = KEEP_S, as_json: Json = False) -> None:
+@with_settings("archive")
+def compact(settings: Settings, keep_s: Keep = KEEP_S, as_json: Json = False) -> None:
     """Write the index of all chunks anew, in few files, and expire. No row and no tag is lost."""
-    reader = _open(archive)
+    reader = _open(settings)
     done = reader.compact(keep_s)
     files = (
         f"{done.files_before} files with {done.bytes_before / 1e6:.1f} MB became {done.files} with {done.bytes / 1e6:.1f} MB"
@@ -116,9 +118,10 @@ def compact(archive: Archive = None, keep_s: Keep = KEEP_S, as_json: Json = Fals
 
 
 @app.command()
+@with_settings("archive")
 def export(
     out: Annotated[Path, typer.Argument(help="folder to make, such as NAME.zarr", show_default=False)],
-    archive: Archive = None,
+    settings: Settings,
     runs: Annotated[
         list[int] | None, typer.Option("--run", max=MAX_NUMBER, help="this run only; may be given more than once")
     ] = None,
@@ -127,7 +130,7 @@ def export(
     """Write plain Zarr v3: one table of the newest revision of every lumisection, by run and number."""
     from dqmstream.storage.maintenance.export import export as write
 
-    reader = _open(archive)
+    reader = _open(settings)
     with output.bars() as progress:
         rows = write(reader, out, runs, output.bar_callback(progress, "export"))
     result = {"archive": str(reader.path), "snapshot": reader.snapshot, "out": str(out), "rows": rows}

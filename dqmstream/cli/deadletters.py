@@ -12,10 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from dqmstream.cli import output
-from dqmstream.cli.options import Bootstrap, Json, LetterTopic, Topic
+from dqmstream.cli.options import Json, with_settings
 from dqmstream.cli.terminal import tell
 from dqmstream.errors import InputError
-from dqmstream.settings import MAX_COUNT, Settings, load_settings
+from dqmstream.settings import MAX_COUNT, Settings
 
 if TYPE_CHECKING:
     from dqmstream.streaming.kafka.dead_letters import Letter
@@ -30,17 +30,18 @@ SHOWN_BYTES = 256
 """Of the value, in a hex dump."""
 
 
-def _places(bootstrap: str | None, topic: str | None, letter_topic: str | None) -> tuple[str, str]:
-    """Broker and topic of the letters."""
-    settings: Settings = load_settings(bootstrap=bootstrap, topic=topic, dead_letter_topic=letter_topic)
+_with_topic = with_settings("bootstrap", "topic", "dead_letter_topic")
+
+
+def _topic_of_letters(settings: Settings) -> tuple[str, str]:
+    """Broker, and topic of the dead letters."""
     return settings.need("bootstrap"), settings.dead_letter_topic or f"{settings.need('topic')}.deadletter"
 
 
 @app.command(name="list")
+@_with_topic
 def list_(
-    bootstrap: Bootstrap = None,
-    topic: Topic = None,
-    dead_letter_topic: LetterTopic = None,
+    settings: Settings,
     reason: Annotated[str | None, typer.Option("--reason", help="only those whose reason contains this text")] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, max=MAX_COUNT, help="only the newest so many")] = None,
     oldest: Annotated[bool, typer.Option("--oldest", help="with --limit: the oldest instead")] = False,
@@ -51,7 +52,7 @@ def list_(
 
     if oldest and limit is None:
         raise InputError("--oldest is for --limit: give --limit too")
-    address, letter_topic = _places(bootstrap, topic, dead_letter_topic)
+    address, letter_topic = _topic_of_letters(settings)
     letters = list_letters(address, letter_topic)
     found = [letter for letter in letters if reason is None or reason in letter.reason]
     shown = found if limit is None else found[:limit] if oldest else found[-limit:]
@@ -69,11 +70,10 @@ def list_(
 
 
 @app.command()
+@_with_topic
 def show(
+    settings: Settings,
     key: Annotated[str, typer.Argument(help="key of the letter: feed/partition/offset")],
-    bootstrap: Bootstrap = None,
-    topic: Topic = None,
-    dead_letter_topic: LetterTopic = None,
     out: Annotated[Path | None, typer.Option("--out", help="write the message's value to this new file")] = None,
     as_json: Json = False,
 ) -> None:
@@ -82,7 +82,7 @@ def show(
 
     if out is not None and out.exists():
         raise InputError(f"{out} exists already: give the name of a new file")
-    letter = find_letter(*_places(bootstrap, topic, dead_letter_topic), key)
+    letter = find_letter(*_topic_of_letters(settings), key)
     value = letter.value or b""
     if out is not None:
         try:
@@ -114,12 +114,11 @@ def show(
 
 
 @app.command()
+@_with_topic
 def republish(
+    settings: Settings,
     keys: Annotated[list[str] | None, typer.Argument(help="keys of the letters: feed/partition/offset")] = None,
     every: Annotated[bool, typer.Option("--all", help="all letters of the topic")] = False,
-    bootstrap: Bootstrap = None,
-    topic: Topic = None,
-    dead_letter_topic: LetterTopic = None,
     to: Annotated[str | None, typer.Option("--to", help="topic to send to (default: where each message came from)")] = None,
     as_json: Json = False,
 ) -> None:
@@ -131,7 +130,7 @@ def republish(
 
     if bool(keys) == every:
         raise InputError("name the letters to send, or give --all")
-    address, letter_topic = _places(bootstrap, topic, dead_letter_topic)
+    address, letter_topic = _topic_of_letters(settings)
     with output.bars() as progress:
         kept = output.bar_callback(progress, "republish")
         done = send_back(address, letter_topic, None if every else keys, to, kept)

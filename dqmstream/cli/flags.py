@@ -8,16 +8,15 @@ from typing import Annotated
 import typer
 
 from dqmstream.cli import output
-from dqmstream.cli.options import LEAST_RATE, MAX_RATE, Archive, Json, Name, State, finite, show
+from dqmstream.cli.options import LEAST_RATE, MAX_RATE, Json, finite, show, with_settings
 from dqmstream.errors import InputError
 from dqmstream.lumisection import MAX_NUMBER
-from dqmstream.settings import load_settings
+from dqmstream.settings import Settings
 
 
+@with_settings("archive", "state", "name")
 def flags(
-    archive: Archive = None,
-    state: State = None,
-    name: Name = None,
+    settings: Settings,
     runs: Annotated[
         list[int] | None, typer.Option("--run", max=MAX_NUMBER, help="this run only; may be given more than once")
     ] = None,
@@ -44,7 +43,6 @@ def flags(
 
     if out is not None and out.suffix != ".csv":
         raise InputError(f"flags are written as CSV: give --out a name that ends with .csv, not {out.name}")
-    settings = load_settings(archive=archive, state=state, name=name)
     reader = Reader.open(settings.need("archive"))
     flagger = Flagger(reader, settings.state_path / settings.name)
     found = [flagger.flags(run, alarms, rate) for run in runs or [known.run for known in reader.runs()]]

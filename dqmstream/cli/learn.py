@@ -2,54 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from dqmstream.cli import output
-from dqmstream.cli.options import (
-    Archive,
-    Device,
-    Idle,
-    Json,
-    LabelDelay,
-    Memory,
-    Name,
-    Recipe,
-    Reference,
-    Samples,
-    Seed,
-    Set,
-    State,
-    Strategy,
-    Threads,
-    Watch,
-    Window,
-    show,
-)
+from dqmstream.cli.options import LEARNER, Json, show, with_settings
 from dqmstream.lumisection import MAX_NUMBER
-from dqmstream.settings import MAX_COUNT, load_settings, recipe_flags
+from dqmstream.settings import MAX_COUNT, Settings, from_json
 
 
+@with_settings("archive", "state", "name", *LEARNER, "idle_s")
 def learn(
-    archive: Archive = None,
-    state: State = None,
+    settings: Settings,
     follow: Annotated[bool, typer.Option("--follow", help="go on as runs become complete, until SIGTERM")] = False,
-    name: Name = None,
-    strategy: Strategy = None,
-    recipe: Recipe = None,
-    set_: Set = None,
-    reference: Reference = None,
-    seed: Seed = None,
-    memory_bytes: Memory = None,
-    idle_s: Idle = None,
-    evaluation_samples: Samples = None,
-    watch_samples: Watch = None,
-    window: Window = None,
-    label_delay: LabelDelay = None,
-    threads: Threads = None,
-    device: Device = None,
     again: Annotated[
         list[int] | None,
         typer.Option(
@@ -63,45 +31,24 @@ def learn(
     as_json: Json = False,
 ) -> None:
     """The learner alone, as `consume` starts it: learn every complete run of the archive that is not learnt yet."""
-    from dqmstream.service.commands import learn_archive
+    from dqmstream.service.learn import learn_archive
 
-    settings = load_settings(
-        archive=archive, state=state, name=name, strategy=strategy,
-        recipe=recipe_flags(recipe, set_), reference=reference, seed=seed, memory_bytes=memory_bytes, idle_s=idle_s,
-        evaluation_samples=evaluation_samples, watch_samples=watch_samples, window=window, label_delay=label_delay,
-        threads=threads, device=device,
-    )  # fmt: skip
+    if parent is not None:
+        settings = from_json(sys.stdin.read())
     result = learn_archive(settings, follow=follow, parent=parent, again=again or ())
     show(result, as_json, output.describe_results(result))
 
 
+@with_settings("archive", "state", *LEARNER)
 def replay(
-    archive: Archive = None,
-    state: State = None,
+    settings: Settings,
     ledger: Annotated[Path | None, typer.Option(help="order and snapshots of another learner's ledger.jsonl")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on where the last replay stopped")] = False,
-    strategy: Strategy = None,
-    recipe: Recipe = None,
-    set_: Set = None,
-    reference: Reference = None,
-    seed: Seed = None,
-    memory_bytes: Memory = None,
-    evaluation_samples: Samples = None,
-    watch_samples: Watch = None,
-    window: Window = None,
-    label_delay: LabelDelay = None,
-    threads: Threads = None,
-    device: Device = None,
     as_json: Json = False,
 ) -> None:
     """The same learner offline, over archived runs in ascending order or in that of a ledger; no broker."""
-    from dqmstream.service.commands import replay_archive
+    from dqmstream.service.learn import replay_archive
 
-    settings = load_settings(
-        archive=archive, state=state, strategy=strategy, recipe=recipe_flags(recipe, set_), reference=reference, seed=seed,
-        memory_bytes=memory_bytes, evaluation_samples=evaluation_samples, watch_samples=watch_samples,
-        window=window, label_delay=label_delay, threads=threads, device=device,
-    )  # fmt: skip
     with output.bars() as progress:
         kept = output.bar_callback(progress, f"replay {settings.strategy}")
         result = replay_archive(settings, ledger=ledger, resume=resume, progress=kept)

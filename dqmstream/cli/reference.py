@@ -10,16 +10,17 @@ import typer
 
 from dqmstream.cli import options
 from dqmstream.lumisection import MAX_NUMBER
-from dqmstream.settings import load_settings
+from dqmstream.settings import Settings
 
 
+@options.with_settings("archive")
 def reference(
+    settings: Settings,
     out: Annotated[Path, typer.Option("--out", help="file for the reference, .safetensors", show_default=False)],
     runs: Annotated[
         list[int] | None,
         typer.Option("--run", max=MAX_NUMBER, help="run that is good; more than once to take several together"),
     ] = None,
-    archive: options.Archive = None,
     mask: Annotated[
         Path | None, typer.Option("--mask", help="text file of channels to leave out: depth (from 1), ieta, iphi in a line")
     ] = None,
@@ -30,7 +31,7 @@ def reference(
     from dqmstream.storage.archive import Archive
 
     masked = read_channels(mask) if mask else []
-    made, about = make_reference(Archive.open(load_settings(archive=archive).need("archive")), runs or [], masked)
+    made, about = make_reference(Archive.open(settings.need("archive")), runs or [], masked)
     save_reference(out, made, about)
     result = {"reference": str(out), **asdict(about), "channels": made.channels, "response": made.kind}
     options.show(

@@ -14,8 +14,12 @@ from typing import Any
 import structlog
 
 from dqmstream.errors import UNFILED, BrokerError, DataLostError, InputError, OutOfMemoryError, StateError
+from dqmstream.learners.evaluation.history import prequential_results, read_history, results
+from dqmstream.learners.registry import resolve
+from dqmstream.lumisection import Geometry
+from dqmstream.service.learn import check_learner
 from dqmstream.service.learner_process import LearnerProcess
-from dqmstream.service.stopping import Stop
+from dqmstream.service.stopping import Stop, stop_on_signals
 from dqmstream.settings import Settings
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.copies import copy_id
@@ -66,6 +70,81 @@ class Consumed:
             "learner_error": self.learner_error,
             "exit_code": self.exit_code,
         }
+
+
+def consume_topic(
+    settings: Settings,
+    *,
+    learn: bool,
+    until_idle_s: float | None,
+    progress: Callable[[IngestCounts, dict[str, Any]], None],
+) -> dict[str, Any]:
+    """The service on a Kafka topic, until SIGTERM or SIGINT. What can be refused is refused before the archive is made."""
+    from dqmstream.streaming import kafka
+
+    bootstrap, topic = settings.need("bootstrap"), settings.need("topic")
+    kafka.check_topic(bootstrap, topic)
+    kafka.check_codecs(bootstrap, topic)
+    dead_letters = kafka.KafkaDeadLetters(bootstrap, settings.dead_letter_topic or f"{topic}.deadletter")
+    archive = _open_or_create(settings)
+    if learn:
+        check_learner(archive, settings)
+    own_name = default_group(archive)
+    if settings.group is not None:
+        kafka.warn_of_others(bootstrap, settings.group, own_name)
+    feed = kafka.KafkaFeed(
+        bootstrap,
+        topic,
+        settings.group or own_name,
+        instance=settings.instance,
+        client_id=own_name,
+        session_timeout_ms=settings.session_timeout_ms,
+        accept_gap=settings.accept_gap,
+    )
+    with stop_on_signals() as stop:
+        done = consume(
+            archive, feed, dead_letters, settings,
+            topic=topic, learn=learn, until_idle_s=until_idle_s, stop=stop, progress=progress,
+        )  # fmt: skip
+    return consumed_result(archive, settings, done, learn)
+
+
+def _open_or_create(settings: Settings) -> Archive:
+    """The archive that the settings name; made from them if there is none."""
+    return Archive.open_or_create(
+        settings.need("archive"),
+        geometry=Geometry(settings.depths) if settings.depths else None,
+        dtype=settings.dtype,
+        source=settings.source,
+    )
+
+
+def consumed_result(archive: Archive, settings: Settings, done: Consumed, learn: bool) -> dict[str, Any]:
+    """What `consume --json` prints. snapshot and next_offsets are null where the disk did not take all that was read."""
+    if done.waiting:  # the disk hangs: nothing is read from it
+        known = {"snapshot": None, "next_offsets": None, "learner": None}
+        return {"archive": str(archive.path), "archive_id": archive.archive_id, **done.as_json(), **known}
+    archive = archive.refresh()
+    history = settings.state_path / settings.name / "history.jsonl"
+    lines = read_history(history) if learn and history.exists() else []
+    learner = {
+        "name": settings.name,
+        "strategy": resolve(settings.strategy),
+        **results(lines),
+        "prequential": prequential_results(history.parent / "windows.jsonl"),
+    }
+    return {
+        "archive": str(archive.path),
+        "archive_id": archive.archive_id,
+        "group": settings.group or default_group(archive),
+        "snapshot": archive.snapshot,
+        "next_offsets": {
+            feed: {str(partition): following for partition, (_, following) in sorted(partitions.items())}
+            for feed, partitions in archive.offsets().items()
+        },
+        **done.as_json(),
+        "learner": learner if lines else None,
+    }
 
 
 def consume(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import json
 import os
 import signal
 import subprocess
@@ -18,7 +17,7 @@ import structlog
 from dqmstream.errors import InputError, StateError, StateInUseError
 from dqmstream.learners.stream.heartbeat import BEAT_S, Sign, read_sign
 from dqmstream.learners.stream.state_folder import is_running, read_status
-from dqmstream.settings import Settings
+from dqmstream.settings import Settings, as_json
 from dqmstream.storage.archive import Archive
 
 PR_SET_PDEATHSIG = 1
@@ -49,7 +48,7 @@ class LearnerProcess:
     """
 
     def __init__(self, archive: Archive, state: Path, settings: Settings, idle_s: float) -> None:
-        self._command = _learn_command(archive, state, settings, idle_s)
+        self._given = as_json(settings_of_child(archive, state, settings, idle_s))
         self._folder = state / settings.name
         self._settings = settings
         self._process: subprocess.Popen[bytes] | None = None
@@ -89,9 +88,13 @@ class LearnerProcess:
             if is_running(self._folder):  # an orphan of a service that was killed, or another worker's: it learns for us
                 self._wait_for_other()
                 return
-            self._process = subprocess.Popen(
-                self._command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
-            )
+            given = _pipe_holding(self._given)
+            try:
+                self._process = subprocess.Popen(
+                    _learn_command(), stdin=given, stdout=subprocess.DEVNULL, start_new_session=True
+                )
+            finally:
+                os.close(given)
         except OSError as error:  # no process, memory or descriptor is left
             self._failures += 1
             self._failed, self._learnt = StateError.exit_code, self.status.get("experiences_learnt", 0)
@@ -249,30 +252,24 @@ def _reason(code: int, sign: Sign | None) -> str:
     return sign.ended if sign is not None and sign.ended else f"ended with exit code {code}"
 
 
-def _learn_command(archive: Archive, state: Path, settings: Settings, idle_s: float) -> list[str]:
-    flags = {
-        "archive": archive.path,
-        "state": state,
-        "name": settings.name,
-        "strategy": settings.strategy,
-        "seed": settings.seed,
-        "memory-bytes": settings.memory_bytes,
-        "idle-s": idle_s,
-        "evaluation-samples": settings.evaluation_samples,
-        "watch-samples": settings.watch_samples,
-        "window": settings.window,
-        **({} if settings.label_delay is None else {"label-delay": settings.label_delay}),
-        "threads": settings.threads,
-        "device": settings.device,
-        "parent": os.getpid(),
-    }
-    if settings.reference is not None:
-        flags["reference"] = settings.reference.absolute()
-    recipe = (f"--set={name}={json.dumps(value)}" for name, value in settings.recipe.items())
-    return [
-        sys.executable, "-m", "dqmstream", "learn", "--follow",
-        *(word for name, value in flags.items() for word in (f"--{name}", str(value))), *recipe,
-    ]  # fmt: skip
+def settings_of_child(archive: Archive, state: Path, settings: Settings, idle_s: float) -> Settings:
+    """The settings of the service, for its learner: with the archive and the state as they are open here."""
+    reference = settings.reference and settings.reference.absolute()
+    given = {"archive": archive.path.absolute(), "state": state.absolute(), "reference": reference, "idle_s": idle_s}
+    return settings.model_copy(update=given)
+
+
+def _learn_command() -> list[str]:
+    """The child reads its settings, as one JSON object, from its standard input."""
+    return [sys.executable, "-m", "dqmstream", "learn", "--follow", "--parent", str(os.getpid())]
+
+
+def _pipe_holding(text: str) -> int:
+    """The end to read of a pipe that holds this text. A pipe takes 64 kB without a reader; settings are far less."""
+    read, write = os.pipe()
+    with os.fdopen(write, "w", encoding="utf-8") as end:
+        end.write(text)
+    return read
 
 
 def die_with_parent(parent: int) -> None:

@@ -18,9 +18,9 @@ from dqmstream.learners.networks.recipe import Recipe
 from dqmstream.learners.registry import recipe_changes, recipe_of
 from dqmstream.learners.stream.learner import LearnerSettings, identity
 from dqmstream.learners.stream.state_folder import check_identity
-from dqmstream.service.commands import learner_settings
-from dqmstream.service.learner_process import _learn_command
-from dqmstream.settings import load_settings, recipe_flags
+from dqmstream.service.learn import learner_settings
+from dqmstream.service.learner_process import settings_of_child
+from dqmstream.settings import as_json, from_json, load_settings, recipe_flags
 from tests import commandline
 from tests.commandline import told
 from tests.maps import counts, write_run
@@ -129,8 +129,8 @@ def test_training_is_watched_where_a_flag_asks_for_it_and_that_is_part_of_what_a
     assert result(*flags, "--watch-samples", 400)["min_accuracy_within_training"] is not None
     with pytest.raises(InputError, match="at least, not 5"):
         learner_settings(load_settings(watch_samples=5))
-    command = _learn_command(archive, tmp_path / "state", load_settings(watch_samples=800), 1.0)
-    assert command[command.index("--watch-samples") + 1] == "800"
+    child = settings_of_child(archive, tmp_path / "state", load_settings(watch_samples=800), 1.0)
+    assert from_json(as_json(child)).watch_samples == 800
 
     folder = Path(f"{archive.path}.state") / "replay-ring_means-0"
     unwatched = identity(archive, LearnerSettings("ring_means"))
@@ -193,9 +193,8 @@ def test_a_learner_of_another_recipe_is_another_learner_and_consume_hands_it_on(
     check_identity(folder, identity(archive, LearnerSettings("replay", recipe)))
     with pytest.raises(StateError, match=r"recipe \{.*\}, not \{\}"):
         check_identity(folder, identity(archive, LearnerSettings("replay")))
-    command = _learn_command(archive, tmp_path / "state", load_settings(recipe=recipe), 1.0)
-    handed = [word.removeprefix("--set=") for word in command if word.startswith("--set=")]
-    assert recipe_flags(None, handed) == recipe
+    child = settings_of_child(archive, tmp_path / "state", load_settings(recipe=recipe), 1.0)
+    assert from_json(as_json(child)).recipe == recipe
 
 
 def test_windows_are_named_before_they_teach_where_a_flag_asks_for_it(tmp_path: Path) -> None:
@@ -218,8 +217,8 @@ def test_windows_are_named_before_they_teach_where_a_flag_asks_for_it(tmp_path: 
     says = told(commandline.dqmstream("replay", "--archive", archive.path, "--window", -1), 3)
     assert "setting window" in says
     given = load_settings(window=20, label_delay=0)
-    command = _learn_command(archive, tmp_path / "state", given, 1.0)
-    assert [command[command.index(flag) + 1] for flag in ("--window", "--label-delay")] == ["20", "0"]
+    child = from_json(as_json(settings_of_child(archive, tmp_path / "state", given, 1.0)))
+    assert (child.window, child.label_delay) == (20, 0)
     assert learner_settings(given).label_delay == 0
 
 

@@ -117,7 +117,7 @@ def test_runs_of_which_nothing_can_be_said_end_with_a_code_of_their_own_and_what
     assert not said["comparable"] and said["verdict"].startswith("These runs cannot be compared")
     assert [(one["ieta"], one["iphi"], one["state"]) for one in said["changed"]] == [(28, 3, "dead")]
     assert (tmp_path / "out/changes.png").exists()
-    assert f"| {NOT_COMPARABLE} | `compare`" in (Path(__file__).parents[1] / "README.md").read_text()
+    assert f"| {NOT_COMPARABLE} | `compare`" in (Path(__file__).parents[2] / "README.md").read_text()
 
 
 def test_a_run_of_twenty_lumisections_is_compared_and_no_auc_is_shown(tmp_path: Path) -> None:

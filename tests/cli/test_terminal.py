@@ -75,8 +75,10 @@ def on_a_terminal(code: str, **env: str) -> str:
     [({"TERM": "xterm"}, True), ({"TERM": "xterm", "NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)],
 )
 def test_the_log_is_coloured_on_a_terminal_alone_that_wants_it(env: dict[str, str], coloured: bool) -> None:
-    code = "import structlog; from dqmstream import console as c; c.configure_logs(True); structlog.get_logger().info('filed')"
-    said = on_a_terminal(code, PYTHONPATH=str(Path(__file__).parents[1]), **env)
+    code = (
+        "import structlog; from dqmstream.cli import output as c; c.configure_logs(True); structlog.get_logger().info('filed')"
+    )
+    said = on_a_terminal(code, PYTHONPATH=str(Path(__file__).parents[2]), **env)
     assert "filed" in said and ("\x1b[" in said) == coloured
 
 
@@ -172,7 +174,7 @@ def test_a_command_from_a_shell_ends_as_quietly(redirection: str, code: int) -> 
     """With all that an interpreter does at its start and end. The pipe's reader is gone before anything is written."""
     run = "sleep 0.5; " * redirection.startswith(("|", "2>&1")) + f"{sys.executable} -m dqmstream --version"
     script = f"set -o pipefail; ({run}) {redirection}"
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False, env=env, timeout=120)
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr and "Exception" not in done.stderr

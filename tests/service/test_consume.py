@@ -19,8 +19,8 @@ from dqmstream.errors import DataLostError
 from dqmstream.learners.stream.learner import Learner, LearnerSettings
 from dqmstream.learners.stream.replay import replay
 from dqmstream.learners.stream.status import learner_status
-from dqmstream.service.commands import learner_settings
 from dqmstream.service.consume import Consumed, consume, default_group
+from dqmstream.service.learn import learner_settings
 from dqmstream.service.stopping import Stop, stop_on_signals
 from dqmstream.settings import Settings, load_settings
 from dqmstream.storage.archive import Archive

@@ -20,8 +20,8 @@ from dqmstream.learners.strategy import Strategy
 from dqmstream.learners.stream.learner import Learner, LearnerSettings
 from dqmstream.learners.stream.reference_file import load_reference, make_reference, read_channels, save_reference
 from dqmstream.lumisection import Geometry, ieta_row
-from dqmstream.service.learner_process import _learn_command
-from dqmstream.settings import load_settings
+from dqmstream.service.learner_process import settings_of_child
+from dqmstream.settings import as_json, from_json, load_settings
 from dqmstream.storage.archive import Archive
 from tests.commandline import dqmstream, result, told
 from tests.learners.conformance import check_growth, check_resumes_to_the_same_bits
@@ -139,8 +139,8 @@ def test_the_command_line_makes_one_and_hands_it_on(archive: Archive, tmp_path: 
     page = tmp_path / "report"
     result("report", "--archive", archive.path, "--state", state, "--out", page)
     assert f"Seen relative to reference {made['version']}." in (page / "index.html").read_text()
-    command = _learn_command(archive, state, load_settings(reference=out), 1.0)
-    assert command[command.index("--reference") + 1] == str(out)
+    child = settings_of_child(archive, state, load_settings(reference=out), 1.0)
+    assert from_json(as_json(child)).reference == out
     for words, says in (
         (["--run", 9], "9"),
         ([], "needs a run"),
