@@ -13,15 +13,16 @@ from dqmstream.errors import OutOfMemoryError
 from dqmstream.service.consume import consume
 from dqmstream.settings import Settings
 from dqmstream.storage.archive import Archive
+from dqmstream.streaming import wire
 from dqmstream.streaming.dead_letters import FolderDeadLetters
 from dqmstream.streaming.in_process import InProcessFeed
 from dqmstream.streaming.message import Message, Polled
-from dqmstream.streaming.wire import codec
+from dqmstream.streaming.wire import da00
 from tests.commandline import told
 from tests.maps import SOURCE, check_tiling, lumisection
 
 FEED = "hcal@cluster.topic"
-SENT = [Message(0, number, *codec.encode(lumisection(7, 1 + number))) for number in range(6)]
+SENT = [Message(0, number, *wire.encode(lumisection(7, 1 + number))) for number in range(6)]
 
 
 class ShortOfMemory(InProcessFeed):
@@ -45,12 +46,12 @@ def test_lack_of_memory_passes_no_offset_and_what_was_not_filed_is_read_again(
 
     with monkeypatch.context() as patched:
         if place == "decoded":
-            real = codec.DA00.read
+            real = da00.READER.read
 
             def read(value: bytes) -> Any:
                 return bytearray(2**62) if value == SENT[3].value else real(value)
 
-            patched.setattr(codec.DA00, "read", read)
+            patched.setattr(da00.READER, "read", read)
         with pytest.raises(OutOfMemoryError, match=r"no memory was left .* start again: it goes on there"):
             run(ShortOfMemory if place == "unpacked" else InProcessFeed)
     assert (archive.refresh().next_offset(FEED, 0) or 0) <= 3
