@@ -14,7 +14,7 @@ from dqmstream.learners.splits import INTERPOLATED_SCALE
 from dqmstream.learners.stream.ledger import scale_of
 from dqmstream.lumisection import utf8
 from dqmstream.storage.archive import Archive
-from dqmstream.storage.imports.importer import read_run_file
+from dqmstream.storage.imports.checking import read_run_file
 
 _ROWS = 512
 

@@ -18,9 +18,9 @@ import numpy as np
 from dqmstream.errors import InputError
 from dqmstream.lumisection import N_IETA, N_IPHI, RUN_FILE
 from dqmstream.storage.images.hdf5 import open_data_sets
-from dqmstream.storage.imports.importer import read_run_file
+from dqmstream.storage.imports.checking import read_run_file
 from dqmstream.storage.imports.nested_lists import Ragged, batches, check_lists, dense, open_parquet
-from dqmstream.storage.imports.run_data import RunData
+from dqmstream.storage.imports.run_file import RunFile
 
 BLOCK_BYTES = 4 << 20
 """Of images that are held at once while a file goes by."""
@@ -230,7 +230,7 @@ class RunImages:
     labels: np.ndarray
     names: Mapping[int, str]
     group: np.ndarray
-    data: RunData
+    data: RunFile
     what: str = "run"
     columns: Mapping[str, np.ndarray] = field(default_factory=dict)
 

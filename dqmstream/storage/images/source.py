@@ -12,7 +12,8 @@ import numpy as np
 from dqmstream.errors import InputError
 from dqmstream.storage.images.archive import ImageArchive
 from dqmstream.storage.images.files import HDF5_SUFFIXES, Contents, ImageFile, blocks, is_image_file, open_image_file
-from dqmstream.storage.imports.find import has_rows, is_hidden
+from dqmstream.storage.imports.find import is_hidden
+from dqmstream.storage.imports.nested_lists import has_rows
 from dqmstream.storage.repository import is_repository
 
 _SUFFIXES = (*HDF5_SUFFIXES, ".parquet", ".npy")

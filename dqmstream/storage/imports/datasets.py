@@ -15,7 +15,7 @@ import zarr
 from dqmstream.errors import InputError
 from dqmstream.lumisection import RUN_FILE, check_source
 from dqmstream.storage.archive import Archive
-from dqmstream.storage.imports.run_data import RunData
+from dqmstream.storage.imports.run_file import RunFile
 from dqmstream.storage.layout import IMPORT_FEED, Kind, feed_path, read_column
 
 
@@ -32,9 +32,9 @@ def are_one(name: str, other: str) -> bool:
     return short == full.split("/")[1]
 
 
-def check_one_import(runs: Sequence[RunData]) -> None:
+def check_one_import(runs: Sequence[RunFile]) -> None:
     """Raise InputError where two of the files are of one run and of two data sets, or one names what is no data set."""
-    first: dict[int, RunData] = {}
+    first: dict[int, RunFile] = {}
     for data in runs:
         for source in (data.source, data.dataset):
             try:
@@ -102,7 +102,7 @@ class FiledDatasets:
                 for run in np.unique(log.rows["run"]).tolist():
                     self._filed.setdefault(run, []).insert(0, (self._source, "messages"))
 
-    def check(self, data: RunData, is_filed: Callable[[], bool]) -> None:
+    def check(self, data: RunFile, is_filed: Callable[[], bool]) -> None:
         """Raise InputError where the archive holds the run of another data set.
 
         is_filed: asked then whether the archive holds these maps all the same, under another name.

@@ -1,7 +1,8 @@
-"""Which layout each file is in, by its name and the folder that it lies in.
+"""Which reader takes which file, among the files and folders that the user gives.
 
-What a folder holds besides data is left out and told: hidden files (`._Run355400.npy`, which macOS leaves beside a copy),
-Parquet without rows, .npy whose names tell no run beside others that do. A partitioned data set (`year=2024/`) is read.
+Readers know their files by name (`readers.registry`). Files that cannot be data are left out and noted: hidden files
+(`._Run355400.npy`, which macOS leaves beside a copy), Parquet without rows, and .npy files in a folder whose names do not tell
+the run, if there are others that do. A partitioned data set (`year=2024/`) is read.
 """
 
 from __future__ import annotations
@@ -11,118 +12,84 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dqmstream.errors import InputError
-from dqmstream.lumisection import RUN_FILE, SIDECAR_FILE
-
-GROUP_FILE = "output__depth.npy"
-TABLE_FILE, META_FILE = "run_ls_lumi_df.npy", "meta_data.json"
-"""What may lie beside it."""
-NOT_DATA = ("truth.json",)
-"""What `simulate` leaves beside the files, so that `simulated/*` can be given as it is."""
-_SUFFIXES = (".npy", ".parquet")
-_KEYS = ("run_number", "ls_number", "me", "dataset")
-"""Columns of DIALS that each file must hold itself."""
+from dqmstream.storage.imports.readers.groups import MAP_FILE
+from dqmstream.storage.imports.readers.registry import Reader, reader_of, readers
 
 
 @dataclass
-class Files:
-    """Files of lumisections, each list in the order given.
+class FoundFiles:
+    """Files with occupancy maps, by their reader, in the order given.
 
-    sidecars: by (run, "events" | "pileup"). notes: what was left out, and why.
+    companions: files to be read beside them. notes: files that were left out, and why.
     """
 
-    arrays: list[Path] = field(default_factory=list)
-    groups: list[Path] = field(default_factory=list)
-    parquet: list[Path] = field(default_factory=list)
-    sidecars: dict[tuple[int, str], Path] = field(default_factory=dict)
+    maps: dict[Reader, list[Path]] = field(default_factory=dict)
+    companions: list[Path] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     @property
+    def files(self) -> list[Path]:
+        """All files with maps."""
+        return [path for paths in self.maps.values() for path in paths]
+
+    @property
     def count(self) -> int:
-        return len(self.arrays) + len(self.groups) + len(self.parquet)
+        return len(self.files)
 
 
-def find_files(paths: Sequence[Path]) -> Files:
-    """The files among those given, and in folders of them. Raises InputError for what is in no layout that is known."""
-    found = Files()
-    nameless: list[Path] = []
+def find_files(paths: Sequence[Path]) -> FoundFiles:
+    """Files of lumisections among those given, and in folders among them. Raises InputError for a file in no known layout."""
+    found = _find(paths, all_named=False)
+    if not found.count:
+        found = _find(paths, all_named=True)  # the user may name the run of a single file by --run
+    if not found.count:
+        why = "; ".join(found.notes[:3]) or "only files that belong beside them"
+        raise InputError(f"no file with occupancy maps among those given: {why}")
+    found.maps = {reader: found.maps[reader] for reader in readers() if reader in found.maps}
+    return found
+
+
+def _find(paths: Sequence[Path], *, all_named: bool) -> FoundFiles:
+    """all_named: treat files in folders as if the user had named each."""
+    found = FoundFiles()
     for path in paths:
         if not path.exists():
             raise InputError(f"{path} does not exist")
         for file in _inside(path) if path.is_dir() else [path]:
-            suffix = file.suffix.lower()
-            if match := SIDECAR_FILE.match(file.name):
-                found.sidecars[(int(match["run"]), match["what"])] = file
-            elif is_hidden(file):
+            reader = reader_of(file)
+            if is_hidden(file):
                 found.notes.append(f"{file} is a hidden file: left out")
-            elif file.name == GROUP_FILE:
-                found.groups.append(file)
-            elif file.name in (*NOT_DATA, TABLE_FILE, META_FILE):
-                continue  # read beside the maps that they belong to, or not at all
-            elif suffix == ".npy" and path.is_dir() and not RUN_FILE.match(file.name):
-                nameless.append(file)
-            elif suffix == ".npy":
-                found.arrays.append(file)
-            elif suffix == ".parquet" and has_rows(file):
-                found.parquet.append(file)
-            elif suffix == ".parquet":
-                found.notes.append(f"{file} holds no row: left out")
-            else:
+            elif any(known.is_companion(file) for known in readers()):
+                found.companions.append(file)
+            elif reader is None:
                 raise InputError(_unknown(file))
-    if nameless and not found.count:
-        found.arrays = nameless  # --run may name the run of one
-    else:
-        found.notes += [f"{file} left out: its name tells no run" for file in nameless]
-    if not found.count:
-        why = "; ".join(found.notes[:3]) or "only what goes beside them"
-        raise InputError(f"no file with occupancy maps among those given: {why}")
+            elif why := reader.why_left_out(file, all_named or not path.is_dir()):
+                found.notes.append(f"{file} {why}")
+            else:
+                found.maps.setdefault(reader, []).append(file)
     return found
 
 
 def is_hidden(path: Path) -> bool:
-    """Whether the file is none of the user's data, by its name."""
+    """Whether the file's name begins with a dot, so that it is none of the user's data."""
     return path.name.startswith(".")
 
 
 def _inside(folder: Path) -> list[Path]:
-    """What a folder holds: files of it, and the maps in folders of runs. Raises InputError where that is nothing."""
-    inside = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in _SUFFIXES and path.is_file()]
-    inside += sorted(folder.glob(f"Run*/{GROUP_FILE}"))
-    inside += _partitioned(folder)
+    """Files of a folder that a reader takes, then those that readers find in its subfolders.
+
+    Raises InputError for a folder without any.
+    """
+    inside = [path for path in sorted(folder.iterdir()) if path.is_file() and reader_of(path)]
+    for reader in readers():
+        inside += reader.find(folder)
     if not inside:
-        raise InputError(f"{folder} holds no .npy file, no .parquet file and no Run<number>/{GROUP_FILE}")
+        raise InputError(f"{folder} holds no .npy file, no .parquet file and no Run<number>/{MAP_FILE}")
     return inside
-
-
-def _partitioned(folder: Path) -> list[Path]:
-    """Parquet in folders named `key=value`. Raises InputError where the key is a column that its files then lack."""
-    inside: list[Path] = []
-    for part in sorted(path for path in folder.iterdir() if path.is_dir() and "=" in path.name):
-        files = [path for path in sorted(part.iterdir()) if path.suffix.lower() == ".parquet"]
-        key = part.name.partition("=")[0]
-        for file in files:
-            if key in _KEYS and not is_hidden(file) and key not in _columns(file):
-                raise InputError(
-                    f"{file} has no column {key}, which is in the name of its folder alone: write the files without "
-                    f"partitions by {key}"
-                )
-        inside += files + _partitioned(part)
-    return inside
-
-
-def has_rows(path: Path) -> bool:
-    """Whether a Parquet file holds any. Raises InputError for what is none."""
-    from dqmstream.storage.imports.nested_lists import open_parquet
-
-    return bool(open_parquet(path).metadata.num_rows)
-
-
-def _columns(path: Path) -> list[str]:
-    from dqmstream.storage.imports.nested_lists import open_parquet
-
-    return list(open_parquet(path).schema_arrow.names)
 
 
 def _unknown(path: Path) -> str:
+    """Why no reader takes the file, and what to do."""
     name = path.name.lower().removesuffix(".gz")
     if name.endswith((".json", ".jsonl", ".csv")):
         return f"{path} holds no maps: a golden JSON is given by --golden, a table of luminosity by --lumi"
@@ -132,5 +99,5 @@ def _unknown(path: Path) -> str:
         return f"{path} is compressed: unpack it first"
     return (
         f"{path} is no .npy file and no .parquet file: `import` takes .npy of shape (lumisections, 64, 72), DIALS Parquet, "
-        f"Run<number>/{GROUP_FILE}, and images as .hdf5 or Parquet"
+        f"Run<number>/{MAP_FILE}, and images as .hdf5 or Parquet"
     )

@@ -13,7 +13,8 @@ import numpy as np
 from dqmstream.errors import InputError
 from dqmstream.lumisection import MAX_EVENTS, Geometry
 from dqmstream.storage.archive import Archive
-from dqmstream.storage.imports.importer import Imported, Taking, import_runs
+from dqmstream.storage.imports.importer import Imported, import_runs
+from dqmstream.storage.imports.rules import ImportRules
 from dqmstream.storage.labels.filing import file_golden, file_luminosity
 from dqmstream.storage.labels.golden import read_golden
 from dqmstream.storage.labels.luminosity import read_tables
@@ -96,7 +97,7 @@ def _import_lumisections(path: Path, files: Sequence[Path], options: ImportOptio
     existing = Archive.open(path) if Archive.exists(path) or not files else None
     done: list[Imported] = []
     if files:
-        taking = Taking(
+        rules = ImportRules(
             dtype=existing.dtype if existing else np.dtype(options.dtype or "float32"),
             depths=existing.geometry.depths if existing else options.depths,
             run=options.run,
@@ -109,7 +110,7 @@ def _import_lumisections(path: Path, files: Sequence[Path], options: ImportOptio
             scratch=path.parent if os.access(path.parent, os.W_OK) else None,  # a volume's parent may be read-only
             max_events=options.max_events,
         )
-        done, beside = import_runs(files, lambda: _open_or_create(path, options), taking, progress)
+        done, beside = import_runs(files, lambda: _open_or_create(path, options), rules, progress)
         tables = [table.for_run(done[0].run) for table in tables] + beside
     archive = Archive.open(path)
     labels = [file_golden(archive, golden)] if golden else []

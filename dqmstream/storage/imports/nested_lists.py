@@ -1,4 +1,4 @@
-"""Nested lists of Parquet as arrays: every list of a level as long as the others, or refused with the row and the level."""
+"""Nested lists of Parquet as arrays. Lists of one level must be equally long; a row whose lists are not is named."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ from dqmstream.errors import InputError
 
 BUFFER_BYTES = 1 << 20
 
-
 MAX_ROWS = 1 << 25
-"""Of a file: 33 million, three times the maps that a year has at seven depths."""
+"""Most rows of a file: 33 million, three times the maps of a year at seven depths."""
 
 
 class Ragged(ValueError):
-    """Lists that do not nest to one shape. row: the first, in the column that was given."""
+    """Lists that do not make an array. row: the first such row of the column."""
 
     def __init__(self, row: int, what: str) -> None:
         super().__init__(what)
@@ -31,8 +30,8 @@ class Ragged(ValueError):
 def dense(column: Any, levels: int, shape: Sequence[int] | None = None) -> np.ndarray:
     """A column of lists nested `levels` deep as an array (rows, *shape), in the dtype of its numbers.
 
-    column: a pyarrow Array. shape: asked for; None: that of the first row. Raises Ragged for a row that does not nest to it,
-    for nulls, and for what are no numbers.
+    column: a pyarrow Array. shape: of a row; None: that of the first row. Raises Ragged for a row of another shape, for nulls,
+    and for values that are no numbers.
     """
     sizes: list[int] = []
     values = column
@@ -67,10 +66,11 @@ def _lengths(values: Any, per_row: int, level: int) -> np.ndarray:
 
 
 def open_parquet(path: Path, metadata: Any = None, coded: Sequence[str] = ()) -> Any:
-    """A pyarrow ParquetFile that reads as it goes, not whole row groups ahead.
+    """A pyarrow ParquetFile that reads batch by batch, not whole row groups ahead.
 
-    coded: columns of texts that stay dictionaries where they are there, so that one long text in all rows is held once.
-    Raises InputError for what is no Parquet, and for more rows than any data have, which a few kilobytes can claim.
+    metadata: of the file, if it was read before. coded: text columns to read as dictionaries, so that memory holds a long text
+    once even if all rows have it. Raises InputError for a file that is no Parquet, and for more than MAX_ROWS rows, which a few
+    kilobytes can claim.
     """
     settings: dict[str, Any] = {"pre_buffer": False, "buffer_size": BUFFER_BYTES}
     try:
@@ -85,9 +85,9 @@ def open_parquet(path: Path, metadata: Any = None, coded: Sequence[str] = ()) ->
 
 
 def check_lists(path: Path, file: Any, column: str, most: int) -> None:
-    """Raise InputError where a column of lists holds more than `most` values a row, by what the row groups say of themselves.
+    """Raise InputError where a column of lists holds more than `most` values a row, by the file's own metadata.
 
-    Lists of one value pack so well that a kilobyte unpacks to gigabytes.
+    Lists of one repeated value compress so well that a kilobyte can unpack to gigabytes.
     """
     for group in range(file.metadata.num_row_groups):
         told = file.metadata.row_group(group)
@@ -98,6 +98,16 @@ def check_lists(path: Path, file: Any, column: str, most: int) -> None:
                     f"{path}, row group {group}: {column} holds {values.num_values} values in {told.num_rows} rows, "
                     f"and no more than {most} a row are taken"
                 )
+
+
+def has_rows(path: Path) -> bool:
+    """Whether a Parquet file holds any row. Raises InputError for a file that is no Parquet."""
+    return bool(open_parquet(path).metadata.num_rows)
+
+
+def column_names(path: Path) -> list[str]:
+    """Names of a Parquet file's columns. Raises InputError for a file that is no Parquet."""
+    return list(open_parquet(path).schema_arrow.names)
 
 
 def batches(path: Path, file: Any, columns: Sequence[str], size: int, row_groups: Sequence[int] | None = None) -> Iterator[Any]:

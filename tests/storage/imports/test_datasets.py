@@ -12,7 +12,8 @@ from dqmstream.errors import InputError
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.imports import importer
 from dqmstream.storage.imports.datasets import are_one
-from dqmstream.storage.imports.importer import Imported, Taking, import_runs
+from dqmstream.storage.imports.importer import Imported, import_runs
+from dqmstream.storage.imports.rules import ImportRules
 from dqmstream.storage.layout import Kind
 from dqmstream.storage.maintenance.verify import verify
 from dqmstream.storage.writer import ArchiveWriter, Control
@@ -25,8 +26,8 @@ RUN = 355400
 def take(folder: Path, *paths: Path, source: str | None = None) -> list[Imported]:
     path = folder / "A"
     stored = Archive.open(path).source if Archive.exists(path) else ""
-    taking = Taking(np.dtype("float32"), 1, source=source, stored_source=stored)
-    return import_runs(paths, lambda: Archive.open_or_create(path, source=source), taking)[0]
+    rules = ImportRules(np.dtype("float32"), 1, source=source, stored_source=stored)
+    return import_runs(paths, lambda: Archive.open_or_create(path, source=source), rules)[0]
 
 
 def named(folder: Path, dataset: str, maps: np.ndarray, run: int = RUN) -> Path:

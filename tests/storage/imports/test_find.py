@@ -12,7 +12,8 @@ from dqmstream.errors import InputError
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.images.source import image_files, images_among, left_out
 from dqmstream.storage.imports.find import find_files
-from dqmstream.storage.imports.importer import Taking, import_runs
+from dqmstream.storage.imports.importer import import_runs
+from dqmstream.storage.imports.rules import ImportRules
 from tests.layouts import depth_maps, dials_rows, write_dials, write_hdf5
 from tests.maps import counts, write_run
 
@@ -36,7 +37,7 @@ def test_stray_files_of_a_folder_are_left_out_and_told_and_the_rest_is_filed(tmp
     write_empty(data / "a.parquet", dials)
     assert images_among([data]) == []
     archive = Archive.create(tmp_path / "A")
-    done, _ = import_runs([data], lambda: archive, Taking(np.dtype("float32"), 1))
+    done, _ = import_runs([data], lambda: archive, ImportRules(np.dtype("float32"), 1))
     assert [(one.run, one.rows) for one in done] == [(355400, 2), (355401, 2)]
     assert (archive.refresh().run(355400, maps=False)["n_events"] == 1500).all()
     assert done[0].notes == (
@@ -55,7 +56,7 @@ def test_where_nothing_but_stray_files_is_given_they_are_named(tmp_path: Path) -
         with pytest.raises(InputError, match=r"no file with occupancy maps.*_x.npy is a hidden file"):
             find_files([given])
     np.save(tmp_path / "mine.npy", counts(7, 2))
-    assert find_files([tmp_path]).arrays == [tmp_path / "mine.npy"]  # whose run --run may name
+    assert find_files([tmp_path]).files == [tmp_path / "mine.npy"]  # whose run --run may name
 
 
 def test_a_partitioned_data_set_is_read_and_one_that_hides_a_column_is_refused(tmp_path: Path) -> None:
@@ -63,7 +64,7 @@ def test_a_partitioned_data_set_is_read_and_one_that_hides_a_column_is_refused(t
     path = write_dials(tmp_path / "data" / "year=2024" / "month=5" / "part-0.PARQUET", rows)
     write_empty(tmp_path / "data" / "year=2024" / "part-1.parquet", path)
     found = find_files([tmp_path / "data"])
-    assert found.parquet == [path] and len(found.notes) == 1
+    assert found.files == [path] and len(found.notes) == 1
     whole = write_dials(tmp_path / "data" / "run_number=7" / "part-0.parquet", rows)
     assert find_files([tmp_path / "data"]).count == 2
     pq.write_table(pq.read_table(whole, partitioning=None).drop_columns("run_number"), whole)

@@ -10,8 +10,9 @@ import pytest
 from dqmstream.errors import InputError
 from dqmstream.experiments.simulator import interpolate
 from dqmstream.storage.archive import Archive
-from dqmstream.storage.imports import importer, run_data
-from dqmstream.storage.imports.importer import Imported, Taking, import_files, import_runs
+from dqmstream.storage.imports import importer, run_file
+from dqmstream.storage.imports.importer import Imported, import_files, import_runs
+from dqmstream.storage.imports.rules import ImportRules
 from dqmstream.storage.layout import Quality
 from dqmstream.storage.writer import ArchiveWriter
 from tests.maps import check_tiling, counts, write_run
@@ -135,7 +136,7 @@ def test_counts_that_no_lumisection_has_are_refused_with_file_row_and_value(tmp_
     ]
     for path, limits, reason in cases:
         with pytest.raises(InputError, match=reason):
-            import_runs([path], lambda: Archive.open_or_create(tmp_path / "A"), Taking(np.dtype("float32"), **limits))
+            import_runs([path], lambda: Archive.open_or_create(tmp_path / "A"), ImportRules(np.dtype("float32"), **limits))
     assert not (tmp_path / "A").exists()
 
 
@@ -173,7 +174,7 @@ def test_two_imports_at_once_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_an_import_that_dies_between_its_pieces_files_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     maps = counts(1, 150)
     path = write_run(tmp_path, 1, maps)
-    monkeypatch.setattr(run_data, "PIECE_BYTES", 1)  # a chunk of 64 rows at a time
+    monkeypatch.setattr(run_file, "PIECE_BYTES", 1)  # a chunk of 64 rows at a time
     real, calls = importer.make_row, iter(range(1000))
 
     def dying(*arguments: object, **settings: object) -> object:

@@ -15,8 +15,9 @@ import pytest
 from dqmstream.errors import InputError
 from dqmstream.lumisection import Geometry
 from dqmstream.storage.archive import Archive
-from dqmstream.storage.imports.importer import Imported, Taking, import_runs
-from dqmstream.storage.imports.run_data import Dropped
+from dqmstream.storage.imports.importer import Imported, import_runs
+from dqmstream.storage.imports.rules import ImportRules
+from dqmstream.storage.imports.run_file import Dropped
 from dqmstream.storage.maintenance.verify import verify
 from tests.commandline import dqmstream, result, told
 from tests.layouts import DATASET, ELEMENT, booked, depth_maps, dials_rows, nested, write_dials, write_group
@@ -29,7 +30,7 @@ def take(folder: Path, *paths: Path, depths: int | None = None, **asked: object)
     """Import into an archive of that folder, made where there is none."""
     path = folder / "A"
     standing = Archive.open(path) if Archive.exists(path) else None
-    taking = Taking(
+    rules = ImportRules(
         np.dtype("float32"),
         depths,
         stored_source=standing.source if standing else "",
@@ -39,7 +40,7 @@ def take(folder: Path, *paths: Path, depths: int | None = None, **asked: object)
     def archive() -> Archive:
         return Archive.open_or_create(path, geometry=Geometry(depths) if depths else None)
 
-    done, _ = import_runs(paths, archive, taking)
+    done, _ = import_runs(paths, archive, rules)
     assert verify(Archive.open(path)) == []
     return done
 
@@ -294,7 +295,7 @@ def test_a_big_file_never_lies_whole_in_memory(tmp_path: Path, name: str, write:
     try:
         path = tmp_path / "A"
         done, _ = import_runs(
-            [tmp_path / name], lambda: Archive.open_or_create(path), Taking(np.dtype("float32"), scratch=tmp_path)
+            [tmp_path / name], lambda: Archive.open_or_create(path), ImportRules(np.dtype("float32"), scratch=tmp_path)
         )
         _, peak = tracemalloc.get_traced_memory()
     finally:

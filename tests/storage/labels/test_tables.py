@@ -94,7 +94,8 @@ def test_the_table_of_a_group_file_is_of_lumisections_and_a_bad_value_of_it_is_l
     table["run"], table["ls"], table["lumi"] = 356000, np.arange(1, 9), np.linspace(0.1, 0.8, 8)
     table["pileup"] = [30, -1e-6, np.inf, 31, 31, 31, 31, 31]
     path = write_group(tmp_path, 356000, depth_maps(1, 8, 7), table)
-    data, beside = read_group(path, crop=False)
+    data = read_group(path, crop=False)
+    beside = data.luminosity
     np.testing.assert_array_equal(data.pileup[:4], [30, 0, np.nan, 31])
     assert beside is not None
     np.testing.assert_array_equal(beside.values["recorded_lumi"], table["lumi"])

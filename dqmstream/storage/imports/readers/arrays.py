@@ -1,31 +1,60 @@
 """The original layout: `Run355456_Dataset_x.npy` holds a run, and row k of it is lumisection k + 1.
 
-Shape (n, 64, 72) or (n, depth, 64, 72), or wider as (n, 84, 72); which rows of ieta are meant, `places` tells. Beside it, or
-among the files given, `Run355456_events.npy` and `Run355456_pileup.npy` of shape (n,) say what is known of each lumisection.
+Shape (n, 64, 72) or (n, depth, 64, 72), or wider as (n, 84, 72); `imports.binning` says which rows of ieta these are. Beside
+the file, or among the files given, `Run355456_events.npy` and `Run355456_pileup.npy` of shape (n,) hold events and pileup.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tokenize import TokenError
 
 import numpy as np
 
 from dqmstream.errors import InputError
-from dqmstream.lumisection import N_IPHI, RUN_FILE, check_numbers
-from dqmstream.storage.imports.places import UNSHIFTED, is_width
-from dqmstream.storage.imports.run_data import NO_LUMISECTION, RunData, find_places, unknown
+from dqmstream.lumisection import N_IPHI, RUN_FILE, SIDECAR_FILE, check_numbers
+from dqmstream.storage.imports.binning import UNSHIFTED, is_width
+from dqmstream.storage.imports.readers.registry import Reader, ReadRequest, reader
+from dqmstream.storage.imports.run_file import NO_LUMISECTION, RunFile, unknown
+from dqmstream.storage.imports.window import find_binning
+
+TRUTH_FILE = "truth.json"
+"""What `simulate` writes beside the maps, so that `simulated/*` can be given as it is."""
 
 UNREADABLE = (ValueError, TypeError, OSError, EOFError, OverflowError, RecursionError, MemoryError, SyntaxError, TokenError)
-"""What NumPy raises for headers that are damaged, claim sizes that no file has, or nest too deep to be parsed."""
-
-Sidecars = Mapping[tuple[int, str], Path]
-"""Files by (run, "events" | "pileup")."""
+"""What NumPy raises for a header that is damaged, claims an impossible size, or nests too deep to be parsed."""
 
 
-def read_array(path: Path, run: int | None, sidecars: Sidecars, crop: bool) -> RunData:
-    """A run of a .npy file. run: its number, where the name does not tell it. Raises InputError for what cannot be used."""
+@reader("arrays")
+class Arrays(Reader):
+    """`Run<number>_Dataset_<name>.npy`, and its sidecars."""
+
+    needs_run = True
+
+    def takes(self, path: Path) -> bool:
+        return path.suffix.lower() == ".npy"
+
+    def is_companion(self, path: Path) -> bool:
+        return SIDECAR_FILE.match(path.name) is not None or path.name == TRUTH_FILE
+
+    def why_left_out(self, path: Path, is_named: bool) -> str:
+        return "" if is_named or RUN_FILE.match(path.name) else "left out: its name tells no run"
+
+    def read(self, paths: Sequence[Path], request: ReadRequest) -> list[RunFile]:
+        matches = ((SIDECAR_FILE.match(path.name), path) for path in request.companions)
+        sidecars = {(int(match["run"]), match["what"]): path for match, path in matches if match}
+        return [read_array(path, request.run, sidecars, request.crop) for path in paths]
+
+
+def read_array(
+    path: Path, run: int | None = None, sidecars: Mapping[tuple[int, str], Path] | None = None, crop: bool = False
+) -> RunFile:
+    """The run of a .npy file.
+
+    run: its number, where the name does not tell it. sidecars: files by run and "events" or "pileup", used in place of those
+    beside the file. crop: leave out counts beyond |ieta| 32. Raises InputError for a file that cannot be used.
+    """
     number = run_number(path, run)
     counts = load_array(path)
     if counts.ndim not in (3, 4) or not is_width(counts.shape[-2]) or counts.shape[-1] != N_IPHI or len(counts) == 0:
@@ -35,18 +64,18 @@ def read_array(path: Path, run: int | None, sidecars: Sidecars, crop: bool) -> R
         )
     if counts.dtype.kind not in "iuf":
         raise InputError(f"{path}: occupancy of dtype {counts.dtype} is not a real number")
-    places, notes = find_places(counts, path, crop)
+    binning, notes = find_binning(counts, path, crop)
     size, begins_empty = len(counts), not np.any(counts[0])
     scalars = {}
     for what in ("events", "pileup"):
         beside = path.with_name(f"Run{number}_{what}.npy")
-        sidecar = sidecars.get((number, what)) or (beside if beside.exists() else None)
-        scalars[what] = _check_sidecar(sidecar, size) if sidecar else unknown(size)
-    is_converted = places is UNSHIFTED and begins_empty  # as the group's converter wrote it: row k is lumisection k
+        sidecar = (sidecars or {}).get((number, what)) or (beside if beside.exists() else None)
+        scalars[what] = _read_sidecar(sidecar, size) if sidecar else unknown(size)
+    is_converted = binning is UNSHIFTED and begins_empty  # as the converter wrote it: row k is lumisection k
     if begins_empty and size > 1 and not is_converted:
         notes = (*notes, "row 0 is empty and was taken for lumisection 1; leave it out if row k is lumisection k")
     skip = int(is_converted)
-    return RunData(
+    return RunFile(
         path.name,
         number,
         counts,
@@ -56,13 +85,13 @@ def read_array(path: Path, run: int | None, sidecars: Sidecars, crop: bool) -> R
         dropped=(NO_LUMISECTION,) if is_converted else (),
         notes=notes,
         rows=np.arange(1, size) if is_converted else None,
-        places=places,
+        binning=binning,
         dataset=match["name"] if (match := RUN_FILE.match(path.name)) else "",
     )
 
 
 def run_number(path: Path, run: int | None) -> int:
-    """The run that is given, or else that of the file's name."""
+    """The run that is given, otherwise that of the file's name. Raises InputError if there is neither."""
     match = RUN_FILE.match(path.name)
     number = run if run is not None else int(match["run"]) if match else None
     if number is None:
@@ -71,7 +100,7 @@ def run_number(path: Path, run: int | None) -> int:
 
 
 def checked_number(path: Path, number: int) -> int:
-    """The number, or InputError where CMS can have given no run such a one."""
+    """The number of a run. Raises InputError for one that no CMS run can have."""
     try:
         check_numbers(number)
     except ValueError as error:
@@ -80,7 +109,7 @@ def checked_number(path: Path, number: int) -> int:
 
 
 def load_array(path: Path) -> np.ndarray:
-    """A memory map of a .npy file. Raises InputError for what is none, and for objects, which only a pickle could hold."""
+    """A memory map of a .npy file. Raises InputError for any other file, and for Python objects, which need a pickle."""
     try:
         with path.open("rb") as file:
             is_zip = file.read(4) == b"PK\3\4"
@@ -97,7 +126,8 @@ def load_array(path: Path) -> np.ndarray:
     return array
 
 
-def _check_sidecar(path: Path, rows: int) -> np.ndarray:
+def _read_sidecar(path: Path, rows: int) -> np.ndarray:
+    """Values of a sidecar, float64, (rows,), nan where unknown. Raises InputError for what cannot be used."""
     values = load_array(path)
     if values.shape != (rows,) or values.dtype.kind not in "iuf":
         raise InputError(f"{path} has shape {values.shape} and dtype {values.dtype}, its run has {rows} lumisections")

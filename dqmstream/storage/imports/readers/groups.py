@@ -1,15 +1,16 @@
-"""Group files: a folder a run, `Run355456/output__depth.npy` of shape (rows, 64, 72, depths, 1).
+"""Group files: a folder for each run, `Run355456/output__depth.npy` of shape (rows, 64, 72, depths, 1).
 
-Beside it `run_ls_lumi_df.npy` tells of lumisections (a structured array by its fields, or a plain one of three columns: run,
-lumisection, luminosity), and `meta_data.json` may name run, dataset and the lumisection of each row (`xaxis`). The group's
-converter writes row k for lumisection k, so that row 0 is empty and the table has a line less than there are rows; and it
-leaves maps of `hbhe` one row and column off, which `places` finds.
+Beside it, `run_ls_lumi_df.npy` lists lumisections (a structured array, or a plain one of three columns: run, lumisection,
+luminosity), and `meta_data.json` may hold run, dataset and the lumisection of each row (`xaxis`). The converter that makes
+these files writes lumisection k to row k, so row 0 is empty and the table has one line less than there are rows. It leaves maps
+of `hbhe` one row and column off, which `imports.binning` detects.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,41 +18,58 @@ import numpy as np
 
 from dqmstream.errors import InputError
 from dqmstream.lumisection import MAX_NUMBER, N_IPHI
-from dqmstream.storage.imports.find import META_FILE, TABLE_FILE
-from dqmstream.storage.imports.places import is_width
+from dqmstream.storage.imports.binning import is_width
 from dqmstream.storage.imports.readers.arrays import checked_number, load_array
-from dqmstream.storage.imports.run_data import NO_LUMISECTION, Dropped, RunData, find_places, unknown
+from dqmstream.storage.imports.readers.registry import Reader, ReadRequest, reader
+from dqmstream.storage.imports.run_file import NO_LUMISECTION, Dropped, RunFile, unknown
+from dqmstream.storage.imports.window import find_binning
 from dqmstream.storage.labels.luminosity import VALUES, LuminosityTable, make_table, name_columns
 
+MAP_FILE = "output__depth.npy"
+TABLE_FILE, META_FILE = "run_ls_lumi_df.npy", "meta_data.json"
 _FOLDER = re.compile(r"^Run(\d+)$")
 
 
-def read_group(path: Path, crop: bool) -> tuple[RunData, LuminosityTable | None]:
-    """The run whose maps lie at path, and what its own table says of luminosity. Raises InputError for what cannot be used."""
-    match = _FOLDER.match(path.absolute().parent.name)
-    if match is None:
-        raise InputError(f"{path}: its folder does not tell the run; name it Run<number>")
-    run = checked_number(path, int(match[1]))
-    maps = load_array(path)
-    if maps.ndim != 5 or maps.shape[4] != 1 or maps.shape[2] != N_IPHI or not is_width(maps.shape[1]) or not len(maps):
-        raise InputError(f"{path} has shape {maps.shape}, and must have (lumisections, 64, 72, depths, 1)")
-    if not 1 <= maps.shape[3] <= 7 or maps.dtype.kind not in "iuf":
-        raise InputError(f"{path} holds {maps.shape[3]} depths of {maps.dtype}, and HCAL has 1 to 7, of numbers")
-    counts = np.moveaxis(maps[..., 0], 3, 1)
-    meta = _meta(path.with_name(META_FILE), run)
-    table, left_out = _table(path.with_name(TABLE_FILE), run)
-    places, notes = find_places(counts, path, crop)
+@reader("groups")
+class Groups(Reader):
+    """`Run<number>/output__depth.npy`, and what lies beside it."""
+
+    def takes(self, path: Path) -> bool:
+        return path.name == MAP_FILE
+
+    def is_companion(self, path: Path) -> bool:
+        return path.name in (TABLE_FILE, META_FILE)
+
+    def find(self, folder: Path) -> list[Path]:
+        return sorted(folder.glob(f"Run*/{MAP_FILE}"))
+
+    def read(self, paths: Sequence[Path], request: ReadRequest) -> list[RunFile]:
+        return [read_group(path, request.crop) for path in paths]
+
+
+def read_group(path: Path, crop: bool = False) -> RunFile:
+    """The run whose maps are at path, with the conditions of the table beside it. Raises InputError for what cannot be used.
+
+    crop: leave out counts beyond |ieta| 32.
+    """
+    run = _run_of_folder(path)
+    counts = _load_maps(path)
+    meta = _read_meta(path.with_name(META_FILE), run)
+    table, left_out = _read_table(path.with_name(TABLE_FILE), run)
+    binning, notes = find_binning(counts, path, crop)
     listed = None if table is None else table["lumisection"]
     numbers, told = _numbers(path, counts, listed, meta)
-    rows, dropped = _taken(path, counts, numbers, listed)
+    rows, dropped = _chosen_rows(path, counts, numbers, listed)
     conditions = {name: unknown(len(rows)) for name in ("n_events", "pileup")}
+    luminosity = None
     if table is not None:
         lines, there = _lines_of(table["lumisection"], numbers[rows])
         for name in conditions.keys() & table.keys():
             conditions[name][there] = table[name][lines[there]]
         if without := len(set(table["lumisection"].tolist()) - set(numbers[rows].tolist())):
             told = (*told, f"{TABLE_FILE} names {without} lumisections that have no map")
-    data = RunData(
+        luminosity = _luminosity(path.with_name(TABLE_FILE), run, table, left_out)
+    return RunFile(
         f"{path.absolute().parent.name}/{path.name}",
         run,
         counts,
@@ -62,19 +80,40 @@ def read_group(path: Path, crop: bool) -> tuple[RunData, LuminosityTable | None]
         dropped,
         (*notes, *told),
         rows,
-        places=places,
+        binning=binning,
         dataset=_source(meta),
+        luminosity=luminosity,
     )
-    if table is None or not set(table) & set(VALUES):
-        return data, None
-    columns = {**table, "run": np.full(len(table["lumisection"]), run)}
-    return data, make_table(path.with_name(TABLE_FILE), columns, left_out, may_be_sums=False)
+
+
+def _run_of_folder(path: Path) -> int:
+    match = _FOLDER.match(path.absolute().parent.name)
+    if match is None:
+        raise InputError(f"{path}: its folder does not tell the run; name it Run<number>")
+    return checked_number(path, int(match[1]))
+
+
+def _load_maps(path: Path) -> np.ndarray:
+    """Maps of the file: (rows, depths, width, 72), on the disk."""
+    maps = load_array(path)
+    if maps.ndim != 5 or maps.shape[4] != 1 or maps.shape[2] != N_IPHI or not is_width(maps.shape[1]) or not len(maps):
+        raise InputError(f"{path} has shape {maps.shape}, and must have (lumisections, 64, 72, depths, 1)")
+    if not 1 <= maps.shape[3] <= 7 or maps.dtype.kind not in "iuf":
+        raise InputError(f"{path} holds {maps.shape[3]} depths of {maps.dtype}, and HCAL has 1 to 7, of numbers")
+    return np.moveaxis(maps[..., 0], 3, 1)
+
+
+def _luminosity(path: Path, run: int, table: dict[str, np.ndarray], left_out: tuple[str, ...]) -> LuminosityTable | None:
+    """The table's conditions, to be filed as labels; None where it has none."""
+    if not set(table) & set(VALUES):
+        return None
+    return make_table(path, {**table, "run": np.full(len(table["lumisection"]), run)}, left_out, may_be_sums=False)
 
 
 def _numbers(
     path: Path, counts: np.ndarray, listed: np.ndarray | None, meta: dict[str, Any]
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Number of the lumisection of each row, 0 where it is none, and what is to be said of it. listed: those of the table."""
+    """Lumisection of each row, 0 for a row that holds none, and notes for the user. listed: lumisections of the table."""
     size = len(counts)
     by_row = np.arange(size)
     axis = _axis(meta, size)
@@ -97,7 +136,7 @@ def _numbers(
 
 
 def _axis(meta: dict[str, Any], size: int) -> np.ndarray | None:
-    """Numbers of the rows as `meta_data.json` has them, where it has one for each: 0 and up."""
+    """Lumisection of each row by `meta_data.json`, 0 and up; None unless it has one for each row."""
     axis = meta.get("xaxis")
     values = axis.get("values") if isinstance(axis, dict) and axis.get("label") == "ls" else None
     if not isinstance(values, list) or len(values) != size:
@@ -107,12 +146,12 @@ def _axis(meta: dict[str, Any], size: int) -> np.ndarray | None:
     return np.array(values, np.int64)
 
 
-def _taken(
+def _chosen_rows(
     path: Path, counts: np.ndarray, numbers: np.ndarray, listed: np.ndarray | None
 ) -> tuple[np.ndarray, tuple[Dropped, ...]]:
-    """Rows that are taken, in the order of their lumisections, each once, and what was left out.
+    """Rows to import, in the order of their lumisections, each once, and what was left out.
 
-    Raises InputError where a row that is no lumisection holds counts, or one is there twice with different maps.
+    Raises InputError where row 0 is no lumisection and holds counts, or a lumisection is there twice with different counts.
     """
     taken, dropped = np.ones(len(numbers), bool), []
     for row in np.flatnonzero(numbers == 0).tolist():
@@ -136,14 +175,14 @@ def _taken(
 
 
 def _lines_of(listed: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of each wanted lumisection, its line among those listed, and whether there is one."""
+    """For each wanted lumisection, its line in the list, and whether it has one; both (n,)."""
     order = np.argsort(listed, kind="stable")
     at = np.minimum(np.searchsorted(listed[order], wanted), len(listed) - 1)
     return order[at], listed[order][at] == wanted
 
 
-def _table(path: Path, run: int) -> tuple[dict[str, np.ndarray] | None, tuple[str, ...]]:
-    """Columns of the table beside the maps, None where there is none, and what was left out of them."""
+def _read_table(path: Path, run: int) -> tuple[dict[str, np.ndarray] | None, tuple[str, ...]]:
+    """Columns of the table beside the maps, None without a table, and notes of what was left out of them."""
     if not path.exists():
         return None, ()
     array = load_array(path)
@@ -163,8 +202,8 @@ def _table(path: Path, run: int) -> tuple[dict[str, np.ndarray] | None, tuple[st
     return columns, left_out
 
 
-def _meta(path: Path, run: int) -> dict[str, Any]:
-    """What `meta_data.json` says, empty where there is none. Raises InputError where it is of another run."""
+def _read_meta(path: Path, run: int) -> dict[str, Any]:
+    """Contents of `meta_data.json`, empty where there is none. Raises InputError where it names another run."""
     if not path.exists():
         return {}
     try:
@@ -180,7 +219,7 @@ def _meta(path: Path, run: int) -> dict[str, Any]:
 
 
 def _source(meta: dict[str, Any]) -> str:
-    """Dataset and monitoring element, as far as they are named."""
+    """Dataset and monitoring element as `meta_data.json` names them, empty if it does not."""
     dataset, element = (meta.get(name) for name in ("dataset", "me"))
     if not isinstance(dataset, str):
         return ""

@@ -15,9 +15,10 @@ from dqmstream.errors import InputError
 from dqmstream.experiments.compare.inputs import read_pair
 from dqmstream.lumisection import IETA, IPHI, Geometry
 from dqmstream.storage.archive import Archive
-from dqmstream.storage.imports.importer import Imported, Taking, import_runs
-from dqmstream.storage.imports.places import find_shift
-from dqmstream.storage.imports.run_data import Dropped
+from dqmstream.storage.imports.binning import find_shift
+from dqmstream.storage.imports.importer import Imported, import_runs
+from dqmstream.storage.imports.rules import ImportRules
+from dqmstream.storage.imports.run_file import Dropped
 from tests.layouts import booked, dials_rows, write_dials, write_group
 from tests.maps import counts, write_run
 
@@ -27,8 +28,8 @@ Keep = Callable[[int, int], bool]
 
 def take(path: Path, archive: Path, depths: int = 1, *, crop: bool = False) -> tuple[Imported, xr.Dataset]:
     """What an import says of the only run of a file, and the run as it was filed."""
-    taking = Taking(np.dtype("float32"), depths, crop=crop)
-    (done,), _ = import_runs([path], lambda: Archive.open_or_create(archive, geometry=Geometry(depths)), taking)
+    rules = ImportRules(np.dtype("float32"), depths, crop=crop)
+    (done,), _ = import_runs([path], lambda: Archive.open_or_create(archive, geometry=Geometry(depths)), rules)
     return done, Archive.open(archive).run(done.run)
 
 
@@ -85,13 +86,13 @@ def test_maps_of_the_group_are_filed_under_their_channels_and_lumisections(tmp_p
 
 def test_maps_that_only_look_shifted_stay_where_they_lie() -> None:
     he = channels(lambda ieta, iphi: hbhe(ieta, iphi) and abs(ieta) > 16 and iphi != 1)  # iphi 1 is dead in all of HE
-    assert find_shift([he])[0].are_plain
-    assert find_shift([np.zeros((2, 64, 72))])[0].are_plain
-    assert find_shift([np.zeros((2, 64, 72)), channels(hbhe)])[0].are_plain
+    assert find_shift([he])[0].is_plain
+    assert find_shift([np.zeros((2, 64, 72))])[0].is_plain
+    assert find_shift([np.zeros((2, 64, 72)), channels(hbhe)])[0].is_plain
     stray = as_converted(channels(hbhe), moved=False)
     stray[..., 60, 4] = 1  # of no channel once it were moved
     places, (note,) = find_shift([stray])
-    assert places.are_plain and "cells hold counts where HCAL has no channel" in note
+    assert places.is_plain and "cells hold counts where HCAL has no channel" in note
 
 
 def test_a_run_in_the_original_layout_is_looked_at_too(tmp_path: Path) -> None:
