@@ -22,7 +22,7 @@ sys.argv = ["dqmstream", "--version"]
 import dqmstream.cli.main as cli
 cli._leave = lambda code: None
 main()
-import dqmstream.experiments.report.figures, dqmstream.learners.gradient.strategy
+import dqmstream.experiments.report.plots, dqmstream.learners.gradient.strategy
 from avalanche.benchmarks.datasets.dataset_utils import default_dataset_location
 print(default_dataset_location("x"))
 """

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dqmstream.experiments.report.records import chance_interval, p_value
+from dqmstream.experiments.report.summary import guessing_interval, guessing_p_value
 from dqmstream.learners.stream.learner import Learner, LearnerSettings
 from dqmstream.learners.stream.replay import replay
 from dqmstream.storage.archive import Archive
@@ -56,7 +56,8 @@ def test_on_the_null_stream_everything_is_at_chance(strategy: str, null: Archive
     accuracies = {strategy: found["average_accuracy"], **found["baselines"]}
     assert set(accuracies) == {strategy, "ring_means", "naive_bayes", "gain_map"}
     for name, accuracy in accuracies.items():
-        assert 0.0005 < p_value(accuracy, tested, shares=4) < 0.9995, (name, accuracy, chance_interval(tested, shares=4))
+        p_value = guessing_p_value(accuracy, tested, shares=4)
+        assert 0.0005 < p_value < 0.9995, (name, accuracy, guessing_interval(tested, shares=4))
 
 
 def test_on_runs_that_differ_replay_remembers_and_naive_forgets(tmp_path: Path) -> None:

@@ -18,10 +18,11 @@ import pytest
 from dqmstream.errors import InputError, StateError
 from dqmstream.experiments import simulator
 from dqmstream.experiments.page import MANIFEST
-from dqmstream.experiments.report import figures, records, report
-from dqmstream.experiments.report.changes import _view, run_views
-from dqmstream.experiments.report.measures import measure
-from dqmstream.experiments.report.records import course
+from dqmstream.experiments.report import plots
+from dqmstream.experiments.report.curves import course
+from dqmstream.experiments.report.further_figures import further_figures
+from dqmstream.experiments.report.gain_changes import _view, run_views
+from dqmstream.experiments.report.learner_records import read_records
 from dqmstream.experiments.report.report import write_report
 from dqmstream.learners.closed_form.baselines import GainMap
 from dqmstream.learners.evaluation.history import baseline_lines, read_history, results
@@ -167,12 +168,12 @@ def test_between_naive_and_joint_the_share_of_the_gap_is_told_and_what_was_watch
         lines = read_history(state / name / "history.jsonl")
         lines[-1] |= {"accuracy": [newest] * 3, "watched": {"lowest": [[0, 0.5], [1, 0.1]]}}
         (state / name / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    found = {one.name: one for one in measure(records.read_records(Archive.open(faulty / "archive"), state))}
+    found = {one.name: one for one in further_figures(read_records(Archive.open(faulty / "archive"), state))}
     assert found["live"].gap_closed == pytest.approx(0.8)
     assert found["low"].gap_closed == 0 and found["high"].gap_closed == 1
     assert found["live"].worst_case_within_training == pytest.approx(0.8 / 3 + 2 / 3 * 0.3)
     shutil.rmtree(state / "high")
-    assert measure(records.read_records(Archive.open(faulty / "archive"), state))[0].gap_closed is None
+    assert further_figures(read_records(Archive.open(faulty / "archive"), state))[0].gap_closed is None
 
 
 def test_changes_are_told_from_luminosity(found: tuple[Page, dict]) -> None:
@@ -315,11 +316,16 @@ def test_scores_that_are_half_written_are_named(faulty: Path, tmp_path: Path) ->
 def test_of_a_long_stream_the_last_runs_are_shown(
     faulty: Path, found: tuple[Page, dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(report, "SHOWN_RUNS", 1)
-    monkeypatch.setattr(figures, "ANNOTATED_RUNS", 1)
+    monkeypatch.setattr(plots, "ANNOTATED_RUNS", 1)
     steps: list[tuple[str, int, int]] = []
     page = Page(
-        write_report(Archive.open(faulty / "archive"), faulty / "state", tmp_path, progress=lambda *step: steps.append(step))
+        write_report(
+            Archive.open(faulty / "archive"),
+            faulty / "state",
+            tmp_path,
+            shown_runs=1,
+            progress=lambda *step: steps.append(step),
+        )
     )
     runs = found[1]["learners"]["live"]["runs"]
     assert "the last 1 are shown" in page.text
@@ -384,5 +390,5 @@ def test_no_figure_outlives_its_file(found: tuple[Page, dict]) -> None:
 
 
 def test_records_put_the_live_learner_first(null: Path) -> None:
-    names = [record.name for record in records.read_records(Archive.open(null / "archive"), null / "state")]
+    names = [record.name for record in read_records(Archive.open(null / "archive"), null / "state")]
     assert names == ["live", HOSTILE_NAME]

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from dqmstream.errors import ArchiveError, InputError, StateError
-from dqmstream.experiments.report.records import read_records, rocs
+from dqmstream.experiments.report.curves import rocs
+from dqmstream.experiments.report.learner_records import read_records
 from dqmstream.learners.maps import Maps
 from dqmstream.learners.splits import Part
 from dqmstream.learners.stream import checkpoint

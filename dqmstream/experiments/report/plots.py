@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,35 +12,13 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from dqmstream.experiments.figures import COLOURS, HALF_IN, MARKERS, WIDE_IN, canvas, plain
+from dqmstream.experiments.report.curves import Course, Roc
 
 COMPACT_RUNS = 10
 """Matrices of so many runs are readable at half the page's width."""
 
 ANNOTATED_RUNS = 24
 """A matrix of more runs has no room for numbers in its cells."""
-
-
-@dataclass(frozen=True, eq=False)
-class Course:
-    """How a learner or baseline fares over a stream.
-
-    experiences, accuracy, forgetting: shape (T,), nan where undefined. beside: a baseline, drawn dashed.
-    """
-
-    name: str
-    accuracy: np.ndarray
-    forgetting: np.ndarray
-    beside: bool
-
-
-@dataclass(frozen=True, eq=False)
-class Roc:
-    """ROC curve of a run against the others: rates of the same shape, from (0, 0) to (1, 1)."""
-
-    run: int
-    false_positive: np.ndarray
-    true_positive: np.ndarray
-    auc: float
 
 
 def draw_matrix(path: Path, values: np.ndarray, runs: Sequence[int], what: str) -> None:

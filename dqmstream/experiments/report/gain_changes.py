@@ -2,9 +2,8 @@
 
     pull_c = (d_kc - d_jc) / sqrt(var_kc + var_jc)
 
-d is a channel's gain in a run relative to the reference run (`learners.closed_form.baselines.GainMap`), k the run and j the
-one before
-it. Without a change a pull is close to a standard normal number, whatever luminosity did.
+d is a channel's gain in a run relative to the reference run (`learners.closed_form.baselines.GainMap`), k the run and j the one
+before it. Without a change a pull is close to a standard normal number, whatever luminosity did.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ BEYOND = 5.0
 
 
 @dataclass(frozen=True, eq=False)
-class Change:
+class GainChange:
     """A run against the run before it, for each live channel of the reference: float64, shape (live,).
 
     gain_before, gain_after: response relative to the reference run (1 is alike, 0 is dead). width: half of the central
@@ -76,7 +75,7 @@ class RunView:
     per_event: bool
     live: np.ndarray
     awake: list[tuple[int, int, int]]
-    change: Change | None
+    change: GainChange | None
 
 
 def run_views(archive: Archive, experiences: Sequence[Experience], last: int) -> Iterator[RunView]:
@@ -91,11 +90,11 @@ def run_views(archive: Archive, experiences: Sequence[Experience], last: int) ->
         run = read_experience(archive, experiences[place])
         gains.learn(number, run, lambda past: read_experience(archive, experiences[chosen[past]]))
         if place >= start:
-            change = _change(gains, experiences[chosen[number - 1]].run, chosen[number - 1] == 0) if number else None
+            change = _gain_change(gains, experiences[chosen[number - 1]].run, chosen[number - 1] == 0) if number else None
             yield _view(run, gains.reference, change)
 
 
-def largest(change: Change, live: np.ndarray, count: int) -> list[dict[str, Any]]:
+def largest(change: GainChange, live: np.ndarray, count: int) -> list[dict[str, Any]]:
     """The channels that changed most, the largest pull first: ieta, iphi, depth, gains, pull. live: (depth, 64, 72)."""
     channels = _channels(live)
     order = np.argsort(-np.abs(change.pull), kind="stable")[:count]
@@ -112,7 +111,7 @@ def largest(change: Change, live: np.ndarray, count: int) -> list[dict[str, Any]
     ]
 
 
-def _change(gains: GainMap, before: int, from_reference: bool) -> Change:
+def _gain_change(gains: GainMap, before: int, from_reference: bool) -> GainChange:
     """The last run that the gain map learnt against the one that it learnt before."""
     old, new = gains.gains[-2:].astype(np.float64)
     variance = (gains.gain_errors[-2:].astype(np.float64) ** 2).sum(axis=0)
@@ -120,10 +119,10 @@ def _change(gains: GainMap, before: int, from_reference: bool) -> Change:
     told = np.isfinite(new - old) & (variance > 0)
     pull = np.divide(new - old, np.sqrt(variance), out=np.zeros_like(new), where=told)
     low, high = np.quantile(pull, [norm.cdf(-1), norm.cdf(1)])
-    return Change(before, 1 + old, 1 + new, pull, float(high - low) / 2, from_reference)
+    return GainChange(before, 1 + old, 1 + new, pull, float(high - low) / 2, from_reference)
 
 
-def _view(run: RunData, reference: Reference, change: Change | None) -> RunView:
+def _view(run: RunData, reference: Reference, change: GainChange | None) -> RunView:
     train = run.part(Part.TRAIN)
     counting = (train.counts > 0).any(axis=0)
     known = np.flatnonzero(np.nan_to_num(train.n_events) > 0)

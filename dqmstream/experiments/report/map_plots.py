@@ -12,7 +12,7 @@ from scipy.stats import norm
 
 from dqmstream.experiments.detector_map import DEAD, on_map, show_map
 from dqmstream.experiments.figures import canvas
-from dqmstream.experiments.report.changes import BEYOND, Change, RunView
+from dqmstream.experiments.report.gain_changes import BEYOND, GainChange, RunView
 from dqmstream.lumisection import IETA
 
 _PANEL_IN = 4.4
@@ -38,7 +38,7 @@ def draw_occupancy(path: Path, view: RunView, highest: float) -> None:
             figure.colorbar(image, ax=row, label=what, pad=0.02, extend="max" if above else "neither")
 
 
-def draw_change(path: Path, change: Change, live: np.ndarray) -> None:
+def draw_change(path: Path, change: GainChange, live: np.ndarray) -> None:
     """Pulls on the map, with dead and recovered channels marked, and the pulls' histogram. live: bool, (depth, 64, 72)."""
     pulls = on_map(change.pull, live)
     before, after = on_map(change.gain_before, live), on_map(change.gain_after, live)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dqmstream.experiments.report.records import Record, baselines
+from dqmstream.experiments.report.learner_records import LearnerRecord, baselines
 from dqmstream.learners.evaluation.history import Line, beside_joint, figures, results
 
 LOWER, UPPER = "naive", "joint"
@@ -13,7 +13,7 @@ LOWER, UPPER = "naive", "joint"
 
 
 @dataclass(frozen=True)
-class Measures:
+class FurtherFigures:
     """A row of the second table; None for what a history does not hold. The definitions are those of
     `learners.evaluation.metrics`.
 
@@ -36,17 +36,17 @@ class Measures:
     flops: float | None
 
 
-def measure(records: Sequence[Record]) -> list[Measures]:
-    """One for each learner, then for each baseline, in the order of `records.summarise`."""
+def further_figures(records: Sequence[LearnerRecord]) -> list[FurtherFigures]:
+    """One for each learner, then for each baseline, in the order of `summary.summarise`."""
     everyone = [(record.name, record.lines) for record in records]
-    everyone += [(name, lines) for name, _, lines in baselines(list(records))]
-    return [_measures(name, lines, records) for name, lines in everyone]
+    everyone += [(name, lines) for name, _, lines in baselines(records)]
+    return [_figures_of(name, lines, records) for name, lines in everyone]
 
 
-def _measures(name: str, lines: list[Line], records: Sequence[Record]) -> Measures:
+def _figures_of(name: str, lines: list[Line], records: Sequence[LearnerRecord]) -> FurtherFigures:
     own = figures(lines)
     calibration = own["calibration"] or {}
-    return Measures(
+    return FurtherFigures(
         name=name,
         any_time_accuracy=own["any_time_accuracy"],
         worst_case=own["worst_case_per_experience"],
@@ -62,7 +62,7 @@ def _measures(name: str, lines: list[Line], records: Sequence[Record]) -> Measur
     )
 
 
-def _gap_closed(lines: list[Line], records: Sequence[Record]) -> float | None:
+def _gap_closed(lines: list[Line], records: Sequence[LearnerRecord]) -> float | None:
     """Beside the first naive and the first joint learner of the same runs in the same order; None where one is missing."""
     runs = [line["run"] for line in lines]
     bounds = {record.strategy: record.lines for record in reversed(records) if record.runs == runs}
