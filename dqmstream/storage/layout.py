@@ -44,7 +44,7 @@ NAT = int(np.iinfo(np.int64).min)
 IMPORT_FEED = "import"
 
 
-class Kind(IntEnum):
+class ControlKind(IntEnum):
     """Why an offset holds no row."""
 
     START = 0
@@ -87,7 +87,10 @@ TIMES = ("time", "produced", "committed")
 CONTROL_COLUMNS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "offset": ("int64", {}),
     "until": ("int64", {"long_name": "first offset past the entry"}),
-    "kind": ("uint8", {"flag_values": [k.value for k in Kind], "flag_meanings": " ".join(k.name.lower() for k in Kind)}),
+    "kind": (
+        "uint8",
+        {"flag_values": [k.value for k in ControlKind], "flag_meanings": " ".join(k.name.lower() for k in ControlKind)},
+    ),
     "run": ("int64", {"long_name": "run, -1 where none is known"}),
     "lumisection": ("int64", {"long_name": "lumisection, -1 where none is known"}),
     "reason": ("str", {}),

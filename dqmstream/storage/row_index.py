@@ -13,7 +13,7 @@ import numpy as np
 import zarr
 
 from dqmstream.storage import layout
-from dqmstream.storage.layout import Column, Kind
+from dqmstream.storage.layout import Column, ControlKind
 
 LogKey = tuple[str, int]
 """(feed, partition)"""
@@ -203,7 +203,7 @@ class RowIndex:
     @staticmethod
     def _note_ends(log: LogIndex, runs: np.ndarray, complete: dict[int, str], duplicates: dict[int, int]) -> None:
         kind, control_run, control_offset = log.control["kind"], log.control["run"], log.control["offset"]
-        started = kind == Kind.START
+        started = kind == ControlKind.START
         begun_run = np.concatenate([log.rows["run"], control_run[started]])
         begun_offset = np.concatenate([log.rows["offset"], control_offset[started]])
         # A run ends when another first appears after it; a late row of an older run ends nothing.
@@ -213,9 +213,9 @@ class RowIndex:
         for run in runs.tolist():
             if run != newest:
                 complete.setdefault(run, "next_run")
-        for run in np.unique(control_run[kind == Kind.STOP]).tolist():
+        for run in np.unique(control_run[kind == ControlKind.STOP]).tolist():
             complete[run] = "stop"
-        again, count = np.unique(control_run[kind == Kind.DUPLICATE], return_counts=True)
+        again, count = np.unique(control_run[kind == ControlKind.DUPLICATE], return_counts=True)
         for run, n in zip(again.tolist(), count.tolist(), strict=True):
             duplicates[run] = duplicates.get(run, 0) + n
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.labels.versions import label_versions
-from dqmstream.storage.layout import Kind
+from dqmstream.storage.layout import ControlKind
 from dqmstream.storage.row_index import RunSummary
 
 
@@ -59,5 +59,5 @@ def _feed_status(archive: Archive, feed: str, partition: int, first: int, follow
         "first_offset": first,
         "next_offset": following,
         "rows": following - first - int(spans.sum()),
-        **{kind.name.lower(): int(spans[kinds == kind].sum()) for kind in Kind},
+        **{kind.name.lower(): int(spans[kinds == kind].sum()) for kind in ControlKind},
     }

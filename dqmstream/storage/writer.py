@@ -29,7 +29,7 @@ from dqmstream.storage.archive import Archive
 from dqmstream.storage.clock import ClockSetBack
 from dqmstream.storage.commits import Change
 from dqmstream.storage.imports.datasets import ImportedDatasets
-from dqmstream.storage.layout import IMPORT_FEED, NAT, Column, Kind, Quality
+from dqmstream.storage.layout import IMPORT_FEED, NAT, Column, ControlKind, Quality
 from dqmstream.storage.migrate import migrate
 from dqmstream.storage.row_index import ROW_FIELDS, RowIndex
 
@@ -87,7 +87,7 @@ class Control:
 
     offset: int
     until: int
-    kind: Kind
+    kind: ControlKind
     run: int = -1
     lumisection: int = -1
     reason: str = ""
@@ -229,7 +229,7 @@ class ArchiveWriter:
                 kept = row_columns and {name: row_columns[name] for name in ROW_FIELDS}
                 for_index.append((kept, control_columns))
                 filed, revisions = filed + len(rows), revisions + revised
-                duplicates += sum(entry.kind is Kind.DUPLICATE for entry in control)
+                duplicates += sum(entry.kind is ControlKind.DUPLICATE for entry in control)
             if at != next_offset or next_offset <= expected_offset:
                 raise ValueError(f"the entries end at {at}, the batch at {next_offset}")
             log.attrs["next_offset"] = next_offset
@@ -296,7 +296,7 @@ class ArchiveWriter:
             new = fresh.setdefault((entry.run, entry.lumisection), set())
             if entry.content in stored or entry.content in new:
                 control.append(
-                    Control(entry.offset, entry.offset + 1, Kind.DUPLICATE, entry.run, entry.lumisection, "same content")
+                    Control(entry.offset, entry.offset + 1, ControlKind.DUPLICATE, entry.run, entry.lumisection, "same content")
                 )
                 continue
             revised = bool(stored or new)

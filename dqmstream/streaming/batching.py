@@ -15,7 +15,7 @@ import structlog
 
 from dqmstream.errors import InputError
 from dqmstream.lumisection import MAX_EVENTS
-from dqmstream.storage.layout import ROWS_PER_CHUNK, Kind
+from dqmstream.storage.layout import ROWS_PER_CHUNK, ControlKind
 from dqmstream.storage.writer import ArchiveWriter, Control, DatasetConflict, Entry, OffsetConflict, Row, SourceConflict
 from dqmstream.streaming import source_agreement
 from dqmstream.streaming.dead_letters import DeadLetter, DeadLetters
@@ -153,7 +153,7 @@ class Filer:
         if not pending.entries:
             pending.since = self._clock()
         if piece.gap:
-            pending.add(Control(piece.start, piece.until, Kind.GAP, reason=piece.gap), piece.until)
+            pending.add(Control(piece.start, piece.until, ControlKind.GAP, reason=piece.gap), piece.until)
             return
         self._taken_at = self._clock()
         rows = self._sorter.rows(piece.messages)
@@ -171,7 +171,7 @@ class Filer:
     def _pass_over(pending: _Pending, until: int) -> None:
         """Offsets that hold no message (transaction markers, compaction) are accounted for as holes."""
         if until > pending.until:
-            pending.add(Control(pending.until, until, Kind.HOLE, reason="the feed has no message here"), until)
+            pending.add(Control(pending.until, until, ControlKind.HOLE, reason="the feed has no message here"), until)
 
     def _sort(self, message: Message, pending: _Pending) -> Entry:
         """What a message becomes: a row, a start or stop, or a dead letter."""
@@ -183,7 +183,7 @@ class Filer:
     def _dead(self, message: Message, pending: _Pending, reason: str) -> Control:
         reason = shortened(reason)
         pending.letters[message.offset] = DeadLetter(self._name, self._topic, message, reason)
-        return Control(message.offset, message.offset + 1, Kind.DEAD, reason=reason)
+        return Control(message.offset, message.offset + 1, ControlKind.DEAD, reason=reason)
 
     def due_in(self, more_waits: bool) -> float | None:
         """Seconds until `file_due` has something to do, 0 or less if it has now; None while nothing is pending.
@@ -300,8 +300,8 @@ class Filer:
         self.counts.commits += 1
         for entry in entries:
             if isinstance(entry, Control):
-                self.counts.stops += entry.kind is Kind.STOP
-                self.counts.gaps += entry.kind is Kind.GAP
+                self.counts.stops += entry.kind is ControlKind.STOP
+                self.counts.gaps += entry.kind is ControlKind.GAP
         for letter in letters:
             self.repeats.tell(log.warning, "dead letter", letter.reason, key=letter.key)
         del pending.entries[:count], pending.sizes[:count]

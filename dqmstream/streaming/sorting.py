@@ -16,7 +16,7 @@ import numpy as np
 
 from dqmstream.lumisection import MAX_EVENTS, MAX_NUMBER, MAX_PILEUP, Lumisection, RunStart, content_hash, most_counts
 from dqmstream.storage.archive import Archive
-from dqmstream.storage.layout import Kind
+from dqmstream.storage.layout import ControlKind
 from dqmstream.storage.writer import LATEST_NS, Control, Row, make_row
 from dqmstream.streaming import wire
 from dqmstream.streaming.message import Message
@@ -45,7 +45,7 @@ class Sorter:
         """The message's entry. Raises Undecodable or ValueError, with the reason, where it is none."""
         record = wire.decode(message, crc_required=self._crc_required)
         if not isinstance(record, Lumisection):
-            kind = Kind.START if isinstance(record, RunStart) else Kind.STOP
+            kind = ControlKind.START if isinstance(record, RunStart) else ControlKind.STOP
             return Control(message.offset, message.offset + 1, kind, record.run)
         produced_ns = message.timestamp_ms * NS_PER_MS
         return make_row(

@@ -14,7 +14,7 @@ from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
 from dqmstream.errors import BrokerError
 from dqmstream.lumisection import Record
 from dqmstream.storage.archive import Archive
-from dqmstream.storage.layout import Kind
+from dqmstream.storage.layout import ControlKind
 from dqmstream.storage.writer import ArchiveWriter, Control
 from dqmstream.streaming.kafka import KafkaDeadLetters, KafkaFeed, KafkaSender, check_codecs, create_topic
 from dqmstream.streaming.publisher import publish
@@ -50,7 +50,7 @@ def flags_of(bootstrap: str, topic: str, archive: Path) -> tuple[object, ...]:
     return (*flags, "--no-learn", "--until-idle", 1)
 
 
-def kinds(archive: Archive, kind: Kind) -> list[tuple[int, int]]:
+def kinds(archive: Archive, kind: ControlKind) -> list[tuple[int, int]]:
     """The spans of this kind in the archive's one log."""
     ((feed, partitions),) = archive.offsets().items()
     assert list(partitions) == [0]
@@ -114,7 +114,7 @@ def test_a_batch_that_cannot_be_read_becomes_dead_letters_and_the_next_good_mess
     assert head.run(7)["lumisection"].values.tolist() == list(range(1, 8))
     check_tiling(head)
     dead = [*range(2, 2 + DAMAGED), *range(DAMAGED + 7, DAMAGED + 10)]
-    assert [offset for offset, _ in kinds(head, Kind.DEAD)] == dead
+    assert [offset for offset, _ in kinds(head, ControlKind.DEAD)] == dead
     letters = read_letters(broker.bootstrap, topic, len(dead))
     feed = next(iter(head.offsets()))
     assert [letter.key.decode() for letter in letters] == [f"{feed}/0/{offset}" for offset in dead]
@@ -152,7 +152,9 @@ def test_what_retention_deleted_is_told_with_its_number_or_recorded_as_a_gap(
     create_topic(bootstrap, topic, 1)
     send(bootstrap, topic, range(1, 11))
     with closing(KafkaFeed(bootstrap, topic, "group")) as feed:
-        ArchiveWriter(Archive.create(tmp_path / "A", source=SOURCE)).append(feed.name, 0, [Control(0, 3, Kind.HOLE)], 0, 3)
+        ArchiveWriter(Archive.create(tmp_path / "A", source=SOURCE)).append(
+            feed.name, 0, [Control(0, 3, ControlKind.HOLE)], 0, 3
+        )
     with closing(KafkaAdminClient(bootstrap_servers=bootstrap)) as admin:
         admin.delete_records({TopicPartition(topic, 0): 6})
     flags = flags_of(bootstrap, topic, tmp_path / "A")
@@ -163,7 +165,7 @@ def test_what_retention_deleted_is_told_with_its_number_or_recorded_as_a_gap(
     assert (done["rows"], done["gaps"]) == (4, 1)
     head = Archive.open(tmp_path / "A")
     assert head.run(7)["lumisection"].values.tolist() == [7, 8, 9, 10]
-    assert kinds(head, Kind.GAP) == [(3, 6)]
+    assert kinds(head, ControlKind.GAP) == [(3, 6)]
     check_tiling(head)
 
 

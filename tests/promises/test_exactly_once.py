@@ -18,7 +18,7 @@ from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 from dqmstream.errors import UNFILED, BrokerError, DataLostError
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.locks import exclusive
-from dqmstream.storage.writer import ArchiveWriter, Control, Kind
+from dqmstream.storage.writer import ArchiveWriter, Control, ControlKind
 from dqmstream.streaming.dead_letters import FolderDeadLetters
 from dqmstream.streaming.ingest import Ingest
 from dqmstream.streaming.kafka import MAX_LETTER_BYTES, KafkaFeed, KafkaSender, create_topic
@@ -242,7 +242,7 @@ def test_an_offset_that_the_broker_does_not_have_is_told_loudly(bootstrap: str, 
     feed = KafkaFeed(bootstrap, topic, "group")
     name = feed.name
     archive = Archive.create(tmp_path / "A", source=SOURCE)
-    ArchiveWriter(archive).append(name, 0, [Control(0, 9, Kind.HOLE)], 0, 9)
+    ArchiveWriter(archive).append(name, 0, [Control(0, 9, ControlKind.HOLE)], 0, 9)
     while not (assigned := feed.poll(0.2).assigned):
         pass
     with pytest.raises(DataLostError, match="continues at offset 9, the broker ends at 0"):

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from dqmstream.lumisection import Geometry, Lumisection
 from dqmstream.storage.archive import Archive
-from dqmstream.storage.layout import Kind, feed_path
+from dqmstream.storage.layout import ControlKind, feed_path
 from dqmstream.storage.writer import ArchiveWriter, make_row
 from dqmstream.streaming.dead_letters import FolderDeadLetters
 from dqmstream.streaming.in_process import InProcessFeed
@@ -207,8 +207,15 @@ def test_every_good_message_is_stored_once_among_hostile_ones(bootstrap: str, to
     assert offsets == {0: (0, SIZE)}
     control = head.control(name, 0)
     became = {int(offset): "row" for offset in head.index.logs[(name, 0)].rows["offset"]}
-    fates = {Kind.DEAD: "dead", Kind.DUPLICATE: "duplicate", Kind.START: "control", Kind.STOP: "control"}
-    became |= {int(o): fates[Kind(int(k))] for o, k in zip(control["offset"].values, control["kind"].values, strict=True)}
+    fates = {
+        ControlKind.DEAD: "dead",
+        ControlKind.DUPLICATE: "duplicate",
+        ControlKind.START: "control",
+        ControlKind.STOP: "control",
+    }
+    became |= {
+        int(o): fates[ControlKind(int(k))] for o, k in zip(control["offset"].values, control["kind"].values, strict=True)
+    }
     wrong = [
         (offset, sent.kind, became[offset])
         for offset, sent in enumerate(messages)
@@ -216,7 +223,9 @@ def test_every_good_message_is_stored_once_among_hostile_ones(bootstrap: str, to
     ]
     assert wrong == []
     assert all(
-        reason for reason, kind in zip(control["reason"].values, control["kind"].values, strict=True) if kind == Kind.DEAD
+        reason
+        for reason, kind in zip(control["reason"].values, control["kind"].values, strict=True)
+        if kind == ControlKind.DEAD
     )
     tally = Counter(became.values())
     counts = loop.counts

@@ -19,7 +19,7 @@ from streaming_data_types.dataarray_da00 import deserialise_da00
 
 from dqmstream.errors import ArchiveError
 from dqmstream.storage.archive import Archive
-from dqmstream.storage.layout import Kind
+from dqmstream.storage.layout import ControlKind
 from dqmstream.storage.locks import Lock
 from dqmstream.storage.writer import ArchiveWriter, Control
 from dqmstream.streaming.dead_letters import DeadLetter, FolderDeadLetters
@@ -55,7 +55,7 @@ def assert_equals_oracle(archive: Path, letters: Path, sent: Sequence[Message]) 
         return 0
     kinds = Counter(head.control(FEED, 0)["kind"].values.tolist())
     dead = [message.offset for message in sent[:until] if message.offset % BAD_EVERY == BAD_EVERY - 1]
-    assert (kinds[Kind.DUPLICATE], kinds[Kind.DEAD]) == (duplicates, len(dead))
+    assert (kinds[ControlKind.DUPLICATE], kinds[ControlKind.DEAD]) == (duplicates, len(dead))
     assert sum(kinds.values()) + sum(map(len, of_run.values())) == until  # each offset once
     for offset in dead:
         assert (letters / FEED / "0" / f"{offset}.json").exists()
@@ -159,7 +159,7 @@ def test_a_commit_that_the_disk_did_not_take_is_withdrawn_and_filed_again(
     feed = InProcessFeed(FEED, lambda: iter(sent))
     writer = ArchiveWriter(archive)
     if filed_before:
-        writer.append("other", 0, [Control(0, 1, Kind.START, 5)], 0, 1)
+        writer.append("other", 0, [Control(0, 1, ControlKind.START, 5)], 0, 1)
     before = archive.refresh().snapshot
     loop = Ingest(feed, writer, FolderDeadLetters(tmp_path / "L"), topic="hcal", flush_s=3600)
     _fail_sync(monkeypatch, 1 - filed_before)  # a new writer first asks for what was there
@@ -193,7 +193,7 @@ def test_nothing_is_built_on_a_commit_whose_writer_ended_before_the_disk_had_it(
     assert at
     _fail_sync(monkeypatch, 0)
     with pytest.raises(ArchiveError, match="is not on the disk"):
-        ArchiveWriter(head).append(FEED, 0, [Control(at, at + 1, Kind.START, 5)], at, at + 1)
+        ArchiveWriter(head).append(FEED, 0, [Control(at, at + 1, ControlKind.START, 5)], at, at + 1)
     assert archive.refresh().snapshot == head.snapshot
     monkeypatch.undo()
     assert exit_code_of_writer({**killed, "step": "", "poll": 3, "max_rows": 5}) == 0

@@ -24,7 +24,7 @@ from dqmstream.service.learn import learner_settings
 from dqmstream.service.stopping import Stop, stop_on_signals
 from dqmstream.settings import Settings, load_settings
 from dqmstream.storage.archive import Archive
-from dqmstream.storage.layout import Kind
+from dqmstream.storage.layout import ControlKind
 from dqmstream.storage.writer import ArchiveWriter, Control
 from dqmstream.streaming.batching import IngestCounts
 from dqmstream.streaming.dead_letters import FolderDeadLetters
@@ -150,7 +150,7 @@ def test_status_tells_of_a_dead_learner_what_it_is_behind(source: Archive, tmp_p
     head = Archive.open(tmp_path / "A")
     live = learner_status(head, settings.state_path)["live"]
     assert (live["running"], live["experiences_learnt"], live["experiences_behind"]) == (False, 3, 0)
-    ArchiveWriter(head).append("f", 0, [*rows(head, 9, range(1, 4), 0), Control(3, 4, Kind.STOP, 9)], 0, 4)
+    ArchiveWriter(head).append("f", 0, [*rows(head, 9, range(1, 4), 0), Control(3, 4, ControlKind.STOP, 9)], 0, 4)
     assert learner_status(head.refresh(), settings.state_path)["live"]["experiences_behind"] == 1
 
 

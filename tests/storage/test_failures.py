@@ -20,7 +20,7 @@ from dqmstream.service.consume import consume
 from dqmstream.settings import load_settings
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.images.archive import ImageArchive, import_images
-from dqmstream.storage.layout import IMPORT_FEED, Kind
+from dqmstream.storage.layout import IMPORT_FEED, ControlKind
 from dqmstream.storage.maintenance.export import export
 from dqmstream.storage.writer import ArchiveWriter, Control
 from dqmstream.streaming.dead_letters import FolderDeadLetters
@@ -187,9 +187,9 @@ OF_TABLES: Sequence[tuple[str, Callable[[Archive, Path], object]]] = (
 @pytest.mark.parametrize("kind", ["chunks", "manifests"])
 def test_a_chunk_or_manifest_that_is_missing_or_damaged_is_told(tmp_path: Path, kind: str, how: str) -> None:
     made = Archive.create(tmp_path / "A")
-    entries = [*rows(made, 1, range(1, 11), 0), Control(10, 11, Kind.STOP, 1)]
+    entries = [*rows(made, 1, range(1, 11), 0), Control(10, 11, ControlKind.STOP, 1)]
     ledger: dict[str, str | int] = {"sha256": "0" * 64, "run": 2, "name": "x", "rows": 10, "offset": 0}
-    imported = [Control(0, 1, Kind.START, 2), *rows(made, 2, range(1, 11), 1), Control(11, 12, Kind.STOP, 2)]
+    imported = [Control(0, 1, ControlKind.START, 2), *rows(made, 2, range(1, 11), 1), Control(11, 12, ControlKind.STOP, 2)]
     ArchiveWriter(made).append("f", 0, entries, 0, 11)
     ArchiveWriter(made).append(IMPORT_FEED, 0, imported, 0, 12, ledger)
     _damage(tmp_path / "A" / kind, how)

@@ -17,7 +17,7 @@ from zarr.storage import MemoryStore
 from dqmstream.lumisection import Geometry
 from dqmstream.storage import layout
 from dqmstream.storage.archive import Archive
-from dqmstream.storage.layout import Kind, Quality
+from dqmstream.storage.layout import ControlKind, Quality
 from dqmstream.storage.writer import ArchiveWriter, Control, OffsetConflict, SourceConflict, make_row
 from tests.maps import SOURCE, check_tiling, lumisection, row, rows
 
@@ -114,16 +114,16 @@ def test_a_time_that_no_clock_shows_is_unknown(archive: Archive) -> None:
 
 def test_control_entries_keep_their_reason(archive: Archive) -> None:
     entries = [
-        Control(10, 11, Kind.START, 9),
+        Control(10, 11, ControlKind.START, 9),
         row(archive, 9, 1, 11),
-        Control(12, 13, Kind.DEAD, reason="the value is empty — µ"),
-        Control(13, 17, Kind.HOLE, reason="the feed has no message here"),
-        Control(17, 18, Kind.STOP, 9),
+        Control(12, 13, ControlKind.DEAD, reason="the value is empty — µ"),
+        Control(13, 17, ControlKind.HOLE, reason="the feed has no message here"),
+        Control(17, 18, ControlKind.STOP, 9),
     ]
     ArchiveWriter(archive).append(FEED, 3, entries, 10, 18)
     head = archive.refresh()
     control = head.control(FEED, 3)
-    assert control["kind"].values.tolist() == [Kind.START, Kind.DEAD, Kind.HOLE, Kind.STOP]
+    assert control["kind"].values.tolist() == [ControlKind.START, ControlKind.DEAD, ControlKind.HOLE, ControlKind.STOP]
     assert control["reason"].values.tolist()[1] == "the value is empty — µ"
     assert head.offsets() == {FEED: {3: (10, 18)}}
     assert head.runs()[0].complete == "stop"
@@ -135,14 +135,14 @@ def test_a_run_is_complete_when_a_later_one_begins_in_its_partition(archive: Arc
     writer.append(FEED, 0, rows(archive, 5, range(1, 4), 0), 0, 3)
     writer.append(FEED, 1, rows(archive, 6, range(1, 4), 0), 0, 3)
     assert [s.complete for s in archive.refresh().runs()] == ["", ""]
-    writer.append(FEED, 0, [Control(3, 4, Kind.START, 8)], 3, 4)
+    writer.append(FEED, 0, [Control(3, 4, ControlKind.START, 8)], 3, 4)
     assert {s.run: s.complete for s in archive.refresh().runs()} == {5: "next_run", 6: ""}
 
 
 def test_a_late_row_of_an_older_run_ends_nothing(archive: Archive) -> None:
     writer = ArchiveWriter(archive)
     writer.append(FEED, 0, [*rows(archive, 5, range(1, 4), 0), *rows(archive, 6, range(1, 4), 3)], 0, 6)
-    writer.append(FEED, 0, [row(archive, 5, 4, 6), Control(7, 8, Kind.START, 5)], 6, 8)
+    writer.append(FEED, 0, [row(archive, 5, 4, 6), Control(7, 8, ControlKind.START, 5)], 6, 8)
     assert {s.run: s.complete for s in archive.refresh().runs()} == {5: "next_run", 6: ""}
 
 

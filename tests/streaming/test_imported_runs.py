@@ -12,7 +12,7 @@ import pytest
 from dqmstream.lumisection import Lumisection
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.imports.importer import import_files
-from dqmstream.storage.layout import Kind
+from dqmstream.storage.layout import ControlKind
 from dqmstream.storage.writer import ArchiveWriter, DatasetConflict
 from dqmstream.streaming.dead_letters import FolderDeadLetters
 from dqmstream.streaming.in_process import InProcessFeed
@@ -66,7 +66,7 @@ def test_messages_of_another_data_set_than_the_file_s_are_dead_letters_with_a_re
     assert after.run(RUN + 1)["lumisection"].values.tolist() == [1, 2]  # another run is no concern of the file's
     assert (loop.counts.rows, loop.counts.revisions, loop.counts.dead, loop.counts.duplicates) == (2, 0, 5, 1)
     control = after.control(FEED, 0)
-    reasons = set(control["reason"].values[control["kind"].values == Kind.DEAD].tolist())
+    reasons = set(control["reason"].values[control["kind"].values == ControlKind.DEAD].tolist())
     assert reasons == {
         f"the source is {SOURCE}, and the archive holds run {RUN} of JetHT, from Run{RUN}_Dataset_JetHT.npy: two data sets of "
         "a run belong into two archives"

@@ -15,7 +15,7 @@ import pytest
 from dqmstream.errors import DataLostError
 from dqmstream.lumisection import Record, RunStart, RunStop
 from dqmstream.storage.archive import Archive
-from dqmstream.storage.layout import Kind
+from dqmstream.storage.layout import ControlKind
 from dqmstream.storage.writer import ArchiveWriter
 from dqmstream.streaming.batching import Filer
 from dqmstream.streaming.dead_letters import DeadLetter, FolderDeadLetters
@@ -152,7 +152,7 @@ def test_a_bad_message_is_kept_with_its_reason_and_the_next_good_one_is_stored(a
     head = archive.refresh()
     assert head.run(7)["lumisection"].values.tolist() == [1, 3, 5]
     control = head.control(FEED, 0)
-    dead = control["kind"].values == Kind.DEAD
+    dead = control["kind"].values == ControlKind.DEAD
     assert control["offset"].values[dead].tolist() == [2, 4]
     assert control["reason"].values[dead].tolist()[1] == "no header crc32c"
     letter = json.loads((archive.path.with_name("letters") / FEED / "0" / "2.json").read_text())
@@ -240,7 +240,7 @@ def test_offsets_without_a_message_are_holes(archive: Archive) -> None:
     run_dry(ingest(archive, Holed(FEED, lambda: iter(holed))))
     head = archive.refresh()
     control = head.control(FEED, 0)
-    holes = control["kind"].values == Kind.HOLE
+    holes = control["kind"].values == ControlKind.HOLE
     spans = list(zip(control["offset"].values[holes].tolist(), control["until"].values[holes].tolist(), strict=True))
     assert spans == [(2, 12), (15, 18)]
     check_tiling(head)

@@ -13,7 +13,7 @@ from dqmstream.lumisection import Lumisection
 from dqmstream.service.consume import consume
 from dqmstream.settings import Settings
 from dqmstream.storage.archive import Archive
-from dqmstream.storage.layout import Kind
+from dqmstream.storage.layout import ControlKind
 from dqmstream.storage.writer import ArchiveWriter
 from dqmstream.streaming.dead_letters import FolderDeadLetters
 from dqmstream.streaming.in_process import InProcessFeed
@@ -57,7 +57,7 @@ def numbers(archive: Archive) -> list[int]:
 
 def dead(archive: Archive) -> list[int]:
     control = archive.refresh().control(FEED, 0)
-    return control["offset"].values[control["kind"].values == Kind.DEAD].tolist()
+    return control["offset"].values[control["kind"].values == ControlKind.DEAD].tolist()
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from dqmstream.errors import InputError
 from dqmstream.lumisection import RUN_FILE, check_source
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.imports.run_file import RunFile
-from dqmstream.storage.layout import IMPORT_FEED, Kind, feed_path, read_column
+from dqmstream.storage.layout import IMPORT_FEED, ControlKind, feed_path, read_column
 
 
 def are_one(name: str, other: str) -> bool:
@@ -66,7 +66,7 @@ class ImportedDatasets:
         if files == self._files:
             return
         control = root[f"{feed_path(IMPORT_FEED, 0)}/control"]
-        begun = read_column(control, "kind") == Kind.START
+        begun = read_column(control, "kind") == ControlKind.START
         named = dict(zip(*(read_column(control, name)[begun].tolist() for name in ("offset", "reason")), strict=True))
         columns = (read_column(table, name, self._files, files).tolist() for name in ("name", "run", "offset"))
         for file, run, offset in zip(*columns, strict=True):

@@ -22,7 +22,7 @@ from dqmstream.storage.imports.reading import Progress, check_sources, read_runs
 from dqmstream.storage.imports.rules import ImportRules
 from dqmstream.storage.imports.run_file import Dropped, RunFile
 from dqmstream.storage.labels.luminosity import LuminosityTable
-from dqmstream.storage.layout import IMPORT_FEED, Kind, Quality
+from dqmstream.storage.layout import IMPORT_FEED, ControlKind, Quality
 from dqmstream.storage.writer import ArchiveWriter, Control, Entry, OffsetConflict, Row, SourceConflict, make_row
 
 
@@ -150,7 +150,7 @@ def _import_run(writer: ArchiveWriter, run: CheckedRun, rules: ImportRules, know
 def _parts(archive: Archive, data: RunFile, rules: ImportRules, offset: int) -> Iterator[list[Entry]]:
     """Entries to file: the run's start, its lumisections piece by piece, its stop."""
     quality = Quality.INTERPOLATED if rules.interpolated else Quality.GOOD
-    yield [Control(offset, offset + 1, Kind.START, data.run, reason=data.dataset)]
+    yield [Control(offset, offset + 1, ControlKind.START, data.run, reason=data.dataset)]
     for start, block in data.pieces():
         entries: list[Entry] = []
         for k, counts in enumerate(block, start=start):
@@ -167,4 +167,4 @@ def _parts(archive: Archive, data: RunFile, rules: ImportRules, offset: int) -> 
             )
         yield entries
     stop = offset + 1 + data.size
-    yield [Control(stop, stop + 1, Kind.STOP, data.run)]
+    yield [Control(stop, stop + 1, ControlKind.STOP, data.run)]

@@ -18,7 +18,7 @@ from dqmstream.lumisection import IETA, IPHI, MAX_EVENTS, MAX_NUMBER, check_coun
 from dqmstream.storage import layout
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.labels.versions import LABEL_COLUMNS, VERSION_COLUMNS
-from dqmstream.storage.layout import IMPORT_FEED, ROWS_PER_CHUNK, Kind, Quality
+from dqmstream.storage.layout import IMPORT_FEED, ROWS_PER_CHUNK, ControlKind, Quality
 from dqmstream.storage.maintenance.tables import UNREADABLE, Finding, Table, length_of, line_of, numbered, read_table
 
 CHUNKS_AT_ONCE = 4
@@ -170,7 +170,7 @@ class _Log:
         """Rows and control entries must cover [first_offset, next_offset), each offset once."""
         entries, known = self.control.columns, self.control.both("offset", "until", "kind")
         start, until = entries["offset"][known], entries["until"][known]
-        for entry in np.flatnonzero(known)[(until <= start) | ~np.isin(entries["kind"][known], list(Kind))].tolist():
+        for entry in np.flatnonzero(known)[(until <= start) | ~np.isin(entries["kind"][known], list(ControlKind))].tolist():
             self.findings.append(
                 Finding(f"{self.name} control entry {entry}", "it covers no offset, or its kind means nothing")
             )
@@ -255,7 +255,7 @@ def _check_duplicates(logs: list[_Log], findings: list[Finding]) -> None:
     there = np.concatenate([_pairs(log.rows, np.arange(log.rows.size)) for log in logs]) if logs else np.empty(0, np.int64)
     for log in logs:
         known = log.control.both("kind", *names)
-        entries = np.flatnonzero(known & (log.control.columns["kind"] == Kind.DUPLICATE))
+        entries = np.flatnonzero(known & (log.control.columns["kind"] == ControlKind.DUPLICATE))
         for entry in entries[~np.isin(_pairs(log.control, entries), there)].tolist():
             run, lumisection = (log.control.columns[name][entry] for name in names)
             what = f"a duplicate of run {run}, lumisection {lumisection}, which is not in the archive"
@@ -294,7 +294,7 @@ def _check_imports(group: zarr.Group, log: _Log | None, findings: list[Finding])
         if offset != at:
             findings.append(Finding(where, f"it begins at offset {offset}, the file before ended at {at}"))
         at = stop + 1
-        for end, kind in ((offset, Kind.START), (stop, Kind.STOP)):
+        for end, kind in ((offset, ControlKind.START), (stop, ControlKind.STOP)):
             entry = ends.get(end)
             found = None if entry is None else (log.control.columns["kind"][entry], log.control.columns["run"][entry])
             if found != (kind, run):

@@ -14,7 +14,7 @@ from dqmstream.storage.imports import importer
 from dqmstream.storage.imports.datasets import are_one
 from dqmstream.storage.imports.importer import Imported, import_runs
 from dqmstream.storage.imports.rules import ImportRules
-from dqmstream.storage.layout import Kind
+from dqmstream.storage.layout import ControlKind
 from dqmstream.storage.maintenance.verify import verify
 from dqmstream.storage.writer import ArchiveWriter, Control
 from tests.layouts import depth_maps, dials_rows, write_dials
@@ -126,7 +126,7 @@ def test_of_two_imports_at_once_the_later_is_refused(tmp_path: Path, monkeypatch
 def test_archives_whose_imports_kept_no_data_set_are_told_by_the_names_of_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def without_reason(offset: int, until: int, kind: Kind, run: int = -1, *, reason: str = "") -> Control:
+    def without_reason(offset: int, until: int, kind: ControlKind, run: int = -1, *, reason: str = "") -> Control:
         return Control(offset, until, kind, run)
 
     with monkeypatch.context() as older:

@@ -15,7 +15,7 @@ from numcodecs import Blosc, Zstd
 from dqmstream.lumisection import Lumisection
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.imports.importer import import_files
-from dqmstream.storage.layout import Kind
+from dqmstream.storage.layout import ControlKind
 from dqmstream.storage.maintenance.verify import rows_of, verify
 from dqmstream.storage.writer import ArchiveWriter, Control, Entry, make_row
 from tests.maps import counts, row, rows, write_run
@@ -31,7 +31,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("original")
     archive = Archive.create(folder / "A")
     writer = ArchiveWriter(archive)
-    writer.append(FEED, 0, [Control(40, 41, Kind.START, 1), *rows(archive, 1, range(1, 151), 41)], 40, 191)
+    writer.append(FEED, 0, [Control(40, 41, ControlKind.START, 1), *rows(archive, 1, range(1, 151), 41)], 40, 191)
     writer.append(
         FEED,
         1,
@@ -40,11 +40,11 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
         4,
     )
     others = [
-        Control(191, 192, Kind.DEAD, reason="the value is empty"),
-        Control(192, 197, Kind.HOLE),
-        Control(197, 300, Kind.GAP, reason="the broker deleted it"),
+        Control(191, 192, ControlKind.DEAD, reason="the value is empty"),
+        Control(192, 197, ControlKind.HOLE),
+        Control(197, 300, ControlKind.GAP, reason="the broker deleted it"),
         row(archive, 2, 1, 300, seed=2),
-        Control(301, 302, Kind.STOP, 1),
+        Control(301, 302, ControlKind.STOP, 1),
     ]
     writer.append(FEED, 0, others, 191, 302)
     maps = counts(3, 5)
