@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    import os
+    from pathlib import Path
 
     from dqmstream.experiments.evaluate import Evaluation, evaluate
     from dqmstream.experiments.simulated_runs import simulate_runs
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from dqmstream.storage.archive import Archive
 
 
-def open_archive(path: str | os.PathLike[str], snapshot: str | None = None) -> Archive:
+def open_archive(path: str | Path, snapshot: str | None = None) -> Archive:
     """Open an archive for reading.
 
     Parameters

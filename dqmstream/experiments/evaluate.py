@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import html
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -121,7 +121,7 @@ class Evaluation:
 
 
 def evaluate(
-    runs: Archive | str | os.PathLike[str] | Iterable[RunData],
+    runs: Archive | str | Path | Iterable[RunData],
     strategy: Strategy | str,
     *,
     beside: Sequence[Strategy | str] = BESIDE,
@@ -186,11 +186,11 @@ def evaluate(
     return Evaluation(own.name, [run.run for run in chosen], lines, left_out)
 
 
-def _runs_of(runs: Archive | str | os.PathLike[str] | Iterable[RunData]) -> tuple[Geometry, list[RunData], dict[int, str]]:
+def _runs_of(runs: Archive | str | Path | Iterable[RunData]) -> tuple[Geometry, list[RunData], dict[int, str]]:
     """Geometry, the runs that can be learnt, and the others with the reason."""
     chosen: list[RunData] = []
     left_out: dict[int, str] = {}
-    if isinstance(runs, str | os.PathLike):
+    if isinstance(runs, str | Path):
         runs = Archive.open(runs)
     if isinstance(runs, Archive):
         archive, found = runs, []
