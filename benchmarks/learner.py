@@ -71,7 +71,7 @@ class Course:
         spent = time.process_time() - began
         self.runs += 1
         self.resident_mb.append(resident_mb())
-        return spent, line["seconds"]["learn"]
+        return spent, line.seconds["learn"]
 
     def _past(self, number: int) -> RunData:
         return self._drawn[number % len(self._drawn)]

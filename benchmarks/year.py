@@ -29,6 +29,8 @@ from dqmstream.experiments.figures import canvas
 from dqmstream.experiments.simulator import simulated_run
 from dqmstream.learners.evaluation.evaluator import Evaluator
 from dqmstream.learners.evaluation.history import History, figures
+from dqmstream.learners.evaluation.history_line import HistoryLine
+from dqmstream.learners.evaluation.json_lines import append_line, keep_lines, read_lines
 from dqmstream.learners.maps import RunData
 from dqmstream.learners.monitoring.novelty import Novelty
 from dqmstream.learners.registry import GRADIENT, NAMES, make_strategy
@@ -47,6 +49,9 @@ MEMORY_BYTES = 1_000_000
 
 EVALUATION_SAMPLES = 1000
 """As many as runs: an evaluation of the last run costs what one of the 34th does, and is of one lumisection a run."""
+
+COSTS = "costs.jsonl"
+"""Beside history.jsonl: CPU seconds and resident memory of each run."""
 
 BLOCK = 25
 """Runs between two checkpoints, and those of which the median cost is told."""
@@ -83,12 +88,16 @@ def learnt(name: str, runs: int, memory_bytes: int, folder: Path) -> History:
         for number in range(begun):
             evaluator.add(drawn(number))
     history.cut(begun)
+    if begun and not (folder / COSTS).exists():
+        raise SystemExit(f"{folder} was written by an older version, which kept no {COSTS}: remove it, or give another --out")
+    keep_lines(folder / COSTS, begun)
     for number in range(begun, runs):
         run = drawn(number)
         cpu_s = time.process_time()
         line, _ = learn_and_judge(strategy, {}, evaluator, novelty, number, run, drawn)
         cost = {"cpu_s": round(time.process_time() - cpu_s, 4), "resident_mb": round(resident_mb(), 1)}
-        history.append(line | cost)
+        append_line(folder / COSTS, cost)
+        history.append(line)
         if (number + 1) % BLOCK == 0 or number + 1 == runs:
             meta = checkpoint.CheckpointMeta(
                 experience=number, runs=evaluator.runs, strategy=name, seed=SEED, memory_bytes=memory_bytes,
@@ -96,40 +105,40 @@ def learnt(name: str, runs: int, memory_bytes: int, folder: Path) -> History:
             )  # fmt: skip
             arrays = prefixed("strategy", strategy.state()) | prefixed("novelty", novelty.state())
             checkpoint.save(folder / "checkpoints", meta, arrays)
-            accuracy = np.mean(line["accuracy"]) if number else float("nan")
+            accuracy = np.mean(line.accuracy) if line.accuracy else float("nan")
             print(f"{name}: {number + 1} runs, accuracy {accuracy:.3f}, {cost}", file=sys.stderr, flush=True)
     return history
 
 
-def summary(lines: list[dict[str, Any]]) -> dict[str, Any]:
-    """What a history of the year says at its milestones, and of the cost of its runs."""
+def summary(lines: list[HistoryLine], costs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Figures of a history of the year at its milestones, and the cost of its runs."""
     reached = [runs for runs in MILESTONES if runs <= len(lines)]
     milestones, since = [], 0
     for runs in reached:
         said = figures(lines[:runs])
-        noticed = [line["before"]["new_run_auc"] for line in lines[since:runs] if line["before"]]
+        noticed = [line.before.new_run_auc for line in lines[since:runs] if line.before]
         milestones.append(
             {
                 "runs": runs,
                 "guessing": 1 / runs,
                 "accuracy": said["average_accuracy"],
-                "last_ten": float(np.mean(lines[runs - 1]["accuracy"][-10:])),
+                "last_ten": float(np.mean((lines[runs - 1].accuracy or [])[-10:])),
                 "auc": said["average_auc"],
                 "forgetting": said["forgetting"],
                 "new_run_auc_since": float(np.mean(noticed)),
-                "memory_bytes": lines[runs - 1]["memory_bytes"],
-                **{name: lines[runs - 1]["notes"][name] for name in KEPT if name in lines[runs - 1]["notes"]},
+                "memory_bytes": lines[runs - 1].memory_bytes,
+                **{name: lines[runs - 1].notes[name] for name in KEPT if name in lines[runs - 1].notes},
             }
         )
         since = runs
-    blocks = [lines[start : start + BLOCK] for start in range(0, len(lines), BLOCK)]
+    blocks = [range(start, min(start + BLOCK, len(lines))) for start in range(0, len(lines), BLOCK)]
     return {
         "milestones": milestones,
-        "accuracy": [None if line["accuracy"] is None else round(float(np.mean(line["accuracy"])), 4) for line in lines],
+        "accuracy": [None if line.accuracy is None else round(float(np.mean(line.accuracy)), 4) for line in lines],
         "cost": [
             {
-                "runs": block[-1]["experience"] + 1,
-                **{name: round(median(line[name] for line in block), 4) for name in ("cpu_s", "resident_mb")},
+                "runs": block[-1] + 1,
+                **{name: round(median(costs[i][name] for i in block), 4) for name in ("cpu_s", "resident_mb")},
             }
             for block in blocks
         ],
@@ -172,7 +181,12 @@ def main() -> None:
         parser.error(f"--runs must be {MILESTONES[0]} at least, the first milestone")
     names = asked.strategy or STRATEGIES
     with threadpool_limits(1):
-        found = {name: summary(learnt(name, asked.runs, asked.memory_bytes, asked.out / name).lines) for name in names}
+        found = {
+            name: summary(
+                learnt(name, asked.runs, asked.memory_bytes, asked.out / name).lines, read_lines(asked.out / name / COSTS)
+            )
+            for name in names
+        }
     if asked.figure:
         draw(asked.figure, found)
     told = (

@@ -12,7 +12,8 @@ import numpy as np
 
 from dqmstream.errors import InputError
 from dqmstream.learners.evaluation.evaluator import Evaluator
-from dqmstream.learners.evaluation.history import Line, results
+from dqmstream.learners.evaluation.history import results
+from dqmstream.learners.evaluation.history_line import HistoryLine
 from dqmstream.learners.learnable import why_left_out
 from dqmstream.learners.maps import RunData
 from dqmstream.learners.monitoring.novelty import Novelty
@@ -39,7 +40,7 @@ class Evaluation:
         Name of the strategy.
     runs : list of int
         Runs in the order in which they were learnt.
-    lines : list
+    lines : list of HistoryLine
         The history, a line a run, as `history.jsonl` holds it (docs/learner.md).
     left_out : dict of int to str
         Runs that were not learnt, and why.
@@ -47,7 +48,7 @@ class Evaluation:
 
     strategy: str
     runs: list[int]
-    lines: list[Line]
+    lines: list[HistoryLine]
     left_out: dict[int, str] = field(default_factory=dict)
 
     @property
@@ -177,7 +178,7 @@ def evaluate(
     if len(set(names)) < len(names):
         raise InputError(f"two of the strategies have one name: {', '.join(names)}")
     evaluator, novelty = Evaluator(evaluation_samples), Novelty(geometry, seed)
-    lines: list[Line] = []
+    lines: list[HistoryLine] = []
     by_name = {one.name: one for one in baselines}
     for number, run in enumerate(chosen):
         line, _ = learn_and_judge(own, by_name, evaluator, novelty, number, run, chosen.__getitem__)

@@ -14,7 +14,8 @@ from typing import Any
 import structlog
 
 from dqmstream.errors import UNFILED, BrokerError, DataLostError, InputError, OutOfMemoryError, StateError
-from dqmstream.learners.evaluation.history import prequential_results, read_history, results
+from dqmstream.learners.evaluation.history import read_history, results
+from dqmstream.learners.evaluation.prequential import prequential_results
 from dqmstream.learners.registry import resolve
 from dqmstream.lumisection import Geometry
 from dqmstream.service.learn import check_learner

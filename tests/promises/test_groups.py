@@ -250,7 +250,7 @@ def test_one_learner_learns_for_all_workers_of_an_archive(bootstrap: str, topic:
         lab.publish()
         # A learner that was started beside the one that learns ends again when it finds the place taken.
         lab.wait(lambda: history.exists() and len(read_history(history)) == 3 and len(learners_of(lab.workers)) == 1)
-        assert sorted(line["run"] for line in read_history(history)) == [summary.run for summary in source.runs()]
+        assert sorted(line.run for line in read_history(history)) == [summary.run for summary in source.runs()]
         lab.check()
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from dqmstream.learners.evaluation.history import Line, figures
+from dqmstream.learners.evaluation.history import figures
+from dqmstream.learners.evaluation.history_line import HistoryLine
 from dqmstream.learners.evaluation.metrics import drops, matrix
 
 
@@ -49,12 +50,13 @@ def figures_of(record: Mapping[str, Any]) -> CellFigures:
     """The figures of a record as `cells.run_cell` makes it; as they are where it holds nothing else (`results_table`)."""
     if "figures" in record:
         return CellFigures(**record["figures"])
-    lines, found = record["lines"], figures(record["lines"])
+    lines = [HistoryLine.from_json(line) for line in record["lines"]]
+    found = figures(lines)
     last, calibration = lines[-1], found["calibration"] or {}
     return CellFigures(
-        run=[line["run"] for line in lines],
-        accuracy_by_run=last["accuracy"],
-        auc_by_run=last["auc"],
+        run=[line.run for line in lines],
+        accuracy_by_run=last.accuracy or [],
+        auc_by_run=last.auc or [],
         forgetting_by_run=lost(lines).tolist(),
         accuracy=found["average_accuracy"],
         auc=found["average_auc"],
@@ -64,18 +66,18 @@ def figures_of(record: Mapping[str, Any]) -> CellFigures:
         ece=calibration.get("ece"),
         ece_calibrated=calibration.get("ece_calibrated"),
         worth=record["worth"],
-        lumisections_trained=sum(line["samples"] for line in lines) if "samples" in lines[0] else None,
+        lumisections_trained=sum(line.samples or 0 for line in lines) if lines[0].samples is not None else None,
         flops=found["flops"],
-        memory_bytes=last.get("memory_bytes"),
-        state_bytes=last.get("state_bytes"),
+        memory_bytes=last.memory_bytes,
+        state_bytes=last.state_bytes,
         seconds=record["seconds"],
-        learn_seconds=sum(line["seconds"]["learn"] for line in lines) if "seconds" in lines[0] else None,
+        learn_seconds=sum(line.seconds["learn"] for line in lines) if lines[0].seconds else None,
         versions=record["versions"],
         commit=record["commit"],
         code=record["code"],
     )
 
 
-def lost(lines: Sequence[Line]) -> np.ndarray:
+def lost(lines: Sequence[HistoryLine]) -> np.ndarray:
     """What each run but the last has lost since it was known best: shape (runs - 1,), empty before three runs."""
-    return np.array(drops(matrix([line["accuracy"] for line in lines]), max))
+    return np.array(drops(matrix([line.accuracy for line in lines]), max))

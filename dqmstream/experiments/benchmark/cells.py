@@ -24,7 +24,7 @@ from dqmstream.experiments.provenance import code_digest, commit, versions
 from dqmstream.experiments.simulator import LIVE, SimulatedRun, stream
 from dqmstream.experiments.statistics import effective_count
 from dqmstream.learners.evaluation.evaluator import Evaluator, Scores, evaluate_row
-from dqmstream.learners.evaluation.history import Line
+from dqmstream.learners.evaluation.history_line import HistoryLine
 from dqmstream.learners.maps import Maps, RunData
 from dqmstream.learners.monitoring.novelty import Novelty
 from dqmstream.learners.registry import GRADIENT, make_strategy, recipe_of
@@ -85,7 +85,7 @@ def run_cell(cell: Cell) -> dict[str, Any]:
         worth = effective_count(scores.log_probability.argmax(axis=1), scores.labels, scores.lumisection)
     return {
         "cell": asdict(cell),
-        "lines": lines,
+        "lines": [line.to_json() for line in lines],
         "worth": worth,
         "seconds": round(time.perf_counter() - began, 3),
         "code": code_digest(),
@@ -106,7 +106,7 @@ def as_run_data(run: SimulatedRun, split: Split) -> RunData:
     return RunData(run.run, maps, split.assign(lumisection))
 
 
-def learnt_lines(cell: Cell, simulated: Sequence[SimulatedRun], split: Split) -> tuple[list[Line], Scores | None]:
+def learnt_lines(cell: Cell, simulated: Sequence[SimulatedRun], split: Split) -> tuple[list[HistoryLine], Scores | None]:
     """Learn the runs one after another and judge the strategy after each: the lines, and what the last evaluation said."""
     if cell.strategy in GRADIENT:
         set_threads(1)
@@ -128,7 +128,7 @@ def learnt_lines(cell: Cell, simulated: Sequence[SimulatedRun], split: Split) ->
     return lines, scores
 
 
-def bound_lines(cell: Cell, simulated: Sequence[SimulatedRun], split: Split) -> tuple[list[Line], Scores]:
+def bound_lines(cell: Cell, simulated: Sequence[SimulatedRun], split: Split) -> tuple[list[HistoryLine], Scores]:
     """What a bound says after each run, on the lumisections that an `Evaluator` of the same budget keeps at the end.
 
     Its scores of a run do not depend on the others, so one table serves all rows.
@@ -137,13 +137,12 @@ def bound_lines(cell: Cell, simulated: Sequence[SimulatedRun], split: Split) -> 
     for run in simulated:
         evaluator.add(as_run_data(run, split))
     all_runs = evaluator.score(_Bound(cell.strategy, [RunTruth.of(run) for run in simulated]))
-    lines: list[Line] = []
+    lines: list[HistoryLine] = []
     for number, run in enumerate(simulated):
         seen = all_runs.labels <= number
         log_probability = log_softmax(all_runs.log_probability[seen, : number + 1], axis=1)
         row = evaluate_row(Scores(log_probability, all_runs.labels[seen], all_runs.lumisection[seen])) if number else None
-        judged = asdict(row) if row else dict.fromkeys(("accuracy", "auc", "auc_fixed"))
-        lines.append({"experience": number, "run": run.run, "strategy": cell.strategy, **judged})
+        lines.append(HistoryLine(number, run.run, cell.strategy, **(asdict(row) if row else {})))
     return lines, all_runs
 
 

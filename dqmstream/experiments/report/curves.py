@@ -8,7 +8,8 @@ import numpy as np
 
 from dqmstream.experiments.report.learner_records import LearnerRecord
 from dqmstream.learners.evaluation.evaluator import auc, newest_of_run, roc_curve
-from dqmstream.learners.evaluation.history import Line, results
+from dqmstream.learners.evaluation.history import results
+from dqmstream.learners.evaluation.history_line import HistoryLine
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +40,7 @@ def square(rows: list[list[float | None]]) -> np.ndarray:
     return np.array(rows, dtype=np.float64).reshape(len(rows), len(rows))
 
 
-def course(name: str, lines: list[Line], *, beside: bool) -> Course:
+def course(name: str, lines: list[HistoryLine], *, beside: bool) -> Course:
     """Average accuracy and forgetting after each experience (`learners.evaluation.metrics`), in one pass over the matrix."""
     values = square(results(lines)["accuracy_matrix"])
     size = len(values)

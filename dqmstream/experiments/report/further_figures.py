@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dqmstream.experiments.report.learner_records import LearnerRecord, baselines
-from dqmstream.learners.evaluation.history import Line, beside_joint, figures, results
+from dqmstream.learners.evaluation.history import beside_joint, figures, results
+from dqmstream.learners.evaluation.history_line import HistoryLine
 
 LOWER, UPPER = "naive", "joint"
 """Strategies between which a learner's share of the gap is measured, where both have learnt the same runs."""
@@ -43,7 +44,7 @@ def further_figures(records: Sequence[LearnerRecord]) -> list[FurtherFigures]:
     return [_figures_of(name, lines, records) for name, lines in everyone]
 
 
-def _figures_of(name: str, lines: list[Line], records: Sequence[LearnerRecord]) -> FurtherFigures:
+def _figures_of(name: str, lines: list[HistoryLine], records: Sequence[LearnerRecord]) -> FurtherFigures:
     own = figures(lines)
     calibration = own["calibration"] or {}
     return FurtherFigures(
@@ -62,9 +63,9 @@ def _figures_of(name: str, lines: list[Line], records: Sequence[LearnerRecord]) 
     )
 
 
-def _gap_closed(lines: list[Line], records: Sequence[LearnerRecord]) -> float | None:
+def _gap_closed(lines: list[HistoryLine], records: Sequence[LearnerRecord]) -> float | None:
     """Beside the first naive and the first joint learner of the same runs in the same order; None where one is missing."""
-    runs = [line["run"] for line in lines]
+    runs = [line.run for line in lines]
     bounds = {record.strategy: record.lines for record in reversed(records) if record.runs == runs}
     if LOWER not in bounds or UPPER not in bounds:
         return None

@@ -15,7 +15,9 @@ import numpy as np
 
 from dqmstream.errors import StateError
 from dqmstream.learners.evaluation.evaluator import newest_of_run
-from dqmstream.learners.evaluation.history import Line, baseline_lines, prequential_results, read_history
+from dqmstream.learners.evaluation.history import baseline_lines, read_history
+from dqmstream.learners.evaluation.history_line import HistoryLine
+from dqmstream.learners.evaluation.prequential import prequential_results
 from dqmstream.learners.stream.ledger import Experience, newest_lines, read_ledger
 from dqmstream.learners.stream.state_folder import LIVE, read_json, read_status
 from dqmstream.storage.archive import Archive
@@ -36,14 +38,14 @@ class LearnerRecord:
     reference: version of the reference that it was given, "" if it takes the first run. recipe: what differs from its
     strategy's own. lines: of its history, at least one. experiences: of its ledger, learnt or not. left_out: run to the reason.
     late: run to the number of lumisections that were filed after the run was learnt. scores: None after one run.
-    prequential: accuracy over its windows (`learners.evaluation.history`), None if it takes no windows.
+    prequential: accuracy over its windows (`learners.evaluation.prequential`), None if it takes no windows.
     """
 
     name: str
     strategy: str
     reference: str
     recipe: dict[str, Any]
-    lines: list[Line]
+    lines: list[HistoryLine]
     experiences: list[Experience]
     left_out: dict[int, str]
     late: dict[str, int]
@@ -52,7 +54,7 @@ class LearnerRecord:
 
     @property
     def runs(self) -> list[int]:
-        return [int(line["run"]) for line in self.lines]
+        return [line.run for line in self.lines]
 
     @property
     def learnt(self) -> list[Experience]:
@@ -92,7 +94,7 @@ def _read_record(archive: Archive, folder: Path) -> LearnerRecord | None:
     lines = lines[: number + 1]
     ledger = read_ledger(folder / "ledger.jsonl")
     experiences = [line for line in ledger if line.id is not None]
-    if [experience.run for experience in experiences[: len(lines)]] != [line["run"] for line in lines]:
+    if [experience.run for experience in experiences[: len(lines)]] != [line.run for line in lines]:
         raise StateError(f"{folder}: ledger and history name different runs; learn again with `dqmstream replay`")
     return LearnerRecord(
         name=folder.name,
@@ -121,7 +123,7 @@ def _read_scores(folder: Path, known: int) -> tuple[int, LastScores | None]:
         raise StateError(f"{files[-1]} cannot be read ({error}): try again when its learner has written it") from error
 
 
-def baselines(records: Sequence[LearnerRecord]) -> Iterator[tuple[str, LearnerRecord, list[Line]]]:
+def baselines(records: Sequence[LearnerRecord]) -> Iterator[tuple[str, LearnerRecord, list[HistoryLine]]]:
     """Yield each baseline once: its name, the learner that it ran beside, its lines.
 
     Beside two learners of the same runs a baseline does the same, and beside one that has learnt fewer runs the beginning of
@@ -129,9 +131,9 @@ def baselines(records: Sequence[LearnerRecord]) -> Iterator[tuple[str, LearnerRe
     """
     seen: dict[str, list[list[Any]]] = {}
     for record in records:
-        for name in sorted(record.lines[-1]["baselines"]):
+        for name in sorted(record.lines[-1].baselines):
             lines = baseline_lines(record.lines, name)
-            said = [(line["run"], line["accuracy"]) for line in lines]
+            said = [(line.run, line.accuracy) for line in lines]
             known = seen.setdefault(name, [])
             if all(other[: len(said)] != said for other in known):
                 known.append(said)

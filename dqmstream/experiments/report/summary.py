@@ -11,7 +11,8 @@ from scipy.stats import binom
 from dqmstream.experiments.report.learner_records import LearnerRecord, baselines
 from dqmstream.experiments.statistics import chance_interval
 from dqmstream.learners.closed_form.baselines import RingMeans
-from dqmstream.learners.evaluation.history import Line, results
+from dqmstream.learners.evaluation.history import results
+from dqmstream.learners.evaluation.history_line import HistoryLine
 
 SURE = 0.001
 """An accuracy is called a find if guessing reaches it less often than this; one row in forty leaves the 95 % interval."""
@@ -62,7 +63,7 @@ def summarise(records: Sequence[LearnerRecord]) -> list[SummaryRow]:
     return rows
 
 
-def _row(name: str, kind: str, strategy: str, record: LearnerRecord, lines: list[Line]) -> SummaryRow:
+def _row(name: str, kind: str, strategy: str, record: LearnerRecord, lines: list[HistoryLine]) -> SummaryRow:
     found = results(lines)
     accuracy, learner = found["average_accuracy"], kind == "learner"
     classes = len(set(record.runs))

@@ -5,11 +5,11 @@ The temperature is fitted on validation lumisections alone, so that what it does
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
+
+from dqmstream.learners.evaluation.history_line import Calibration
 
 BINS = 15
 """Bins of equal width in (0, 1], as Guo et al. have them."""
@@ -17,20 +17,6 @@ BINS = 15
 COLDEST, HOTTEST = 1e-2, 1e4
 """Temperatures between which the fit looks. A fit at the coldest means that validation was named without an error and shows no
 limit to how sure one may be; at the hottest, that the scores say nothing of the run."""
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Of the test lumisections: negative log-likelihood (in nats) and calibration error as given, and at `temperature`.
-
-    temperature and what follows from it are None where no validation lumisection was at hand.
-    """
-
-    nll: float
-    ece: float
-    temperature: float | None
-    nll_calibrated: float | None
-    ece_calibrated: float | None
 
 
 def calibrate(

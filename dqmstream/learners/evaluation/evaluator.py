@@ -16,6 +16,7 @@ from scipy.special import log_softmax
 from scipy.stats import rankdata
 
 from dqmstream.errors import StateError
+from dqmstream.learners.evaluation.history_line import BeforeLearning
 from dqmstream.learners.maps import Maps, RunData, joined
 from dqmstream.learners.memory.map_codec import packed, unpacked
 from dqmstream.learners.monitoring.novelty import Novelty
@@ -67,7 +68,7 @@ def roc_curve(positive: np.ndarray, negative: np.ndarray) -> tuple[np.ndarray, n
 
 
 @dataclass(frozen=True)
-class Row:
+class MatrixRow:
     """Row t of the matrices: one entry for each run seen."""
 
     accuracy: list[float]
@@ -85,23 +86,6 @@ class Scores:
     log_probability: np.ndarray
     labels: np.ndarray
     lumisection: np.ndarray
-
-
-@dataclass(frozen=True)
-class BeforeLearning:
-    """What the learner said of a run before it learnt it.
-
-    new_run_auc: AUC of `this lumisection is of no run I know`, by the score beside every learner
-    (`learners.monitoring.novelty`), the new
-    run's test lumisections against those of `NOTICED` known runs at most, as many of each. probability_auc: the same against
-    all by 1 - the learner's largest probability. nearest_run: the known run that the learner took them for, with the mean
-    probability.
-    """
-
-    new_run_auc: float
-    probability_auc: float
-    nearest_run: int
-    nearest_probability: float
 
 
 def newest_of_run(runs: Sequence[int]) -> np.ndarray:
@@ -231,7 +215,7 @@ class Evaluator:
         )
 
 
-def evaluate_row(scores: Scores, newest: np.ndarray | None = None) -> Row:
+def evaluate_row(scores: Scores, newest: np.ndarray | None = None) -> MatrixRow:
     """Accuracy and AUC of each run.
 
     newest: as `Evaluator.newest` gives it, where a run may have been learnt twice; its experiences have the same figures.
@@ -251,7 +235,7 @@ def evaluate_row(scores: Scores, newest: np.ndarray | None = None) -> Row:
     among_first = np.logaddexp.accumulate(by_run, axis=0)
     end = np.searchsorted(labels, np.arange(len(by_run)), side="right")
     counts = np.diff(end, prepend=0)
-    row = Row([], [], [])
+    row = MatrixRow([], [], [])
     for i, of_run in enumerate(by_run):
         if not counts[i]:
             continue
@@ -264,7 +248,7 @@ def evaluate_row(scores: Scores, newest: np.ndarray | None = None) -> Row:
     if newest is None:
         return row
     place = np.cumsum(counts > 0) - 1
-    return Row(*([figures[place[i]] for i in newest] for figures in (row.accuracy, row.auc, row.auc_fixed)))
+    return MatrixRow(*([figures[place[i]] for i in newest] for figures in (row.accuracy, row.auc, row.auc_fixed)))
 
 
 def _auc_within(scores: np.ndarray, positive: slice) -> float:

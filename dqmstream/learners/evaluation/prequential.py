@@ -7,11 +7,14 @@ windows later, and only then can it be counted, and learnt.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from dqmstream.errors import InputError
+from dqmstream.errors import InputError, StateError
+from dqmstream.learners.evaluation.json_lines import Entries, read_lines
 
 
 @dataclass(frozen=True)
@@ -101,3 +104,69 @@ class Prequential:
         sliding = sum(hits for hits, _ in self._last) / sum(count for _, count in self._last)
         self.judged += 1
         return Judged(self.judged - 1, right, total, self._right / self._total, sliding)
+
+
+@dataclass(frozen=True)
+class WindowLine(Entries):
+    """A window whose labels have come, as a line of windows.jsonl; the entries stand in this order.
+
+    window: its number in the stream. of_run: its number in the run. first, last: numbers of its first and last lumisection.
+    lumisections: that are not blank. right: how many of them were named right. cumulative, sliding: as in `Judged`. known:
+    whether the learner had begun to learn the run when the window arrived. classes: runs known by then. no_change: how many
+    would have been right had every one been given the run whose label came last. named: each run that was named and how often.
+    snapshot: of the archive.
+    """
+
+    window: int
+    run: int
+    of_run: int
+    first: int
+    last: int
+    lumisections: int
+    right: int
+    cumulative: float
+    sliding: float
+    known: bool
+    classes: int
+    no_change: int
+    named: list[list[int]]
+    snapshot: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The line as a JSON object."""
+        return asdict(self)
+
+
+def read_windows(path: Path) -> list[WindowLine]:
+    """The lines of a windows.jsonl; none where it does not exist. Raises StateError for any other file."""
+    try:
+        return [WindowLine.from_json(line) for line in read_lines(path)] if path.exists() else []
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise StateError(f"{path} holds no windows: {error}") from error
+
+
+def prequential_results(path: Path) -> dict[str, Any] | None:
+    """The prequential accuracy over a windows.jsonl; None where no window was judged.
+
+    accuracy: over all lumisections. accuracy_sliding: over those of the last windows. known: share of the lumisections whose
+    run the learner had begun to learn when they arrived. accuracy_known: over these. no_change: accuracy of always naming the
+    run whose label came last, which needs no map. guessing: accuracy of drawing one of the known runs. by_window: the lines.
+    """
+    lines = read_windows(path)
+    if not lines:
+        return None
+    size, right, no_change, classes = (
+        np.array([getattr(line, name) for line in lines]) for name in ("lumisections", "right", "no_change", "classes")
+    )
+    known = np.array([line.known for line in lines])
+    return {
+        "windows": len(lines),
+        "lumisections": int(size.sum()),
+        "accuracy": lines[-1].cumulative,
+        "accuracy_sliding": lines[-1].sliding,
+        "known": float(size[known].sum() / size.sum()),
+        "accuracy_known": float(right[known].sum() / size[known].sum()) if known.any() else None,
+        "no_change": float(no_change.sum() / size.sum()),
+        "guessing": float((size * known / classes).sum() / size.sum()),
+        "by_window": [line.to_json() for line in lines],
+    }

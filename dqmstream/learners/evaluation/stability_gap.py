@@ -8,11 +8,11 @@ within a number of lumisections that is fixed for a training however long it is 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from dqmstream.errors import InputError, StateError
+from dqmstream.learners.evaluation.history_line import Watched
 from dqmstream.learners.maps import Maps, RunData
 from dqmstream.learners.memory.map_codec import packed, unpacked
 from dqmstream.learners.splits import Part
@@ -26,19 +26,6 @@ MOMENTS = 20
 
 THINNING = 1.2
 """After its call n, the next look is at call 1.2 n or the next one: 20 looks reach call 80."""
-
-
-@dataclass(frozen=True)
-class Watched:
-    """lowest: class -> lowest accuracy of the watched runs in the course of a training and at its end.
-
-    moments: how often one looked. calls: how often the strategy would have let one. lumisections: scored in all.
-    """
-
-    lowest: Mapping[int, float]
-    moments: int
-    calls: int
-    lumisections: int
 
 
 class Watcher:

@@ -8,23 +8,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
-from typing import Any
 
 import numpy as np
 
 from dqmstream.learners.blank import blank
 from dqmstream.learners.evaluation.calibration import calibrate
 from dqmstream.learners.evaluation.evaluator import Evaluator, Scores, evaluate_row
-from dqmstream.learners.evaluation.history import Line
-from dqmstream.learners.evaluation.stability_gap import Watched, Watcher
+from dqmstream.learners.evaluation.history_line import BaselineEntry, HistoryLine, Watched
+from dqmstream.learners.evaluation.stability_gap import Watcher
 from dqmstream.learners.maps import RunData
 from dqmstream.learners.monitoring.novelty import Novelty
 from dqmstream.learners.splits import Part
 from dqmstream.learners.strategy import LearnLog, Past, Strategy
 from dqmstream.learners.stream.heap import give_back
-
-_JUDGED = ("accuracy", "auc", "auc_fixed", "calibration")
 
 
 def learn_and_judge(
@@ -36,7 +32,7 @@ def learn_and_judge(
     run: RunData,
     past: Past,
     watcher: Watcher | None = None,
-) -> tuple[Line, Scores | None]:
+) -> tuple[HistoryLine, Scores | None]:
     """Learn experience `number` (0, 1, 2, ... without a hole) and judge it.
 
     strategy, baselines, evaluator, novelty and watcher have seen the experiences before this one, and this one afterwards.
@@ -50,7 +46,7 @@ def learn_and_judge(
     """
     clock = Clock()
     again = evaluator.earlier(run.run)
-    before = asdict(evaluator.before(strategy, novelty, run)) if len(set(evaluator.runs)) >= 2 and not again else None
+    before = evaluator.before(strategy, novelty, run) if len(set(evaluator.runs)) >= 2 and not again else None
     beyond = novelty.beyond(run.maps)
     clock.lap("evaluate")
     learn_log, watched = _learn(strategy, number, run, past, watcher if number >= 2 else None, clock)
@@ -64,29 +60,32 @@ def learn_and_judge(
     if watcher is not None:
         watcher.add(number, run, again)
     several = len(set(evaluator.runs)) > 1
-    judged, scores = _judge(strategy, evaluator) if several else (dict.fromkeys(_JUDGED), None)
-    beside = {name: _judge_baseline(baseline, evaluator) if several else None for name, baseline in baselines.items()}
+    judged, scores = _judge(strategy, evaluator) if several else (BaselineEntry(), None)
+    beside = {name: _judge(baseline, evaluator)[0] if several else None for name, baseline in baselines.items()}
     clock.lap("evaluate")
-    line: Line = {
-        "experience": number,
-        "run": run.run,
-        "strategy": strategy.name,
-        "lumisections": {part.name.lower(): int(np.sum(run.parts == part)) for part in Part},
-        "reference": {**(novelty.told() or {}), "beyond": None if beyond is None else int(beyond.sum())},
-        "blank": int(np.sum(blank(run.maps.counts))),
-        **judged,
-        "baselines": beside,
-        "before": before,
-        "watched": watched and asdict(watched) | {"lowest": list(watched.lowest.items())},
-        "loss": [round(value, 6) for value in learn_log.loss],
-        "samples": learn_log.samples,
-        "notes": learn_log.notes,
-        "flops": learn_log.flops,
-        "baseline_flops": baseline_flops,
-        "memory_bytes": strategy.memory_bytes(),
-        "state_bytes": strategy.state_bytes(),
-        "seconds": clock.seconds,
-    }
+    line = HistoryLine(
+        experience=number,
+        run=run.run,
+        strategy=strategy.name,
+        lumisections={part.name.lower(): int(np.sum(run.parts == part)) for part in Part},
+        reference={**(novelty.told() or {}), "beyond": None if beyond is None else int(beyond.sum())},
+        blank=int(np.sum(blank(run.maps.counts))),
+        accuracy=judged.accuracy,
+        auc=judged.auc,
+        auc_fixed=judged.auc_fixed,
+        calibration=judged.calibration,
+        baselines=beside,
+        before=before,
+        watched=watched,
+        loss=[round(value, 6) for value in learn_log.loss],
+        samples=learn_log.samples,
+        notes=learn_log.notes,
+        flops=learn_log.flops,
+        baseline_flops=baseline_flops,
+        memory_bytes=strategy.memory_bytes(),
+        state_bytes=strategy.state_bytes(),
+        seconds=clock.seconds,
+    )
     give_back()
     return line, scores
 
@@ -111,15 +110,18 @@ def _learn(
     return learn_log, watched
 
 
-def _judge(strategy: Strategy, evaluator: Evaluator) -> tuple[dict[str, Any], Scores]:
+def _judge(strategy: Strategy, evaluator: Evaluator) -> tuple[BaselineEntry, Scores]:
     scores, validation = evaluator.score(strategy), evaluator.score_validation(strategy)
-    calibration = calibrate(scores.log_probability, scores.labels, validation.log_probability, validation.labels)
-    return asdict(evaluate_row(scores, evaluator.newest())) | {"calibration": asdict(calibration)}, scores
-
-
-def _judge_baseline(baseline: Strategy, evaluator: Evaluator) -> dict[str, Any]:
-    judged, _ = _judge(baseline, evaluator)
-    return judged | {"memory_bytes": baseline.memory_bytes(), "state_bytes": baseline.state_bytes()}
+    row = evaluate_row(scores, evaluator.newest())
+    entry = BaselineEntry(
+        accuracy=row.accuracy,
+        auc=row.auc,
+        auc_fixed=row.auc_fixed,
+        calibration=calibrate(scores.log_probability, scores.labels, validation.log_probability, validation.labels),
+        memory_bytes=strategy.memory_bytes(),
+        state_bytes=strategy.state_bytes(),
+    )
+    return entry, scores
 
 
 class Clock:

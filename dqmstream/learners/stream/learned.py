@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dqmstream.learners.evaluation.evaluator import Evaluator, Scores
-from dqmstream.learners.evaluation.history import Line
+from dqmstream.learners.evaluation.history_line import HistoryLine
 from dqmstream.learners.evaluation.stability_gap import Watcher
 from dqmstream.learners.maps import RunData
 from dqmstream.learners.monitoring.novelty import Novelty
@@ -37,7 +37,7 @@ class Taught:
             one.set_reference(reference)
         self.novelty.set_reference(reference)
 
-    def learn(self, number: int, run: RunData, past: Past) -> tuple[Line, Scores | None]:
+    def learn(self, number: int, run: RunData, past: Past) -> tuple[HistoryLine, Scores | None]:
         """`learners.stream.experience.learn_and_judge`."""
         return learn_and_judge(self.strategy, self.baselines, self.evaluator, self.novelty, number, run, past, self.watcher)
 

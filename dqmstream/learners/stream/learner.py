@@ -24,7 +24,8 @@ import structlog
 from dqmstream import __version__
 from dqmstream.errors import InputError, StateError
 from dqmstream.learners.evaluation.evaluator import Evaluator, Scores
-from dqmstream.learners.evaluation.history import History, newest_average, prequential_results, results
+from dqmstream.learners.evaluation.history import History, newest_average, results
+from dqmstream.learners.evaluation.prequential import prequential_results
 from dqmstream.learners.evaluation.stability_gap import Watcher
 from dqmstream.learners.learnable import why_left_out
 from dqmstream.learners.maps import RunData
@@ -236,9 +237,8 @@ class Learner:
             return
         clock.lap("read")
         judged, scores = self._taught.learn(number, run, self._past)
-        seconds = clock.seconds | judged["seconds"]
-        line = judged | {"snapshot": experience.snapshot, "seed": self.settings.seed, "seconds": seconds}
-        self.history.append(line)
+        seconds = clock.seconds | judged.seconds
+        self.history.append(replace(judged, snapshot=experience.snapshot, seed=self.settings.seed, seconds=seconds))
         self._write_scores(number, scores)
         self._checkpoint(experience, number)
         self.learnt = number + 1

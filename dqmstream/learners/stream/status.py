@@ -41,7 +41,7 @@ def _status(folder: Path, summaries: list[RunSummary], hang_s: float) -> dict[st
         **life(folder, hang_s),
         "experiences_learnt": len(lines),
         "experiences_behind": len(not_frozen) + sum(line.id is not None for line in frozen) - len(lines),
-        "last_run": lines[-1]["run"] if lines else None,
+        "last_run": lines[-1].run if lines else None,
         "average_accuracy": newest_average(lines),
         "late_lumisections": {run: lumisections for run, lumisections in came_late.items() if lumisections},
     }

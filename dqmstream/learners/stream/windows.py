@@ -24,8 +24,8 @@ from scipy.special import log_softmax
 from dqmstream.errors import StateError
 from dqmstream.learners.blank import telling
 from dqmstream.learners.evaluation.evaluator import by_run
-from dqmstream.learners.evaluation.history import append_line, read_history, write_lines
-from dqmstream.learners.evaluation.prequential import Judged, Prequential
+from dqmstream.learners.evaluation.json_lines import append_line, keep_lines
+from dqmstream.learners.evaluation.prequential import Judged, Prequential, WindowLine, read_windows
 from dqmstream.learners.learnable import FEWEST, lit
 from dqmstream.learners.maps import RunData
 from dqmstream.learners.saved_state import prefixed, within
@@ -56,11 +56,7 @@ class _Waiting:
 class Windows:
     """What a learner does between two runs. The first run has no windows: there is nothing to tell it from.
 
-    judged: windows whose label has come, one line each in windows.jsonl: window (its number), run, of_run (its number in the
-    run), first, last, lumisections (that are not blank), right (as many were named right), cumulative and sliding
-    (`learners.evaluation.prequential`), known (whether anything of the run had been learnt when it came), classes (runs known
-    then),
-    no_change (right, had the run whose label came last been named), named (run, how often), snapshot.
+    judged: windows whose label has come; each is a `WindowLine` of windows.jsonl.
     """
 
     def __init__(
@@ -135,22 +131,22 @@ class Windows:
         self._newest, self.accuracy = line.run, judged.cumulative
         append_line(
             self._folder.windows,
-            {
-                "window": judged.number,
-                "run": line.run,
-                "of_run": line.window,
-                "first": line.first,
-                "last": line.last,
-                "lumisections": judged.total,
-                "right": judged.right,
-                "cumulative": judged.cumulative,
-                "sliding": judged.sliding,
-                "known": was.is_known,
-                "classes": was.classes,
-                "no_change": judged.total if was.newest == line.run else 0,
-                "named": [[int(run), int(count)] for run, count in zip(runs, counts, strict=True)],
-                "snapshot": line.snapshot,
-            },
+            WindowLine(
+                window=judged.number,
+                run=line.run,
+                of_run=line.window or 0,
+                first=line.first,
+                last=line.last,
+                lumisections=judged.total,
+                right=judged.right,
+                cumulative=judged.cumulative,
+                sliding=judged.sliding,
+                known=was.is_known,
+                classes=was.classes,
+                no_change=judged.total if was.newest == line.run else 0,
+                named=[[int(run), int(count)] for run, count in zip(runs, counts, strict=True)],
+                snapshot=line.snapshot,
+            ).to_json(),
         )
 
     def _learn(self, line: Experience) -> None:
@@ -196,11 +192,11 @@ class Windows:
             position, judged = meta.experience + 1, meta.windows
             self._take_up(lines[:position], position, arrays)
         path = self._folder.windows
-        known = read_history(path) if path.exists() else []
+        known = read_windows(path)
         if len(known) < judged:
             raise StateError(f"{path} has {len(known)} windows, but a checkpoint has judged {judged}: it is damaged")
-        write_lines(path, known[:judged])
-        counted = [self._prequential.count(line["right"], line["lumisections"]) for line in known[:judged]]
+        keep_lines(path, judged)
+        counted = [self._prequential.count(line.right, line.lumisections) for line in known[:judged]]
         self.accuracy = counted[-1].cumulative if counted else None
         return position
 

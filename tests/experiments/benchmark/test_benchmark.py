@@ -26,6 +26,7 @@ from dqmstream.experiments.benchmark.table import summarise
 from dqmstream.experiments.benchmark.table_text import COLUMNS, markdown, overview, printed, stream_markdown
 from dqmstream.experiments.simulator import stream
 from dqmstream.experiments.statistics import chance_interval
+from dqmstream.learners.evaluation.history_line import HistoryLine
 from dqmstream.learners.registry import BASELINES, CONVEX, STREAMING
 from dqmstream.learners.stream.learner import LearnerSettings
 from dqmstream.learners.stream.replay import replay
@@ -228,8 +229,8 @@ def test_a_difference_is_starred_where_interval_and_p_value_agree() -> None:
     """Two streams: one strategy better by .1 on every run, and one on the runs of one stream alone, worse on the other's."""
 
     def cell(strategy: str, seed: int, accuracy: float) -> dict[str, Any]:
-        lines: list[dict[str, Any]] = [{"run": 0, "accuracy": None, "auc": None}]
-        lines += [{"run": i, "accuracy": [accuracy] * (i + 1), "auc": [0.5] * (i + 1)} for i in range(1, 12)]
+        rows = [HistoryLine(i, i, strategy, accuracy=[accuracy] * (i + 1), auc=[0.5] * (i + 1)) for i in range(1, 12)]
+        lines = [line.to_json() for line in (HistoryLine(0, 0, strategy), *rows)]
         said = {"stream": "small", "strategy": strategy, "seed": seed, "order": 0}
         return {"cell": said, "lines": lines, "worth": 360.0, "seconds": 1.0, "versions": {}, "commit": "", "code": ""}
 

@@ -26,6 +26,7 @@ from dqmstream.experiments.report.learner_records import read_records
 from dqmstream.experiments.report.report import write_report
 from dqmstream.learners.closed_form.baselines import GainMap
 from dqmstream.learners.evaluation.history import baseline_lines, read_history, results
+from dqmstream.learners.evaluation.history_line import Watched
 from dqmstream.learners.stream.learner import Learner, LearnerSettings
 from dqmstream.learners.stream.ledger import read_experience, read_ledger
 from dqmstream.storage.archive import Archive
@@ -134,7 +135,7 @@ def test_the_summary_has_the_numbers_of_results_json(faulty: Path, found: tuple[
     assert table[0][8] == f"{live['memory_bytes'] / 1000:.1f}"
     last = read_history(faulty / "state" / "live" / "history.jsonl")[-1]
     for place, name in enumerate(("gain_map", "naive_bayes", "ring_means"), start=1):
-        assert table[place][2] == f"{np.mean(last['baselines'][name]['accuracy']):.3f}"
+        assert table[place][2] == f"{np.mean(last.baselines[name].accuracy):.3f}"
 
 
 def test_further_figures_are_those_of_the_history(faulty: Path, found: tuple[Page, dict]) -> None:
@@ -153,8 +154,8 @@ def test_further_figures_are_those_of_the_history(faulty: Path, found: tuple[Pag
         assert table[name][:8] == ["–" if value is None else f"{value:z.3f}" for value in shown]
         learning = "learn" if name == "live" else f"baseline.{name}"
         # Half a hundredth may be rounded either way.
-        assert float(table[name][9]) == pytest.approx(sum(line["seconds"][learning] for line in lines), abs=0.0051)
-        flops = [line["flops"] if name == "live" else line["baseline_flops"][name] for line in lines]
+        assert float(table[name][9]) == pytest.approx(sum(line.seconds[learning] for line in lines), abs=0.0051)
+        flops = [line.flops if name == "live" else line.baseline_flops[name] for line in lines]
         assert float(table[name][10]) == pytest.approx(sum(flops) / 1e9, rel=0.01)
     assert float(table["live"][5]) > 0.5 and table["naive_bayes"][5] == "–", "baselines are not asked before learning"
 
@@ -166,8 +167,8 @@ def test_between_naive_and_joint_the_share_of_the_gap_is_told_and_what_was_watch
         identity = json.loads((state / name / "state.json").read_text())
         (state / name / "state.json").write_text(json.dumps(identity | {"strategy": strategy}))
         lines = read_history(state / name / "history.jsonl")
-        lines[-1] |= {"accuracy": [newest] * 3, "watched": {"lowest": [[0, 0.5], [1, 0.1]]}}
-        (state / name / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        lines[-1] = replace(lines[-1], accuracy=[newest] * 3, watched=Watched({0: 0.5, 1: 0.1}, 20, 80, 800))
+        (state / name / "history.jsonl").write_text("".join(json.dumps(line.to_json()) + "\n" for line in lines))
     found = {one.name: one for one in further_figures(read_records(Archive.open(faulty / "archive"), state))}
     assert found["live"].gap_closed == pytest.approx(0.8)
     assert found["low"].gap_closed == 0 and found["high"].gap_closed == 1
@@ -374,7 +375,7 @@ def test_the_course_is_what_the_histories_functions_say(faulty: Path) -> None:
     lines = read_history(faulty / "state" / "live" / "history.jsonl")
     rng = np.random.default_rng(0)
     lines = [
-        line | {"accuracy": rng.random(t + 1).tolist() if t else None} for t, line in enumerate([lines[0], *lines[1:] * 3])
+        replace(line, accuracy=rng.random(t + 1).tolist() if t else None) for t, line in enumerate([lines[0], *lines[1:] * 3])
     ]
     drawn = course("x", lines, beside=False)
     step_by_step = [results(lines[: t + 1]) for t in range(len(lines))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ import pytest
 
 from dqmstream.errors import InputError
 from dqmstream.learners.evaluation.evaluator import Evaluator
-from dqmstream.learners.evaluation.history import Line, beside_joint, results
+from dqmstream.learners.evaluation.history import beside_joint, results
+from dqmstream.learners.evaluation.history_line import HistoryLine
 from dqmstream.learners.evaluation.stability_gap import LUMISECTIONS, MOMENTS, Watcher
 from dqmstream.learners.maps import Maps, RunData
 from dqmstream.learners.monitoring.novelty import Noted
@@ -100,47 +102,50 @@ def flat_stream(runs: int) -> list[RunData]:
     return stream
 
 
-def learn(strategy: Strategy, stream: list[RunData], watcher: Watcher | None = None, **baselines: Strategy) -> list[Line]:
+def learn(
+    strategy: Strategy, stream: list[RunData], watcher: Watcher | None = None, **baselines: Strategy
+) -> list[HistoryLine]:
     evaluator, novelty = Evaluator(), NumbersOfRuns()
     lines = []
     for number, run in enumerate(stream):
         line, scores = learn_and_judge(strategy, baselines, evaluator, novelty, number, run, reader(stream), watcher)
         assert (scores is None) == (number == 0)
-        lines.append(json.loads(json.dumps(line, allow_nan=False)))
+        lines.append(HistoryLine.from_json(json.loads(json.dumps(line.to_json(), allow_nan=False))))
     return lines
 
 
 @pytest.fixture(scope="module")
-def lines() -> list[Line]:
+def lines() -> list[HistoryLine]:
     """Naive Bayes with gain maps beside."""
     made = {name: STREAMING[name](Geometry(1), 0) for name in ("naive_bayes", "gain_map")}
     return learn(made["naive_bayes"], STREAM, gain_map=made["gain_map"])
 
 
-def test_no_archive_is_needed_and_the_line_is_json(lines: list[Line]) -> None:
-    assert [line["run"] for line in lines] == [run.run for run in STREAM]
-    assert lines[0]["accuracy"] is None
-    assert [line["before"] is None for line in lines] == [True, True, False, False, False]
-    assert all(len(line[name]) == t + 1 for t, line in enumerate(lines) if t for name in ("accuracy", "auc", "auc_fixed"))
-    assert lines[-1]["seconds"].keys() == {"evaluate", "learn", "baseline.gain_map", "novelty"}
+def test_no_archive_is_needed_and_the_line_is_json(lines: list[HistoryLine]) -> None:
+    assert [line.run for line in lines] == [run.run for run in STREAM]
+    assert lines[0].accuracy is None
+    assert [line.before is None for line in lines] == [True, True, False, False, False]
+    for t, line in enumerate(lines[1:], 1):
+        assert all(len(getattr(line, name)) == t + 1 for name in ("accuracy", "auc", "auc_fixed"))
+    assert lines[-1].seconds.keys() == {"evaluate", "learn", "baseline.gain_map", "novelty"}
 
 
-def test_results_have_every_figure_of_the_learner_and_of_what_ran_beside(lines: list[Line]) -> None:
+def test_results_have_every_figure_of_the_learner_and_of_what_ran_beside(lines: list[HistoryLine]) -> None:
     found = results(lines)
     last = lines[-1]
-    assert found["average_accuracy"] == pytest.approx(np.mean(last["accuracy"]))
-    assert found["average_auc_fixed"] == pytest.approx(np.mean(last["auc_fixed"]))
-    assert found["any_time_accuracy"] == pytest.approx(np.mean([np.mean(line["accuracy"]) for line in lines[1:]]))
+    assert found["average_accuracy"] == pytest.approx(np.mean(last.accuracy))
+    assert found["average_auc_fixed"] == pytest.approx(np.mean(last.auc_fixed))
+    assert found["any_time_accuracy"] == pytest.approx(np.mean([np.mean(line.accuracy) for line in lines[1:]]))
     assert found["backward_transfer"] == pytest.approx(-found["forgetting_initial"])
-    assert found["new_run_auc"] == pytest.approx(np.mean([line["before"]["new_run_auc"] for line in lines[2:]]))
-    assert found["calibration"] == last["calibration"]
-    assert found["flops"] == sum(line["flops"] for line in lines) > 0
+    assert found["new_run_auc"] == pytest.approx(np.mean([line.before.new_run_auc for line in lines[2:]]))
+    assert found["calibration"] == asdict(last.calibration)
+    assert found["flops"] == sum(line.flops for line in lines) > 0
     assert found["min_accuracy_within_training"] is found["worst_case_within_training"] is None, "nothing was watched"
     assert found["worst_case_per_experience"] is not None
     beside = found["baseline_figures"]["gain_map"]
     assert beside["average_accuracy"] == found["baselines"]["gain_map"]
-    assert beside["calibration"] == last["baselines"]["gain_map"]["calibration"]
-    assert beside["flops"] == sum(line["baseline_flops"]["gain_map"] for line in lines)
+    assert beside["calibration"] == asdict(last.baselines["gain_map"].calibration)
+    assert beside["flops"] == sum(line.baseline_flops["gain_map"] for line in lines)
     assert beside["new_run_auc"] is None
     assert found["seconds"] == pytest.approx(sum(found["seconds_by_kind"].values()), abs=0.01)
     alone = results(learn(STREAMING["gain_map"](Geometry(1), 0), STREAM))
@@ -148,8 +153,8 @@ def test_results_have_every_figure_of_the_learner_and_of_what_ran_beside(lines: 
         assert alone[name] == beside[name], f"{name} of a baseline is what it would be as a learner"
 
 
-def test_a_history_written_before_these_figures_still_reads(lines: list[Line]) -> None:
-    old = [without_new_fields(line) for line in lines]
+def test_a_history_written_before_these_figures_still_reads(lines: list[HistoryLine]) -> None:
+    old = [HistoryLine.from_json(without_new_fields(line.to_json())) for line in lines]
     found, now = results(old), results(lines)
     for name in ("average_accuracy", "average_auc", "forgetting", "any_time_accuracy", "accuracy_matrix", "baselines_auc"):
         assert found[name] == now[name]
@@ -158,7 +163,7 @@ def test_a_history_written_before_these_figures_still_reads(lines: list[Line]) -
     assert found["seconds"] > 0
 
 
-def without_new_fields(line: Line) -> Line:
+def without_new_fields(line: dict[str, Any]) -> dict[str, Any]:
     new = ("auc_fixed", "calibration", "watched", "flops", "baseline_flops")
     beside = {name: of_it and _without(of_it, new) for name, of_it in line["baselines"].items()}
     seconds = {kind.replace("baseline.gain_map", "baselines"): value for kind, value in line["seconds"].items()}
@@ -183,17 +188,17 @@ def test_a_stability_gap_is_seen_by_watching_and_by_nothing_else() -> None:
 def test_watching_is_bounded_however_long_a_training_and_however_many_runs() -> None:
     budget, stream, strategy = 1200, flat_stream(12), Gap(steps=500)
     lines = learn(strategy, stream, Watcher(budget))
-    assert [line["watched"] is None for line in lines[:3]] == [True, True, False], "the second run is the first training"
+    assert [line.watched is None for line in lines[:3]] == [True, True, False], "the second run is the first training"
     for line in lines[2:]:
-        watched = line["watched"]
-        assert watched["calls"] == 500
-        assert watched["lumisections"] <= budget
-        assert len(watched["lowest"]) <= budget // (LUMISECTIONS * MOMENTS)
-        assert watched["moments"] >= MOMENTS
+        watched = line.watched
+        assert watched.calls == 500
+        assert watched.lumisections <= budget
+        assert len(watched.lowest) <= budget // (LUMISECTIONS * MOMENTS)
+        assert watched.moments >= MOMENTS
     dropped: set[int] = set()
     before: set[int] = set()
     for line in lines[2:]:
-        now = {i for i, _ in line["watched"]["lowest"]}
+        now = {i for i in line.watched.lowest}
         assert not now & dropped, "a run that was dropped does not come back"
         dropped |= before - now
         before = now
@@ -222,14 +227,14 @@ def test_a_watch_too_small_for_one_run_is_refused() -> None:
 
 
 def test_a_learner_stands_between_naive_and_joint() -> None:
-    def history(*averages: float | None) -> list[Line]:
-        return [{"run": 7 + t, "accuracy": None if a is None else [a] * (t + 1)} for t, a in enumerate(averages)]
+    def history(*averages: float | None) -> list[HistoryLine]:
+        return [HistoryLine(t, 7 + t, "", accuracy=None if a is None else [a] * (t + 1)) for t, a in enumerate(averages)]
 
     found = beside_joint(history(None, 0.5, 0.25), history(None, 0.75, 0.5), history(None, 1.0, 1.0, 0.9))
     assert found.runs == [7, 8, 9]
     assert found.share == [None, pytest.approx(0.5), pytest.approx(1 / 3)]
     assert found.last == found.share[-1]
     other = history(None, 0.5)
-    other[1]["run"] = 99
+    other[1] = replace(other[1], run=99)
     with pytest.raises(InputError, match="same runs in the same order"):
         beside_joint(history(None, 0.5), other, history(None, 0.5))

@@ -47,7 +47,7 @@ def _section(report: ReportInputs, place: int, record: LearnerRecord) -> dict[st
     return {
         "record": record,
         "pictures": shown,
-        "trained": any(line["loss"] for line in record.lines),
+        "trained": any(line.loss for line in record.lines),
         "behind": len(record.experiences) - len(record.lines),
         "per_run": runs_table(record, curves),
     }
@@ -86,7 +86,7 @@ def _windows(report: ReportInputs, record: LearnerRecord, prefix: str) -> list[d
 
 
 def _losses(report: ReportInputs, record: LearnerRecord, prefix: str) -> list[dict[str, Any]]:
-    losses = [line["loss"] for line in record.lines]
+    losses = [line.loss for line in record.lines]
     if not any(losses):
         return []
     file = report.folder.add(f"{prefix}-loss.png")
@@ -99,20 +99,19 @@ def runs_table(record: LearnerRecord, curves: list[Roc]) -> list[dict[str, Any]]
     last = record.lines[-1]
     table = []
     for i, (line, experience) in enumerate(zip(record.lines, record.learnt, strict=True)):
-        first_row = record.lines[max(i, 1)]["accuracy"] if len(record.lines) > 1 else None
-        before = line["before"] or {}
+        first_row = record.lines[max(i, 1)].accuracy if len(record.lines) > 1 else None
         table.append(
             {
-                "run": line["run"],
+                "run": line.run,
                 "train": experience.train,
                 "test": experience.test,
                 "accuracy_first": None if first_row is None else first_row[i],
-                "accuracy": None if last["accuracy"] is None else last["accuracy"][i],
-                "auc": None if last["auc"] is None else last["auc"][i],
+                "accuracy": None if last.accuracy is None else last.accuracy[i],
+                "auc": None if last.auc is None else last.auc[i],
                 "false_positive_rate": _false_positives_at_capture(curves[i]) if curves else None,
-                "new_run_auc": before.get("new_run_auc"),
-                "nearest_run": before.get("nearest_run"),
-                "seconds": round(sum(line["seconds"].values()), 3),
+                "new_run_auc": None if line.before is None else line.before.new_run_auc,
+                "nearest_run": None if line.before is None else line.before.nearest_run,
+                "seconds": round(sum(line.seconds.values()), 3),
             }
         )
     return table
