@@ -1,7 +1,7 @@
-"""The archive: every lumisection once, in an Icechunk repository that zarr and xarray can read.
+"""Reading an archive: every lumisection once, in an Icechunk repository that zarr and xarray can read.
 
-An `Archive` is a reader pinned to a snapshot: what it shows never changes under it. `archive.refresh()` gives a reader of
-the newest snapshot, `archive.at(snapshot)` one of an older. Writing is `storage.writer`.
+An `Archive` is a reader pinned to a snapshot, so its contents never change. `archive.refresh()` gives a reader of the newest
+snapshot, `archive.at(snapshot)` one of an older snapshot. `storage.writer` writes.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import wraps
 from pathlib import Path
+from types import TracebackType
 from typing import Concatenate, ParamSpec, TypeVar
 
 import icechunk
@@ -20,15 +21,17 @@ import xarray as xr
 import zarr
 
 from dqmstream.errors import ArchiveError
-from dqmstream.lumisection import IETA, IPHI, Geometry
+from dqmstream.lumisection import Geometry
 from dqmstream.storage import layout
+from dqmstream.storage.columns import length_of, number, read_column, subgroup
 from dqmstream.storage.commits import Commits
 from dqmstream.storage.failures import first_line, telling
-from dqmstream.storage.labels.versions import UNKNOWN, Labels
-from dqmstream.storage.layout import NAT, Quality
+from dqmstream.storage.labels.versions import Labels
 from dqmstream.storage.locks import exclusive
 from dqmstream.storage.repository import is_repository, make_repository, open_repository
 from dqmstream.storage.row_index import RowIndex, RunSummary
+from dqmstream.storage.run_view import run_view
+from dqmstream.storage.summary_table import as_html, as_text
 
 DTYPES = ("float32", "uint16")
 
@@ -38,7 +41,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Compacted:
-    """What compaction did: snapshots that were dropped, and the archive's files and bytes before and after."""
+    """Result of a compaction: snapshots that were dropped, and the archive's files and bytes before and after."""
 
     snapshots: int
     files_before: int
@@ -47,27 +50,29 @@ class Compacted:
     bytes: int
 
 
-def _told(method: Callable[Concatenate[Archive, P], T]) -> Callable[Concatenate[Archive, P], T]:
-    """Have what the storage raises in the method told as an ArchiveError that names the archive."""
+def _names_archive(method: Callable[Concatenate[Archive, P], T]) -> Callable[Concatenate[Archive, P], T]:
+    """Turn errors of the storage in a method into an ArchiveError that names the archive."""
 
     @wraps(method)
-    def told(archive: Archive, *arguments: P.args, **named: P.kwargs) -> T:
+    def named_method(archive: Archive, *arguments: P.args, **named: P.kwargs) -> T:
         with telling(archive.path, "cannot be read" if method.__name__ not in ("tag", "untag") else "cannot be written"):
             return method(archive, *arguments, **named)
 
-    return told
+    return named_method
 
 
 class Archive:
-    """A reader of the archive at path, pinned to a snapshot.
+    """A reader of the archive at path, pinned to a snapshot. Make one with `Archive.open` or `Archive.create`.
 
-    archive_id: 12 hexadecimal digits, given when it was made. geometry, dtype: of every stored map. source: dataset and
-    monitoring element, empty until the first row that has one. layout_version: of this snapshot, which stays as it was written.
-    root: its root group, read-only. labels: golden lumisections and luminosity, as of this snapshot.
+    archive_id: 12 hexadecimal digits, given when the archive was made. geometry, dtype: of every stored map.
+    source: dataset and monitoring element, empty until the first row that has one. layout_version: of this snapshot.
+    root: its root group, read-only. labels: golden lumisections and luminosity at this snapshot.
+
+    In a `with` block the reader's memory is released at the end. It holds no lock and no open file.
     """
 
-    def __init__(self, path: Path, repository: icechunk.Repository, snapshot: str, index: RowIndex | None = None) -> None:
-        self.path = path
+    def __init__(self, path: Path | str, repository: icechunk.Repository, snapshot: str, index: RowIndex | None = None) -> None:
+        self.path = Path(path)
         self.snapshot = snapshot
         self._repository = repository
         self._index = index
@@ -79,16 +84,43 @@ class Archive:
         self.layout_version = layout.check_version(self.root, path)
         attributes = self.root.attrs
         self.archive_id = str(attributes["archive_id"])
-        self.geometry = Geometry(int(attributes["depths"]))
+        self.geometry = Geometry(number(self.root, "depths"))
         self.dtype = np.dtype(str(attributes["dtype"]))
         self.source = str(attributes["source"])
         self.labels = Labels(self.root)
 
+    def __enter__(self) -> Archive:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._index = None
+
+    def __repr__(self) -> str:
+        return as_text(f"dqmstream.Archive {self.path}", self._described())
+
+    def _repr_html_(self) -> str:
+        return as_html(f"dqmstream.Archive {self.path}", self._described())
+
+    def _described(self) -> dict[str, str]:
+        """What a user wants to see of an archive first. An archive whose rows cannot be read is described all the same."""
+        maps = f"{' x '.join(map(str, self.geometry.shape))} (depth, ieta, iphi), {self.dtype.name}"
+        known = {"snapshot": self.snapshot, "maps": maps, "source": self.source or "unknown"}
+        try:
+            runs = self.runs()
+        except ArchiveError as error:
+            return {"runs": str(error), **known}
+        numbers = f" ({runs[0].run} to {runs[-1].run})" if len(runs) > 1 else f" ({runs[0].run})" if runs else ""
+        return {
+            "runs": f"{len(runs)}{numbers}",
+            "lumisections": str(sum(summary.lumisections for summary in runs)),
+            **known,
+        }
+
     @classmethod
     def create(cls, path: Path | str, *, geometry: Geometry | None = None, dtype: str = "float32", source: str = "") -> Archive:
-        """Make an empty archive at path, a folder that is missing or empty: whole or not at all.
+        """Make an empty archive at path, a folder that is missing or empty. It is made whole or not at all.
 
-        Raises ArchiveError where something else is there.
+        Raises ArchiveError if the folder is not empty.
         """
         if dtype not in DTYPES:
             raise ArchiveError(f"an archive holds float32 or uint16, not {dtype}")
@@ -104,7 +136,7 @@ class Archive:
 
     @classmethod
     def open(cls, path: Path | str, snapshot: str | None = None) -> Archive:
-        """Open the archive at path, at a snapshot or a tag, by default at the newest snapshot.
+        """Open the archive at path, at a snapshot or a tag; by default at the newest snapshot.
 
         Raises ArchiveError if there is none, if it cannot be read, or if a newer dqmstream made it.
         """
@@ -117,12 +149,12 @@ class Archive:
     def open_or_create(
         cls, path: Path | str, *, geometry: Geometry | None = None, dtype: str | None = None, source: str | None = None
     ) -> Archive:
-        """Open the archive, or make it from what is given. Raises ArchiveError if the one that stands differs."""
+        """Open the archive, or make it with these properties. Raises ArchiveError if the existing one has others."""
         if not cls.exists(path):
             try:
                 return cls.create(path, geometry=geometry, dtype=dtype or "float32", source=source or "")
             except ArchiveError:
-                if not cls.exists(path):  # not made by another process meanwhile
+                if not cls.exists(path):  # another process may have made it meanwhile
                     raise
         archive = cls.open(path)
         for name, asked, stored in (
@@ -136,12 +168,12 @@ class Archive:
 
     @staticmethod
     def exists(path: Path | str) -> bool:
-        """Whether there is an archive at path; it may still be unreadable."""
+        """Whether there is an archive at path. It may still be unreadable."""
         return is_repository(Path(path))
 
-    @_told
+    @_names_archive
     def refresh(self) -> Archive:
-        """A reader of the newest snapshot; itself where nothing was added. It takes over the index, which only grows."""
+        """A reader of the newest snapshot, itself if nothing was added. It takes over the index, which only grows."""
         head = self._repository.lookup_branch("main")
         if head == self.snapshot:
             return self
@@ -151,9 +183,9 @@ class Archive:
             index.update(archive.root)
         return archive
 
-    @_told
+    @_names_archive
     def at(self, snapshot: str) -> Archive:
-        """A reader of the archive as it was at a snapshot or a tag."""
+        """A reader of the archive at a snapshot or a tag."""
         if snapshot in self._repository.list_tags():
             snapshot = self._repository.lookup_tag(snapshot)
         if snapshot == self.snapshot:
@@ -163,11 +195,11 @@ class Archive:
             archive._index = self._index.as_of(archive.root)
         return archive
 
-    @_told
+    @_names_archive
     def tag(self, name: str) -> None:
-        """Name this snapshot, so that it outlives expiry. The same name for the same snapshot is no error.
+        """Name this snapshot, so that it is never expired. Giving it the same name again changes nothing.
 
-        Raises ArchiveError for a name that another snapshot has, or that was removed.
+        Raises ArchiveError for a name that another snapshot has, or that was removed before.
         """
         if name in self._repository.list_tags():
             if self._repository.lookup_tag(name) == self.snapshot:
@@ -175,42 +207,39 @@ class Archive:
             raise ArchiveError(f"{self.path} has a tag {name} for another snapshot")
         self._repository.create_tag(name, self.snapshot)
 
-    @_told
+    @_names_archive
     def untag(self, prefix: str) -> None:
-        """Remove the tags whose names begin with prefix. Icechunk never takes a removed name again."""
+        """Remove the tags whose names begin with prefix. Icechunk never accepts a removed name again."""
         for name in self._repository.list_tags():
             if name.startswith(prefix):
                 self._repository.delete_tag(name)
 
-    @_told
+    @_names_archive
     def tags(self) -> dict[str, str]:
         """Snapshot of each tag."""
         return {name: self._repository.lookup_tag(name) for name in sorted(self._repository.list_tags())}
 
     def expire(self, keep_s: float) -> int:
-        """Drop untagged snapshots that were the newest at no time in the last keep_s seconds, and the files that only they
-        needed. Returns how many snapshots.
+        """Drop old snapshots, and the files that only they needed. Returns the number of snapshots.
 
-        A commit leaves about 13 small files behind, which a live feed would pile up to millions a year. The newest snapshot
-        and tagged ones stay, and so does what a reader was refreshed to within keep_s; a reader that is pinned to one that goes
-        will fail. No commit is under way meanwhile. Raises ArchiveError where the storage cannot be read or written.
+        Kept are tagged snapshots and those that were the newest at any time in the last keep_s seconds. A reader pinned to a
+        dropped snapshot will fail. Writers wait meanwhile. Raises ArchiveError if the storage cannot be read or written.
+
+        Each commit leaves about 13 small files behind: millions a year from a live feed.
         """
-        # What others edited or dropped must not be taken from what this process remembers, and written again.
+        # A fresh handle: this one may remember, and write again, what other processes changed or dropped.
         repository = self._repository.reopen()
         with exclusive(self.path), telling(self.path, "cannot be cleared of old snapshots"):
             cut = datetime.now(UTC) - timedelta(seconds=keep_s)
             for info in repository.ancestry(branch="main"):
                 if info.written_at < cut:
-                    cut = info.written_at  # it was the newest until the one before it was committed
+                    cut = info.written_at  # it was the newest until its successor was committed
                     break
             repository.expire_snapshots(cut)
             return int(repository.garbage_collect(cut).snapshots_deleted)
 
     def compact(self, keep_s: float) -> Compacted:
-        """Write the manifests of the newest snapshot anew, then expire as `expire` does. Rows and tags stay as they are.
-
-        Readers that are pinned to a snapshot that goes will fail, as with `expire`; writers wait.
-        """
+        """Rewrite the manifests of the newest snapshot, then expire as `expire` does. Rows and tags stay as they are."""
         before = _files(self.path)
         self.commits().rewrite_manifests()
         snapshots = self.expire(keep_s)
@@ -218,141 +247,90 @@ class Archive:
         return Compacted(snapshots, len(before), len(after), sum(before), sum(after))
 
     def writable_session(self) -> icechunk.Session:
-        """A session at the newest snapshot, without the lock that writers hold."""
+        """A session at the newest snapshot, without the writers' lock."""
         return self._repository.writable_session("main")
 
     def commits(self) -> Commits:
-        """What makes commits to this archive; for `storage.writer` and `storage.labels.versions`."""
+        """Maker of commits to this archive, for `storage.writer` and `storage.labels.filing`."""
         return Commits(self.path, self._repository)
 
     @property
     def committed(self) -> datetime:
-        """When this snapshot was committed, by the clock of the machine that did it, as UTC."""
+        """When this snapshot was committed, in UTC, by the clock of the machine that committed it."""
         return self._repository.lookup_snapshot(self.snapshot).written_at
 
     @property
-    @_told
+    @_names_archive
     def index(self) -> RowIndex:
+        """Index of all rows at this snapshot, read at the first use."""
         if self._index is None:
             self._index = RowIndex()
             self._index.update(self.root)
         return self._index
 
     def runs(self) -> list[RunSummary]:
-        """What is known of each run, in the order of arrival."""
+        """Summaries of all runs, in the order of arrival."""
         return self.index.summaries()
 
     def next_offset(self, feed: str, partition: int) -> int | None:
-        """First offset of the partition that is not in the archive; None where nothing is known of the partition."""
+        """First offset of the partition that is not in the archive; None if it has no log."""
         try:
-            return int(self.root[layout.feed_path(feed, partition)].attrs["next_offset"])
+            return number(subgroup(self.root, layout.feed_path(feed, partition)), "next_offset")
         except KeyError:
             return None
 
     def holds_rows(self, feed: str) -> bool:
-        """Whether a row of the feed is in the archive, of any partition."""
-        return any(name == feed and log["run"].shape[0] for name, _, log in self.logs())
+        """Whether the archive holds a row of any partition of the feed."""
+        return any(name == feed and length_of(log, "run") > 0 for name, _, log in self.logs())
 
     @property
     def is_empty(self) -> bool:
-        """Whether no row is in the archive, of any feed."""
-        return not any(log["run"].shape[0] for _, _, log in self.logs())
+        """Whether the archive holds no row."""
+        return not any(length_of(log, "run") for _, _, log in self.logs())
 
     def logs(self) -> Iterator[tuple[str, int, zarr.Group]]:
-        """Feed, partition and group of each log."""
-        for feed, partitions in sorted(self.root["feeds"].groups(), key=lambda named: named[0]):
-            for partition, log in sorted(partitions.groups(), key=lambda named: int(named[0])):
-                yield feed, int(partition), log
+        """Feed, partition and group of each log, sorted."""
+        yield from sorted(layout.logs(self.root), key=lambda log: log[:2])
 
     def offsets(self) -> dict[str, dict[int, tuple[int, int]]]:
         """[first_offset, next_offset) of each partition of each feed."""
         found: dict[str, dict[int, tuple[int, int]]] = {}
         for feed, partition, log in self.logs():
-            found.setdefault(feed, {})[partition] = (int(log.attrs["first_offset"]), int(log.attrs["next_offset"]))
+            found.setdefault(feed, {})[partition] = (number(log, "first_offset"), number(log, "next_offset"))
         return found
 
-    @_told
+    @_names_archive
     def control(self, feed: str, partition: int) -> xr.Dataset:
-        """The partition's control entries: offset, until, kind, run, lumisection, reason."""
-        group = self.root[f"{layout.feed_path(feed, partition)}/control"]
-        return xr.Dataset({name: ("entry", layout.read_column(group, name)) for name in layout.CONTROL_COLUMNS})
+        """The partition's control entries: variables offset, until, kind, run, lumisection, reason (entry)."""
+        group = subgroup(self.root, f"{layout.feed_path(feed, partition)}/control")
+        return xr.Dataset({name: ("entry", read_column(group, name)) for name in layout.CONTROL_COLUMNS})
 
-    @_told
+    @_names_archive
     def imported(self) -> dict[str, int]:
-        """Run of each file that was imported, by the SHA-256 of what was read."""
-        table = self.root["imports"]
-        digests, runs = (layout.read_column(table, name).tolist() for name in ("sha256", "run"))
+        """Run of each imported file, by the SHA-256 of its contents."""
+        table = subgroup(self.root, "imports")
+        digests, runs = (read_column(table, name).tolist() for name in ("sha256", "run"))
         return dict(zip(digests, runs, strict=True))
 
-    @_told
+    @_names_archive
     def run(self, run: int, *, maps: bool = True, filed: int | None = None, last: int | None = None) -> xr.Dataset:
-        """The run's lumisections in order, the newest revision of each; without maps, all but `occupancy`.
+        """The run's lumisections in order, the newest revision of each.
 
-        filed: as they were when so many rows of the run had been filed. last: those up to that number alone, whose rows are
-        then the ones counted. Rows are only ever added, so this shows what an expired snapshot showed.
+        maps: with `occupancy`. filed: as the run was after so many of its rows were filed. last: only lumisections up to this
+        number; `filed` then counts rows of these. Rows are only ever added, so this also shows what an expired snapshot held.
 
-        Variables: occupancy (lumisection, depth, ieta, iphi), time, produced (when the broker took it), committed (when it was
-        filed), n_events, pileup, content, quality, revision (lumisection); where such labels were imported also golden (1 good,
-        0 bad, -1 unknown), delivered_lumi and recorded_lumi (lumisection). Coordinates lumisection, depth (from 1), ieta, iphi.
-        Raises ArchiveError if no row has the run.
+        Variables: occupancy (lumisection, depth, ieta, iphi); by lumisection: time, produced (when the broker took the
+        message), committed (when it was filed), n_events, pileup, content (hash), quality, revision (0 is the first), and, if
+        such labels were imported, golden (1 good, 0 bad, -1 unknown), delivered_lumi and recorded_lumi. Coordinates:
+        lumisection, depth (from 1), ieta, iphi. Raises ArchiveError if the archive has no row of the run.
         """
-        logs, table = self.index.newest(run, filed=filed, last=last)
-        if not len(table):
+        logs, newest = self.index.newest(run, filed=filed, last=last)
+        if not len(newest):
             raise ArchiveError(f"{self.path} holds no lumisection of run {run}")
-        names = [*layout.TIMES, "n_events", "pileup", "content", "quality", *(["occupancy"] if maps else [])]
-        parts = []
-        for place in np.unique(table[:, 2]):
-            here = np.flatnonzero(table[:, 2] == place)
-            part = layout.read_rows(self.root[layout.feed_path(*logs[place])], names, table[here, 3])
-            part.setdefault("produced", np.full(len(here), NAT))  # layout 1 has none
-            parts.append((here, part))
-        columns = parts[0][1] if len(parts) == 1 else _merge(len(table), parts)
-        occupancy = columns.pop("occupancy", None)
-        times = {name: columns.pop(name).view("datetime64[ns]") for name in layout.TIMES}  # NAT is NumPy's own NaT
-        axes = ("lumisection", "depth", "ieta", "iphi")
-        labels = self._labels_of(run, table[:, 0], columns["quality"])
-        return xr.Dataset(
-            {
-                **({} if occupancy is None else {"occupancy": (axes, occupancy, {"units": "count"})}),
-                **{name: ("lumisection", values) for name, values in (times | columns).items()},
-                "revision": ("lumisection", table[:, 1]),
-                **{name: ("lumisection", values) for name, values in labels.items()},
-            },
-            coords={
-                "lumisection": table[:, 0],
-                "depth": np.arange(1, self.geometry.depths + 1),
-                "ieta": IETA,
-                "iphi": IPHI,
-            },
-            attrs={"run": run, "source": self.source, "snapshot": self.snapshot, "archive_id": self.archive_id},
-        )
-
-    def _labels_of(self, run: int, lumisection: np.ndarray, quality: np.ndarray) -> dict[str, np.ndarray]:
-        """Labels of these lumisections, of the kinds that were imported; none of interpolated rows."""
-        found: dict[str, np.ndarray] = {}
-        if self.labels.golden is not None:
-            found["golden"] = self.labels.golden_of(run, lumisection)
-        if self.labels.luminosity is not None:
-            said = self.labels.luminosity_of(run, lumisection)
-            found |= {name: said[name] for name in ("delivered_lumi", "recorded_lumi")}
-        interpolated = (quality & Quality.INTERPOLATED) != 0
-        for name, values in found.items():
-            values[interpolated] = UNKNOWN if name == "golden" else np.nan
-        return found
-
-
-def _merge(size: int, parts: list[tuple[np.ndarray, dict[str, np.ndarray]]]) -> dict[str, np.ndarray]:
-    """Columns of `size` rows from parts, each with the places of its rows."""
-    merged = {name: np.empty((size, *values.shape[1:]), values.dtype) for name, values in parts[0][1].items()}
-    for here, part in parts:
-        for name, values in part.items():
-            merged[name][here] = values
-    return merged
+        view = run_view(self.root, logs, newest, self.labels, run, depths=self.geometry.depths, maps=maps)
+        return view.assign_attrs(run=run, source=self.source, snapshot=self.snapshot, archive_id=self.archive_id)
 
 
 def _files(path: Path) -> list[int]:
     """Sizes in bytes of the files under path."""
     return [file.stat().st_size for file in path.rglob("*") if file.is_file()]
-
-
-assert np.datetime64("NaT", "ns").view("int64") == NAT

@@ -1,9 +1,9 @@
-"""One commit after another to a repository on a local disk: what all that write to an archive go through.
+"""Commits to a repository on a local disk, one after another. All writers of an archive use them.
 
-    lock -> clock -> what is built on is on the disk -> session -> commit -> on the disk, or withdrawn
+    lock -> check the clock -> sync the newest snapshot -> session -> commit -> sync, or withdraw the commit
 
-A commit that is visible is on the disk, or its writer still holds the lock. Where the disk fails to take it, it is withdrawn,
-so that whoever comes next files it again.
+Any commit that is visible is on the disk, or its writer still holds the lock. If the disk fails to take a commit, it is
+withdrawn, and the next writer files its contents again.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import icechunk
 import structlog
@@ -27,7 +28,7 @@ log = structlog.get_logger("dqmstream.storage")
 
 
 class Commits:
-    """Makes commits to the branch `main` of the repository at path, in turn with all other processes."""
+    """Makes commits to the branch `main` of the repository at path, while other processes wait for their turn."""
 
     def __init__(self, path: Path, repository: icechunk.Repository) -> None:
         self._path = path
@@ -37,14 +38,14 @@ class Commits:
 
     @contextmanager
     def begin(self) -> Iterator[Change]:
-        """Hold the lock, with a session at the newest snapshot. What is not committed within is dropped.
+        """Hold the lock, with a session at the newest snapshot. Changes that are not committed inside are dropped.
 
-        Raises ArchiveError where the storage cannot be read or written.
+        Raises ArchiveError if the storage cannot be read or written.
         """
         with exclusive(self._path) as lock, telling(self._path, "cannot be written"):
             self._repository = clock.settle(self._path, self._repository)
             head = self._repository.lookup_branch("main")
-            if head != self._on_disk:  # another process may have ended between its commit and the disk
+            if head != self._on_disk:  # another process may have ended between its commit and its sync
                 self._sync(lock)
                 self._on_disk = head
             yield Change(self, lock, self._repository.writable_session("main"))
@@ -58,7 +59,7 @@ class Commits:
     def _commit(self, lock: Lock, session: icechunk.Session, message: str, landed: Callable[[zarr.Group], bool]) -> str:
         parent = session.snapshot_id
         snapshot = self._make(session, message, landed)
-        self._keep(lock, parent)
+        self._sync_or_withdraw(lock, parent)
         self._on_disk = snapshot
         return snapshot
 
@@ -68,7 +69,7 @@ class Commits:
             try:
                 return str(session.commit(message, rebase_with=icechunk.ConflictDetector()))
             except icechunk.IcechunkError as error:
-                # A commit can land and still raise, so the head decides; under the lock nobody else can have moved it.
+                # A commit can land and still raise, so the head decides. Nobody else can have moved it under the lock.
                 head = self._repository.lookup_branch("main")
                 if head != parent and landed(_root(self._repository.readonly_session(snapshot_id=head))):
                     return str(head)
@@ -78,15 +79,15 @@ class Commits:
                 raise ArchiveError(f"{self._path}: the commit failed, nothing was filed: {reason(error)}") from error
 
     def rewrite_manifests(self) -> None:
-        """Commit the newest snapshot with all its manifests written anew."""
+        """Commit the newest snapshot again with rewritten manifests, and no other change."""
         with exclusive(self._path) as lock, telling(self._path, "cannot be compacted, nothing was changed"):
             self._repository = clock.settle(self._path, self._repository)
             parent = self._repository.lookup_branch("main")
             self._on_disk = self._repository.rewrite_manifests("compact", branch="main")
-            self._keep(lock, parent)
+            self._sync_or_withdraw(lock, parent)
 
-    def _keep(self, lock: Lock, parent: str) -> None:
-        """Put the commit on the disk; where that fails, withdraw it: nobody must build on what may be gone."""
+    def _sync_or_withdraw(self, lock: Lock, parent: str) -> None:
+        """Sync the commit to the disk, or withdraw it: nobody must build on a commit that may be lost."""
         try:
             self._sync(lock)
         except ArchiveError:
@@ -98,7 +99,7 @@ class Commits:
 
 
 class Change:
-    """A session that is to become a commit. root: the root group in it, to be read and written."""
+    """A session that becomes a commit. root: its root group, to be read and written."""
 
     def __init__(self, commits: Commits, lock: Lock, session: icechunk.Session) -> None:
         self._commits = commits
@@ -108,22 +109,22 @@ class Change:
 
     @property
     def parent(self) -> str:
-        """The snapshot that it changes."""
+        """The snapshot that is changed."""
         return str(self._session.snapshot_id)
 
     def commit(self, message: str, landed: Callable[[zarr.Group], bool]) -> str:
-        """Commit, and put it on the disk; returns the snapshot.
+        """Commit and sync to the disk. Returns the snapshot.
 
-        landed: whether the root group of a snapshot holds the change. Raises ArchiveError, with nothing filed, where it
-        cannot be done; ClockSetBack where it can be done again at once.
+        landed: whether the root group of a snapshot holds the change. Raises ArchiveError, with nothing filed, if that fails;
+        ClockSetBack if the caller can repeat the change at once.
         """
         return self._commits._commit(self._lock, self._session, utf8(message), landed)
 
     def go_on(self) -> None:
-        """A new session on what was committed, with the lock still held."""
+        """Begin a new session on the commit that was just made, with the lock still held."""
         self._session = self._commits._repository.writable_session("main")
         self.root = _root(self._session, "r+")
 
 
-def _root(session: icechunk.Session, mode: str = "r") -> zarr.Group:
+def _root(session: icechunk.Session, mode: Literal["r", "r+"] = "r") -> zarr.Group:
     return zarr.open_group(session.store, mode=mode, use_consolidated=False)

@@ -1,4 +1,4 @@
-"""How the archive lies on disk: its groups, its columns and its version.
+"""Groups, arrays and version of an archive on disk, and how they are read and written.
 
     /                       layout_version, archive_id, depths, dtype, source; arrays ieta (64), iphi (72)
     feeds/<feed>/<partition>/
@@ -12,13 +12,12 @@
 Rows and control entries together tile [first_offset, next_offset) of their partition: each offset is a row, or lies in
 exactly one control entry [offset, until).
 
-Version 2 brought `produced`; `storage.migrate` has the step from 1, and what reads an older snapshot takes it for unknown.
+Version 2 added `produced`. `storage.migrate` has the step from version 1; readers of an older snapshot take it as unknown.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from enum import IntEnum, IntFlag
 from typing import Any
 
@@ -26,20 +25,18 @@ import icechunk
 import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, ZstdCodec
-from zarr.core.buffer import default_buffer_prototype
-from zarr.core.sync import sync
 
 from dqmstream.errors import ArchiveError
-from dqmstream.lumisection import IETA, IPHI, Geometry, utf8
-from dqmstream.storage.failures import decoding, reading
+from dqmstream.lumisection import IETA, IPHI, Geometry
+from dqmstream.storage.columns import Columns, subgroup
 
 LAYOUT_VERSION = 2
 ROWS_PER_CHUNK = 64
 SCALARS_PER_CHUNK = 1024
 MANIFEST_SPLIT = 128
-"""Chunks of an array in one manifest. A commit writes the last manifest of each array again, and names all of them."""
+"""Chunks of an array in one manifest. A commit rewrites the last manifest of each array and lists all of them."""
 NAT = int(np.iinfo(np.int64).min)
-"""How an unknown time is stored; xarray reads it as NaT by the CF attributes beside it."""
+"""Stored value of an unknown time. xarray reads it as NaT, by the CF attributes of the array."""
 
 IMPORT_FEED = "import"
 
@@ -56,7 +53,7 @@ class ControlKind(IntEnum):
 
 
 class Quality(IntFlag):
-    """What is to be known of a stored row."""
+    """Flags of a stored row."""
 
     GOOD = 0
     INTERPOLATED = 1
@@ -65,7 +62,7 @@ class Quality(IntFlag):
 
 _SINCE_1970: Mapping[str, Any] = {"units": "nanoseconds since 1970-01-01", "calendar": "proleptic_gregorian"}
 
-ROW_COLUMNS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+ROW_COLUMNS: Columns = {
     "run": ("int64", {}),
     "lumisection": ("int64", {}),
     "time": ("int64", {**_SINCE_1970, "_FillValue": NAT}),
@@ -79,12 +76,12 @@ ROW_COLUMNS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 }
 
 SINCE_VERSION: Mapping[str, int] = {"produced": 2}
-"""Layout version that brought a column; the others were there from the first."""
+"""Layout version that added a column; the others are in every version."""
 
 TIMES = ("time", "produced", "committed")
 """Columns that hold nanoseconds since 1970."""
 
-CONTROL_COLUMNS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+CONTROL_COLUMNS: Columns = {
     "offset": ("int64", {}),
     "until": ("int64", {"long_name": "first offset past the entry"}),
     "kind": (
@@ -96,7 +93,7 @@ CONTROL_COLUMNS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "reason": ("str", {}),
 }
 
-IMPORT_COLUMNS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+IMPORT_COLUMNS: Columns = {
     "sha256": ("str", {"long_name": "of all that was read: the counts, the sidecars and the flags"}),
     "run": ("int64", {}),
     "name": ("str", {"long_name": "name of the file"}),
@@ -105,14 +102,10 @@ IMPORT_COLUMNS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 }
 
 
-Column = np.ndarray | Sequence[np.ndarray]
-"""Values for an array's first axis: in one piece, or each by itself."""
-
-
 def repository_config() -> icechunk.RepositoryConfig:
-    """Manifests split, and none loaded before it is asked for: both keep the cost of a commit flat as rows grow.
+    """Settings of Icechunk that keep the cost of a commit constant as rows grow: split manifests, and none loaded ahead.
 
-    Icechunk would load manifests of arrays with names like `time` whenever a session begins.
+    By default Icechunk loads manifests of arrays with names like `time` at the start of each session.
     """
     config = icechunk.RepositoryConfig.default()
     config.manifest = icechunk.ManifestConfig(
@@ -125,7 +118,10 @@ def repository_config() -> icechunk.RepositoryConfig:
 
 
 def check_version(root: zarr.Group, place: Any) -> int:
-    """Layout version of the archive at place. Raises ArchiveError for one that this dqmstream does not know."""
+    """Layout version of the archive with this root group. Raises ArchiveError for one that this dqmstream does not know.
+
+    place: the archive's path, for messages.
+    """
     if root.attrs.get("kind") == "images":
         raise ArchiveError(f"{place} is an archive of images, which holds no lumisections: give another --archive")
     version = root.attrs.get("layout_version")
@@ -137,11 +133,19 @@ def check_version(root: zarr.Group, place: Any) -> int:
 
 
 def feed_path(feed: str, partition: int) -> str:
+    """Path of a partition's log below the root group."""
     return f"feeds/{feed}/{partition}"
 
 
+def logs(root: zarr.Group) -> Iterator[tuple[str, int, zarr.Group]]:
+    """Feed, partition and group of each log, in any order."""
+    for feed, partitions in subgroup(root, "feeds").groups():
+        for partition, log in partitions.groups():
+            yield feed, int(partition), log
+
+
 def write_root(store: Any, *, archive_id: str, geometry: Geometry, dtype: str, source: str) -> None:
-    """Lay an empty archive: the root group, its attributes and the coordinates."""
+    """Write an empty archive: the root group with its attributes, the coordinates and the empty tables."""
     root = zarr.create_group(
         store,
         zarr_format=3,
@@ -154,14 +158,14 @@ def write_root(store: Any, *, archive_id: str, geometry: Geometry, dtype: str, s
         },
     )
     for name, values in (("ieta", IETA), ("iphi", IPHI)):
-        array = root.create_array(name, shape=values.shape, dtype="int64", dimension_names=(name,))
-        array[:] = values
+        coordinate = root.create_array(name, shape=values.shape, dtype="int64", dimension_names=(name,))
+        coordinate[:] = values
     root.create_group("feeds")
     make_table(root, "imports", "file", IMPORT_COLUMNS)
 
 
 def make_log(root: zarr.Group, feed: str, partition: int, first_offset: int, geometry: Geometry, dtype: str) -> zarr.Group:
-    """Lay an empty log for a partition that begins at first_offset."""
+    """Make an empty log for a partition that begins at first_offset."""
     log = make_table(root, feed_path(feed, partition), "row", ROW_COLUMNS)
     log.attrs.update({"first_offset": first_offset, "next_offset": first_offset})
     log.create_array(
@@ -177,122 +181,25 @@ def make_log(root: zarr.Group, feed: str, partition: int, first_offset: int, geo
     return log
 
 
-def make_table(
-    parent: zarr.Group, path: str, dimension: str, columns: Mapping[str, tuple[str, Mapping[str, Any]]]
-) -> zarr.Group:
-    """A group of equally long one-dimensional arrays, all of length 0."""
+def make_table(parent: zarr.Group, path: str, dimension: str, columns: Columns) -> zarr.Group:
+    """Make a table: a group of one-dimensional arrays of length 0, one for each column."""
     group = parent.create_group(path)
     for name in columns:
         make_column(group, name, dimension, columns)
     return group
 
 
-def make_column(
-    group: zarr.Group, name: str, dimension: str, columns: Mapping[str, tuple[str, Mapping[str, Any]]], length: int = 0
-) -> None:
-    """One of a table's arrays, of fill values alone: its chunks are not written."""
+def make_column(group: zarr.Group, name: str, dimension: str, columns: Columns, length: int = 0) -> None:
+    """Make a column of a table, filled with fill values: no chunk is written."""
     dtype, attributes = columns[name]
     group.create_array(
         name,
         shape=(length,),
         chunks=(SCALARS_PER_CHUNK,),
         dtype=str if dtype == "str" else dtype,
-        # Nothing else would tell that a number was damaged; of maps, `content` does.
+        # Detects damaged numbers; damaged maps are detected by `content`.
         compressors=ZstdCodec(level=0, checksum=True),
         fill_value=attributes.get("_FillValue"),
         dimension_names=(dimension,),
         attributes=dict(attributes),
     )
-
-
-def append_columns(group: zarr.Group, columns: Mapping[str, Column]) -> None:
-    """Append equally long columns to the arrays of those names, all at once: zarr takes a millisecond to wait for each.
-
-    A column is an array, or its rows one by one, which need not lie together. Raises ArchiveError where the arrays are not
-    equally long before, Unreadable where the last chunk of one cannot be read.
-    """
-
-    async def append(folder: zarr.AsyncGroup, name: str, values: Column) -> int:
-        # Zarr would look through every chunk for one of fill values alone, which no map is: 20 us of 55 a row.
-        array = (await folder.getitem(name)).with_config({"write_empty_chunks": True})
-        start, length = int(array.shape[0]), int(array.chunks[0])
-        stop = start + len(values)
-        await array.resize((stop, *array.shape[1:]))
-        # Whole chunks need not be merged with what was there before, for which zarr copies each row twice.
-        first_whole = min(-(-start // length) * length, stop)
-        behind_whole = max(stop // length * length, first_whole)
-        chunks = [
-            _write_chunk(array, at // length, values[at - start : at - start + length])
-            for at in range(first_whole, behind_whole, length)
-        ]
-        pieces = [
-            array.setitem(slice(at, until), _in_one(values[at - start : until - start]))
-            for at, until in ((start, first_whole), (behind_whole, stop))
-            if until > at
-        ]
-        await asyncio.gather(*chunks, *pieces)
-        return start
-
-    async def append_all() -> list[int]:
-        folder = await zarr.AsyncGroup.open(group.store_path, zarr_format=3, use_consolidated=False)
-        return await asyncio.gather(*(append(folder, name, values) for name, values in columns.items()))
-
-    with decoding(group.path, (RuntimeError,)):  # the last chunk of an array is read, and written again with what is added
-        starts = sync(append_all())
-    if len(set(starts)) > 1:
-        raise ArchiveError(f"{group.path} has columns of different lengths: see `dqmstream archive verify`")
-
-
-def append_line(group: zarr.Group, columns: Mapping[str, tuple[str, Mapping[str, Any]]], line: Mapping[str, str | int]) -> None:
-    """Append one line to a table of these columns; text with escapes for what UTF-8 has no bytes for."""
-    told = {name: utf8(value) if isinstance(value, str) else value for name, value in line.items()}
-    values = {name: np.array([told[name]], dtype=object if dtype == "str" else dtype) for name, (dtype, _) in columns.items()}
-    append_columns(group, values)
-
-
-def _in_one(values: Column) -> np.ndarray:
-    return values if isinstance(values, np.ndarray) else np.stack(values)
-
-
-async def _write_chunk(array: zarr.AsyncArray[Any], place: int, values: Column) -> None:
-    """Write a whole chunk, the place-th along the first axis: the bytes, and under the name, that zarr itself would choose."""
-    coordinates = (place, *(0 for _ in array.shape[1:]))
-    spec = array.metadata.get_chunk_spec(coordinates, array.config, default_buffer_prototype())
-    buffer = spec.prototype.nd_buffer.from_numpy_array(_in_one(values))
-    (encoded,) = await array.codec_pipeline.encode([(buffer, spec)])
-    await (array.store_path / array.metadata.encode_chunk_key(coordinates)).set(encoded)
-
-
-def read_rows(group: zarr.Group, names: Sequence[str], rows: np.ndarray) -> dict[str, np.ndarray]:
-    """Rows of columns, all at once; a column that is not there (of a later layout) is left out. rows: ascending or not.
-
-    Raises Unreadable where they cannot be read.
-
-    A run lies almost in one piece: the span is read and picked from, not row by row.
-    """
-    start, stop = int(rows.min()), int(rows.max()) + 1
-    sorted_rows, places = np.unique(rows, return_inverse=True)
-
-    async def read(folder: zarr.AsyncGroup, name: str) -> np.ndarray | None:
-        try:
-            array = await folder.getitem(name)
-        except KeyError:
-            return None
-        if stop - start > 4 * len(rows):
-            return np.asarray(await array.oindex.getitem(sorted_rows))[places]
-        span = np.asarray(await array.getitem(slice(start, stop)))
-        return span if np.array_equal(rows, np.arange(start, stop)) else span[rows - start]
-
-    async def read_all() -> list[np.ndarray | None]:
-        folder = await zarr.AsyncGroup.open(group.store_path, zarr_format=3, use_consolidated=False)
-        return await asyncio.gather(*(read(folder, name) for name in names))
-
-    with reading(group.path):
-        found = sync(read_all())
-    return {name: values for name, values in zip(names, found, strict=True) if values is not None}
-
-
-def read_column(group: zarr.Group, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
-    """Entries start to stop of a column. Raises Unreadable where they cannot be read."""
-    with reading(f"{group.path}/{name}"):
-        return np.asarray(group[name][start:stop])

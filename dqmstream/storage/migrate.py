@@ -1,6 +1,6 @@
-"""From an older layout to the present one: a step for each version, all in one commit, before the first write.
+"""Migration of an archive from an older layout: one step for each version, all in one commit, before the first write.
 
-Snapshots stay as they were written, so what reads them takes every version up to the present one.
+Older snapshots stay as they were written, so readers know every version up to the present one.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ from collections.abc import Callable, Mapping
 import zarr
 
 from dqmstream.storage import layout
+from dqmstream.storage.columns import length_of, number
 
 
 def migrate(root: zarr.Group) -> int:
-    """Bring the archive whose root this is to the present layout, in its session; returns the version that it had.
+    """Bring the archive with this root group to the present layout, in the group's session. Returns the version before.
 
-    Nothing is written where it has the present one. The caller commits, with the lock held.
+    Nothing is written if that is the present one. The caller commits, while it holds the lock.
     """
-    before = version = int(root.attrs["layout_version"])
+    before = version = number(root, "layout_version")
     while version < layout.LAYOUT_VERSION:
         STEPS[version](root)
         version += 1
@@ -27,11 +28,10 @@ def migrate(root: zarr.Group) -> int:
 
 
 def _add_produced(root: zarr.Group) -> None:
-    """1 to 2: when the broker took the message was not kept, so it is unknown of every row there is."""
-    for _, feed in root["feeds"].groups():
-        for _, log in feed.groups():
-            layout.make_column(log, "produced", "row", layout.ROW_COLUMNS, length=log["run"].shape[0])
+    """Version 1 to 2: version 1 did not keep when the broker took a message, so it is unknown for all rows."""
+    for _, _, log in layout.logs(root):
+        layout.make_column(log, "produced", "row", layout.ROW_COLUMNS, length=length_of(log, "run"))
 
 
 STEPS: Mapping[int, Callable[[zarr.Group], None]] = {1: _add_produced}
-"""What makes the next version of each."""
+"""Step from each version to the next."""

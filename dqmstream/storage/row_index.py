@@ -1,7 +1,7 @@
-"""An index of what every log holds, in memory: which rows a run has, and whether a lumisection came before.
+"""An index of all logs in memory: which rows a run has, and whether a lumisection was filed before.
 
-Logs only grow, so an index that is brought up to a newer snapshot reads no more than the new tail.
-40 bytes a row: a year (1.35 million lumisections) takes about 55 MB.
+Logs only grow, so an update to a newer snapshot reads the new rows alone. The index takes 40 bytes a row: about 55 MB for a
+year of 1.35 million lumisections.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import numpy as np
 import zarr
 
 from dqmstream.storage import layout
-from dqmstream.storage.layout import Column, ControlKind
+from dqmstream.storage.columns import Column, length_of, read_column, subgroup
+from dqmstream.storage.layout import ControlKind
 
 LogKey = tuple[str, int]
 """(feed, partition)"""
@@ -24,7 +25,7 @@ ROW_FIELDS: Mapping[str, np.dtype] = {
 CONTROL_FIELDS: Mapping[str, np.dtype] = {name: np.dtype(layout.CONTROL_COLUMNS[name][0]) for name in ("kind", "run", "offset")}
 
 
-class _Columns:
+class GrowingColumns:
     """Equally long arrays that grow by doubling."""
 
     def __init__(self, fields: Mapping[str, np.dtype]) -> None:
@@ -34,21 +35,21 @@ class _Columns:
     def __getitem__(self, name: str) -> np.ndarray:
         return self._arrays[name][: self.size]
 
-    def first(self, size: int) -> _Columns:
-        """The first `size` entries, shared."""
-        part = _Columns({})
+    def first(self, size: int) -> GrowingColumns:
+        """The first `size` entries, sharing the memory."""
+        part = GrowingColumns({})
         part._arrays = {name: array[:size] for name, array in self._arrays.items()}
         part.size = size
         return part
 
     def extend(self, group: zarr.Group, first: str) -> None:
-        """Read what the group holds past what is here. first: the column whose length is asked."""
-        start, total = self.size, group[first].shape[0]
+        """Read the entries of the group's columns beyond those held here. first: a column that tells their length."""
+        start, total = self.size, length_of(group, first)
         if total > start:
-            self.append({name: layout.read_column(group, name, start, total) for name in self._arrays})
+            self.append({name: read_column(group, name, start, total) for name in self._arrays})
 
     def append(self, columns: Mapping[str, Column]) -> None:
-        """Add equally long columns; those that are not kept here are passed over."""
+        """Add equally long columns; columns that are not kept here are ignored."""
         total = self.size + len(next(iter(columns.values())))
         for name, array in self._arrays.items():
             if len(array) < total:
@@ -63,16 +64,17 @@ class _Columns:
 class LogIndex:
     """Rows and control entries of one log."""
 
-    rows: _Columns = field(default_factory=lambda: _Columns(ROW_FIELDS))
-    control: _Columns = field(default_factory=lambda: _Columns(CONTROL_FIELDS))
+    rows: GrowingColumns = field(default_factory=lambda: GrowingColumns(ROW_FIELDS))
+    control: GrowingColumns = field(default_factory=lambda: GrowingColumns(CONTROL_FIELDS))
 
 
 @dataclass(frozen=True)
 class RunSummary:
     """What the archive holds of one run.
 
-    complete: "stop" (a stop was filed), "next_run" (another run first appeared after it in its partition) or "" (still open).
-    first_seen orders runs by arrival; last_committed_ns is when its newest row was filed, UTC nanoseconds since 1970.
+    rows: all revisions. duplicates: lumisections that came again with the same contents. complete: "stop" (a run stop was
+    filed), "next_run" (another run first appeared after it in its partition) or "" (still open). first_seen: orders runs by
+    arrival. last_committed_ns: when its newest row was filed, UTC nanoseconds since 1970.
     """
 
     run: int
@@ -96,7 +98,7 @@ class RunSummary:
 
 
 class RowIndex:
-    """The logs of an archive as of the snapshot that `update` last read."""
+    """The logs of an archive at the snapshot that `update` last read."""
 
     def __init__(self) -> None:
         self.logs: dict[LogKey, LogIndex] = {}
@@ -108,17 +110,16 @@ class RowIndex:
         return max((int(log.rows["committed"][-1]) for log in self.logs.values() if log.rows.size), default=0)
 
     def update(self, root: zarr.Group) -> None:
-        """Read the tail of every log. root: the archive's root group at a snapshot no older than the last one read."""
-        for feed, feed_group in root["feeds"].groups():
-            for partition, log in feed_group.groups():
-                entry = self.logs.setdefault((feed, int(partition)), LogIndex())
-                before = entry.rows.size
-                entry.rows.extend(log, "run")
-                entry.control.extend(log["control"], "offset")
-                self._note(entry, slice(before, None), self._seen)
+        """Read the new rows of every log. root: root group of a snapshot that is not older than the last one read."""
+        for feed, partition, log in layout.logs(root):
+            entry = self.logs.setdefault((feed, partition), LogIndex())
+            before = entry.rows.size
+            entry.rows.extend(log, "run")
+            entry.control.extend(subgroup(log, "control"), "offset")
+            self._note(entry, slice(before, None), self._seen)
 
     def add(self, key: LogKey, rows: Mapping[str, Column] | None, control: Mapping[str, Column] | None) -> None:
-        """Take over what this process has just filed behind all that the log held, without reading it back."""
+        """Add what this process has just appended to a log, without reading it back."""
         entry = self.logs.setdefault(key, LogIndex())
         before = entry.rows.size
         if rows is not None:
@@ -128,19 +129,18 @@ class RowIndex:
             entry.control.append(control)
 
     def as_of(self, root: zarr.Group) -> RowIndex | None:
-        """The index of an older snapshot, without reading: logs only grow. None where the snapshot holds more than this."""
+        """The index of an older snapshot, without reading it, since logs only grow. None if that snapshot holds more rows."""
         older = RowIndex()
-        for feed, feed_group in root["feeds"].groups():
-            for partition, log in feed_group.groups():
-                mine = self.logs.get((feed, int(partition)))
-                rows, entries = log["run"].shape[0], log["control/offset"].shape[0]
-                if mine is None or mine.rows.size < rows or mine.control.size < entries:
-                    return None
-                older.logs[(feed, int(partition))] = LogIndex(mine.rows.first(rows), mine.control.first(entries))
+        for feed, partition, log in layout.logs(root):
+            mine = self.logs.get((feed, partition))
+            rows, entries = length_of(log, "run"), length_of(log, "control/offset")
+            if mine is None or mine.rows.size < rows or mine.control.size < entries:
+                return None
+            older.logs[(feed, partition)] = LogIndex(mine.rows.first(rows), mine.control.first(entries))
         return older
 
     def contents(self, run: int) -> dict[int, set[int]]:
-        """Content hashes of each lumisection that the run has, every revision: {lumisection: {content}}. Not to be changed."""
+        """Content hashes of the run's lumisections, of all revisions: {lumisection: {content}}. Do not change the result."""
         if run not in self._seen:
             if len(self._seen) > 64:  # a handful of runs is live at any time
                 self._seen.clear()
@@ -159,13 +159,13 @@ class RowIndex:
                 seen[run].setdefault(lumisection, set()).add(content)
 
     def newest(self, run: int, *, filed: int | None = None, last: int | None = None) -> tuple[list[LogKey], np.ndarray]:
-        """Rows that make the run's view, ordered by lumisection, the newest revision of each.
+        """The newest revision of each of the run's lumisections, in their order.
 
-        filed: of the first so many rows of the run alone, in the order in which they were filed. last: of lumisections up to
-        that number alone; these are then the rows that `filed` counts.
+        filed: count only the run's first so many rows, in the order in which they were filed. last: count only lumisections up
+        to this number; `filed` then counts rows of these.
 
-        Returns the logs and an int64 array of shape (n, 4): lumisection, revision (0 = the first), place of the log in
-        the list, row in that log. The newest is the one filed last; within a commit, the later row.
+        Returns the logs and an int64 array of shape (n, 4): lumisection, revision (0 is the first), place of the log in
+        the list, row in that log. The newest revision is the one filed last; within a commit, the later row.
         """
         keys = sorted(self.logs)
         parts = []
@@ -186,7 +186,7 @@ class RowIndex:
         return keys, np.stack([lumisections, count - 1, shown[:, 2], shown[:, 3]], axis=1).astype(np.int64)
 
     def summaries(self) -> list[RunSummary]:
-        """Every run that has a row, in the order in which its first row arrived."""
+        """All runs with rows, in the order in which their first rows arrived."""
         merged: dict[int, list[tuple[LogKey, np.ndarray]]] = {}
         complete: dict[int, str] = {}
         duplicates: dict[int, int] = {}
@@ -202,11 +202,12 @@ class RowIndex:
 
     @staticmethod
     def _note_ends(log: LogIndex, runs: np.ndarray, complete: dict[int, str], duplicates: dict[int, int]) -> None:
+        """Note how each run ended, and how many duplicates it has, by one log. runs: those with rows in it."""
         kind, control_run, control_offset = log.control["kind"], log.control["run"], log.control["offset"]
         started = kind == ControlKind.START
         begun_run = np.concatenate([log.rows["run"], control_run[started]])
         begun_offset = np.concatenate([log.rows["offset"], control_offset[started]])
-        # A run ends when another first appears after it; a late row of an older run ends nothing.
+        # A run ends when another run first appears after it. A late row of an older run ends nothing.
         first_to_last = np.argsort(begun_offset, kind="stable")
         appeared, first = np.unique(begun_run[first_to_last], return_index=True)
         newest = appeared[np.argmax(first)] if len(appeared) else -1

@@ -27,9 +27,10 @@ from dqmstream.lumisection import (
 from dqmstream.storage import layout
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.clock import ClockSetBack
+from dqmstream.storage.columns import Column, append_columns, append_line
 from dqmstream.storage.commits import Change
 from dqmstream.storage.imports.datasets import ImportedDatasets
-from dqmstream.storage.layout import IMPORT_FEED, NAT, Column, ControlKind, Quality
+from dqmstream.storage.layout import IMPORT_FEED, NAT, ControlKind, Quality
 from dqmstream.storage.migrate import migrate
 from dqmstream.storage.row_index import ROW_FIELDS, RowIndex
 
@@ -223,9 +224,9 @@ class ArchiveWriter:
                 row_columns = _row_columns(rows, self.archive.dtype, committed_ns) if rows else None
                 control_columns = _control_columns(control) if control else None
                 if row_columns:
-                    layout.append_columns(log, row_columns)
+                    append_columns(log, row_columns)
                 if control_columns:
-                    layout.append_columns(log["control"], control_columns)
+                    append_columns(log["control"], control_columns)
                 kept = row_columns and {name: row_columns[name] for name in ROW_FIELDS}
                 for_index.append((kept, control_columns))
                 filed, revisions = filed + len(rows), revisions + revised
@@ -234,7 +235,7 @@ class ArchiveWriter:
                 raise ValueError(f"the entries end at {at}, the batch at {next_offset}")
             log.attrs["next_offset"] = next_offset
             if ledger is not None:
-                layout.append_line(root["imports"], layout.IMPORT_COLUMNS, ledger)
+                append_line(root["imports"], layout.IMPORT_COLUMNS, ledger)
             snapshot = change.commit(
                 f"{feed}/{partition} [{expected_offset}, {next_offset})",
                 lambda committed: stored_next_offset(committed, feed, partition) == next_offset,

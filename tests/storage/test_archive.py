@@ -126,7 +126,38 @@ def test_compaction_leaves_rows_and_tags_and_few_files(tmp_path: Path) -> None:
     assert verify(head) == verify(head.at("trained")) == []
     writer.append(FEED, 0, [row(archive, 1, 21, 20)], 20, 21)  # a writer that was open goes on
     assert head.refresh().run(1).sizes["lumisection"] == 21
-    assert Archive.create(tmp_path / "empty").compact(0).snapshots >= 0
+    assert Archive.create(tmp_path / "empty").compact(0).snapshots == 1, "that in which it was made"
+
+
+def test_an_archive_shows_what_it_holds_as_text_and_as_html(tmp_path: Path) -> None:
+    made = Archive.create(str(tmp_path / "A<b>"), geometry=Geometry(1), source="")
+    assert "runs          0\n  lumisections  0\n" in repr(made)
+    records = [*rows(made, 7, range(1, 4), 0, source="<script>#x"), *rows(made, 9, range(2, 4), 3, source="<script>#x")]
+    ArchiveWriter(made).append(FEED, 0, records, 0, 5)
+    with Archive.open(str(made.path)) as archive:
+        lines = repr(archive).splitlines()
+        page = archive._repr_html_()
+    assert lines[0] == f"<dqmstream.Archive {made.path}>"
+    assert [line.split(maxsplit=1) for line in lines[1:]] == [
+        ["runs", "2 (7 to 9)"],
+        ["lumisections", "5"],
+        ["snapshot", archive.snapshot],
+        ["maps", "1 x 64 x 72 (depth, ieta, iphi), float32"],
+        ["source", "<script>#x"],
+    ]
+    assert "<script>" not in page and "<b>" not in page, "what files say is no HTML"
+    assert "&lt;script&gt;#x" in page and archive.snapshot in page and "2 (7 to 9)" in page
+    assert archive.run(7).sizes["lumisection"] == 3, "a reader may be used after its block"
+
+
+def test_an_archive_whose_rows_cannot_be_read_says_so_when_it_is_shown(tmp_path: Path) -> None:
+    archive = Archive.create(tmp_path / "A")
+    ArchiveWriter(archive).append(FEED, 0, rows(archive, 1, range(1, 4), 0), 0, 3)
+    head = archive.refresh()
+    for file in (archive.path / "manifests").iterdir():
+        file.write_bytes(b"damage")
+    shown = repr(Archive.open(archive.path))
+    assert "cannot be read" in shown and head.snapshot in shown
 
 
 def test_zarr_and_xarray_open_the_store(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from zarr.codecs import BloscCodec
 from dqmstream.errors import ArchiveError, InputError
 from dqmstream.lumisection import utf8
 from dqmstream.storage import layout
+from dqmstream.storage.columns import append_columns, append_line, read_column, read_rows
 from dqmstream.storage.commits import Commits
 from dqmstream.storage.failures import CODEC_ERRORS, telling
 from dqmstream.storage.images.files import Contents, ImageFile, blocks, check_finite, cut, open_image_file
@@ -77,9 +78,9 @@ class ImageArchive:
         self.archive_id = str(attributes["archive_id"])
         self.what = "y"
         self.names = {int(label): str(name) for label, name in attributes["class_names"].items()}
-        self.columns = {name: layout.read_column(self.root, name) for name in attributes["columns"]}
+        self.columns = {name: read_column(self.root, name) for name in attributes["columns"]}
         self.size: tuple[int, int, int, int] = tuple(self.root["images"].shape)
-        self.labels = layout.read_column(self.root, "label")
+        self.labels = read_column(self.root, "label")
         self.group = np.arange(self.size[0])
         self.digests: list[str] = _digests(self.root)
 
@@ -111,7 +112,7 @@ class ImageArchive:
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         with telling(self.path, "cannot be read"):
-            images = layout.read_rows(self.root, ["images"], rows)["images"]
+            images = read_rows(self.root, ["images"], rows)["images"]
         return check_finite(self.path, rows, images)
 
     def append(self, file: ImageFile, sha256: str, progress: Callable[[int], None]) -> bool:
@@ -128,7 +129,7 @@ class ImageArchive:
                 contents.add(images)
                 here = slice(start, start + len(images))
                 columns = {name: values[here] for name, values in file.columns.items()}
-                layout.append_columns(root, {"images": images, "label": file.labels[here], **columns})
+                append_columns(root, {"images": images, "label": file.labels[here], **columns})
                 progress(here.stop)
             if contents.hexdigest(file.labels, file.columns) != sha256:
                 raise InputError(f"{file.path} was changed while it was imported: nothing of it was filed")
@@ -137,7 +138,7 @@ class ImageArchive:
                 names[str(label)] = name if names.get(str(label), name) == name else str(label)
             root.attrs["class_names"] = names
             line: dict[str, str | int] = {"sha256": sha256, "name": file.path.name, "rows": file.size[0], "first": first}
-            layout.append_line(root["imports"], FILE_COLUMNS, line)
+            append_line(root["imports"], FILE_COLUMNS, line)
             change.commit(f"import {file.path.name}", lambda committed: sha256 in _digests(committed))
         return True
 
@@ -167,7 +168,7 @@ class ImageArchive:
 
 def _digests(root: zarr.Group) -> list[str]:
     """SHA-256 of the files that were imported, in their order."""
-    return layout.read_column(root, "imports/sha256").tolist()
+    return read_column(root, "imports/sha256").tolist()
 
 
 def is_image_archive(path: Path) -> bool:

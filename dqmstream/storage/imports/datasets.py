@@ -15,8 +15,9 @@ import zarr
 from dqmstream.errors import InputError
 from dqmstream.lumisection import RUN_FILE, check_source
 from dqmstream.storage.archive import Archive
+from dqmstream.storage.columns import read_column
 from dqmstream.storage.imports.run_file import RunFile
-from dqmstream.storage.layout import IMPORT_FEED, ControlKind, feed_path, read_column
+from dqmstream.storage.layout import IMPORT_FEED, ControlKind, feed_path
 
 
 def are_one(name: str, other: str) -> bool:

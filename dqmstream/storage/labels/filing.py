@@ -11,6 +11,7 @@ import zarr
 from dqmstream.errors import ArchiveError
 from dqmstream.storage import layout
 from dqmstream.storage.archive import Archive
+from dqmstream.storage.columns import append_columns, append_line, read_column
 from dqmstream.storage.labels.golden import Golden
 from dqmstream.storage.labels.luminosity import LuminosityTable
 from dqmstream.storage.labels.versions import LABEL_COLUMNS, VERSION_COLUMNS, Labels, LabelVersion, label_versions
@@ -47,15 +48,15 @@ def _file(
         if group is None:
             group = layout.make_table(root, where, "line", LABEL_COLUMNS[kind])
             layout.make_table(group, "versions", "version", VERSION_COLUMNS)
-        before = layout.read_column(group, "versions/sha256").tolist()
+        before = read_column(group, "versions/sha256").tolist()
         if before and (before[-1] == sha256 or is_known(root)):
             same = [version for version, known in enumerate(before, start=1) if known == sha256]
             return LabelVersion(kind, same[-1] if same else len(before), name, False)
         version = len(before) + 1
         numbers = np.full(len(columns["run"]), version)
-        layout.append_columns(group, {**columns, "version": numbers})
+        append_columns(group, {**columns, "version": numbers})
         line: dict[str, str | int] = {"sha256": sha256, "name": name, "committed": time.time_ns()}
-        layout.append_line(group["versions"], VERSION_COLUMNS, line)
+        append_line(group["versions"], VERSION_COLUMNS, line)
         change.commit(f"{kind} {version}: {name}", lambda committed: _newest(committed, kind) == version)
     return LabelVersion(kind, version, name, True)
 

@@ -23,6 +23,7 @@ import zarr
 
 from dqmstream.errors import ArchiveError
 from dqmstream.storage import layout
+from dqmstream.storage.columns import read_column
 from dqmstream.storage.labels.luminosity import VALUES, LuminosityTable
 
 GOOD, BAD, UNKNOWN = 1, 0, -1
@@ -124,11 +125,11 @@ def label_versions(root: zarr.Group) -> list[LabelVersion]:
     found = []
     for kind in LABEL_COLUMNS:
         table = root.get(f"labels/{kind}/versions")
-        names = layout.read_column(table, "name").tolist() if table is not None else []
+        names = read_column(table, "name").tolist() if table is not None else []
         found += [LabelVersion(kind, number, name, False) for number, name in enumerate(names, start=1)]
     return found
 
 
 def _read(root: zarr.Group, kind: str) -> dict[str, np.ndarray] | None:
     group = root.get(f"labels/{kind}")
-    return None if group is None else {name: layout.read_column(group, name) for name in LABEL_COLUMNS[kind]}
+    return None if group is None else {name: read_column(group, name) for name in LABEL_COLUMNS[kind]}
