@@ -1,4 +1,4 @@
-"""One lumisection, the record that every room speaks, and the HCAL geometry it lives on.
+"""One lumisection, the record that every room speaks: its HCAL geometry, and the rules of a valid row.
 
 A lumisection (LS) is 2**18 LHC orbits, 23.31 s. Its occupancy map counts, for each channel, the events in which the
 channel's charge passed a cut. Maps have shape (depth, ieta, iphi) = (depths, 64, 72):
@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import isnan, nan
 from struct import Struct
+from typing import Any
 
 import numpy as np
 
@@ -139,41 +141,127 @@ class RunStop:
 Record = Lumisection | RunStart | RunStop
 
 
-def check_numbers(run: int, lumisection: int = 1) -> None:
-    """Raise ValueError unless run and lumisection are numbers that CMS can have given (1 .. 2**31 - 1)."""
-    for name, value in (("run", run), ("lumisection", lumisection)):
-        if not 1 <= value <= MAX_NUMBER:
-            raise ValueError(f"{name} {value} is not in 1..{MAX_NUMBER}")
-
+MAX_TIME_NS = 2**62
+"""The year 2116. A later time is damage, and so is one before 1970."""
 
 MAX_SOURCE = 512
 """Characters of a dataset and monitoring element."""
 
 
-def check_source(source: str) -> None:
-    """Raise ValueError for a dataset and monitoring element that no one would give: too long, or not printable."""
-    if len(source) > MAX_SOURCE or not source.isprintable():
-        raise ValueError(f"the source {source[:40]!r}... is no name: {len(source)} characters, or some that cannot be printed")
+Faults = Iterator[tuple[Any, Callable[[], str]]]
+"""The rules of a valid row, one after another: whether it is broken, and the reason.
+
+The same rules hold for one lumisection, whose values are scalars, and for n at once, whose values are arrays (n,): broken is
+a bool or bool (n,). The reason is text for one lumisection only.
+"""
+
+
+def raise_fault(faults: Faults) -> None:
+    """Raise ValueError with the reason of the first broken rule; the rules behind it are not evaluated."""
+    for broken, reason in faults:
+        if broken:
+            raise ValueError(reason())
+
+
+def sound_rows(faults: Faults, count: int) -> np.ndarray:
+    """Which of many lumisections break no rule: bool, shape (count,)."""
+    sound = np.ones(count, bool)
+    with np.errstate(all="ignore"):  # a rule also compares values that broke an earlier one
+        for broken, _ in faults:
+            sound &= np.logical_not(broken)
+    return sound
+
+
+def row_faults(
+    *,
+    run: Any,
+    lumisection: Any,
+    time_ns: Any,
+    counts: np.ndarray,
+    n_events: Any,
+    pileup: Any,
+    dtype: np.dtype,
+    max_events: float,
+) -> Faults:
+    """All rules of a row in an archive of this dtype (float32 or uint16), which hold for messages and files alike.
+
+    run, lumisection, time_ns: whole numbers, scalars or (n,). counts: any dtype, shape (cells,) or (n, cells). n_events,
+    pileup: scalars or (n,), nan where unknown. max_events: most events of any lumisection.
+    """
+    yield from number_faults(run, lumisection)
+    yield from time_faults(time_ns)
+    yield counts.dtype.kind not in "iuf", lambda: f"occupancy of dtype {counts.dtype} is not a real number"
+    low, high = counts.min(axis=-1), counts.max(axis=-1)
+    yield from count_faults(counts, low, high, dtype)
+    yield from plausibility_faults(high.astype(dtype).astype(np.float64), n_events, pileup, max_events)
+
+
+def number_faults(run: Any, lumisection: Any) -> Faults:
+    """Run and lumisection are numbers that CMS can have given."""
+    yield (run < 1) | (run > MAX_NUMBER), lambda: f"run {run} is not in 1..{MAX_NUMBER}"
+    yield (lumisection < 1) | (lumisection > MAX_NUMBER), lambda: f"lumisection {lumisection} is not in 1..{MAX_NUMBER}"
+
+
+def time_faults(time_ns: Any) -> Faults:
+    """The time lies between 1970 and 2116; 0 is unknown."""
+    yield (time_ns < 0) | (time_ns > MAX_TIME_NS), lambda: f"the time {time_ns} ns since 1970 is not in 0..{MAX_TIME_NS}"
+
+
+def count_faults(counts: np.ndarray, low: Any, high: Any, dtype: np.dtype) -> Faults:
+    """Each count of a real dtype can be stored as dtype; a float64 count may be rounded to float32.
+
+    low, high: smallest and largest count, scalars or (n,); both NaN where a count is.
+    """
+    yield np.logical_not(np.isfinite(low) & np.isfinite(high)), lambda: "occupancy holds NaN or infinity"
+    yield low < 0, lambda: f"occupancy holds a negative count ({low})"
+    limit = np.finfo(dtype).max if dtype.kind == "f" else np.iinfo(dtype).max
+    yield high > limit, lambda: f"occupancy holds {high}, above what an archive of {dtype} takes"
+    if dtype.kind == "u" and counts.dtype.kind == "f":
+        whole = (counts == np.floor(counts)).all(axis=-1 if np.ndim(high) else None)
+        yield ~whole, lambda: f"occupancy holds counts that are not whole, and the archive is {dtype}"
+
+
+def plausibility_faults(largest: Any, n_events: Any, pileup: Any, max_events: float) -> Faults:
+    """A lumisection can have such events, pileup and counts. largest: the largest count as stored, float64."""
+    yield (
+        (n_events < 0) | (n_events > max_events),
+        lambda: f"n_events is {n_events}, no number from 0 to {float(max_events):.15g}",
+    )
+    yield (pileup < 0) | (pileup > MAX_PILEUP), lambda: f"pileup is {pileup}, no number from 0 to {MAX_PILEUP:.15g}"
+    yield (
+        largest > n_events + ROUNDING_EVENTS,
+        lambda: f"occupancy holds {largest:.9g}, and the lumisection has {n_events:.15g} events: a channel counts each once",
+    )
+    yield (
+        largest > max_events,
+        lambda: (
+            f"occupancy holds {largest:.9g}, above the {max_events:.15g} events that a lumisection can have (see --max-events)"
+        ),
+    )
+
+
+def check_numbers(run: int, lumisection: int = 1) -> None:
+    """Raise ValueError, with the reason, where a number is not in 1 .. 2**31 - 1."""
+    raise_fault(number_faults(run, lumisection))
 
 
 def check_counts(counts: np.ndarray, dtype: np.dtype) -> None:
     """Raise ValueError, with the reason, unless every count can be stored as dtype (float32 or uint16). Any shape.
 
     Refused are dtypes that are not real numbers, NaN, infinity, negative counts and, for uint16, counts that are not
-    whole or above 65535. float64 counts that float32 rounds are taken.
+    whole or above 65535. float64 counts that float32 rounds are accepted.
     """
     if counts.dtype.kind not in "iuf":
         raise ValueError(f"occupancy of dtype {counts.dtype} is not a real number")
-    low, high = counts.min(), counts.max()
-    if not (np.isfinite(low) and np.isfinite(high)):  # min and max carry a NaN on
-        raise ValueError("occupancy holds NaN or infinity")
-    if low < 0:
-        raise ValueError(f"occupancy holds a negative count ({low})")
-    limit = np.finfo(dtype).max if dtype.kind == "f" else np.iinfo(dtype).max
-    if high > limit:
-        raise ValueError(f"occupancy holds {high}, above what an archive of {dtype} takes")
-    if dtype.kind == "u" and counts.dtype.kind == "f" and not np.array_equal(counts, np.floor(counts)):
-        raise ValueError(f"occupancy holds counts that are not whole, and the archive is {dtype}")
+    raise_fault(count_faults(counts, counts.min(), counts.max(), dtype))
+
+
+def check_plausible(largest: float, n_events: float, pileup: float, max_events: float = MAX_EVENTS) -> None:
+    """Raise ValueError, with the reason, for a count, events or pileup that no lumisection can have.
+
+    largest: the largest count of the map. n_events, pileup: nan where unknown. max_events: most events of any lumisection.
+    """
+    raise_fault(plausibility_faults(largest, n_events, pileup, max_events))
 
 
 def most_counts(n_events: np.ndarray, max_events: float) -> np.ndarray:
@@ -184,36 +272,19 @@ def most_counts(n_events: np.ndarray, max_events: float) -> np.ndarray:
     return np.where(np.isnan(n_events), max_events, np.minimum(n_events + ROUNDING_EVENTS, max_events))
 
 
-def check_plausible(largest: float, n_events: float, pileup: float, max_events: float = MAX_EVENTS) -> None:
-    """Raise ValueError, with the reason, for a count, events or pileup that no lumisection can have.
-
-    largest: the largest count of the map. n_events, pileup: nan where unknown. max_events: most events of any lumisection.
-    """
-    for name, value, most in (("n_events", n_events, float(max_events)), ("pileup", pileup, MAX_PILEUP)):
-        if not (isnan(value) or 0 <= value <= most):
-            raise ValueError(f"{name} is {value}, no number from 0 to {most:.15g}")
-    if largest > n_events + ROUNDING_EVENTS:
-        raise ValueError(
-            f"occupancy holds {largest:.9g}, and the lumisection has {n_events:.15g} events: a channel counts each once"
-        )
-    if largest > max_events:
-        raise ValueError(
-            f"occupancy holds {largest:.9g}, above the {max_events:.15g} events that a lumisection can have (see --max-events)"
-        )
+def check_source(source: str) -> None:
+    """Raise ValueError for a dataset and monitoring element that is too long or not printable."""
+    if len(source) > MAX_SOURCE or not source.isprintable():
+        raise ValueError(f"the source {source[:40]!r}... is no name: {len(source)} characters, or some that cannot be printed")
 
 
-def as_stored(occupancy: np.ndarray, geometry: Geometry, dtype: np.dtype) -> np.ndarray:
-    """The map as an archive of this geometry and dtype holds it: little-endian, shape (depth, 64, 72).
-
-    A (64, 72) map is taken as one of a single depth. Raises ValueError for another shape and for counts that
-    `check_counts` refuses.
-    """
+def with_depths(occupancy: np.ndarray, geometry: Geometry) -> np.ndarray:
+    """The map with shape (depth, 64, 72); one of shape (64, 72) has a single depth. Raises ValueError for another shape."""
     if occupancy.ndim == 2:
         occupancy = occupancy[None]
     if occupancy.shape != geometry.shape:
         raise ValueError(f"occupancy has shape {occupancy.shape}, the archive holds {geometry.shape}")
-    check_counts(occupancy, dtype)
-    return np.ascontiguousarray(occupancy, dtype=dtype.newbyteorder("<"))
+    return occupancy
 
 
 _TWO_DOUBLES = Struct("<dd").pack

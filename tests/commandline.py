@@ -23,7 +23,7 @@ from pathlib import Path
 from dqmstream.cli import output
 from dqmstream.cli.main import main
 from dqmstream.errors import EXIT_CODES
-from dqmstream.streaming.batching import IngestCounts
+from dqmstream.streaming.counts import IngestCounts
 
 TRACKER = "ignore:resource_tracker"
 """multiprocessing warns of the semaphores of processes that were killed, which is what happens here."""

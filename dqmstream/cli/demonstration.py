@@ -25,7 +25,7 @@ from dqmstream.service.stopping import stop_on_signals
 from dqmstream.settings import Settings, load_settings
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.imports.import_data import ImportOptions, import_data
-from dqmstream.streaming.batching import IngestCounts
+from dqmstream.streaming.counts import IngestCounts
 from dqmstream.streaming.dead_letters import FolderDeadLetters
 from dqmstream.streaming.in_process import InProcessFeed
 from dqmstream.streaming.publisher import messages

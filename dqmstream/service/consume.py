@@ -26,7 +26,7 @@ from dqmstream.storage.archive import Archive
 from dqmstream.storage.copies import copy_id
 from dqmstream.storage.maintenance.expiry import Expiry
 from dqmstream.storage.writer import ArchiveWriter
-from dqmstream.streaming.batching import IngestCounts
+from dqmstream.streaming.counts import IngestCounts
 from dqmstream.streaming.dead_letters import DeadLetters
 from dqmstream.streaming.feed import Feed
 from dqmstream.streaming.ingest import Ingest

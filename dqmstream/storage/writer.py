@@ -19,10 +19,10 @@ from dqmstream.lumisection import (
     MAX_EVENTS,
     Geometry,
     Lumisection,
-    as_stored,
-    check_numbers,
-    check_plausible,
     content_hash,
+    raise_fault,
+    row_faults,
+    with_depths,
 )
 from dqmstream.storage import layout
 from dqmstream.storage.archive import Archive
@@ -125,20 +125,60 @@ def make_row(
     produced_ns: when the broker took it, UTC nanoseconds since 1970; what is no such time (a producer may claim any) is
     unknown, and no reason to refuse the row. max_events: the most that a lumisection can have.
     """
-    check_numbers(record.run, record.lumisection)
-    occupancy = as_stored(record.occupancy, geometry, dtype)
-    check_plausible(float(occupancy.max()), record.n_events, record.pileup, max_events)
+    counts = with_depths(record.occupancy, geometry)
+    raise_fault(
+        row_faults(
+            run=record.run,
+            lumisection=record.lumisection,
+            time_ns=record.time_ns,
+            counts=counts.reshape(-1),
+            n_events=record.n_events,
+            pileup=record.pileup,
+            dtype=dtype,
+            max_events=max_events,
+        )
+    )
+    return row_of(
+        offset,
+        record.run,
+        record.lumisection,
+        np.ascontiguousarray(counts, dtype=dtype.newbyteorder("<")),
+        record.time_ns,
+        record.n_events,
+        record.pileup,
+        record.source,
+        produced_ns,
+        quality,
+    )
+
+
+def row_of(
+    offset: int,
+    run: int,
+    lumisection: int,
+    stored: np.ndarray,
+    time_ns: int,
+    n_events: float,
+    pileup: float,
+    source: str,
+    produced_ns: int,
+    quality: Quality = Quality.GOOD,
+) -> Row:
+    """The row of a lumisection that breaks no rule (`lumisection.row_faults`). produced_ns: as `make_row` has it.
+
+    stored: the map as the archive holds it, little-endian, shape (depth, 64, 72).
+    """
     return Row(
         offset=offset,
-        run=record.run,
-        lumisection=record.lumisection,
-        occupancy=occupancy,
-        content=content_hash(occupancy, record.n_events, record.pileup),
-        time_ns=record.time_ns,
-        n_events=record.n_events,
-        pileup=record.pileup,
+        run=run,
+        lumisection=lumisection,
+        occupancy=stored,
+        content=content_hash(stored, n_events, pileup),
+        time_ns=time_ns,
+        n_events=n_events,
+        pileup=pileup,
         quality=quality,
-        source=record.source,
+        source=source,
         produced_ns=produced_ns if 0 < produced_ns <= LATEST_NS else 0,
     )
 

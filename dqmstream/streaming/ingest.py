@@ -18,9 +18,10 @@ import structlog
 
 from dqmstream.lumisection import MAX_EVENTS
 from dqmstream.storage.writer import ArchiveWriter
-from dqmstream.streaming.batching import Filer, IngestCounts
+from dqmstream.streaming.counts import IngestCounts
 from dqmstream.streaming.dead_letters import DeadLetters
 from dqmstream.streaming.feed import Feed, Revoked
+from dqmstream.streaming.filer import Filed, Filer
 from dqmstream.streaming.message import Slice
 from dqmstream.streaming.source_agreement import ROOM
 
@@ -106,7 +107,7 @@ class Ingest:
         self._queued, self._queued_bytes = 0, 0
         self._lock = threading.Lock()
         self._moved = threading.Event()
-        self._outcomes: queue.SimpleQueue[tuple[dict[int, int], list[int]]] = queue.SimpleQueue()
+        self._outcomes: queue.SimpleQueue[Filed] = queue.SimpleQueue()
         self._failure: BaseException | None = None
         self._held = False
         self._partitions: set[int] = set()
@@ -142,9 +143,9 @@ class Ingest:
                 self._queued_bytes += piece.size
             self._queue.put(piece)
             came += len(piece.messages)
-        if came:
+        self.counts.messages += came
+        if came or not self._feed.exhausted:
             self._last_news = self._clock()
-            self.counts.messages += came
         return came
 
     def drain(self, timeout_s: float | None = None, *, last: bool = False) -> bool:
@@ -191,9 +192,7 @@ class Ingest:
 
     @property
     def idle_s(self) -> float:
-        """Seconds since the last message, or since the feed was last known to hold more."""
-        if not self._feed.exhausted:
-            self._last_news = self._clock()
+        """Seconds since the last message, or since the last `step` at which the feed was not exhausted."""
         return self._clock() - self._last_news
 
     def _begin(self, partition: int) -> None:
@@ -211,9 +210,9 @@ class Ingest:
         """Tell the feed what was filed, begin anew where another worker has moved on, raise what went wrong."""
         filed: dict[int, int] = {}
         while not self._outcomes.empty():
-            offsets, overtaken = self._outcomes.get()
-            filed |= offsets
-            for partition in overtaken:
+            outcome = self._outcomes.get()
+            filed |= outcome.next_offsets
+            for partition in outcome.overtaken:
                 self._begin(partition)
         if filed:
             self._feed.commit(filed)
@@ -263,7 +262,7 @@ class Ingest:
                 self._queued -= item.until - item.start
                 self._queued_bytes -= item.size
 
-    def _note(self, outcome: tuple[dict[int, int], list[int]]) -> None:
+    def _note(self, outcome: Filed) -> None:
         if any(outcome):
             self._outcomes.put(outcome)
             self._moved.set()

@@ -1,40 +1,134 @@
-"""Which dataset and monitoring element a new archive is of, where nobody has said: what many messages agree on.
+"""Which source (dataset and monitoring element) an archive holds, and whether a feed has lumisections of it.
 
-An archive keeps the source that it once has, and a row of another one becomes a dead letter. So no single message is believed:
-a stranger's that came first would turn away all that the archive is for. Rows wait, unfiled and with no offset passed, until
-enough of them agree; where many do not, a person must say.
+An archive keeps its first source, and a row of another one becomes a dead letter. A single message must not name it: one
+foreign message that came first would turn away everything that the archive is for. So rows wait, unfiled and with no offset
+passed, until many name the same source; if many disagree, the operator must name it.
 
-The source that a person gave, or that an archive has, may be wrong for a feed too: a mistyped one would turn every row away. So
-while the archive holds no row of a feed, rows of other sources wait until one fits, and where many agree on another source
-a person must say.
+A source that the operator gave, or that the archive has, may be wrong for a feed too: a typing error would turn every row
+into a dead letter. So while the archive holds no row of a feed, rows of other sources wait until one fits; if many agree on
+another source, the operator must decide.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+
+import structlog
 
 from dqmstream.errors import InputError
+from dqmstream.storage.archive import Archive
 from dqmstream.storage.writer import Row
+from dqmstream.streaming.log_limit import Repeats
+
+log = structlog.get_logger("dqmstream.ingest")
 
 AGREEING = 16
-"""Lumisections of one source that are enough, six minutes of a run."""
+"""Lumisections of one source that are enough: six minutes of a run."""
 
 SHARE = 0.75
-"""Of all lumisections that name a source."""
+"""Share of all lumisections with a source that must name the same one."""
 
 ASKED = 4 * AGREEING
-"""Lumisections among which so many must agree; more are not waited for."""
+"""Lumisections among which AGREEING must agree; more are not waited for."""
 
 ROOM, ROOM_BYTES = 4096, 64 * 2**20
-"""Messages of all kinds, and bytes of them, that wait at most for an agreement."""
+"""Messages of all kinds, and their bytes, that wait for an agreement at most."""
 
 TOLD_AFTER_S = 30.0
-"""How long rows wait before it is told that they do."""
+"""How long rows wait before a warning says so."""
 
 SHOWN, LONGEST = 3, 100
 """Sources in a message, and characters of each."""
 
 GIVE = "give --source, the dataset and monitoring element that this archive is for"
+
+
+class SourceAgreement:
+    """Settles the source of an archive for one feed.
+
+    given: the source of an archive that has none yet, empty where the operator named none. accept_others: rows of other
+    sources become dead letters even while no row of the archive's source has come. patience_s: without a new message for
+    so long, no more rows are waited for.
+    """
+
+    def __init__(
+        self,
+        archive: Archive,
+        feed: str,
+        *,
+        given: str,
+        accept_others: bool,
+        patience_s: float,
+        repeats: Repeats,
+        clock: Callable[[], float],
+    ) -> None:
+        self.source = archive.source or given
+        """The archive's source as far as it is known, empty while it is not."""
+        self.asked_at = 0.0
+        """When `settle` last looked at rows."""
+        self._archive = archive
+        self._feed = feed
+        self._accept_others = accept_others
+        self._patience_s = patience_s
+        self._repeats = repeats
+        self._clock = clock
+        self._fits = bool(self.source) and (accept_others or archive.holds_rows(feed))
+        self._undecided_since: float | None = None
+
+    @property
+    def confirmed(self) -> str:
+        """The source that every further row must have, empty while that is not settled."""
+        return self.source if self._fits else ""
+
+    @property
+    def undecided(self) -> bool:
+        """Whether rows that name a source must wait."""
+        return self._undecided_since is not None
+
+    def correct(self, stored: str) -> None:
+        """Another worker has named the archive's source."""
+        self.source = stored
+
+    def settle(self, rows: Sequence[Row], *, taken_at: float, no_room: bool, no_more: bool, last: bool) -> None:
+        """Settle the source by the pending rows that name one, if that is possible.
+
+        taken_at: when the last message came. no_room: no more rows can wait. no_more: none are waited for at present. last:
+        none will come later either. Raises InputError where the operator must decide.
+        """
+        if self._fits or not rows:
+            self._undecided_since = None
+            return
+        self.asked_at = self._clock()
+        archive = self._archive.refresh()
+        self.source = self.source or archive.source or agreed_source(rows)
+        if last:
+            self.source = self.source or most_frequent(rows)
+        if self.source:
+            self._fits = (
+                last or self._accept_others or any(row.source == self.source for row in rows) or archive.holds_rows(self._feed)
+            )
+        if self._fits:
+            self._undecided_since = None
+            return
+        if self._undecided_since is None:
+            self._undecided_since = self.asked_at
+        if self.source and (no_room or no_more or self.asked_at >= taken_at + self._patience_s):
+            check_foreign(rows, self.source, archive.is_empty)
+        if no_room:
+            raise InputError(self.question(rows))
+        if self.asked_at >= self._undecided_since + TOLD_AFTER_S:
+            self._repeats.tell(log.warning, "rows wait for a source", self.question(rows))
+
+    def question(self, rows: Sequence[Row]) -> str:
+        """What the operator can do about the rows that wait, empty where none does."""
+        if not self.undecided:
+            return ""
+        return foreign_question(rows, self.source, self._archive.refresh().is_empty) if self.source else open_question(rows)
+
+
+def other_source(source: str, archive_source: str) -> str:
+    """The reason of a dead letter that names another source than the archive's."""
+    return f"the source is {source}, the archive holds {archive_source}"
 
 
 def agreed_source(rows: Iterable[Row]) -> str:
@@ -58,7 +152,7 @@ def most_frequent(rows: Iterable[Row]) -> str:
 
 
 def open_question(rows: Iterable[Row]) -> str:
-    """What is to be done about rows that wait because they are too few to agree; empty where none waits."""
+    """What the operator can do about rows that are too few to agree, empty where there are none."""
     tally = _tally(rows)
     if not tally:
         return ""
@@ -70,8 +164,8 @@ def open_question(rows: Iterable[Row]) -> str:
     )
 
 
-def stranger_question(rows: Iterable[Row], source: str, archive_is_empty: bool) -> str:
-    """What is to be done about rows of which none is of the archive's source; empty where none waits."""
+def foreign_question(rows: Iterable[Row], source: str, archive_is_empty: bool) -> str:
+    """What the operator can do about rows of which none has the archive's source, empty where there are none."""
     tally = _tally(rows)
     if not tally:
         return ""
@@ -86,12 +180,12 @@ def stranger_question(rows: Iterable[Row], source: str, archive_is_empty: bool) 
     )
 
 
-def check_strangers(rows: Iterable[Row], source: str, archive_is_empty: bool) -> None:
+def check_foreign(rows: Iterable[Row], source: str, archive_is_empty: bool) -> None:
     """Raise InputError where many rows agree on another source than the archive's, or are many in all. None of them fits."""
     rows = list(rows)
     tally = _tally(rows)
     if max(tally.values(), default=0) >= AGREEING or sum(tally.values()) >= ASKED:
-        raise InputError(stranger_question(rows, source, archive_is_empty))
+        raise InputError(foreign_question(rows, source, archive_is_empty))
 
 
 def _tally(rows: Iterable[Row]) -> dict[str, int]:

@@ -26,7 +26,7 @@ from dqmstream.settings import Settings, load_settings
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.layout import ControlKind
 from dqmstream.storage.writer import ArchiveWriter, Control
-from dqmstream.streaming.batching import IngestCounts
+from dqmstream.streaming.counts import IngestCounts
 from dqmstream.streaming.dead_letters import FolderDeadLetters
 from dqmstream.streaming.in_process import InProcessFeed
 from dqmstream.streaming.message import Polled

@@ -19,7 +19,7 @@ from dqmstream.service.learner_process import START_S, Silence
 from dqmstream.service.stopping import Stop
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.locks import try_exclusive
-from dqmstream.streaming.batching import IngestCounts
+from dqmstream.streaming.counts import IngestCounts
 from dqmstream.streaming.in_process import InProcessFeed
 from dqmstream.streaming.message import Polled
 from tests.commandline import Command, dqmstream, result

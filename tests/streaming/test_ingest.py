@@ -17,8 +17,8 @@ from dqmstream.lumisection import Record, RunStart, RunStop
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.layout import ControlKind
 from dqmstream.storage.writer import ArchiveWriter
-from dqmstream.streaming.batching import Filer
 from dqmstream.streaming.dead_letters import DeadLetter, FolderDeadLetters
+from dqmstream.streaming.filer import Filer
 from dqmstream.streaming.in_process import InProcessFeed
 from dqmstream.streaming.ingest import Ingest
 from dqmstream.streaming.message import Message, Polled, Slice
@@ -60,6 +60,11 @@ def run_dry(loop: Ingest) -> None:
 @pytest.fixture
 def archive(tmp_path: Path) -> Archive:
     return Archive.create(tmp_path / "A", source=SOURCE)
+
+
+def unnamed(archive: Archive) -> Archive:
+    """An archive beside it that has no source yet: few rows are read and not filed."""
+    return Archive.create(archive.path.with_name("unnamed"))
 
 
 def test_what_comes_is_filed_once_and_in_order(archive: Archive) -> None:
@@ -247,12 +252,12 @@ def test_offsets_without_a_message_are_holes(archive: Archive) -> None:
 
 
 def test_a_worker_that_was_overtaken_reads_on_from_the_archive(archive: Archive) -> None:
-    messages = as_messages(run_records(7, range(1, 11)))
-    slow = ingest(archive, feed_of(messages, size=6), flush_s=3600)
-    slow._filer._filed_at[0] = slow._clock()  # so that it waits for more
+    archive = unnamed(archive)
+    messages = as_messages(lumisection(7, number) for number in range(1, 11))
+    slow = ingest(archive, feed_of(messages, size=6))
     slow.step(0)
-    slow.step(0)  # offsets 0-5 are read and not filed
-    run_dry(ingest(archive, feed_of(messages, size=8)))  # the other worker files everything
+    slow.step(0)  # offsets 0-5 are read, and wait until more agree on a source
+    run_dry(ingest(archive, feed_of(messages, size=8), source=SOURCE))  # the other worker files everything
     slow.drain()  # refused, and started again where the archive ends
     run_dry(slow)
     head = archive.refresh()
@@ -262,18 +267,35 @@ def test_a_worker_that_was_overtaken_reads_on_from_the_archive(archive: Archive)
 
 
 def test_a_revoked_partition_is_dropped_unfiled(archive: Archive) -> None:
-    messages = as_messages(run_records(7, range(1, 4)))
+    archive = unnamed(archive)
+    messages = as_messages(lumisection(7, number) for number in range(1, 4))
 
     class Revoking(InProcessFeed):
         def poll(self, timeout_s: float) -> Polled:
             polled = super().poll(timeout_s)
             return polled if polled.assigned or polled.slices else Polled(revoked=[0])
 
-    loop = ingest(archive, Revoking(FEED, lambda: iter(messages)), flush_s=3600)
-    loop._filer._filed_at[0] = loop._clock()
+    loop = ingest(archive, Revoking(FEED, lambda: iter(messages)))  # its rows wait until more agree on a source
     run_dry(loop)
-    assert loop.waiting == 0
+    assert (loop.counts.messages, loop.waiting) == (3, 0)
     assert archive.refresh().next_offset(FEED, 0) is None
+
+
+def test_asking_how_long_nothing_came_changes_nothing(archive: Archive) -> None:
+    now = [0.0]
+    loop = ingest(archive, feed_of(as_messages(run_records(7, range(1, 4))), size=2), clock=lambda: now[0])
+    for _ in range(3):  # the partition, and two times two of its five messages
+        now[0] += 1.0
+        loop.step(0)
+    now[0] += 5.0
+    assert (loop.idle_s, loop.idle_s) == (5.0, 5.0)
+    loop.step(0)
+    assert loop.idle_s == 0.0
+    now[0] += 2.0
+    loop.step(0)  # all was read
+    assert loop.idle_s == 2.0
+    assert loop.drain()
+    loop.close()
 
 
 def test_a_feed_that_lost_what_it_had_is_told_loudly(archive: Archive) -> None:

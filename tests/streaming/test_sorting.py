@@ -18,8 +18,8 @@ from dqmstream.lumisection import MAX_EVENTS, Geometry
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.writer import ArchiveWriter, Row
 from dqmstream.streaming import sorting
-from dqmstream.streaming.batching import Filer
 from dqmstream.streaming.dead_letters import FolderDeadLetters
+from dqmstream.streaming.filer import Filer
 from dqmstream.streaming.message import Message, Slice
 from dqmstream.streaming.sorting import Sorter
 from dqmstream.streaming.wire import Undecodable
@@ -140,7 +140,7 @@ def _bits(value: Any) -> object:
 def test_each_that_is_laid_out_alike_becomes_what_it_becomes_alone(dtype: str, tmp_path: Path) -> None:
     sorter = Sorter(Archive.create(tmp_path / "A", dtype=dtype), crc_required=True)
     for make in LAID_OUT_ALIKE:
-        draws = [Draw(np.random.default_rng(index), index) for index in range(3 * sorting.FEWEST)]
+        draws = [Draw(np.random.default_rng(index), index) for index in range(3 * sorting.FEWEST_IN_TABLE)]
         made = [make(draw) if draw.index % 5 == 2 else plain(draw, draw.da00()) for draw in draws]
         messages = [Message(0, offset, *one, 1_650_000_000_123) for offset, one in enumerate(made)]
         together = sorter.rows(messages)
@@ -167,7 +167,7 @@ def test_values_that_no_lumisection_has_become_no_row_and_all_others_do(
     few: bool, dtype: str, max_events: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By which way messages go makes no difference, nor does a float64 map that is rounded."""
-    monkeypatch.setattr(sorting, "FEWEST", 10**9 if few else 2)
+    monkeypatch.setattr(sorting, "FEWEST_IN_TABLE", 10**9 if few else 2)
     sorter = Sorter(Archive.create(tmp_path / "A", dtype=dtype), crc_required=True, max_events=max_events)
     most = min(float(max_events), np.inf if dtype == "float32" else 65535.0)
     cases = [  # n_events, pileup, largest count, whether it can be
@@ -213,7 +213,7 @@ def test_a_few_are_not_worth_it_and_what_is_laid_out_otherwise_is_left(tmp_path:
     sorter = Sorter(Archive.create(tmp_path / "A"), crc_required=True)
     draws = [Draw(np.random.default_rng(index), index) for index in range(40)]
     messages = [Message(0, draw.index, *plain(draw, draw.da00())) for draw in draws]
-    assert sorter.rows(messages[: sorting.FEWEST - 1]) == {}
+    assert sorter.rows(messages[: sorting.FEWEST_IN_TABLE - 1]) == {}
     other = Message(0, 7, *plain(draws[7], draws[7].da00(source=SOURCE[:-1] + "2")))
     rows = sorter.rows([*messages[:7], other, *messages[8:]])
     assert sorted(rows) == [offset for offset in range(40) if offset != 7]
@@ -247,5 +247,5 @@ def test_the_archive_is_the_same_with_and_without_the_short_cut(
 ) -> None:
     messages = mixture(seed, 500)
     together = filed(tmp_path / "together", messages, dtype)
-    monkeypatch.setattr(sorting, "FEWEST", 10**9)
+    monkeypatch.setattr(sorting, "FEWEST_IN_TABLE", 10**9)
     assert filed(tmp_path / "alone", messages, dtype) == together

@@ -9,18 +9,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dqmstream.lumisection import Lumisection, Record, RunStart, RunStop, check_numbers
+from dqmstream.lumisection import Lumisection, Record, RunStart, RunStop, number_faults, raise_fault, time_faults
 from dqmstream.streaming.message import Message
 from dqmstream.streaming.wire.da00 import decode_da00
 from dqmstream.streaming.wire.encoding import encode
-from dqmstream.streaming.wire.envelope import check_envelope
+from dqmstream.streaming.wire.envelope import check_envelope, check_key
 from dqmstream.streaming.wire.fields import NS_PER_MS
 from dqmstream.streaming.wire.npy import decode_npy
 from dqmstream.streaming.wire.run_control import decode_6s4t, decode_pl72
 from dqmstream.streaming.wire.undecodable import Undecodable, quote
-
-MAX_TIME_NS = 2**62
-"""The year 2116. A later time is damage, and so is one before 1970."""
 
 DAMAGE = (ValueError, struct.error, IndexError, KeyError, TypeError, AttributeError, OverflowError)
 """What decoders raise for a damaged value. No other exception, such as MemoryError, is the message's fault."""
@@ -60,13 +57,11 @@ def decode(message: Message, *, crc_required: bool = True) -> Record:
     except DAMAGE as error:
         raise Undecodable(f"the value is damaged, it cannot be read as {found.name}: {error}") from error
     try:
-        check_numbers(record.run, record.lumisection if isinstance(record, Lumisection) else 1)
+        raise_fault(number_faults(record.run, record.lumisection if isinstance(record, Lumisection) else 1))
+        raise_fault(time_faults(record.time_ns))
     except ValueError as error:
         raise Undecodable(str(error)) from error
-    if not 0 <= record.time_ns <= MAX_TIME_NS:
-        raise Undecodable(f"the time {record.time_ns} ns since 1970 is not in 0..{MAX_TIME_NS}")
-    if message.key is not None and message.key != str(record.run).encode("ascii"):
-        raise Undecodable(f"the key is {quote(message.key)}, the value is of run {record.run}")
+    check_key(message.key, record.run)
     return record
 
 

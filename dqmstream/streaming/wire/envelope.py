@@ -1,4 +1,4 @@
-"""The checksum and the headers around a message's value."""
+"""What surrounds a message's value: key, checksum and headers."""
 
 from __future__ import annotations
 
@@ -37,6 +37,12 @@ def check_envelope(message: Message, *, crc_required: bool) -> tuple[bytes, dict
     elif headers[CRC_HEADER] != (right := checksum(value)):
         raise Undecodable(f"header {CRC_HEADER} is {quote(headers[CRC_HEADER])}, the value's is {right!r}")
     return value, headers
+
+
+def check_key(key: bytes | None, run: int) -> None:
+    """Raise Undecodable where the message has a key that is not the run of its value."""
+    if key is not None and key != b"%d" % run:
+        raise Undecodable(f"the key is {quote(key)}, the value is of run {run}")
 
 
 def _read_headers(headers: Sequence[tuple[str, bytes | None]]) -> dict[str, bytes]:
