@@ -1,4 +1,4 @@
-"""`dqmstream archive`: read all of it again, keep it small, and give it to other programs."""
+"""`dqmstream archive`: verify an archive, drop old snapshots, export it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="archive",
     no_args_is_help=True,
-    help="Verify an archive, drop what only its past needs, export it.",
+    help="Verify an archive, drop old snapshots, export it.",
 )
 
 Keep = Annotated[
@@ -34,7 +34,7 @@ Keep = Annotated[
         min=0,
         max=MAX_AGE_S,
         callback=finite,
-        help="untagged snapshots that are younger stay, so that who reads one now can go on",
+        help="keep snapshots without a tag that are younger than this, for programs that read them now",
     ),
 ]
 
@@ -51,7 +51,7 @@ def _open(settings: Settings) -> Archive:
 @app.command()
 @with_settings("archive")
 def verify(settings: Settings, as_json: Json = False) -> None:
-    """Read every row again and check that nothing is lost, repeated or damaged; exit code 5 with the findings if not."""
+    """Read every row and check that nothing is lost, repeated or damaged. Findings are listed, with exit code 5."""
     from dqmstream.storage.images.archive import ImageArchive, is_image_archive
     from dqmstream.storage.maintenance.verify import rows_of
     from dqmstream.storage.maintenance.verify import verify as find
@@ -78,7 +78,7 @@ def verify(settings: Settings, as_json: Json = False) -> None:
         else:
             tell(output.out, f"{reader.path} is whole: {rows} rows read, snapshot {reader.snapshot}")
         if implausible:
-            _show(implausible, f"{len(implausible)} rows that were filed so, and would be refused today")
+            _show(implausible, f"{len(implausible)} rows hold counts that would be refused today")
     if findings:
         raise typer.Exit(ArchiveError.exit_code)
 
@@ -97,7 +97,7 @@ def _show(findings: list[Finding], title: str) -> None:
 @app.command()
 @with_settings("archive")
 def expire(settings: Settings, keep_s: Keep = KEEP_S, as_json: Json = False) -> None:
-    """Drop snapshots that no tag names, and the files that only they needed. No row is lost."""
+    """Drop old snapshots without a tag, and the files that only they needed. No row is lost."""
     reader = _open(settings)
     dropped = reader.expire(keep_s)
     result = {"archive": str(reader.path), "snapshots": dropped}
@@ -107,7 +107,7 @@ def expire(settings: Settings, keep_s: Keep = KEEP_S, as_json: Json = False) -> 
 @app.command()
 @with_settings("archive")
 def compact(settings: Settings, keep_s: Keep = KEEP_S, as_json: Json = False) -> None:
-    """Write the index of all chunks anew, in few files, and expire. No row and no tag is lost."""
+    """Rewrite the index of all chunks into few files, then drop old snapshots. No row and no tag is lost."""
     reader = _open(settings)
     done = reader.compact(keep_s)
     files = (
@@ -120,14 +120,12 @@ def compact(settings: Settings, keep_s: Keep = KEEP_S, as_json: Json = False) ->
 @app.command()
 @with_settings("archive")
 def export(
-    out: Annotated[Path, typer.Argument(help="folder to make, such as NAME.zarr", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="folder to create, such as NAME.zarr", show_default=False)],
     settings: Settings,
-    runs: Annotated[
-        list[int] | None, typer.Option("--run", max=MAX_NUMBER, help="this run only; may be given more than once")
-    ] = None,
+    runs: Annotated[list[int] | None, typer.Option("--run", max=MAX_NUMBER, help="only this run; repeatable")] = None,
     as_json: Json = False,
 ) -> None:
-    """Write plain Zarr v3: one table of the newest revision of every lumisection, by run and number."""
+    """Write plain Zarr v3: one table with the newest revision of every lumisection, ordered by run and number."""
     from dqmstream.storage.maintenance.export import export as write
 
     reader = _open(settings)

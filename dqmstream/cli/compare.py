@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -47,6 +48,58 @@ def compare(
     result = describe(comparison)
     if out is not None:
         result["files"] = [str(path) for path in write(comparison, out)]
-    show(result, as_json, *output.describe_comparison(result))
+    show(result, as_json, *describe_comparison(result))
     if not comparison.comparable:
         raise typer.Exit(NOT_COMPARABLE)
+
+
+def describe_comparison(result: dict[str, Any]) -> list[Any]:
+    """Both AUC side by side with what they mean, then boxes and channels that changed."""
+    rows = [
+        [what, f"{auc['value']:.3f}", f"{auc['low']:.3f} to {auc['high']:.3f}"]
+        for what, auc in (("channels, under their conditions", result["auc"]), ("luminosity alone", result["luminosity_auc"]))
+        if auc
+    ]
+    interval = f"{result['confidence']:.0%} interval"
+    title = f"{result['b']['name']} against {result['a']['name']}"
+    parts: list[Any] = [
+        output.table(title, ["told apart by", "AUC", interval], rows) if rows else title,
+        result["verdict"],
+        *(f"Warning: {warning}" for warning in result["warnings"]),
+    ]
+    if result["boxes"]:
+        found = [[f"RBX {box['rbx']:+d}", str(box["channels"]), *_change(box)] for box in result["boxes"]]
+        parts.append(
+            output.table("readout boxes that moved together", ["box", "channels", *_CHANGE], found[: output.SHOWN_CHANGES])
+        )
+    if result["changed"]:
+        found = [
+            [f"{c['ieta']}, {c['iphi']}, {c['depth']}", f"{c['rbx']:+d}", *_change(c), c["state"].replace("changed", "")]
+            for c in result["changed"]
+        ]
+        parts.append(
+            output.table("channels that changed", ["ieta, iphi, depth", "RBX", *_CHANGE, ""], found[: output.SHOWN_CHANGES])
+        )
+    moved = {box["rbx"] for box in result["boxes"]}
+    inside = sum(c["rbx"] in moved for c in result["changed"])
+    left = max(len(result["changed"]) - output.SHOWN_CHANGES, 0)
+    parts.append(
+        f"{len(result['changed'])} of {result['channels_tested']} channels"
+        + (f" ({inside} of them in boxes that moved)" if inside else "")
+        + f" and {len(result['boxes'])} of {result['boxes_tested']} readout boxes changed"
+        + f", at a false-discovery rate of {result['rate']:g} each"
+        + (f"; {left} more channels than are shown: --out and --json list all" if left else "")
+    )
+    parts.append(result["unseen"])
+    if "files" in result:
+        parts.append("written: " + ", ".join(result["files"]))
+    return parts
+
+
+def _change(found: dict[str, Any]) -> list[str]:
+    ratio = "new" if math.isinf(found["ratio"]) else f"{found['ratio']:.4f}"
+    error = "-" if math.isnan(found["ratio_error"]) else f"{found['ratio_error']:.4f}"
+    return [ratio, error, f"{found['pull']:+.1f}", output.probability(found["p"]), output.probability(found["q"])]
+
+
+_CHANGE = ["ratio", "error", "pull", "p", "q"]

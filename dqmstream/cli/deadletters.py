@@ -1,4 +1,4 @@
-"""`dqmstream deadletters`: look at what could not be stored, and send it back when what was wrong is mended."""
+"""`dqmstream deadletters`: list messages that could not be stored, and send them again."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="deadletters",
     no_args_is_help=True,
-    help="Look at the messages that could not be stored, and send them back when what was wrong is mended.",
+    help="List messages that could not be stored, and send them again once the cause is mended.",
 )
 
 SHOWN_BYTES = 256
-"""Of the value, in a hex dump."""
+"""Number of bytes of the value that a hex dump shows."""
 
 
 _with_topic = with_settings("bootstrap", "topic", "dead_letter_topic")
@@ -42,12 +42,12 @@ def _topic_of_letters(settings: Settings) -> tuple[str, str]:
 @_with_topic
 def list_(
     settings: Settings,
-    reason: Annotated[str | None, typer.Option("--reason", help="only those whose reason contains this text")] = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, max=MAX_COUNT, help="only the newest so many")] = None,
-    oldest: Annotated[bool, typer.Option("--oldest", help="with --limit: the oldest instead")] = False,
+    reason: Annotated[str | None, typer.Option("--reason", help="only letters whose reason contains this text")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, max=MAX_COUNT, help="only the newest N letters")] = None,
+    oldest: Annotated[bool, typer.Option("--oldest", help="with --limit: the oldest N letters")] = False,
     as_json: Json = False,
 ) -> None:
-    """All dead letters, the oldest message first; one that was written twice is listed once."""
+    """List dead letters, the oldest message first. A letter that was written twice is listed once."""
     from dqmstream.streaming.kafka.dead_letters import list_letters
 
     if oldest and limit is None:
@@ -74,10 +74,10 @@ def list_(
 def show(
     settings: Settings,
     key: Annotated[str, typer.Argument(help="key of the letter: feed/partition/offset")],
-    out: Annotated[Path | None, typer.Option("--out", help="write the message's value to this new file")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="write the value of the message to this new file")] = None,
     as_json: Json = False,
 ) -> None:
-    """Everything of one letter; the value as a hex dump of its first bytes, never interpreted."""
+    """Show one letter: headers, reason, and the first bytes of the value as a hex dump."""
     from dqmstream.streaming.kafka.dead_letters import find_letter
 
     if out is not None and out.exists():
@@ -119,12 +119,14 @@ def republish(
     settings: Settings,
     keys: Annotated[list[str] | None, typer.Argument(help="keys of the letters: feed/partition/offset")] = None,
     every: Annotated[bool, typer.Option("--all", help="all letters of the topic")] = False,
-    to: Annotated[str | None, typer.Option("--to", help="topic to send to (default: where each message came from)")] = None,
+    to: Annotated[
+        str | None, typer.Option("--to", help="topic to send to (default: the topic that each message came from)")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Send messages back as they were: key, value and headers. The letters stay; what is filed already is not filed twice.
+    """Send messages again, with their key, value and headers. The letters stay; a lumisection is still filed only once.
 
-    A letter that does not hold the whole message is refused, and the command ends with exit code 3.
+    A letter that does not hold the whole message is refused; the exit code is then 3.
     """
     from dqmstream.streaming.kafka.dead_letters import republish as send_back
 
@@ -147,7 +149,7 @@ def republish(
 
 
 def _facts(letter: Letter) -> dict[str, Any]:
-    """What a program is told of a letter."""
+    """A letter as --json prints it."""
     return {
         "key": letter.key,
         "topic": letter.topic,
@@ -163,7 +165,7 @@ def _facts(letter: Letter) -> dict[str, Any]:
 
 
 def _time(letter: Letter) -> str:
-    """When the broker took the message, ISO 8601 in UTC; a producer may have claimed any time."""
+    """Time of the message, ISO 8601 in UTC. It may be any number, since producers can set it."""
     if not letter.timestamp_ms:
         return "unknown"
     try:
@@ -173,7 +175,7 @@ def _time(letter: Letter) -> str:
 
 
 def hex_dump(data: bytes) -> list[str]:
-    """Lines of sixteen bytes: place, hexadecimal, ASCII."""
+    """Lines of sixteen bytes: position, hexadecimal, ASCII."""
     return [
         f"{at:08x}  {data[at : at + 16].hex(' '):<47}  {''.join(chr(b) if 32 <= b < 127 else '.' for b in data[at : at + 16])}"
         for at in range(0, len(data), 16)
@@ -181,10 +183,10 @@ def hex_dump(data: bytes) -> list[str]:
 
 
 def _readable(data: bytes) -> str:
-    """Bytes of a stranger as text, what is no UTF-8 escaped."""
+    """Bytes from a message as text; those that are no UTF-8 are escaped."""
     return data.decode("utf-8", "backslashreplace")
 
 
 def _printable(text: str) -> str:
-    """Text of a stranger for a terminal: one line, and nothing that a terminal would obey."""
+    """Text from a message for a terminal: on one line, with control characters escaped."""
     return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)

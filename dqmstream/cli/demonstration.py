@@ -1,4 +1,4 @@
-"""The demonstration: simulated runs through everything that a real one would go through, and a report at the end."""
+"""The demonstration: simulated runs pass through all stages that real ones do, and a report is written."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ from dqmstream.streaming.publisher import messages
 
 MARKER = ".dqmstream-demo"
 COMPARED = ("naive", "ewc", "replay", "joint")
-"""Strategies that are replayed beside the live learner."""
+"""Strategies that replay the same runs, to compare the live learner with."""
 
 LONGEST = "joint"
-"""The one of them that trains longest: it does not wait for the live learner to end."""
+"""The strategy that trains longest. It starts before the live learner has finished."""
 
 IDLE_S = 2.0
 
 
 def run_demo(out: Path, stream: str, seed: int, runs: int, lumisections: int, bootstrap: str | None) -> dict[str, Any]:
-    """Simulate, import, stream, learn, replay, report. Everything lies under out, which is made anew.
+    """Simulate, import, stream, learn, replay, report. All files lie in `out`; an older demonstration in it is deleted.
 
-    bootstrap: a Kafka broker to stream through; None: an in-process feed takes its place, all else is the same.
+    bootstrap: Kafka broker to stream through; None: an in-process feed is used instead.
     """
     if bootstrap is not None:
         from dqmstream.streaming.kafka import check_broker
@@ -111,14 +111,14 @@ def _consume_in_process(published: Settings, settings: Settings, show: Any) -> d
 
 
 class _Replays:
-    """The same runs, in the order and at the snapshots of the live ledger, by the strategies to compare with.
+    """Replays of the runs by other strategies, in the order and at the snapshots of the live ledger.
 
-    Each in a process of its own, two at a time: they share nothing, and each of them keeps to one thread. All are forked from
-    one process that has imported PyTorch and Avalanche, which takes longer than a training, while the runs were simulated.
+    Each runs in a process of its own with one thread, two at a time. The processes are forked from one that imports PyTorch and
+    Avalanche while the runs are simulated: that import takes longer than a training.
     """
 
     def __init__(self, settings: Settings, progress: Progress) -> None:
-        """settings: those of the live learner. Starts the import, and returns at once."""
+        """Start the import and return at once. settings: those of the live learner."""
         self._settings = settings
         self._ledger = settings.state_path / settings.name / "ledger.jsonl"
         self._shown = {name: output.bar_callback(progress, f"replay {name}") for name in COMPARED}
@@ -135,17 +135,17 @@ class _Replays:
         self._pool.shutdown(cancel_futures=True)
 
     def begin(self, names: Iterable[str]) -> None:
-        """Start those of them that have not been started; the live ledger must hold all runs."""
+        """Start those that are not started yet. The live ledger must hold all runs."""
         for name in names:
             if name not in self._running:
                 self._running[name] = self._pool.submit(_replay, self._settings, name, self._ledger)
 
     def knows(self, runs: int) -> bool:
-        """Whether the live ledger holds so many runs, so that their order and snapshots are settled."""
+        """Whether the live ledger holds this many runs, so that their order and snapshots are final."""
         return self._ledger.exists() and len(read_ledger(self._ledger)) == runs
 
     def results(self) -> dict[str, dict[str, Any]]:
-        """Start what has not been started, wait for all, and return what each learnt."""
+        """Start those that are not started yet, wait for all, and return the results of each."""
         self.begin(COMPARED)
         total = len(read_ledger(self._ledger))
         while wait(self._running.values(), timeout=0.5).not_done:

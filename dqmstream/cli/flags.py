@@ -1,9 +1,9 @@
-"""`dqmstream flags`: the runs that a lumisection looks like, whether it is of none of them, what has failed in it."""
+"""`dqmstream flags`: which known run each lumisection looks like, whether it is new, and which channels have failed."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,26 +17,39 @@ from dqmstream.settings import Settings
 @with_settings("archive", "state", "name")
 def flags(
     settings: Settings,
-    runs: Annotated[
-        list[int] | None, typer.Option("--run", max=MAX_NUMBER, help="this run only; may be given more than once")
-    ] = None,
+    runs: Annotated[list[int] | None, typer.Option("--run", max=MAX_NUMBER, help="only this run; repeatable")] = None,
     alarms: Annotated[
         float,
-        typer.Option(min=1e-12, max=MAX_RATE, callback=finite, help="share of a known run's lumisections that may be flagged"),
+        typer.Option(
+            min=1e-12,
+            max=MAX_RATE,
+            callback=finite,
+            help="rate of false alarms: share of lumisections of a known run that may be flagged",
+        ),
     ] = 0.01,
     rate: Annotated[
         float,
-        typer.Option(min=LEAST_RATE, max=MAX_RATE, callback=finite, help="share of the channels named that may be chance"),
+        typer.Option(
+            min=LEAST_RATE,
+            max=MAX_RATE,
+            callback=finite,
+            help="false-discovery rate: share of the named channels that may be there by chance",
+        ),
     ] = 0.05,
-    out: Annotated[Path | None, typer.Option("--out", help="CSV file, a line for each lumisection", show_default=False)] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="CSV file to write, a line for each lumisection", show_default=False)
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Flag lumisections by the newest checkpoint of a learner, which may run meanwhile: nothing of it is written.
+    """Flag lumisections that look like no known run, and lumisections with a fault, by the newest checkpoint of a learner.
 
-    The new-run score is the logarithm of a Bayes factor of a lumisection and the 29 before it against the known run nearest to
-    them; what is flagged has p = exp(-score) at most the rate of --alarms. Luminosity is no news. What is faulty has at most
-    that probability to be good, by the counts of its run so far against gains that are followed from run to run: drift is no
-    fault.
+    flagged: a lumisection and the 29 before it fit no known run. The new-run score is the log of a Bayes factor, for "new"
+    against the nearest known run; flagged means exp(-score) <= --alarms. Changes of luminosity are ignored.
+
+    faulty: P(no fault) <= --alarms, by the counts of the run so far against gains that are followed from run to run. Slow drift
+    is no fault.
+
+    The learner may run at the same time; its state is only read. docs/glossary.md defines known, new, flagged, faulty, failed.
     """
     from dqmstream.learners.stream.flags import Flagger, write_table
     from dqmstream.storage.archive import Archive as Reader
@@ -51,4 +64,41 @@ def flags(
     if out is not None:
         write_table(out, found)
         result["file"] = str(out)
-    show(result, as_json, *output.describe_flags(result))
+    show(result, as_json, *describe_flags(result))
+
+
+def describe_flags(result: dict[str, Any]) -> list[Any]:
+    """A line for each run, and tables of the channels that changed or failed."""
+    rows = [
+        [
+            str(one["run"]), "yes" if one["learnt"] else "no", str(one["lumisections"]), str(one["flagged"]),
+            f"{one['median_score']:+.1f}", str(one["most_probable"]), f"{one['probability']:.2f}", str(len(one["channels"])),
+            str(one["faulty"]), str(len(one["faults"])),
+        ]
+        for one in result["runs"]
+    ]  # fmt: skip
+    columns = ["run", "known", "lumisections", "flagged", "median score", "most probable", "probability", "channels"]
+    columns += ["faulty", "failed"]
+    parts: list[Any] = [output.table(f"flags, false alarms at {result['alarms']:g}", columns, rows)]
+    for one in result["runs"]:
+        if one["flagged"] and one["channels"]:
+            found = [
+                [
+                    f"{c['ieta']}, {c['iphi']}, {c['depth']}", f"{c['pull']:+.1f}", output.probability(c["p"]),
+                    f"{c['expected']:.1f}", f"{c['seen']:.1f}",
+                ]
+                for c in one["channels"][:output.SHOWN_CHANGES]
+            ]  # fmt: skip
+            title = f"run {one['run']} against {one['against']}, {len(one['channels'])} channels"
+            parts.append(output.table(title, ["ieta, iphi, depth", "pull", "p", "expected", "seen"], found))
+        if one["faults"]:
+            failed = [
+                [f"{c['ieta']}, {c['iphi']}, {c['depth']}", *(str(c[name]) for name in ("lumisections", "first", "last"))]
+                for c in one["faults"][: output.SHOWN_CHANGES]
+            ]
+            title = f"run {one['run']}, {len(one['faults'])} channels with a fault"
+            parts.append(output.table(title, ["ieta, iphi, depth", "lumisections", "first", "last"], failed))
+    parts += [f"warning: {warning}" for warning in result["warnings"]]
+    if "file" in result:
+        parts.append(f"written: {result['file']}")
+    return parts

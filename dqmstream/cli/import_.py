@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,38 +19,39 @@ def import_(
     files: Annotated[
         list[Path] | None,
         typer.Argument(
-            help="maps as .npy (n, 64, 72) or wider, DIALS Parquet, Run<number>/output__depth.npy; images as .hdf5 or Parquet; "
-            "or folders of them",
+            help="maps: .npy of shape (n, 64, 72) or wider, DIALS Parquet, Run<number>/output__depth.npy; images: .hdf5 or "
+            "Parquet; or folders of such files",
             show_default=False,
         ),
     ] = None,
     golden: Annotated[
-        Path | None, typer.Option("--golden", help="golden JSON, kept in the archive as a new version of its labels")
+        Path | None, typer.Option("--golden", help="golden JSON, filed as a new version of the archive's labels")
     ] = None,
-    golden_only: Annotated[bool, typer.Option("--golden-only", help="file no lumisection that --golden does not name")] = False,
+    golden_only: Annotated[bool, typer.Option("--golden-only", help="file only lumisections that --golden names")] = False,
     luminosity: Annotated[
         list[Path] | None,
         typer.Option(
             "--lumi",
-            help="pileup, luminosity, events or HLT rates by lumisection (OMS, brilcalc): .csv, .json or .parquet; repeatable",
+            help="table of pileup, luminosity, events or HLT rates by lumisection (OMS, brilcalc), .csv, .json or .parquet; "
+            "repeatable",
         ),
     ] = None,
     hlt_path: Annotated[
         str | None,
-        typer.Option("--hlt-path", help="trigger path whose rate gives events, of HLT rates by --lumi (default: HLT_ZeroBias)"),
+        typer.Option(
+            "--hlt-path", help="trigger path of a --lumi table of HLT rates whose rate gives the events (default: HLT_ZeroBias)"
+        ),
     ] = None,
     crop: Annotated[
-        bool, typer.Option("--crop", help="of wider maps, leave out what lies beyond |ieta| 32, which else is refused")
+        bool, typer.Option("--crop", help="of wider maps, leave out cells beyond |ieta| 32 (without it such maps are refused)")
     ] = False,
-    run: Annotated[
-        int | None, typer.Option(max=MAX_NUMBER, help="run number of the only file, where its name has none")
-    ] = None,
+    run: Annotated[int | None, typer.Option(max=MAX_NUMBER, help="run number of a single file whose name has none")] = None,
     interpolated: Interpolated = False,
     as_json: Json = False,
 ) -> None:
-    """Import runs, or images, from files. All are checked before anything is written; importing twice changes nothing.
+    """Import runs, or images, from files. All files are checked before anything is written; importing twice changes nothing.
 
-    It says what was taken, what was dropped and why. Images go to an archive of their own.
+    What was taken, what was dropped, and why, is printed. Images go into an archive of their own.
     """
     from dqmstream.storage.imports.import_data import ImportOptions, import_data
 
@@ -62,4 +63,31 @@ def import_(
             luminosity=luminosity or (), hlt_path=hlt_path, max_events=settings.max_events,
         )  # fmt: skip
         done = import_data(settings.need("archive"), files or [], options, lambda stage, n, total: kept[stage](n, total))
-    show(done, as_json, *output.describe_imported(done))
+    show(done, as_json, *describe_imported(done))
+
+
+def describe_imported(result: dict[str, Any]) -> list[Any]:
+    """A table of what was taken from each file, a table of what was dropped and why, and notes."""
+    known = "known, nothing changed"
+    if result["kind"] == "images":
+        rows = [
+            [f["name"], f["rows"], "x".join(map(str, f["shape"])), ", ".join(f["classes"]), known if f["known"] else ""]
+            for f in result["files"]
+        ]
+        return [output.table("imported", ["file", "images", "shape", "classes", "note"], rows), *result["notes"]]
+    rows = []
+    for f in result["files"]:
+        note = known if f["known"] else f"rounded by up to {f['rounding']:.2g} counts" if f["rounding"] else ""
+        rows.append([f["name"], f["run"], f["lumisections"], f["rows"], f["duplicates"], f["revisions"], note])
+    columns = ["file", "run", "lumisections", "filed", "duplicates", "revisions", "note"]
+    parts: list[Any] = [output.table("imported", columns, rows)] if rows else []
+    dropped = [[f["name"], f["run"], d["count"], d["what"], d["reason"]] for f in result["files"] for d in f["dropped"]]
+    if dropped:
+        parts.append(output.table("not taken", ["file", "run", "count", "of", "because"], dropped))
+    parts += [f"run {f['run']}: {note}" for f in result["files"] for note in f["notes"]]
+    parts += result["notes"]
+    parts += [
+        f"{label['kind']}: {label['name']} is version {label['version']}" + ("" if label["new"] else ", as before")
+        for label in result["labels"]
+    ]
+    return parts

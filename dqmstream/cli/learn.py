@@ -1,12 +1,13 @@
-"""`dqmstream learn` and `dqmstream replay`: the same learner, beside a stream and over what is archived."""
+"""`dqmstream learn` and `dqmstream replay`: one learner, beside a stream or over archived runs."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from rich.table import Table
 
 from dqmstream.cli import output
 from dqmstream.cli.options import LEARNER, Json, show, with_settings
@@ -17,39 +18,63 @@ from dqmstream.settings import MAX_COUNT, Settings, from_json
 @with_settings("archive", "state", "name", *LEARNER, "idle_s")
 def learn(
     settings: Settings,
-    follow: Annotated[bool, typer.Option("--follow", help="go on as runs become complete, until SIGTERM")] = False,
+    follow: Annotated[bool, typer.Option("--follow", help="keep learning as runs become complete, until SIGTERM")] = False,
     again: Annotated[
         list[int] | None,
         typer.Option(
             "--again",
             min=1,
             max=MAX_NUMBER,
-            help="learn this run once more with what came late (several times for several); see status",
+            help="learn this run once more, with lumisections that were filed late (see `status`); repeatable",
         ),
     ] = None,
     parent: Annotated[int | None, typer.Option("--parent", min=1, max=MAX_COUNT, hidden=True)] = None,
     as_json: Json = False,
 ) -> None:
-    """The learner alone, as `consume` starts it: learn every complete run of the archive that is not learnt yet."""
+    """Learn every complete run of the archive that is not learnt yet. `consume` starts the same learner by itself."""
     from dqmstream.service.learn import learn_archive
 
     if parent is not None:
         settings = from_json(sys.stdin.read())
     result = learn_archive(settings, follow=follow, parent=parent, again=again or ())
-    show(result, as_json, output.describe_results(result))
+    show(result, as_json, describe_results(result))
 
 
 @with_settings("archive", "state", *LEARNER)
 def replay(
     settings: Settings,
-    ledger: Annotated[Path | None, typer.Option(help="order and snapshots of another learner's ledger.jsonl")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="go on where the last replay stopped")] = False,
+    ledger: Annotated[
+        Path | None, typer.Option(help="ledger.jsonl of another learner: take its order of runs and its snapshots")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="continue the last replay of this strategy and seed")] = False,
     as_json: Json = False,
 ) -> None:
-    """The same learner offline, over archived runs in ascending order or in that of a ledger; no broker."""
+    """Learn archived runs offline: in ascending order, or in the order of a ledger. No broker is needed."""
     from dqmstream.service.learn import replay_archive
 
     with output.bars() as progress:
         kept = output.bar_callback(progress, f"replay {settings.strategy}")
         result = replay_archive(settings, ledger=ledger, resume=resume, progress=kept)
-    show(result, as_json, output.describe_results(result))
+    show(result, as_json, describe_results(result))
+
+
+def describe_results(result: dict[str, Any]) -> Table:
+    """A table of the learner and the baselines that ran beside it."""
+    runs = len(set(result["runs"]))
+    rows = [[
+        result["strategy"], result["average_accuracy"], result["average_auc"], result["forgetting"],
+        f"{result['memory_bytes'] / 1000:.0f}", f"{result['seconds']:.1f}",
+    ]]  # fmt: skip
+    for name, accuracy in result["baselines"].items():
+        if name != result["strategy"]:
+            rows.append([name, accuracy, result["baselines_auc"][name], result["baselines_forgetting"][name], "-", "-"])
+    rows.append(["chance", 1 / runs if runs else None, 0.5, None, "-", "-"])
+    columns = ["strategy", "accuracy", "AUC", "forgetting", "memory kB", "seconds"]
+    windows = result["prequential"]
+    on_arrival = (
+        f"; {windows['windows']} windows on arrival: accuracy {output.number(windows['accuracy'])}, "
+        f"always naming the run known last {output.number(windows['no_change'])}"
+        if windows
+        else ""
+    )
+    return output.table(f"{runs} runs, seed {result['seed']}{on_arrival}", columns, rows)

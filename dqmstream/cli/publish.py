@@ -16,16 +16,16 @@ from dqmstream.settings import Settings
 @with_settings("archive", "bootstrap", "topic")
 def publish(
     settings: Settings,
-    runs: Annotated[
-        list[int] | None, typer.Option("--run", max=MAX_NUMBER, help="publish this run only; may be given more than once")
-    ] = None,
+    runs: Annotated[list[int] | None, typer.Option("--run", max=MAX_NUMBER, help="only this run; repeatable")] = None,
     rate: Annotated[
         float | None,
-        typer.Option(min=0.001, max=1e6, callback=finite, help="lumisections a second (default: as fast as it goes)"),
+        typer.Option(min=0.001, max=1e6, callback=finite, help="lumisections a second (default: as fast as possible)"),
     ] = None,
-    realtime: Annotated[bool, typer.Option("--realtime", help="one lumisection every 23.31 s")] = False,
-    create: Annotated[bool, typer.Option("--create", help="make the topic")] = False,
-    partitions: Annotated[int | None, typer.Option(min=1, max=100_000, help="of a topic that is made (default: 1)")] = None,
+    realtime: Annotated[bool, typer.Option("--realtime", help="one lumisection every 23.31 s, as in data taking")] = False,
+    create: Annotated[bool, typer.Option("--create", help="create the topic")] = False,
+    partitions: Annotated[
+        int | None, typer.Option(min=1, max=100_000, help="with --create: number of partitions (default: 1)")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Send archived runs to Kafka as the data acquisition would: run start, lumisections, run stop."""
@@ -34,7 +34,7 @@ def publish(
     if rate and realtime:
         raise InputError("--rate and --realtime exclude each other")
     if partitions and not create:
-        raise InputError("--partitions is for a topic that is made: give --create too")
+        raise InputError("--partitions is for a topic that is created: give --create too")
     with output.bars() as progress:
         kept = output.bar_callback(progress, "publish")
         result = publish_runs(settings, runs, rate, realtime, (partitions or 1) if create else None, kept)

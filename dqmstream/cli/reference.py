@@ -1,4 +1,4 @@
-"""`dqmstream reference`: a reference from named runs, for learners to look through in place of their first run."""
+"""`dqmstream reference`: a reference made of named runs, which learners use in place of their first run."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from dqmstream.settings import Settings
 @options.with_settings("archive")
 def reference(
     settings: Settings,
-    out: Annotated[Path, typer.Option("--out", help="file for the reference, .safetensors", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", help="file to write, .safetensors", show_default=False)],
     runs: Annotated[
         list[int] | None,
-        typer.Option("--run", max=MAX_NUMBER, help="run that is good; more than once to take several together"),
+        typer.Option("--run", max=MAX_NUMBER, help="a good run; repeatable, to fit several together"),
     ] = None,
     mask: Annotated[
-        Path | None, typer.Option("--mask", help="text file of channels to leave out: depth (from 1), ieta, iphi in a line")
+        Path | None,
+        typer.Option("--mask", help="text file of channels to leave out: depth (from 1), ieta and iphi on each line"),
     ] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Make a reference of named runs, with known-bad channels left out; learn, replay and consume take it by --reference."""
+    """Make a reference of named runs, without known-bad channels, for --reference of learn, replay and consume."""
     from dqmstream.learners.stream.reference_file import make_reference, read_channels, save_reference
     from dqmstream.storage.archive import Archive
 

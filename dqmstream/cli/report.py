@@ -14,15 +14,17 @@ from dqmstream.settings import Settings
 
 @with_settings("archive", "state")
 def report(
-    out: Annotated[Path, typer.Option("--out", help="folder for the report, new or an older report's", show_default=False)],
+    out: Annotated[
+        Path, typer.Option("--out", help="folder for the report: a new one, or that of an older report", show_default=False)
+    ],
     settings: Settings,
     benchmark: Annotated[
         Path | None,
-        typer.Option("--benchmark", help="folder of a finished benchmark, drawn in place of an archive"),
+        typer.Option("--benchmark", help="folder of a finished benchmark, to report on in place of an archive"),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Draw what was learnt and forgotten, and which channels changed: HTML and PNG."""
+    """Write a page (HTML, PNG) of what was learnt and forgotten, and of which channels changed."""
     if benchmark is not None:
         from dqmstream.experiments.benchmark.page import write_benchmark_report
 

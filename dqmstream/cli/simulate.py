@@ -16,27 +16,27 @@ def simulate(
     out: Annotated[Path, typer.Argument(help="folder for the files, new or empty")],
     stream: Stream = "moderate",
     seed: Annotated[
-        int, typer.Option(max=MAX_SEED, help="seeds make streams: 0-9 for tuning, 100 and up for what is reported")
+        int, typer.Option(max=MAX_SEED, help="seed of the stream: 0-9 are for tuning, 100 and up for reported results")
     ] = 0,
-    runs: Annotated[int | None, typer.Option(max=MAX_RUNS, help="number of runs (default: the stream's own)")] = None,
+    runs: Annotated[int | None, typer.Option(max=MAX_RUNS, help="number of runs (default: that of the stream)")] = None,
     lumisections: Annotated[
         int | None,
         typer.Option(
-            min=1, max=MAX_LENGTH, help="lumisections in each run (default: the stream's own; 400, of pair 501 and 1046)"
+            min=1, max=MAX_LENGTH, help="lumisections in each run (default: that of the stream: 400, for pair 501 and 1046)"
         ),
     ] = None,
     interpolate_to: Annotated[
         int | None,
-        typer.Option(max=MAX_LENGTH, help="rows a run, interpolated between lumisections, as in the published files (10000)"),
+        typer.Option(max=MAX_LENGTH, help="rows a run, interpolated between lumisections; the published files have 10000"),
     ] = None,
     layout: studies.Layout = None,
     images: studies.Images = 2000,
     contrast: studies.Contrast = 1.0,
     as_json: Json = False,
 ) -> None:
-    """Simulate HCAL runs: .npy files in the original layout, sidecars, and truth.json; or images for the earlier studies.
+    """Simulate HCAL runs as .npy files in the original layout, with truth.json; or images for the earlier studies (--layout).
 
-    A lumisection takes 37 kB: year, at its 1000 runs, writes 15 GB, and pair with --interpolate-to 10000 740 MB.
+    A lumisection takes 37 kB: `year` with its 1000 runs takes 15 GB, `pair` with --interpolate-to 10000 takes 740 MB.
     """
     if layout is not None:
         studies.simulate(out, layout, images, seed, contrast, as_json)

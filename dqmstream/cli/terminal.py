@@ -1,8 +1,9 @@
 """What a command writes to: a terminal of any width, a pipe that may break, a full disk, a stream that is closed.
 
-`open_streams` gives a command streams that print what they cannot encode as escapes. Where standard output cannot be written
-they raise OutputError, or OutputClosedError for a reader that went away; what standard error cannot take is lost, since nothing
-is left to tell it and data taking must go on. `tell` prints text and tables without ever breaking a number over two lines.
+`open_streams` replaces the standard streams by ones that print characters they cannot encode as escapes. If standard output
+cannot be written they raise OutputError, or OutputClosedError if its reader has gone. Text that standard error cannot take is
+lost: there is no place left to report it, and data taking must go on. `tell` prints text and tables and never breaks a number
+over two lines.
 """
 
 from __future__ import annotations
@@ -22,16 +23,16 @@ from dqmstream.errors import OutputClosedError, OutputError
 
 _OUT, _ERR = 1, 2
 _TEXT_WIDTH, _HEADER_WIDTH = 16, 8
-"""Columns that words without a digit may be folded to, in the cells of a table and in its head."""
+"""Width to which words without a digit may be folded, in the cells and in the head of a table."""
 
 
 def is_terminal(stream: TextIO | None) -> bool:
-    """Whether the stream is a terminal; None is one that was closed."""
+    """Whether the stream is a terminal. None is a stream that was closed."""
     return stream is not None and stream.isatty()
 
 
 def open_streams() -> None:
-    """Put streams as described above in the place of sys.stdout and sys.stderr."""
+    """Replace sys.stdout and sys.stderr by streams as described above."""
     for number in (0, _OUT, _ERR):  # a closed number would be that of the next file which is opened
         try:
             os.fstat(number)
@@ -51,10 +52,10 @@ def _stream(number: int, given: TextIO | None) -> io.TextIOWrapper:
 
 
 class _Descriptor(io.RawIOBase):
-    """Standard output or error by its number, which it never closes.
+    """Standard output or error by its file descriptor, which is never closed.
 
-    After a write to standard output that failed, it takes everything and writes nothing: what is still buffered is written at
-    the end once more. Standard error is tried again each time, since a disk may have room again.
+    After a write to standard output has failed, later writes are dropped without an error: buffers are flushed once more at
+    exit. Writes to standard error are tried each time, since a full disk may have room again.
     """
 
     def __init__(self, number: int) -> None:
@@ -91,7 +92,7 @@ class _Descriptor(io.RawIOBase):
 
 
 def tell(console: Console, part: Any, **style: Any) -> None:
-    """Print text or a table. A table too wide for a terminal is printed row by row; elsewhere it is as wide as it must be."""
+    """Print text or a table. A table that is too wide for a terminal is printed row by row; elsewhere it keeps its width."""
     if not isinstance(part, Table):
         lines = _plain(part).split("\n")
         if console.is_terminal:  # elsewhere a program reads lines as they are
@@ -111,7 +112,7 @@ def tell(console: Console, part: Any, **style: Any) -> None:
 
 
 def _widths(made: Table, width: int) -> list[int] | None:
-    """Widths of the columns at which the table fits in and no word with a digit is broken; None where there are none."""
+    """Widths of the columns with which the table fits and no word with a digit is broken; None if it cannot fit."""
     texts = [[_plain(text) for text in (column.header, *column.cells)] for column in made.columns]
     widths = [max([_least(header, _HEADER_WIDTH), *(_least(text, _TEXT_WIDTH) for text in cells)]) for header, *cells in texts]
     wanted = [max(len(line) for text in column for line in text.split("\n")) for column in texts]
@@ -127,17 +128,17 @@ def _widths(made: Table, width: int) -> list[int] | None:
 
 
 def _wrapped(line: str, width: int) -> list[str]:
-    """The line in pieces between words, which are never broken."""
+    """The line wrapped between words; words are never broken."""
     return textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False) or [line]
 
 
 def _least(text: str, readable: int) -> int:
-    """Width that keeps words with a digit whole; others may be folded to a readable one."""
+    """Smallest width of a cell: words with a digit stay whole, others may be folded to `readable` columns."""
     return max((len(word) if any(map(str.isdigit, word)) else min(len(word), readable) for word in text.split()), default=1)
 
 
 def _by_row(made: Table) -> list[str]:
-    """A table in lines: title, then each row's cells, a line for each, the first set off."""
+    """A table as lines: the title, then the cells of each row, one a line; all but the first are indented."""
     names = [_plain(column.header) for column in made.columns]
     lines = [_plain(made.title)] if made.title else []
     for cells in zip(*(column.cells for column in made.columns), strict=True):

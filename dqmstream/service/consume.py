@@ -1,7 +1,7 @@
-"""What `consume` is: ingest in this process, the learner in a child.
+"""The service: ingest in this process, the learner in a child process.
 
-The archive is all that they share. A learner that is slow, dead or killed never slows ingest: it is started again within
-a bound, and what it has not learnt yet waits in the archive.
+They share the archive alone. A learner that is slow, hangs or dies never slows ingest: it is restarted a bounded number of
+times, and runs that are not learnt yet wait in the archive.
 """
 
 from __future__ import annotations
@@ -35,27 +35,27 @@ log = structlog.get_logger("dqmstream.service.consume")
 
 POLL_S = 0.2
 SHARED_OUT_S = 15.0
-"""How long a group takes to share its partitions out, beside the session of a worker that died."""
+"""Time in which a consumer group assigns its partitions, beyond the session timeout of a worker that died."""
 
 
 @dataclass(frozen=True)
 class Consumed:
-    """What one call of `consume` did."""
+    """Result of one call of `consume`."""
 
     counts: IngestCounts
     waiting: int
-    """Offsets that were read and could not be filed within `drain_s`; they will be read again."""
+    """Number of offsets that were read but not filed within `drain_s`; they will be read again."""
     partitions: int
-    """How many this worker held at its end."""
+    """Number of partitions that this worker held at the end."""
     seconds: float
     learner_exit_code: int | None
-    """Exit code of a learner that was given up, or that has not got on since it failed; None where all went well."""
+    """Exit code of a learner that was given up, or made no progress since it failed; None if all went well."""
     learner_error: str | None
-    """What was wrong with it, in words."""
+    """Why the learner failed, in words."""
 
     @property
     def exit_code(self) -> int:
-        """Of the whole command. What is not filed comes before what is not learnt."""
+        """Exit code of the whole command. Data that are not filed take precedence over runs that are not learnt."""
         if self.waiting:
             return UNFILED
         if self.learner_exit_code is None:
@@ -80,7 +80,7 @@ def consume_topic(
     until_idle_s: float | None,
     progress: Callable[[IngestCounts, dict[str, Any]], None],
 ) -> dict[str, Any]:
-    """The service on a Kafka topic, until SIGTERM or SIGINT. What can be refused is refused before the archive is made."""
+    """Run the service on a Kafka topic until SIGTERM or SIGINT. All checks are made before the archive is created."""
     from dqmstream.streaming import kafka
 
     bootstrap, topic = settings.need("bootstrap"), settings.need("topic")
@@ -121,7 +121,7 @@ def _open_or_create(settings: Settings) -> Archive:
 
 
 def consumed_result(archive: Archive, settings: Settings, done: Consumed, learn: bool) -> dict[str, Any]:
-    """What `consume --json` prints. snapshot and next_offsets are null where the disk did not take all that was read."""
+    """What `consume --json` prints. snapshot and next_offsets are null if messages that were read could not be filed."""
     if done.waiting:  # the disk hangs: nothing is read from it
         known = {"snapshot": None, "next_offsets": None, "learner": None}
         return {"archive": str(archive.path), "archive_id": archive.archive_id, **done.as_json(), **known}
@@ -160,15 +160,16 @@ def consume(
     stop: Stop | None = None,
     progress: Callable[[IngestCounts, dict[str, Any]], None] = lambda counts, learner: None,
 ) -> Consumed:
-    """File what the feed gives and let a child learn from it, until stop is set, or until nothing is left to do.
+    """File the messages of a feed while a child process learns, until `stop` is set or nothing is left to do.
 
-    until_idle_s: end when nothing came for so long and no experience is behind; runs that were never stopped then count as
-    complete. Snapshots that nothing needs any more are dropped every hour (`storage.maintenance.expiry`). progress: called
-    about
-    five times a second with the counts and the learner's status. On the way out all that was read is filed, unless the disk
-    takes longer than `drain_s`, and the child is ended. Raises DataLostError and BrokerError as the feed does, InputError
-    where the archive has no source, none is given and the messages do not agree on one, or where none of many is of it,
-    and OutOfMemoryError where no memory is left; no offset is passed then that is not filed.
+    until_idle_s: end after so many seconds without a message, once all runs are learnt; runs without a stop message then count
+    as complete. progress: called about five times a second with the counts and the learner's status. Snapshots that are not
+    needed any more are dropped every hour (`storage.maintenance.expiry`). At the end everything that was read is filed, unless
+    the disk takes longer than `drain_s`, and the child is ended.
+
+    Raises DataLostError and BrokerError as the feed does; InputError if the archive has no source, none is given and the
+    messages do not agree on one, or if many messages came and none is of the archive's source; OutOfMemoryError if no memory is
+    left. In all cases only offsets that are filed are passed.
     """
     stop = stop or Stop()
     began = time.monotonic()
@@ -197,7 +198,7 @@ def consume(
                 archive = archive.refresh()
                 if learner is None or learner.caught_up(archive.snapshot):
                     break
-                stop.wait(POLL_S)  # an in-process feed that has ended does not wait by itself
+                stop.wait(POLL_S)  # an in-process feed that has ended returns at once
             if learner is not None:
                 learner.watch()
             empty.look(ingest.partitions)
@@ -211,7 +212,7 @@ def consume(
             if question := ingest.open_question:
                 raise InputError(question)
     except (DataLostError, BrokerError) as ended:
-        # What was read before the feed ended may be nowhere else any more.
+        # Messages that were read before the feed ended may exist nowhere else.
         _drained(ingest, settings, last=isinstance(ended, DataLostError))
         raise
     except MemoryError as lack:
@@ -231,24 +232,24 @@ def consume(
 
 
 def _drained(ingest: Ingest, settings: Settings, *, last: bool = False) -> bool:
-    """File what was read, within `drain_s`; says so where the disk takes longer. last: the feed will not give it again."""
+    """File what was read; returns whether this took at most `drain_s`. last: the feed will not deliver it again."""
     if ingest.drain(settings.drain_s, last=last):
         return True
-    log.error("the disk did not take all in time: what is left will be read again", messages=ingest.waiting)
+    log.error("the disk was too slow to file everything in time: the rest will be read again", messages=ingest.waiting)
     return False
 
 
 def default_group(archive: Archive) -> str:
-    """Consumer group of the workers of this archive.
+    """Name of the consumer group of the workers of this archive.
 
-    A copy of the archive has another one: in the same it would take partitions from the original. Offsets are the
-    archive's own, so nothing is lost with a group's name.
+    A copy of the archive has another group: in the same one it would take partitions away from the original. Offsets are
+    stored in the archive, so changing the name of a group loses nothing.
     """
     return f"dqmstream-{archive.archive_id}-{copy_id(archive.path)}"
 
 
 class _Empty:
-    """Warns where this worker holds no partition, once until it has held one."""
+    """Warns that this worker holds no partition; again only after it has held one."""
 
     def __init__(self, group: str, session_s: float) -> None:
         self._group = group
@@ -257,7 +258,7 @@ class _Empty:
         self._told = False
 
     def look(self, partitions: int) -> None:
-        """partitions: how many it holds now."""
+        """Note how many partitions the worker holds now; warn if it has held none for too long."""
         if partitions:
             self._since, self._told = time.monotonic(), False
         elif time.monotonic() - self._since > self._patience_s:
@@ -267,7 +268,7 @@ class _Empty:
         if not partitions and not self._told:
             self._told = True
             log.warning(
-                "this worker holds no partition: the others of its group hold all. It files nothing while they do; an archive "
-                "of its own needs a --group of its own",
+                "this worker holds no partition: the others of its group hold all, and it files nothing. "
+                "If it should fill an archive of its own, give it another --group",
                 group=self._group,
             )

@@ -24,9 +24,10 @@ log = structlog.get_logger("dqmstream.service.learn")
 
 
 def learn_archive(settings: Settings, *, follow: bool, parent: int | None, again: Sequence[int] = ()) -> dict[str, Any]:
-    """The learner alone. parent: process id of the service; when that process is gone the learner ends.
+    """Learn the complete runs of the archive that are not learnt yet; returns the results.
 
-    again: runs that are learnt once more, as the archive holds them now.
+    follow: keep learning as runs become complete, until SIGTERM. parent: process id of the service that started this learner,
+    which ends when that process does. again: runs that are learnt once more, as the archive holds them now.
     """
     archive = Archive.open(settings.need("archive"))
     _check_recipe(settings)
@@ -46,7 +47,7 @@ def learn_archive(settings: Settings, *, follow: bool, parent: int | None, again
 def replay_archive(
     settings: Settings, *, ledger: Path | None, resume: bool, progress: Callable[[int, int], None]
 ) -> dict[str, Any]:
-    """The learner over archived runs."""
+    """Replay archived runs (`learners.stream.replay`); returns the results."""
     archive = Archive.open(settings.need("archive"))
     _check_recipe(settings)
     from dqmstream.learners.stream.replay import replay
@@ -65,14 +66,14 @@ def learner_settings(settings: Settings) -> LearnerSettings:
 
 
 def check_learner(archive: Archive, settings: Settings) -> None:
-    """Refuse a state of another learner before anything is filed."""
+    """Raise StateError if the state is that of another learner."""
     from dqmstream.learners.stream.learner import identity
 
     check_identity(settings.state_path / settings.name, identity(archive, learner_settings(settings)))
 
 
 def _check_recipe(settings: Settings) -> None:
-    """Raise InputError for changes that no recipe can take; say so where the strategy has none that they could concern."""
+    """Raise InputError for changes that no recipe can take; warn if the strategy has no recipe."""
     if recipe_of(settings.strategy, settings.recipe) is None and settings.recipe:
         log.warning(
             "the strategy has no recipe: these change nothing", strategy=settings.strategy, given=sorted(settings.recipe)

@@ -1,4 +1,4 @@
-"""The learner of `consume`: a child process that is watched, and started again within a bound."""
+"""The learner of `consume`: a child process that is watched and restarted a bounded number of times."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ PR_SET_PDEATHSIG = 1
 
 STOP_S = 30.0
 KILLED_S = 5.0
-"""Longest wait for a process that was killed: one that waits for a disk ends only with the disk's answer."""
+"""Longest wait for a process that was killed: one that waits for a disk ends only when the disk answers."""
 START_S = 120.0
-"""What a child may take longer to show its first sign of life, since it imports PyTorch before."""
+"""Additional time until the first sign of life of a child, which imports PyTorch first."""
 IN_USE_RETRY_S = 3.0
 RETRY_MOST_S = 30.0
 PASSING_RETRY_MOST_S = 300.0
 
 PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
-"""Troubles of the machine, which end when somebody makes room: a learner that meets one is never given up."""
+"""Error numbers of conditions that pass (disk full, no memory): a learner that fails by one is never given up."""
 
 log = structlog.get_logger("dqmstream.service.consume")
 
 
 class LearnerProcess:
-    """The learner as a child process, started again when it ends before its time, or hangs.
+    """The learner as a child process, which is restarted if it ends early or hangs.
 
-    Where another process holds the state, that one learns, and the place is asked for again every few seconds. A child that
-    shows no sign of life for `learner_hang_s` is killed. It is given up after `learner_restarts` starts in a row that
-    brought no experience, or at once where it says that its state cannot be used: starting it again would change nothing.
-    A trouble of the machine (`PASSING`) is waited out, with pauses of up to five minutes.
+    If another process holds the state, that process learns, and this one tries again every few seconds. A child that shows no
+    sign of life for `learner_hang_s` is killed. The learner is given up after `learner_restarts` starts in a row without a new
+    experience, or at once if its state cannot be used, since a restart would change nothing. After an error that passes
+    (`PASSING`) it is restarted again and again, with pauses of up to five minutes.
     """
 
     def __init__(self, archive: Archive, state: Path, settings: Settings, idle_s: float) -> None:
@@ -60,11 +60,11 @@ class LearnerProcess:
         self._failed: int | None = None
         self.gave_up: int | None = None
         self.error: str | None = None
-        """In words, what went wrong last."""
+        """The last failure, in words."""
 
     @property
     def status(self) -> dict[str, Any]:
-        """What the learner last said of itself; empty where that cannot be read, which is no matter of ingest."""
+        """Status that the learner wrote last; empty if it cannot be read, which must not stop ingest."""
         try:
             return read_status(self._folder) or {}
         except (StateError, OSError) as error:
@@ -72,7 +72,7 @@ class LearnerProcess:
             return {}
 
     def watch(self) -> None:
-        """Start the child if it does not run and may, kill it if it hangs; called from the ingest loop, never waits."""
+        """Start the child if it should run, kill it if it hangs. Called from the ingest loop; never waits."""
         if self._process is not None:
             code = self._process.poll()
             if code is None:
@@ -85,7 +85,7 @@ class LearnerProcess:
 
     def _start(self) -> None:
         try:
-            if is_running(self._folder):  # an orphan of a service that was killed, or another worker's: it learns for us
+            if is_running(self._folder):  # an orphan of a service that was killed, or the learner of another worker
                 self._wait_for_other()
                 return
             given = _pipe_holding(self._given)
@@ -107,14 +107,16 @@ class LearnerProcess:
         log.info("learner started", pid=self._process.pid)
 
     def _wait_for_other(self) -> None:
-        """Another process learns. If it hangs, its own service ends it; a `learn` that somebody started is theirs to end."""
+        """Another process learns. If it hangs, its own service kills it; a user must end a `learn` that they started."""
         silent_s = self._silence.seconds()
         hung, self._hung = self._hung, silent_s > self._settings.learner_hang_s
         if self._hung:
-            self.error = f"another process holds {self._folder} and has shown no sign of life for {silent_s:.0f} s: end it"
+            self.error = (
+                f"another process holds {self._folder} and has shown no sign of life for {silent_s:.0f} s: end that process"
+            )
             self._failed = StateInUseError.exit_code
             if not hung:
-                log.error("another process holds the learner's state and hangs: end it", silent_s=round(silent_s))
+                log.error("another process holds the learner's state and hangs: end that process", silent_s=round(silent_s))
         elif hung:
             self._failed = self.error = None
         self._start_at = time.monotonic() + IN_USE_RETRY_S
@@ -124,11 +126,11 @@ class LearnerProcess:
         if silent_s <= self._settings.learner_hang_s or self._hung:
             return
         self._hung = True
-        log.error("learner hangs: it is killed, and started again", pid=process.pid, silent_s=round(silent_s))
-        process.kill()  # a process that is stopped takes no other signal; nobody waits here, the disk may be what hangs
+        log.error("learner hangs: it is killed and restarted", pid=process.pid, silent_s=round(silent_s))
+        process.kill()  # a stopped process takes no other signal; no wait here, since the disk may be what hangs
 
     def _note_end(self, pid: int, code: int) -> None:
-        """Decide when it is started again, if ever."""
+        """Decide when the learner is restarted, if at all."""
         hung, self._hung = self._hung, False
         if code == StateInUseError.exit_code:  # another worker's learner was quicker
             self._start_at = time.monotonic() + IN_USE_RETRY_S
@@ -144,18 +146,18 @@ class LearnerProcess:
         final = code in (StateError.exit_code, InputError.exit_code, 2) or self._failures > self._settings.learner_restarts
         if final and not passing:
             self.gave_up = code
-            log.error("learner given up: the archive goes on being filed, learn later with `dqmstream learn`", exit_code=code)
+            log.error("learner given up: lumisections are still filed; learn later with `dqmstream learn`", exit_code=code)
         else:
             self._pause(PASSING_RETRY_MOST_S if passing else RETRY_MOST_S)
 
     def _pause(self, most_s: float) -> float:
-        """Wait longer from failure to failure; returns how long."""
+        """Set the pause before the next start, longer after each failure; returns it in seconds."""
         pause_s = min(most_s, 2.0 ** min(self._failures - 1, 20))
         self._start_at = time.monotonic() + pause_s
         return pause_s
 
     def caught_up(self, snapshot: str) -> bool:
-        """Whether everything in the archive at that snapshot is learnt, or nothing more is to be expected of the learner."""
+        """Whether everything in the archive at that snapshot is learnt, or the learner will learn nothing more."""
         if self.gave_up is not None or self._failures > self._settings.learner_restarts:
             return True
         if self._process is None and self._hung:
@@ -170,10 +172,10 @@ class LearnerProcess:
         )
 
     def stop(self) -> int | None:
-        """Ask the child to end, and kill it when it does not within 30 s; the next start goes on from its checkpoint.
+        """End the child, by SIGKILL if it has not ended within 30 s; the next start continues from its checkpoint.
 
-        Returns the exit code of a learner that was given up, that failed now, or that neither learnt anything nor caught up
-        since it last failed; None where all is well.
+        Returns the exit code of a learner that was given up, that failed now, or that has neither learnt a run nor caught up
+        since its last failure; None if all is well.
         """
         process, failed = self._process, None if self._is_well() else self._failed
         if process is not None:
@@ -185,7 +187,7 @@ class LearnerProcess:
         return failed if self.gave_up is None else self.gave_up
 
     def _is_well(self) -> bool:
-        """Whether it has learnt something, or caught up, since it last failed."""
+        """Whether the learner has learnt a run, or caught up, since its last failure."""
         if self._hung or self._failed is None:
             return not self._hung
         status = self.status
@@ -200,7 +202,7 @@ class LearnerProcess:
                 process.wait(STOP_S)
                 return
             except subprocess.TimeoutExpired:
-                log.warning("the learner did not end in time: it is killed, and learns its run again", pid=process.pid)
+                log.warning("the learner did not end in time: it is killed, and will learn its run again", pid=process.pid)
         process.kill()
         try:
             process.wait(KILLED_S)
@@ -213,9 +215,9 @@ class LearnerProcess:
 
 
 class Silence:
-    """How long a learner has shown no sign of life.
+    """Time for which a learner has shown no sign of life.
 
-    Only time in which this process looked is counted: one that was stopped itself must not think that its learner was.
+    Only time during which this process ran is counted: if this process was stopped, its learner must not appear to hang.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -225,7 +227,7 @@ class Silence:
         self._silent_s = 0.0
 
     def forget(self) -> None:
-        """Count anew, for a child that is started now: `START_S` later."""
+        """Reset, for a child that is started now: it has `START_S` more for its first sign."""
         self._seen = self._read()
         self._looked_at, self._silent_s = time.monotonic(), -START_S
 
@@ -273,9 +275,10 @@ def _pipe_holding(text: str) -> int:
 
 
 def die_with_parent(parent: int) -> None:
-    """Have the kernel end this process when its parent is gone (Linux): an orphan would hold the state for ever.
+    """Have the kernel kill this process when its parent ends (Linux): an orphan would hold the state for ever.
 
-    SIGKILL at any moment costs no more than the experience under way. parent: process id, to see whether it is gone already.
+    A kill at any moment loses at most the experience that is being learnt. parent: process id of the parent, to check that it
+    has not ended already.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -19,7 +19,11 @@ def publish_runs(
     partitions: int | None,
     progress: Callable[[int, int], None],
 ) -> dict[str, Any]:
-    """Publish archived runs in the order of arrival; partitions: make the topic with so many, None: it stands already."""
+    """Publish archived runs in the order of their arrival.
+
+    runs: None for all. rate: lumisections a second, None for as fast as possible. partitions: create the topic with so many;
+    None: it exists.
+    """
     from dqmstream.streaming import kafka
     from dqmstream.streaming.publisher import publish
 

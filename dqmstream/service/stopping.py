@@ -1,4 +1,4 @@
-"""How a process that serves is asked to end: SIGTERM and SIGINT set a stop, and the work under way is ended in order."""
+"""Ending the service: SIGTERM and SIGINT set a stop, and the work under way is finished in order."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stop:
-    """Whether the service is to end, and a wait that this cuts short; `set` may be called by a signal's handler.
+    """A flag that tells the service to end, with a wait that it interrupts. `set` may be called by a signal handler.
 
-    A `threading.Event` may not: its lock may be held by the very frame that the handler interrupts, which then waits for ever.
+    `threading.Event.set` may not be: the frame that the handler interrupts may hold its lock, and the handler then waits for
+    ever.
     """
 
     def __init__(self) -> None:
@@ -29,7 +30,7 @@ class Stop:
         self._wake.put(None)
 
     def wait(self, timeout_s: float) -> None:
-        """Return when it is set, or after so long."""
+        """Return when the stop is set, or after timeout_s."""
         if not self._asked:
             with suppress(queue.Empty):
                 self._wake.get(timeout=timeout_s)
@@ -37,10 +38,10 @@ class Stop:
 
 @contextmanager
 def stop_on_signals() -> Iterator[Stop]:
-    """A stop that SIGTERM and SIGINT set, so that what was read is filed before the process ends.
+    """A stop that SIGTERM and SIGINT set, so that messages that were read are filed before the process ends.
 
-    A second one ends the process at once, by the kernel: the disk may hang, and no Python would run. What is not filed will
-    be read again.
+    A second signal ends the process at once, by the kernel: if the disk hangs, no Python code may run. Messages that are not
+    filed will be read again.
     """
     stop = Stop()
 

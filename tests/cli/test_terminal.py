@@ -16,6 +16,7 @@ import pytest
 from rich.console import Console
 
 from dqmstream.cli import output
+from dqmstream.cli.status import describe_status
 from dqmstream.cli.terminal import _Descriptor, tell
 from dqmstream.experiments.compare.inputs import read_pair
 from dqmstream.storage.archive import Archive
@@ -43,7 +44,7 @@ def printed(part: object, width: int, *, terminal: bool) -> str:
 
 @pytest.mark.parametrize("width", [10, 20, 40, 70, 80, 90, 100])
 def test_a_narrow_terminal_breaks_no_number(width: int) -> None:
-    for part in output.describe_status(status()):
+    for part in describe_status(status()):
         wide, narrow = (printed(part, columns, terminal=True) for columns in (1000, width))
         whole, found = (sorted(re.findall(r"[\w./@-]*\d[\w./@-]*", text)) for text in (wide, narrow))
         assert found == whole
@@ -52,7 +53,7 @@ def test_a_narrow_terminal_breaks_no_number(width: int) -> None:
 
 
 def test_what_is_no_terminal_gets_whole_lines_and_tables() -> None:
-    line, *_ = output.describe_status(status())
+    line, *_ = describe_status(status())
     assert len(printed(line, 20, terminal=False).splitlines()) == 1
     assert len(printed(output.table("t", ["a", "b"], [["x", 355400]]), 5, terminal=False).splitlines()) == 6
 

@@ -18,7 +18,7 @@ import pytest
 import zarr
 from structlog.testing import capture_logs
 
-from dqmstream.cli.output import describe_status
+from dqmstream.cli.status import describe_status
 from dqmstream.errors import ArchiveError
 from dqmstream.storage import clock
 from dqmstream.storage.archive import Archive
