@@ -29,8 +29,10 @@ import numpy as np
 from scipy.stats import binomtest, kstest
 
 from benchmarks.real_conditions import LENGTHS, PAIRS, R_A_PILEUP, conditions, draw, rates
-from dqmstream.experiments.compare.comparison import Comparison, compare
-from dqmstream.experiments.compare.inputs import RunCounts, pair_of
+from dqmstream.experiments.compare.compare import compare_pair
+from dqmstream.experiments.compare.comparison import Comparison
+from dqmstream.experiments.compare.pair import pair_of
+from dqmstream.experiments.compare.run_counts import RunCounts
 from dqmstream.experiments.simulator import LIVE, READOUT_BOXES, SimulatedRun, draw_counts, stream, write
 from dqmstream.lumisection import rbx_mask
 
@@ -52,7 +54,7 @@ class Known:
     boxes: frozenset[int]
 
     def compare(self) -> Comparison:
-        return compare(pair_of(self.first, self.second), RATE)
+        return compare_pair(pair_of(self.first, self.second), RATE)
 
 
 def counts_of(run: SimulatedRun, *, events_known: bool = True) -> RunCounts:
@@ -159,11 +161,11 @@ THRESHOLDS = (0.0, 0.003, 0.01, 0.03, 0.1)
 
 def score(known: list[Known], comparisons: list[Comparison]) -> Score:
     """Count. A channel changed at a threshold if its true gain differs from 1 by more. dead: found and all newly dead ones."""
-    named = np.concatenate([_on_live(c, c.channels.changed) for c in comparisons])
+    named = np.concatenate([_on_live(c, c.channel_tests.changed) for c in comparisons])
     size = np.concatenate([np.abs(k.gain - 1) for k in known])
     died = np.concatenate([k.gain == 0 for k in known])
     said = np.concatenate([_on_live(c, c.died) for c in comparisons])
-    boxes = [(set(c.box_names[c.boxes.changed].tolist()), k.boxes) for c, k in zip(comparisons, known, strict=True)]
+    boxes = [(set(c.box_names[c.box_tests.changed].tolist()), k.boxes) for c, k in zip(comparisons, known, strict=True)]
     return Score(
         named=int(named.sum()),
         changed_of_named={x: int((size[named] > x).sum()) for x in THRESHOLDS},
@@ -192,11 +194,11 @@ def share(count: int, total: int) -> str:
 
 
 def print_null(what: str, comparisons: list[Comparison]) -> None:
-    channels = np.concatenate([c.channels.p for c in comparisons])
-    boxes = np.concatenate([c.boxes.p for c in comparisons])
+    channels = np.concatenate([c.channel_tests.p for c in comparisons])
+    boxes = np.concatenate([c.box_tests.p for c in comparisons])
     print(f"\n{what}: {len(comparisons)} pairs without a change")
-    print(f"  pairs with a channel named:  {share(sum(bool(c.channels.changed.any()) for c in comparisons), len(comparisons))}")
-    print(f"  pairs with a box named:      {share(sum(bool(c.boxes.changed.any()) for c in comparisons), len(comparisons))}")
+    for name, tests in (("channel", [c.channel_tests for c in comparisons]), ("box", [c.box_tests for c in comparisons])):
+        print(f"  pairs with a {name} named: {share(sum(bool(one.changed.any()) for one in tests), len(tests))}")
     for name, p in (("channels", channels), ("boxes", boxes)):
         p = p[np.isfinite(p)]
         tails = ", ".join(f"{np.mean(p < x):.4f} below {x}" for x in (0.05, 0.01, 0.001))
@@ -241,21 +243,21 @@ def print_real(seeds: Sequence[int]) -> None:
             everything += done
             print(f"  {kinds[0]:>5} {kinds[1]:<5} {_false(done)}; {_tested(done)}; {_found(known, found)}")
         print(f"  all         {_false(everything)}; {_tested(everything)}")
-        for name, tests in (("channel", [c.channels for c in everything]), ("box", [c.boxes for c in everything])):
+        for name, tests in (("channel", [c.channel_tests for c in everything]), ("box", [c.box_tests for c in everything])):
             print(f"  pairs with a {name} named: {share(sum(bool(one.changed.any()) for one in tests), len(tests))}")
 
 
 def _false(done: Sequence[Comparison]) -> str:
-    channels = [int(c.channels.changed.sum()) for c in done]
-    worst = max(float(np.nanmax(np.abs(c.channels.pull), initial=0.0)) for c in done)
+    channels = [int(c.channel_tests.changed.sum()) for c in done]
+    worst = max(float(np.nanmax(np.abs(c.channel_tests.pull), initial=0.0)) for c in done)
     return (
         f"false: {sum(map(bool, channels))} of {len(done)} pairs ({sum(channels)} channels, largest pull {worst:.1f}),"
-        f" boxes {sum(bool(c.boxes.changed.any()) for c in done)}"
+        f" boxes {sum(bool(c.box_tests.changed.any()) for c in done)}"
     )
 
 
 def _tested(done: Sequence[Comparison]) -> str:
-    part = np.mean([np.isfinite(c.channels.p).mean() for c in done])
+    part = np.mean([np.isfinite(c.channel_tests.p).mean() for c in done])
     grounds = [c.ground.value for c in done]
     judged = ", ".join(f"{grounds.count(name)} {name}" for name in dict.fromkeys(grounds))
     return f"tested {part:.2f} of channels, refused {sum(not c.comparable for c in done)} ({judged})"
@@ -265,7 +267,7 @@ def _found(known: Sequence[Known], done: Sequence[Comparison]) -> str:
     """Recall of changes by more than 10 %, of the dead channels, and the precision of what is named."""
     large = dead = named_large = named_dead = named = true = 0
     for one, comparison in zip(known, done, strict=True):
-        said, died = _on_live(comparison, comparison.channels.changed), _on_live(comparison, comparison.died)
+        said, died = _on_live(comparison, comparison.channel_tests.changed), _on_live(comparison, comparison.died)
         strong = np.abs(one.gain - 1) > 0.1
         large, named_large = large + int(strong.sum()), named_large + int(said[strong].sum())
         dead, named_dead = dead + int((one.gain == 0).sum()), named_dead + int(died[one.gain == 0].sum())

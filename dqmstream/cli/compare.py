@@ -36,15 +36,15 @@ def compare(
     A factor common to all channels is taken for luminosity or calibration, and not seen. Where the runs share no conditions,
     channels are compared with their rings, with a larger error. If most channels cannot be tested, the exit code is 10.
     """
-    from dqmstream.experiments.compare.comparison import compare as run
-    from dqmstream.experiments.compare.inputs import read_pair
+    from dqmstream.experiments.compare.compare import compare_pair
     from dqmstream.experiments.compare.output import as_json as describe
     from dqmstream.experiments.compare.output import check_folder, write
+    from dqmstream.experiments.compare.pair import read_pair
 
     if out is not None:
         check_folder(out)
     pair = read_pair(a, b, load_settings(archive=archive).archive, interpolated)
-    comparison = run(pair, rate)
+    comparison = compare_pair(pair, rate)
     result = describe(comparison)
     if out is not None:
         result["files"] = [str(path) for path in write(comparison, out)]

@@ -46,12 +46,13 @@ MARKERS = "osD^vPX<>*"
 
 
 @contextmanager
-def canvas(path: Path, height_in: float, width_in: float = WIDE_IN) -> Iterator[Figure]:
-    """A figure that is written to `path` when the block ends. The style holds inside the block only."""
+def canvas(path: Path | None, height_in: float, width_in: float = WIDE_IN) -> Iterator[Figure]:
+    """A figure that is written to `path`, if there is one, when the block ends. The style holds inside the block only."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(width_in, height_in))
         yield figure
-        figure.savefig(path, metadata={"Software": None})  # a version in the file would change its bytes
+        if path is not None:
+            figure.savefig(path, metadata={"Software": None})  # a version in the file would change its bytes
 
 
 def shown_size(path: Path) -> tuple[int, int]:

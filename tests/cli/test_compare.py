@@ -14,8 +14,8 @@ import pytest
 
 from benchmarks.compare import real_pair
 from dqmstream.errors import EXIT_CODES, NOT_COMPARABLE, ArchiveError, InputError
-from dqmstream.experiments.compare.inputs import read_pair
 from dqmstream.experiments.compare.output import check_folder
+from dqmstream.experiments.compare.pair import read_pair
 from dqmstream.experiments.simulator import write
 from dqmstream.lumisection import ieta_row
 from dqmstream.storage.archive import Archive

@@ -18,7 +18,7 @@ from rich.console import Console
 from dqmstream.cli import output
 from dqmstream.cli.status import describe_status
 from dqmstream.cli.terminal import _Descriptor, tell
-from dqmstream.experiments.compare.inputs import read_pair
+from dqmstream.experiments.compare.pair import read_pair
 from dqmstream.storage.archive import Archive
 from tests.commandline import Command, dqmstream, told
 from tests.maps import counts, write_run

@@ -10,10 +10,12 @@ from scipy.stats import binom, kstest
 
 from benchmarks.compare import RATE, Known, counts_of, redrawn, score, sparse_pair, stream_pairs
 from dqmstream.errors import InputError
-from dqmstream.experiments.compare.comparison import Comparison, compare
-from dqmstream.experiments.compare.conditions import Channels, Sample
-from dqmstream.experiments.compare.inputs import RunCounts, pair_of
-from dqmstream.experiments.compare.response import moderate
+from dqmstream.experiments.compare.compare import compare_pair
+from dqmstream.experiments.compare.comparison import Comparison
+from dqmstream.experiments.compare.estimate import moderate
+from dqmstream.experiments.compare.pair import pair_of
+from dqmstream.experiments.compare.run_counts import RunCounts
+from dqmstream.experiments.compare.samples import Channels, Sample
 from dqmstream.experiments.compare.separation import FOLDS, GAP, blocks_of, rows_of_fold
 from dqmstream.experiments.simulator import LIVE, interpolate, stream
 from dqmstream.lumisection import he_depth1_mask, ieta_row, rbx_mask
@@ -48,12 +50,12 @@ def without_events(run: RunCounts) -> RunCounts:
 
 def test_where_nothing_changed_nothing_is_named_beyond_the_rate(null: list[Comparison]) -> None:
     most = binom.ppf(0.999, len(null), RATE)
-    assert sum(bool(one.channels.changed.any()) for one in null) <= most
-    assert sum(bool(one.boxes.changed.any()) for one in null) <= most
+    assert sum(bool(one.channel_tests.changed.any()) for one in null) <= most
+    assert sum(bool(one.box_tests.changed.any()) for one in null) <= most
 
 
 def test_where_nothing_changed_p_values_are_uniform(null: list[Comparison]) -> None:
-    for p in (np.concatenate([one.channels.p for one in null]), np.concatenate([one.boxes.p for one in null])):
+    for p in (np.concatenate([one.channel_tests.p for one in null]), np.concatenate([one.box_tests.p for one in null])):
         assert kstest(p, "uniform").pvalue > 1e-3
         assert np.mean(p < 0.01) < 0.01 + 4 * np.sqrt(0.01 / len(p))
 
@@ -66,9 +68,9 @@ def test_where_nothing_changed_the_auc_is_chance_within_its_interval(null: list[
 
 def test_luminosity_that_moves_is_no_change() -> None:
     first, second = redrawn(101, LUMISECTIONS, np.ones(LIVE.shape), events=0.7, pileup=0.8)
-    done = compare(pair_of(first, second), RATE)
-    assert not done.channels.changed.any()
-    assert kstest(done.channels.p, "uniform").pvalue > 1e-3
+    done = compare_pair(pair_of(first, second), RATE)
+    assert not done.channel_tests.changed.any()
+    assert kstest(done.channel_tests.p, "uniform").pvalue > 1e-3
     assert done.separation.luminosity.above_chance
     assert done.verdict.startswith("Luminosity alone tells these runs apart")
     assert "proves nothing" in done.verdict
@@ -86,7 +88,7 @@ def test_the_channels_that_changed_are_named_and_hardly_any_other(sparse: tuple[
 
 def test_changed_channels_do_not_make_others_seem_changed(sparse: tuple[Known, Comparison]) -> None:
     known, done = sparse
-    assert kstest(done.channels.p[known.gain == 1], "uniform").pvalue > 1e-3
+    assert kstest(done.channel_tests.p[known.gain == 1], "uniform").pvalue > 1e-3
 
 
 def test_the_same_is_named_where_events_are_unknown(sparse: tuple[Known, Comparison]) -> None:
@@ -97,7 +99,7 @@ def test_the_same_is_named_where_events_are_unknown(sparse: tuple[Known, Compari
     found = score([blind], [done])
     assert found.changed_of_named[0.0] >= 0.9 * found.named
     assert found.found[0.1] == 15 and found.dead == (3, 3)
-    assert known.boxes <= set(done.box_names[done.boxes.changed].tolist())
+    assert known.boxes <= set(done.box_names[done.box_tests.changed].tolist())
 
 
 def test_ratios_are_the_true_ones_within_their_errors() -> None:
@@ -105,50 +107,50 @@ def test_ratios_are_the_true_ones_within_their_errors() -> None:
     gain[ieta_row(20), 4] = 0.9
     gain[ieta_row(-22), 10] = 1.1
     first, second = redrawn(102, LUMISECTIONS, gain)
-    done = compare(pair_of(first, second), RATE)
+    done = compare_pair(pair_of(first, second), RATE)
     for ieta, iphi in ((20, 5), (-22, 11)):
         c = named_at(done, ieta, iphi)
-        assert done.channels.changed[c]
+        assert done.channel_tests.changed[c]
         row, column = ieta_row(ieta), iphi - 1
         # A change of gain acts on the rate: the truth for counts is what the response makes of it, a part of the change.
-        assert 0 < (done.channels.ratio[c] - 1) / (gain[row, column] - 1) < 1
-    back = compare(pair_of(second, first), RATE)
-    np.testing.assert_allclose(back.channels.ratio, 1 / done.channels.ratio, rtol=1e-3)
-    np.testing.assert_allclose(back.channels.pull, -done.channels.pull, atol=0.1)
+        assert 0 < (done.channel_tests.ratio[c] - 1) / (gain[row, column] - 1) < 1
+    back = compare_pair(pair_of(second, first), RATE)
+    np.testing.assert_allclose(back.channel_tests.ratio, 1 / done.channel_tests.ratio, rtol=1e-3)
+    np.testing.assert_allclose(back.channel_tests.pull, -done.channel_tests.pull, atol=0.1)
 
 
 def test_a_channel_that_wakes_is_named_alive() -> None:
     gain = np.ones(LIVE.shape)
     gain[ieta_row(25), 6] = 0.0
     first, second = redrawn(103, 200, gain)
-    died, woke = compare(pair_of(first, second), RATE), compare(pair_of(second, first), RATE)
+    died, woke = compare_pair(pair_of(first, second), RATE), compare_pair(pair_of(second, first), RATE)
     c = named_at(died, 25, 7)
-    assert died.died[c] and not died.woke.any() and died.channels.ratio[c] == 0
-    assert woke.woke[c] and not woke.died.any() and np.isinf(woke.channels.ratio[c])
+    assert died.died[c] and not died.woke.any() and died.channel_tests.ratio[c] == 0
+    assert woke.woke[c] and not woke.died.any() and np.isinf(woke.channel_tests.ratio[c])
 
 
 def test_a_factor_common_to_all_channels_is_not_seen() -> None:
     first, second = redrawn(104, LUMISECTIONS, np.full(LIVE.shape, 0.9))
-    done = compare(pair_of(first, second), RATE)
-    assert not done.channels.changed.any()
+    done = compare_pair(pair_of(first, second), RATE)
+    assert not done.channel_tests.changed.any()
 
 
 def test_a_box_is_found_whose_channels_alone_are_not() -> None:
     gain = np.where(rbx_mask(1, 7), 0.99, 1.0)
     first, second = redrawn(105, LUMISECTIONS, gain)
-    done = compare(pair_of(first, second), RATE)
+    done = compare_pair(pair_of(first, second), RATE)
     mine = done.pair.channels.box == 7
-    assert done.box_names[done.boxes.changed].tolist() == [7]
-    assert done.channels.changed[mine].mean() < 0.5
-    assert done.boxes.ratio[done.boxes.changed][0] < 1
+    assert done.box_names[done.box_tests.changed].tolist() == [7]
+    assert done.channel_tests.changed[mine].mean() < 0.5
+    assert done.box_tests.ratio[done.box_tests.changed][0] < 1
 
 
 def test_channels_that_drift_alone_are_no_box_that_moves() -> None:
     gain = np.exp(0.02 * np.random.default_rng(5).standard_normal(LIVE.shape))
     first, second = redrawn(106, LUMISECTIONS, gain)
-    done = compare(pair_of(first, second), RATE)
-    assert done.channels.changed.mean() > 0.3
-    assert done.boxes.changed.sum() <= 1
+    done = compare_pair(pair_of(first, second), RATE)
+    assert done.channel_tests.changed.mean() > 0.3
+    assert done.box_tests.changed.sum() <= 1
 
 
 def test_a_channel_that_flickers_about_its_old_mean_is_not_named() -> None:
@@ -158,17 +160,17 @@ def test_a_channel_that_flickers_about_its_old_mean_is_not_named() -> None:
     for one in (first, second):
         counts = one.counts[:, row, column]
         one.counts[:, row, column] = rng.binomial(one.events.astype(int), np.clip(counts / one.events * rng.gamma(25, 1 / 25, len(counts)), 0, 1))  # fmt: skip # noqa: E501
-    done = compare(pair_of(first, second), RATE)
+    done = compare_pair(pair_of(first, second), RATE)
     c = named_at(done, 21, 21)
     assert done.rho[c] > 20 * np.median(done.rho)
-    assert done.channels.p[c] > 1e-3
+    assert done.channel_tests.p[c] > 1e-3
 
 
 def test_runs_that_share_no_conditions_are_compared_within_rings_and_a_warning_says_so() -> None:
     run, other = stream("pair", seed=100, lumisections=LUMISECTIONS)
     counts = other.counts.copy()
     counts[:, ieta_row(21), 8] = 0
-    done = compare(pair_of(counts_of(run), replace(counts_of(other), counts=counts)), RATE)
+    done = compare_pair(pair_of(counts_of(run), replace(counts_of(other), counts=counts)), RATE)
     assert done.by_ring
     assert any("hardly share conditions" in warning for warning in done.warnings)
     assert done.died[named_at(done, 21, 9)]
@@ -182,9 +184,9 @@ def test_interpolated_rows_are_no_new_lumisections() -> None:
         counts = np.zeros((4500, 64, 72), dtype=np.float32)
         counts[:, LIVE] = interpolate(run.counts[:, LIVE], 4500)
         both.append(RunCounts(run.run, str(run.run), counts, np.full(4500, np.nan), np.arange(1, 4501), 25))
-    done = compare(pair_of(*both), RATE)
-    assert not done.channels.changed.any()
-    assert kstest(done.channels.p, "uniform").pvalue > 1e-4
+    done = compare_pair(pair_of(*both), RATE)
+    assert not done.channel_tests.changed.any()
+    assert kstest(done.channel_tests.p, "uniform").pvalue > 1e-4
 
 
 @pytest.mark.parametrize("scale", [1, 25])

@@ -12,7 +12,7 @@ import pytest
 import xarray as xr
 
 from dqmstream.errors import InputError
-from dqmstream.experiments.compare.inputs import read_pair
+from dqmstream.experiments.compare.pair import read_pair
 from dqmstream.lumisection import IETA, IPHI, Geometry
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.imports.binning import find_shift

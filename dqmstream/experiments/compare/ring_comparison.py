@@ -1,18 +1,18 @@
-"""Two runs compared where their conditions differ, or do not move: what channels of one ring have in common is luminosity's.
+"""Two runs compared by rings, for runs that share no conditions, or whose conditions do not move.
 
-Both runs give a channel's share p of events with a count over the whole run. On the scale
+Each run is taken as a whole: a channel's share p of events with a count. On the scale
 
     x = log rate = log(k ((1 - p)**(-1/k) - 1)),    k = 4.75
 
-a change of pileup adds the same number to all channels that follow one law, whatever their gain. Channels of a ring (|ieta|,
-depth) are therefore expected in run B at
+a change of pileup adds the same number to all channels that follow this law, whatever their gain. So channels of a ring
+(|ieta|, depth) are expected in run B at
 
     y = x + D + b (x - X),
 
-X and D the medians of x and y - x in the ring, b the slope of D with X over all rings, which is 0 where the law holds. How far
-rings lie from a common line, s, says how well it holds: a channel that stands apart from its ring is expected with an error of
-sqrt(s² + b²/4) for each unit of x - X. The error of a difference holds this, the counting noise of both runs, and the scatter
-of the ring's channels (its median, which a few changed channels do not move).
+X and D the medians over the ring of x and of y - x, b the slope of D with X over all rings; b is 0 if the law holds. The
+scatter s of the rings about that line says how well it holds: the expectation of a channel that stands apart from its ring has
+an error of sqrt(s² + b²/4) for each unit of x - X. The error of a difference combines this, the counting noise of both runs,
+and the scatter of the ring's channels (a median, which a few changed channels do not move).
 """
 
 from __future__ import annotations
@@ -21,44 +21,44 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dqmstream.experiments.compare.conditions import Channels, Sample
-from dqmstream.experiments.compare.response import Estimate, moderate
-from dqmstream.experiments.compare.separation import spread_of
+from dqmstream.experiments.compare.estimate import Estimate, moderate, spread_of
+from dqmstream.experiments.compare.samples import Channels, Sample
 
 K = 4.75
-"""Shape of the response, measured on two published runs; where it is wrong, b and s are not 0."""
+"""Shape of the response, measured on two published runs. Where it is wrong, b and s are not 0."""
 
-RING_CHANNELS = 8
-"""A ring of fewer channels that can be compared gives no median."""
+MIN_RING_CHANNELS = 8
+"""Comparable channels that a ring needs for its median."""
 
-ENOUGH = 50
-"""Fewer counts, or fewer events without one, than this are no sample for a normal test in x, which is skew."""
+MIN_COUNTS_OF_LOG = 50
+"""Counts, and events without a count, that a channel needs for a normal test in x, which is skew."""
 
-MOST_OF_RING = 0.75
-"""Share of a ring's channels that must tell something in both runs."""
+MIN_RING_FRACTION = 0.75
+"""Share of a ring's channels that must be informative in both runs."""
 
-WORTH = 0.37
-"""Degrees of freedom of a median of absolute deviations for each number in it (Huber, Robust Statistics, 1981, sec. 5.1)."""
+MEDIAN_DOF = 0.37
+"""Degrees of freedom that each number in a median of absolute deviations adds (Huber, Robust Statistics, 1981, sec. 5.1)."""
 
-SEES = np.log(2) / 3
-"""A channel with a larger error in x is not tested: three deviations would not see its rate halved."""
+MAX_ERROR = np.log(2) / 3
+"""A channel with a larger error in x is not tested: a rate cut by half would be less than three deviations."""
 
-DARK, SILENT = 0.1, 0.01
-"""Parts of its ring's median. A channel that no response can be given for is dead if it counts less than SILENT in a run, and
-more than DARK in the other."""
+ALIVE, SILENT = 0.1, 0.01
+"""In units of its ring's median. A channel that cannot be tested has died if it counts less than SILENT in a run and more than
+ALIVE in the other."""
 
-_SURE = 0.05
-"""Error of h for such a channel."""
+_SILENT_ERROR = 0.05
+"""Error of h = ±1 for such a channel."""
 
 _BLOCKS = 20
 _ROUNDS = 10
 
 
 @dataclass(frozen=True, eq=False)
-class Across:
-    """estimate: h of each channel in counts under the conditions of run B, with error inf where nothing can be said.
+class RingDifferences:
+    """The differences of all channels from what their rings do.
 
-    sensitivity: how much of a change of gain h shows, (live,), in units of the largest.
+    estimate: h of each channel in counts under the conditions of run B. sensitivity: change of h with a change of gain,
+    (live,), in units of the largest.
     """
 
     estimate: Estimate
@@ -66,10 +66,11 @@ class Across:
 
 
 @dataclass(frozen=True, eq=False)
-class _Whole:
-    """A run as a whole. counts: (live,). events: their number, or an estimate. noise: variance of a count over N p (1 - p).
+class _WholeRun:
+    """A run summed over its lumisections.
 
-    dof: of noise, (live,).
+    counts: (live,). events: their number, or an estimate of it. noise: variance of a count over N p (1 - p), (live,), with
+    `dof` degrees of freedom, (live,).
     """
 
     counts: np.ndarray
@@ -79,18 +80,18 @@ class _Whole:
 
     @property
     def x(self) -> np.ndarray:
-        """Logarithm of the rate, (live,); half a count is added, so that it is finite."""
+        """Logarithm of the rate, (live,). Half a count is added to keep it finite."""
         return log_rate((np.minimum(self.counts, self.events) + 0.5) / (self.events + 1))
 
     @property
     def informative(self) -> np.ndarray:
-        """Channels whose counts and events without a count are many, and five of their deviations at least, (live,)."""
+        """Channels with enough counts and enough events without one, both at least five of their deviations: bool, (live,)."""
         p = np.clip(self.counts / self.events, 0.0, 1.0)
-        least = np.maximum(ENOUGH, 5 * np.sqrt(self.noise * self.events * p * (1 - p)))
+        least = np.maximum(MIN_COUNTS_OF_LOG, 5 * np.sqrt(self.noise * self.events * p * (1 - p)))
         return np.asarray((self.counts >= least) & (self.events - self.counts >= least))
 
     def error(self, x: np.ndarray) -> np.ndarray:
-        """Counting error of x, (live,), in channels of that x."""
+        """Counting error of x, (live,), if the channels were at x."""
         p = np.clip(fires(x), 1 / (self.events + 1), self.events / (self.events + 1))
         return np.asarray(np.sqrt(self.noise * p * (1 - p) / self.events) / _slope(p))
 
@@ -110,29 +111,29 @@ def _slope(p: np.ndarray) -> np.ndarray:
     return np.asarray(K * (1 - p) * -np.expm1(np.log1p(-p) / K))
 
 
-def compare_across(a: Sample, b: Sample, channels: Channels, counts_events: bool) -> Across:
-    """Compare two runs as wholes, each channel with its ring."""
+def compare_within_rings(a: Sample, b: Sample, channels: Channels, counts_events: bool) -> RingDifferences:
+    """Compare each channel of run B with what run A and its ring predict."""
     ring = np.abs(channels.ieta) * 8 + channels.depth
     first, second = (_whole(sample, ring, counts_events) for sample in (a, b))
     forth = _differences(first, second, ring)
     back = _differences(second, first, ring)
-    # A channel that is too dark or too bright in A to say what B should have may still say it from B to A.
+    # A channel that is too dark or too bright in A to predict B may still be predicted in A from B.
     reverse = ~np.isfinite(forth.error) & np.isfinite(back.error)
     h = np.where(reverse, -back.h, forth.h)
     error = np.where(reverse, back.error, forth.error)
     dof = np.where(reverse, back.dof, forth.dof)
     for sign, lost, had in ((-1.0, second, first), (1.0, first, second)):
-        stands = [_stand(one.counts, ring) for one in (lost, had)]
-        gone = ~np.isfinite(error) & (stands[0] < SILENT) & (stands[1] > DARK) & (had.counts >= ENOUGH)
-        h[gone], error[gone], dof[gone] = sign, _SURE, np.inf
+        stands = [_over_ring(one.counts, ring) for one in (lost, had)]
+        gone = ~np.isfinite(error) & (stands[0] < SILENT) & (stands[1] > ALIVE) & (had.counts >= MIN_COUNTS_OF_LOG)
+        h[gone], error[gone], dof[gone] = sign, _SILENT_ERROR, np.inf
     p = np.clip(second.counts / second.events, 1e-3, 1 - 1e-6)
     sensitivity = np.clip(_slope(p) / p, 1e-3, None)
     sensitivity = np.clip(sensitivity / np.quantile(sensitivity, 0.95), 0.05, 1.0)
-    return Across(Estimate(h, error, dof), sensitivity)
+    return RingDifferences(Estimate(h, error, dof), sensitivity)
 
 
-def _whole(sample: Sample, ring: np.ndarray, counts_events: bool) -> _Whole:
-    """Sums of a run, and how much more its counts vary than chance, whatever moves all channels of a ring."""
+def _whole(sample: Sample, ring: np.ndarray, counts_events: bool) -> _WholeRun:
+    """Sum a run, and measure how much more its counts vary than chance, beyond what all channels of a ring share."""
     blocks = np.arange(len(sample)) * min(_BLOCKS, len(sample)) // len(sample)
     table = np.zeros((int(blocks[-1]) + 1, sample.counts.shape[1]))
     for rows, counts in sample.parts():
@@ -149,26 +150,26 @@ def _whole(sample: Sample, ring: np.ndarray, counts_events: bool) -> _Whole:
     own = ((table - expected) ** 2).sum(axis=0) * (len(table) / dof)
     chance = events * p * (1 - p)
     if not counts_events:
-        # The brightest channels seem to miss fewer events than they do, and so to be surer: their ring knows better.
+        # With estimated events the brightest channels seem to miss too few of them, and their errors to be too small.
         for one in np.unique(ring):
             mine = ring == one
             chance[mine] = np.maximum(chance[mine], np.median(own[mine]))
     noise, degrees = np.ones_like(total), np.full(total.shape, np.inf)
-    varying = (total >= ENOUGH) & (events - total >= ENOUGH)
-    if len(table) > 2 and varying.sum() > RING_CHANNELS:
+    varying = (total >= MIN_COUNTS_OF_LOG) & (events - total >= MIN_COUNTS_OF_LOG)
+    if len(table) > 2 and varying.sum() > MIN_RING_CHANNELS:
         noise[varying], degrees[varying] = moderate(own[varying] / chance[varying], dof)
-    # A channel never varies less than by chance, whatever a few blocks say.
-    return _Whole(total, events, np.maximum(noise, 1.0) * chance / (events * p * (1 - p)), degrees)
+    # No channel varies less than by chance; a few blocks may seem to.
+    return _WholeRun(total, events, np.maximum(noise, 1.0) * chance / (events * p * (1 - p)), degrees)
 
 
 def _events(total: np.ndarray) -> float:
-    """The number of events where it is unknown: what the brightest channel counts, unless it stands out of the others."""
+    """Estimate an unknown number of events: the counts of the brightest channel, unless it stands out from the others."""
     high, most = float(np.quantile(total, 0.99)), float(total.max())
     return max(most if most <= 1.2 * high else high, 1.0)
 
 
-def _stand(counts: np.ndarray, ring: np.ndarray) -> np.ndarray:
-    """Counts over the median of the ring."""
+def _over_ring(counts: np.ndarray, ring: np.ndarray) -> np.ndarray:
+    """Counts of each channel over the median of its ring, (live,)."""
     out = np.zeros_like(counts)
     for one in np.unique(ring):
         mine = ring == one
@@ -176,8 +177,8 @@ def _stand(counts: np.ndarray, ring: np.ndarray) -> np.ndarray:
     return out
 
 
-def _differences(first: _Whole, second: _Whole, ring: np.ndarray) -> Estimate:
-    """h of the second run against what the first one and the ring say; error inf where they say nothing."""
+def _differences(first: _WholeRun, second: _WholeRun, ring: np.ndarray) -> Estimate:
+    """h of the second run against the prediction from the first run and the ring; error inf where there is none."""
     x, y = first.x, second.x
     groups = _rings(first, second, ring)
     h, error, dof = np.zeros_like(x), np.full(x.shape, np.inf), np.ones_like(x)
@@ -198,42 +199,48 @@ def _differences(first: _Whole, second: _Whole, ring: np.ndarray) -> Estimate:
         expected = x[mine] + shift[number] + slope * stands
         beyond = y[mine] - expected
         close = np.isin(mine, group) & (np.abs(stands) < 3 * 1.4826 * np.median(np.abs(x[group] - middle[number])) + 1e-6)
-        total = np.sqrt(((1 + slope) * first.error(x)[mine]) ** 2 + _at(second, expected, mine) ** 2 + unsure[number] ** 2)
+        total = np.sqrt(
+            ((1 + slope) * first.error(x)[mine]) ** 2 + _error_at(second, expected, mine) ** 2 + unsure[number] ** 2
+        )
         total = np.hypot(total, law_error * stands)
         scatter = spread_of(beyond[close], total[close]) if close.any() else 0.0
         total = np.sqrt(total**2 + scatter)
         would, does = fires(expected), fires(y[mine])
-        told = first.informative[mine] & (second.events * would >= ENOUGH) & (second.events * (1 - would) >= ENOUGH)
-        told &= total < SEES
+        told = (
+            first.informative[mine]
+            & (second.events * would >= MIN_COUNTS_OF_LOG)
+            & (second.events * (1 - would) >= MIN_COUNTS_OF_LOG)
+        )
+        told &= total < MAX_ERROR
         half = (does - would) / (does + would)
         half = np.where(second.counts[mine] == 0, -1.0, half)
         pull = np.where(np.abs(beyond) > 1e-12, beyond / total, 0.0)
-        # h is in counts and its pull in x, where the errors are known.
+        # h is a difference of counts; its pull is taken in x, where the errors are known.
         scale = np.where(pull != 0, half / np.where(pull != 0, pull, 1.0), total * _slope(would) / (2 * would))
         h[mine] = half
         error[mine] = np.where(told, np.maximum(np.abs(scale), np.finfo(float).tiny), np.inf)
-        dof[mine] = np.minimum(np.minimum(first.dof, second.dof)[mine], max(WORTH * len(group), 1.0))
+        dof[mine] = np.minimum(np.minimum(first.dof, second.dof)[mine], max(MEDIAN_DOF * len(group), 1.0))
     return Estimate(h, error, dof)
 
 
-def _rings(first: _Whole, second: _Whole, ring: np.ndarray) -> list[np.ndarray]:
-    """Of each ring that can be compared the channels that tell something in both runs.
+def _rings(first: _WholeRun, second: _WholeRun, ring: np.ndarray) -> list[np.ndarray]:
+    """The informative channels of each ring that can be compared.
 
-    They are most of the ring: else the ring is seen only where chance made its channels count more, or less.
+    They must be most of the ring: else only channels that count more by chance would stand for it.
     """
     both = first.informative & second.informative
-    counting = (first.counts >= ENOUGH) & (second.counts >= ENOUGH)
+    counting = (first.counts >= MIN_COUNTS_OF_LOG) & (second.counts >= MIN_COUNTS_OF_LOG)
     groups = [(np.flatnonzero((ring == one) & both), int(((ring == one) & counting).sum())) for one in np.unique(ring)]
-    return [group for group, of in groups if len(group) >= max(RING_CHANNELS, MOST_OF_RING * of)]
+    return [group for group, of in groups if len(group) >= max(MIN_RING_CHANNELS, MIN_RING_FRACTION * of)]
 
 
-def _at(run: _Whole, x: np.ndarray, channels: np.ndarray) -> np.ndarray:
-    """Counting error of some of a run's channels where they are expected at x."""
-    return _Whole(run.counts[channels], run.events, run.noise[channels], run.dof[channels]).error(x)
+def _error_at(run: _WholeRun, x: np.ndarray, channels: np.ndarray) -> np.ndarray:
+    """Counting error of some channels of a run, expected at x."""
+    return _WholeRun(run.counts[channels], run.events, run.noise[channels], run.dof[channels]).error(x)
 
 
 def _law(middle: np.ndarray, shift: np.ndarray, unsure: np.ndarray) -> tuple[float, float]:
-    """Slope of the rings' shifts with their x, and the deviation of a ring from that line."""
+    """Slope of the rings' shifts with their x, and the scatter of rings about that line."""
     if len(middle) < 3:
         return 0.0, float(np.sqrt(max(np.var(shift) - np.mean(unsure**2), 0.0)))
     slope, offset, apart = 0.0, float(np.median(shift)), 0.0
