@@ -25,7 +25,8 @@ import zarr
 from dqmstream.lumisection import Geometry, he_depth1_mask
 from dqmstream.storage import layout
 from dqmstream.storage.archive import Archive
-from dqmstream.storage.writer import ArchiveWriter, Entry, Row
+from dqmstream.storage.entries import Entry, Row
+from dqmstream.storage.writer import ArchiveWriter
 
 LUMISECTIONS_A_RUN = 1500
 FEED = "bench@cluster.topic"

@@ -9,7 +9,7 @@ import xarray as xr
 
 from dqmstream.lumisection import Lumisection, he_depth1_mask
 from dqmstream.storage.archive import Archive
-from dqmstream.storage.writer import Entry, Row, make_row
+from dqmstream.storage.entries import Entry, Row, make_row
 
 SOURCE = "/ZeroBias/Run2022C#Hcal/DigiTask/Occupancy/depth/depth1"
 

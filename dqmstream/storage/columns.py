@@ -147,5 +147,5 @@ def read_rows(group: zarr.Group, names: Sequence[str], rows: np.ndarray) -> dict
 
 def read_column(group: zarr.Group, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
     """Entries start to stop of the column at a path below the group. Raises Unreadable if they cannot be read."""
-    with reading(f"{group.path}/{name}"):
+    with reading(f"{group.path}/{name}".lstrip("/")):
         return np.asarray(array(group, name)[start:stop])

@@ -14,17 +14,9 @@ from typing import NamedTuple
 import structlog
 
 from dqmstream.lumisection import MAX_EVENTS
+from dqmstream.storage.entries import Control, Entry, Row
 from dqmstream.storage.layout import ControlKind
-from dqmstream.storage.writer import (
-    Appended,
-    ArchiveWriter,
-    Control,
-    DatasetConflict,
-    Entry,
-    OffsetConflict,
-    Row,
-    SourceConflict,
-)
+from dqmstream.storage.writer import Appended, ArchiveWriter, DatasetConflict, OffsetConflict, SourceConflict
 from dqmstream.streaming.counts import IngestCounts
 from dqmstream.streaming.dead_letters import DeadLetter, DeadLetters
 from dqmstream.streaming.filing_rules import FilingRules

@@ -9,8 +9,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from dqmstream.storage.entries import Row
 from dqmstream.storage.layout import ROWS_PER_CHUNK
-from dqmstream.storage.writer import Row
 from dqmstream.streaming.pending import PendingBatch, names_source
 from dqmstream.streaming.source_agreement import SourceAgreement
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from dqmstream.storage.entries import Control, Entry, Row
 from dqmstream.storage.layout import ControlKind
-from dqmstream.storage.writer import Control, Entry, Row
 from dqmstream.streaming.dead_letters import DeadLetter
 from dqmstream.streaming.message import Message
 

@@ -15,8 +15,8 @@ import numpy as np
 
 from dqmstream.lumisection import MAX_EVENTS, Lumisection, RunStart, row_faults, sound_rows
 from dqmstream.storage.archive import Archive
+from dqmstream.storage.entries import Control, Row, make_row, row_of
 from dqmstream.storage.layout import ControlKind
-from dqmstream.storage.writer import Control, Row, make_row, row_of
 from dqmstream.streaming import wire
 from dqmstream.streaming.message import Message
 from dqmstream.streaming.source_agreement import other_source

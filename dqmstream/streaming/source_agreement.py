@@ -17,7 +17,7 @@ import structlog
 
 from dqmstream.errors import InputError
 from dqmstream.storage.archive import Archive
-from dqmstream.storage.writer import Row
+from dqmstream.storage.entries import Row
 from dqmstream.streaming.log_limit import Repeats
 
 log = structlog.get_logger("dqmstream.ingest")

@@ -11,8 +11,9 @@ import xarray as xr
 import zarr
 
 from dqmstream.storage.archive import Archive
+from dqmstream.storage.entries import make_row
 from dqmstream.storage.imports.importer import import_files
-from dqmstream.storage.writer import ArchiveWriter, make_row
+from dqmstream.storage.writer import ArchiveWriter
 from tests.commandline import dqmstream, result, told
 from tests.maps import counts, lumisection, write_run
 

@@ -14,8 +14,9 @@ from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
 from dqmstream.errors import BrokerError
 from dqmstream.lumisection import Record
 from dqmstream.storage.archive import Archive
+from dqmstream.storage.entries import Control
 from dqmstream.storage.layout import ControlKind
-from dqmstream.storage.writer import ArchiveWriter, Control
+from dqmstream.storage.writer import ArchiveWriter
 from dqmstream.streaming.kafka import KafkaDeadLetters, KafkaFeed, KafkaSender, check_codecs, create_topic
 from dqmstream.streaming.publisher import publish
 from dqmstream.streaming.wire import encode

@@ -17,8 +17,9 @@ from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 
 from dqmstream.errors import UNFILED, BrokerError, DataLostError
 from dqmstream.storage.archive import Archive
+from dqmstream.storage.entries import Control, ControlKind
 from dqmstream.storage.locks import exclusive
-from dqmstream.storage.writer import ArchiveWriter, Control, ControlKind
+from dqmstream.storage.writer import ArchiveWriter
 from dqmstream.streaming.dead_letters import FolderDeadLetters
 from dqmstream.streaming.ingest import Ingest
 from dqmstream.streaming.kafka import MAX_LETTER_BYTES, KafkaFeed, KafkaSender, create_topic

@@ -22,8 +22,9 @@ from hypothesis import strategies as st
 
 from dqmstream.lumisection import Geometry, Lumisection
 from dqmstream.storage.archive import Archive
+from dqmstream.storage.entries import make_row
 from dqmstream.storage.layout import ControlKind, feed_path
-from dqmstream.storage.writer import ArchiveWriter, make_row
+from dqmstream.storage.writer import ArchiveWriter
 from dqmstream.streaming.dead_letters import FolderDeadLetters
 from dqmstream.streaming.in_process import InProcessFeed
 from dqmstream.streaming.ingest import Ingest

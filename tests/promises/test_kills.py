@@ -19,9 +19,10 @@ from streaming_data_types.dataarray_da00 import deserialise_da00
 
 from dqmstream.errors import ArchiveError
 from dqmstream.storage.archive import Archive
+from dqmstream.storage.entries import Control
 from dqmstream.storage.layout import ControlKind
 from dqmstream.storage.locks import Lock
-from dqmstream.storage.writer import ArchiveWriter, Control
+from dqmstream.storage.writer import ArchiveWriter
 from dqmstream.streaming.dead_letters import DeadLetter, FolderDeadLetters
 from dqmstream.streaming.in_process import InProcessFeed
 from dqmstream.streaming.ingest import Ingest

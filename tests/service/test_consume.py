@@ -24,8 +24,9 @@ from dqmstream.service.learn import learner_settings
 from dqmstream.service.stopping import Stop, stop_on_signals
 from dqmstream.settings import Settings, load_settings
 from dqmstream.storage.archive import Archive
+from dqmstream.storage.entries import Control
 from dqmstream.storage.layout import ControlKind
-from dqmstream.storage.writer import ArchiveWriter, Control
+from dqmstream.storage.writer import ArchiveWriter
 from dqmstream.streaming.counts import IngestCounts
 from dqmstream.streaming.dead_letters import FolderDeadLetters
 from dqmstream.streaming.in_process import InProcessFeed

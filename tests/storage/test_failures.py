@@ -19,10 +19,11 @@ from dqmstream.learners.stream.state_folder import Identity, StateFolder
 from dqmstream.service.consume import consume
 from dqmstream.settings import load_settings
 from dqmstream.storage.archive import Archive
+from dqmstream.storage.entries import Control
 from dqmstream.storage.images.archive import ImageArchive, import_images
 from dqmstream.storage.layout import IMPORT_FEED, ControlKind
 from dqmstream.storage.maintenance.export import export
-from dqmstream.storage.writer import ArchiveWriter, Control
+from dqmstream.storage.writer import ArchiveWriter
 from dqmstream.streaming.dead_letters import FolderDeadLetters
 from dqmstream.streaming.in_process import InProcessFeed
 from dqmstream.streaming.message import Polled

@@ -14,7 +14,8 @@ import zarr
 from dqmstream.errors import ArchiveError
 from dqmstream.storage import layout, migrate
 from dqmstream.storage.archive import Archive
-from dqmstream.storage.writer import ArchiveWriter, OffsetConflict, make_row
+from dqmstream.storage.entries import make_row
+from dqmstream.storage.writer import ArchiveWriter, OffsetConflict
 from tests.maps import check_tiling, lumisection, row
 
 FEED = "hcal@cluster.topic"

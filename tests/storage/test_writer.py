@@ -17,8 +17,9 @@ from zarr.storage import MemoryStore
 from dqmstream.lumisection import Geometry
 from dqmstream.storage import layout
 from dqmstream.storage.archive import Archive
+from dqmstream.storage.entries import Control, make_row
 from dqmstream.storage.layout import ControlKind, Quality
-from dqmstream.storage.writer import ArchiveWriter, Control, OffsetConflict, SourceConflict, make_row
+from dqmstream.storage.writer import ArchiveWriter, OffsetConflict, SourceConflict
 from tests.maps import SOURCE, check_tiling, lumisection, row, rows
 
 FEED = "hcal@cluster.topic"

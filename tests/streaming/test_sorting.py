@@ -16,7 +16,8 @@ from streaming_data_types.dataarray_da00 import Variable
 
 from dqmstream.lumisection import MAX_EVENTS, Geometry
 from dqmstream.storage.archive import Archive
-from dqmstream.storage.writer import ArchiveWriter, Row
+from dqmstream.storage.entries import Row
+from dqmstream.storage.writer import ArchiveWriter
 from dqmstream.streaming import sorting
 from dqmstream.streaming.dead_letters import FolderDeadLetters
 from dqmstream.streaming.filer import Filer

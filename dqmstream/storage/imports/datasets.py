@@ -1,8 +1,8 @@
-"""Which data set each run of an archive is of, so that the maps of another one never become revisions of it.
+"""The data set of each run of an archive, so that maps of another data set never become revisions of the run.
 
-An archive holds one map of a lumisection. Maps of ZeroBias and of JetHT are both maps of the same run and lumisection, and
-would replace each other. Imports therefore keep the data set that a file names as the reason of the run's start, and what
-comes of such a run, from files or as messages, must be of that data set.
+An archive holds one map of a lumisection. Maps of ZeroBias and of JetHT of the same lumisection would replace each other.
+Therefore an import stores the data set that the file names, as the reason of the run's start entry. Later maps of the run, from
+files or messages, must be of that data set.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import zarr
 from dqmstream.errors import InputError
 from dqmstream.lumisection import RUN_FILE, check_source
 from dqmstream.storage.archive import Archive
-from dqmstream.storage.columns import read_column
+from dqmstream.storage.columns import length_of, read_column, subgroup
 from dqmstream.storage.imports.run_file import RunFile
 from dqmstream.storage.layout import IMPORT_FEED, ControlKind, feed_path
 
 
 def are_one(name: str, other: str) -> bool:
-    """Whether two names can be those of one data set; an empty one is unknown, and can be any.
+    """Whether two names can mean the same data set. An empty name is unknown and can mean any.
 
-    A file's name may be the short form (ZeroBias) of a full one (/ZeroBias/Run2024C-PromptReco-v1/DQMIO#...).
+    One name may be the short form (ZeroBias) of the other (/ZeroBias/Run2024C-PromptReco-v1/DQMIO#...).
     """
     if not name or not other or name == other:
         return True
@@ -34,7 +34,7 @@ def are_one(name: str, other: str) -> bool:
 
 
 def check_one_import(runs: Sequence[RunFile]) -> None:
-    """Raise InputError where two of the files are of one run and of two data sets, or one names what is no data set."""
+    """Raise InputError if two files are of one run and different data sets, or if a name cannot be that of a data set."""
     first: dict[int, RunFile] = {}
     for data in runs:
         for source in (data.source, data.dataset):
@@ -51,9 +51,9 @@ def check_one_import(runs: Sequence[RunFile]) -> None:
 
 
 class ImportedDatasets:
-    """The files that an archive's runs were imported from, and their data sets.
+    """Data sets of the files from which an archive's runs were imported.
 
-    by_run: (data set, file) of each file that names one.
+    by_run: (data set, file) of each file that names a data set.
     """
 
     def __init__(self) -> None:
@@ -61,23 +61,24 @@ class ImportedDatasets:
         self._files = 0
 
     def update(self, root: zarr.Group) -> None:
-        """Take over what was imported since. root: the archive's root group at a snapshot no older than the last one."""
-        table = root["imports"]
-        files = table["run"].shape[0]
+        """Read what was imported since the last call. root: root group of a snapshot that is not older than the last one."""
+        table = subgroup(root, "imports")
+        files = length_of(table, "run")
         if files == self._files:
             return
-        control = root[f"{feed_path(IMPORT_FEED, 0)}/control"]
+        control = subgroup(root, f"{feed_path(IMPORT_FEED, 0)}/control")
         begun = read_column(control, "kind") == ControlKind.START
-        named = dict(zip(*(read_column(control, name)[begun].tolist() for name in ("offset", "reason")), strict=True))
+        offsets, reasons = (read_column(control, name)[begun].tolist() for name in ("offset", "reason"))
+        named: dict[int, str] = dict(zip(offsets, reasons, strict=True))
         columns = (read_column(table, name, self._files, files).tolist() for name in ("name", "run", "offset"))
         for file, run, offset in zip(*columns, strict=True):
-            match = RUN_FILE.match(file)  # the name of the file is all that older imports kept
+            match = RUN_FILE.match(file)  # older imports stored the name of the file alone
             if dataset := named.get(offset) or (match["name"] if match else ""):
                 self.by_run.setdefault(run, []).append((dataset, file))
         self._files = files
 
     def reason_against(self, run: int, source: str) -> str:
-        """Why what is of this source is none of the run as it was imported; empty where it may be."""
+        """Why maps of this source cannot be of the run as it was imported; empty if they can."""
         files = self.by_run.get(run, [])
         if not files or any(are_one(dataset, source) for dataset, _ in files):
             return ""
@@ -89,7 +90,7 @@ class ImportedDatasets:
 
 
 class FiledDatasets:
-    """The data set of each run that an archive holds, as of the snapshot that it is pinned to."""
+    """The data set of each run of an archive, at the reader's snapshot."""
 
     def __init__(self, archive: Archive) -> None:
         self._source = archive.source
@@ -104,9 +105,9 @@ class FiledDatasets:
                     self._filed.setdefault(run, []).insert(0, (self._source, "messages"))
 
     def check(self, data: RunFile, is_filed: Callable[[], bool]) -> None:
-        """Raise InputError where the archive holds the run of another data set.
+        """Raise InputError if the archive holds the run of another data set.
 
-        is_filed: asked then whether the archive holds these maps all the same, under another name.
+        is_filed: tells whether the archive holds these maps already, under another name. Called only if the names differ.
         """
         filed = self._filed.get(data.run, [])
         if not filed or any(are_one(name, data.dataset) for name, _ in filed) or is_filed():

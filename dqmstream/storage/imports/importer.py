@@ -16,6 +16,7 @@ from dqmstream.errors import InputError
 from dqmstream.lumisection import Lumisection
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.clock import ClockSetBack
+from dqmstream.storage.entries import Control, Entry, Row, make_row
 from dqmstream.storage.imports.checking import CheckedRun, check_each_run_once, check_run
 from dqmstream.storage.imports.datasets import FiledDatasets, check_one_import
 from dqmstream.storage.imports.reading import Progress, check_sources, read_runs
@@ -23,7 +24,7 @@ from dqmstream.storage.imports.rules import ImportRules
 from dqmstream.storage.imports.run_file import Dropped, RunFile
 from dqmstream.storage.labels.luminosity import LuminosityTable
 from dqmstream.storage.layout import IMPORT_FEED, ControlKind, Quality
-from dqmstream.storage.writer import ArchiveWriter, Control, Entry, OffsetConflict, Row, SourceConflict, make_row
+from dqmstream.storage.writer import ArchiveWriter, OffsetConflict, SourceConflict
 
 
 @dataclass(frozen=True)

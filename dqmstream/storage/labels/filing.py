@@ -1,4 +1,4 @@
-"""Filing labels: each import of a golden JSON or a table of luminosity becomes a version, in one commit."""
+"""Filing labels: each import of a golden JSON or a luminosity table becomes a new version, in one commit."""
 
 from __future__ import annotations
 
@@ -11,20 +11,23 @@ import zarr
 from dqmstream.errors import ArchiveError
 from dqmstream.storage import layout
 from dqmstream.storage.archive import Archive
-from dqmstream.storage.columns import append_columns, append_line, read_column
+from dqmstream.storage.columns import append_columns, append_line, read_column, subgroup
 from dqmstream.storage.labels.golden import Golden
 from dqmstream.storage.labels.luminosity import LuminosityTable
 from dqmstream.storage.labels.versions import LABEL_COLUMNS, VERSION_COLUMNS, Labels, LabelVersion, label_versions
 
 
 def file_golden(archive: Archive, golden: Golden) -> LabelVersion:
-    """File a golden JSON as the newest version, unless it is that already."""
+    """File a golden JSON as a new version, unless the newest version says the same."""
     run, first, last = golden.lines.T
     return _file(archive, "golden", golden.name, golden.sha256, {"run": run, "first": first, "last": last})
 
 
 def file_luminosity(archive: Archive, table: LuminosityTable) -> LabelVersion:
-    """File a luminosity table, which names runs, as the newest version, unless the labels say all of it already."""
+    """File a luminosity table as a new version, unless the labels hold all of its values already.
+
+    Raises ArchiveError for a table that names no runs.
+    """
     if not table.has_runs:
         raise ArchiveError(f"{table.name} names no run (run_number): add that column, or import it with the run's maps")
     columns = {"run": table.run, "lumisection": table.lumisection, **table.values}
@@ -39,13 +42,14 @@ def _file(
     columns: Mapping[str, np.ndarray],
     is_known: Callable[[zarr.Group], bool] = lambda root: False,
 ) -> LabelVersion:
-    """File a version of labels, unless it is the newest already. is_known: whether labels of this root say as much."""
+    """File a version of labels, unless the newest says the same. is_known: whether labels of a root group say it already."""
     with archive.commits().begin() as change:
         root = change.root
         layout.check_version(root, archive.path)
         where = f"labels/{kind}"
-        group = root.get(where)
-        if group is None:
+        if where in root:
+            group = subgroup(root, where)
+        else:
             group = layout.make_table(root, where, "line", LABEL_COLUMNS[kind])
             layout.make_table(group, "versions", "version", VERSION_COLUMNS)
         before = read_column(group, "versions/sha256").tolist()
@@ -56,7 +60,7 @@ def _file(
         numbers = np.full(len(columns["run"]), version)
         append_columns(group, {**columns, "version": numbers})
         line: dict[str, str | int] = {"sha256": sha256, "name": name, "committed": time.time_ns()}
-        append_line(group["versions"], VERSION_COLUMNS, line)
+        append_line(subgroup(group, "versions"), VERSION_COLUMNS, line)
         change.commit(f"{kind} {version}: {name}", lambda committed: _newest(committed, kind) == version)
     return LabelVersion(kind, version, name, True)
 

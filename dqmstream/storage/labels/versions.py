@@ -1,14 +1,13 @@
-"""Labels beside the log: golden lumisections and luminosity, each import a version, so that an older one can be read again.
+"""Labels of lumisections beside the logs: golden lumisections and luminosity. Each import is a version, and old ones stay.
 
     labels/golden/        run first last version                                                  (range,)
     labels/luminosity/    run lumisection pileup n_events delivered_lumi recorded_lumi version    (line,)
     labels/<kind>/versions/   sha256 name committed                                               (version,)
 
-Tables only grow: version k (from 1) is what was imported k-th. A golden JSON speaks of the runs from the first to the last that
-it names (the JSON of 2022 says nothing of 2023); of each run the newest version that speaks of it counts, and a run that it
-leaves out, or names without a range (a line with first and last 0), is bad in all lumisections. Of luminosity the newest known
-value of a lumisection counts, each quantity by itself: pileup may come from one table and events from another. Rows of the log
-are never changed by a label.
+Tables only grow: version k, from 1 on, is the k-th import. A golden JSON covers the runs from the first to the last that it
+names (the JSON of 2022 says nothing about 2023). For each run the newest version that covers it counts. A run that it leaves
+out, or names without a range (stored as a line with first and last 0), is bad in all lumisections. Of luminosity, the newest
+known value of each quantity counts: pileup may come from one table and events from another. Labels never change rows of a log.
 """
 
 from __future__ import annotations
@@ -16,19 +15,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import zarr
 
 from dqmstream.errors import ArchiveError
 from dqmstream.storage import layout
-from dqmstream.storage.columns import read_column
+from dqmstream.storage.columns import Columns, read_column
 from dqmstream.storage.labels.luminosity import VALUES, LuminosityTable
 
 GOOD, BAD, UNKNOWN = 1, 0, -1
 
-LABEL_COLUMNS: Mapping[str, Mapping[str, tuple[str, Mapping[str, Any]]]] = {
+LABEL_COLUMNS: Mapping[str, Columns] = {
     "golden": {
         "run": ("int64", {}),
         "first": ("int64", {"long_name": "first good lumisection of the range"}),
@@ -43,7 +41,7 @@ LABEL_COLUMNS: Mapping[str, Mapping[str, tuple[str, Mapping[str, Any]]]] = {
     },
 }
 
-VERSION_COLUMNS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+VERSION_COLUMNS: Columns = {
     "sha256": ("str", {"long_name": "of what the file says, whatever its order"}),
     "name": ("str", {"long_name": "name of the file"}),
     "committed": layout.ROW_COLUMNS["committed"],
@@ -52,7 +50,7 @@ VERSION_COLUMNS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 
 @dataclass(frozen=True)
 class LabelVersion:
-    """What was imported. new: it was not the newest version already."""
+    """A version of labels. kind: "golden" or "luminosity". name: of the file. new: whether this import made it."""
 
     kind: str
     version: int
@@ -61,22 +59,26 @@ class LabelVersion:
 
 
 class Labels:
-    """The labels of an archive at a snapshot, read once they are asked for. root: its root group."""
+    """The labels of an archive at a snapshot, read at the first use. root: its root group."""
 
     def __init__(self, root: zarr.Group) -> None:
         self._root = root
 
     @cached_property
     def golden(self) -> dict[str, np.ndarray] | None:
-        """Columns of all versions; None where no golden JSON was imported."""
+        """Columns of all versions; None if no golden JSON was imported."""
         return _read(self._root, "golden")
 
     @cached_property
     def luminosity(self) -> dict[str, np.ndarray] | None:
+        """Columns of all versions; None if no table was imported."""
         return _read(self._root, "luminosity")
 
     def golden_of(self, run: int, lumisection: np.ndarray, version: int | None = None) -> np.ndarray:
-        """1 good, 0 bad, -1 where no golden JSON speaks of the run: int8, (n,). version: as it was then; None: the newest."""
+        """1 good, 0 bad, -1 if no golden JSON covers the run: int8, (n,).
+
+        version: the labels as of this version; None: the newest. Raises ArchiveError for a version that does not exist.
+        """
         found = np.full(len(lumisection), UNKNOWN, np.int8)
         if self.golden is None:
             return found
@@ -95,7 +97,7 @@ class Labels:
         return found
 
     def luminosity_of(self, run: int, lumisection: np.ndarray) -> dict[str, np.ndarray]:
-        """What tables say of these lumisections, nan where they say nothing; all float64, (n,)."""
+        """Values of these lumisections by name, nan where unknown; each float64, (n,)."""
         found = {name: np.full(len(lumisection), np.nan) for name in VALUES}
         if self.luminosity is None:
             return found
@@ -111,7 +113,7 @@ class Labels:
         return found
 
     def says(self, table: LuminosityTable) -> bool:
-        """Whether every value of the table, which names runs, is what the labels say already."""
+        """Whether the labels hold every value of the table already. The table must name runs."""
         for run in np.unique(table.run).tolist():
             numbers = table.lumisection[table.run == run]
             given, said = table.of(run, numbers), self.luminosity_of(run, numbers)
@@ -124,12 +126,13 @@ def label_versions(root: zarr.Group) -> list[LabelVersion]:
     """Every version of every kind, oldest first."""
     found = []
     for kind in LABEL_COLUMNS:
-        table = root.get(f"labels/{kind}/versions")
-        names = read_column(table, "name").tolist() if table is not None else []
+        path = f"labels/{kind}/versions"
+        names = read_column(root, f"{path}/name").tolist() if path in root else []
         found += [LabelVersion(kind, number, name, False) for number, name in enumerate(names, start=1)]
     return found
 
 
 def _read(root: zarr.Group, kind: str) -> dict[str, np.ndarray] | None:
-    group = root.get(f"labels/{kind}")
-    return None if group is None else {name: read_column(group, name) for name in LABEL_COLUMNS[kind]}
+    if f"labels/{kind}" not in root:
+        return None
+    return {name: read_column(root, f"labels/{kind}/{name}") for name in LABEL_COLUMNS[kind]}

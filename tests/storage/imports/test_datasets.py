@@ -10,13 +10,14 @@ import pytest
 
 from dqmstream.errors import InputError
 from dqmstream.storage.archive import Archive
+from dqmstream.storage.entries import Control
 from dqmstream.storage.imports import importer
 from dqmstream.storage.imports.datasets import are_one
 from dqmstream.storage.imports.importer import Imported, import_runs
 from dqmstream.storage.imports.rules import ImportRules
 from dqmstream.storage.layout import ControlKind
 from dqmstream.storage.maintenance.verify import verify
-from dqmstream.storage.writer import ArchiveWriter, Control
+from dqmstream.storage.writer import ArchiveWriter
 from tests.layouts import depth_maps, dials_rows, write_dials
 from tests.maps import SOURCE, counts, lumisection, row, write_run
 

@@ -16,8 +16,9 @@ from structlog.testing import capture_logs
 from dqmstream.errors import ArchiveError
 from dqmstream.storage import clock
 from dqmstream.storage.archive import Archive
+from dqmstream.storage.entries import Row
 from dqmstream.storage.maintenance.expiry import Expiry
-from dqmstream.storage.writer import ArchiveWriter, Row
+from dqmstream.storage.writer import ArchiveWriter
 from tests.maps import check_tiling, row
 from tests.scale import scaled
 

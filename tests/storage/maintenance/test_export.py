@@ -11,8 +11,9 @@ import zarr
 
 from dqmstream.errors import InputError
 from dqmstream.storage.archive import Archive
+from dqmstream.storage.entries import make_row
 from dqmstream.storage.maintenance.export import export
-from dqmstream.storage.writer import ArchiveWriter, make_row
+from dqmstream.storage.writer import ArchiveWriter
 from tests.maps import lumisection, row, rows
 
 PRODUCED_NS = 1_700_000_000_123_000_000

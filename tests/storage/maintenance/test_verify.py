@@ -14,10 +14,11 @@ from numcodecs import Blosc, Zstd
 
 from dqmstream.lumisection import Lumisection
 from dqmstream.storage.archive import Archive
+from dqmstream.storage.entries import Control, Entry, make_row
 from dqmstream.storage.imports.importer import import_files
 from dqmstream.storage.layout import ControlKind
 from dqmstream.storage.maintenance.verify import rows_of, verify
-from dqmstream.storage.writer import ArchiveWriter, Control, Entry, make_row
+from dqmstream.storage.writer import ArchiveWriter
 from tests.maps import counts, row, rows, write_run
 
 FEED = "hcal@cluster.topic"
