@@ -25,7 +25,8 @@ import numpy as np
 
 from dqmstream.experiments.simulator import LIVE, SimulatedRun, interpolate, stream
 from dqmstream.experiments.simulator.streams import seed_use
-from dqmstream.learners.closed_form.baselines import GainMap, RingMeans
+from dqmstream.learners.closed_form.gain_map import GainMap
+from dqmstream.learners.closed_form.ring_means import RingMeans
 from dqmstream.learners.maps import Maps, RunData
 from dqmstream.learners.splits import INTERPOLATED_SCALE, Part, Split
 from dqmstream.lumisection import Geometry

@@ -1,4 +1,4 @@
-"""What all strategies share: runs come one after another, and the first one gives the reference if none was given."""
+"""What all strategies share: the order of the runs, and the reference, which is fitted to the first run unless it is given."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from dqmstream.lumisection import Geometry
 
 
 class Incremental(ABC):
-    """A `Strategy` but for what it learns; see `dqmstream.learners.strategy.Strategy`."""
+    """Base of the strategies (`learners.strategy.Strategy`): all but what is learnt of a run, and how it scores."""
 
     name: str
     _reference: Reference | None = None
     _given: Reference | None = None
 
     def __init__(self, geometry: Geometry, seed: int, **more: Any) -> None:
-        """What a state belongs to: a strategy of this name, geometry and seed, and what more its numbers depend on."""
+        """more: other settings that a saved state depends on; a state with other values is refused."""
         self._belongs_to: dict[str, Any] = {"strategy": self.name, "depths": geometry.depths, "seed": seed, **more}
 
     @property
     @abstractmethod
     def classes(self) -> int:
-        """Number of experiences learnt so far."""
+        """Number of experiences learnt."""
 
     @property
     def reference(self) -> Reference:
-        """The reference that was given, or that the first run gave. Raises InputError before the first run."""
+        """The reference, given or fitted to the first run. Raises InputError before the first run."""
         if self._reference is None:
             raise InputError(f"{self.name} has learnt no run yet")
         return self._reference
@@ -46,7 +46,7 @@ class Incremental(ABC):
         self._belongs_to["reference"] = reference.version
 
     def learn(self, experience: int, run: RunData, past: Past, watch: Watch | None = None) -> LearnLog:
-        """Learn the next experience, as `Strategy` defines it. Raises ValueError if it is not the next."""
+        """Learn the next experience (`Strategy.learn`). Raises ValueError if it is not the next."""
         if experience != self.classes:
             raise ValueError(f"experience {experience} cannot follow {self.classes} learnt ones")
         train = run.part(Part.TRAIN)
@@ -55,33 +55,33 @@ class Incremental(ABC):
             self._reference = self._given or Reference.fit(train)
             flops = 0.0 if self._given else self._reference.fit_flops(len(train))
         elif self._given is None:
-            self._refer_to(self._reference.after(train))
+            self._use_reference(self._reference.updated_by(train))
         log = self._learn(experience, train, run.part(Part.VALIDATION), past, watch)
         log.flops += flops
         return log
 
     def learn_inside(self, reference: Reference, experience: int, train: Maps, validation: Maps, past: Past) -> LearnLog:
-        """Learn as a part of another strategy, by whose reference both of them look."""
-        self._refer_to(reference)
+        """Learn as a part of another strategy, with its reference."""
+        self._use_reference(reference)
         return self._learn(experience, train, validation, past, None)
 
-    def _refer_to(self, reference: Reference) -> None:
-        """Look through this reference from now on: the first, or the one before after another run has taught it."""
+    def _use_reference(self, reference: Reference) -> None:
+        """Use this reference from now on: the first one, or the present one improved by another run."""
         self._reference = reference
 
     def scores(self, maps: Maps) -> np.ndarray:
-        """Log-scores as `Strategy` defines them: 0 for every run where a lumisection is blank."""
+        """Log-scores (`Strategy.scores`); 0 for every run where a lumisection is blank."""
         scores = self._scores(maps)
         scores[self.reference.blank(maps.counts[:, self.reference.live])] = 0.0
         return scores
 
     @abstractmethod
     def _scores(self, maps: Maps) -> np.ndarray:
-        """Log-scores float64, (n, classes), of which those of blank lumisections mean nothing."""
+        """Log-scores, float64, (n, classes); those of blank lumisections are not used."""
 
     @abstractmethod
     def _learn(self, experience: int, train: Maps, validation: Maps, past: Past, watch: Watch | None) -> LearnLog:
-        """Learn the train part of the next experience; the reference is there. validation: to choose by, never to fit."""
+        """Learn the next experience from its train part; `reference` is set. validation: may only decide when to stop."""
 
     def _reference_bytes(self) -> int:
         return 0 if self._reference is None else sum(array.nbytes for array in self._reference.state().values())
@@ -90,5 +90,5 @@ class Incremental(ABC):
         return {} if self._reference is None else prefixed("reference", self._reference.state())
 
     def _restore_reference(self, state: Mapping[str, np.ndarray], known: bool) -> None:
-        """Take the reference back from a whole state; known: whether a run was learnt. Raises StateError if it is damaged."""
+        """Restore the reference from a strategy's state. known: whether a run was learnt. Raises StateError if damaged."""
         self._reference = Reference.from_state(within(state, "reference")) if known else None

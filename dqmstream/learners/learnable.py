@@ -1,4 +1,4 @@
-"""Whether a run can be learnt: what holds too few lumisections that count anything is left out, with the reason."""
+"""Whether a run has enough lumisections with counts to be learnt; if not, why it is left out."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dqmstream.learners.maps import Maps, RunData
 from dqmstream.learners.response.reference import Reference
 from dqmstream.learners.splits import Part
 
-FEWEST = 20
-"""Lumisections for training that must count something."""
+FEWEST_TRAIN_LUMISECTIONS = 20
+"""Train lumisections with counts that a run needs."""
 
 
-def lit(maps: Maps) -> np.ndarray:
-    """Which lumisections count anything, and hold finite numbers alone: bool, shape (n,)."""
+def has_counts(maps: Maps) -> np.ndarray:
+    """Which lumisections have a count above zero and only finite numbers: bool, (n,)."""
     axes = tuple(range(1, maps.counts.ndim))
     return np.asarray(np.isfinite(maps.counts).all(axis=axes) & (maps.counts > 0).any(axis=axes))
 
@@ -22,15 +22,18 @@ def lit(maps: Maps) -> np.ndarray:
 def why_left_out(run: RunData, *, as_reference: bool) -> str:
     """Why a run cannot be learnt; "" where it can.
 
-    It needs `FEWEST` lumisections for training and one for validation and test each that count anything. as_reference: it is
-    to give the reference as well, by which all later runs are seen.
+    A run needs 20 lumisections with counts for training, and one each for validation and test. as_reference: it must also be
+    fit to be the first run, which the reference is fitted to.
     """
-    counting = {part: int(lit(run.part(part)).sum()) for part in (Part.TRAIN, Part.VALIDATION, Part.TEST)}
+    counting = {part: int(has_counts(run.part(part)).sum()) for part in (Part.TRAIN, Part.VALIDATION, Part.TEST)}
     empty = [part.name.lower() for part, lumisections in counting.items() if not lumisections]
     if empty:
         return f"empty: no lumisection for {', '.join(empty)} counts anything"
-    if counting[Part.TRAIN] < FEWEST:
-        return f"almost empty: {counting[Part.TRAIN]} lumisections for train count anything, {FEWEST} are needed"
+    if counting[Part.TRAIN] < FEWEST_TRAIN_LUMISECTIONS:
+        return (
+            f"almost empty: {counting[Part.TRAIN]} lumisections for train count anything, "
+            f"{FEWEST_TRAIN_LUMISECTIONS} are needed"
+        )
     if as_reference:
         try:
             Reference.fit(run.part(Part.TRAIN))

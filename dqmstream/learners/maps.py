@@ -1,4 +1,4 @@
-"""Lumisections as arrays: the maps of a run, and which part (train, validation, test) each belongs to."""
+"""Lumisections as arrays: `Maps` holds some of them, `RunData` those of a run with the part that each belongs to."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from dqmstream.learners.blank import telling
+from dqmstream.learners.blank import informative
 from dqmstream.learners.splits import Part
 
 
 @dataclass(frozen=True, eq=False)
 class Maps:
-    """Lumisections of one run (or of several, joined), raw.
+    """Raw occupancy maps of n lumisections.
 
-    counts: float32, shape (n, depth, 64, 72). n_events, pileup: float64, shape (n,), nan where unknown.
-    lumisection: int64, shape (n,).
+    counts: float32, (n, depth, 64, 72), axes depth, ieta, iphi. n_events, pileup: float64, (n,), nan where unknown.
+    lumisection: number within the run, int64, (n,).
     """
 
     counts: np.ndarray
@@ -28,24 +28,28 @@ class Maps:
         return len(self.counts)
 
     def take(self, index: np.ndarray) -> Maps:
+        """Some of the lumisections, by position or by a bool mask."""
         return Maps(self.counts[index], self.n_events[index], self.pileup[index], self.lumisection[index])
 
 
 def joined(several: Sequence[Maps]) -> Maps:
-    """The lumisections of several, one after another."""
+    """All lumisections of several `Maps`, one after another; there must be one."""
     return Maps(*(np.concatenate([getattr(maps, entry.name) for maps in several]) for entry in fields(Maps)))
 
 
 @dataclass(frozen=True, eq=False)
 class RunData:
-    """One experience: the lumisections of a run at a snapshot, in order, and the part that each is assigned to."""
+    """An experience: the lumisections of one run in order, as an archive held them at a snapshot.
+
+    parts: the `Part` of each lumisection, uint8, (n,).
+    """
 
     run: int
     maps: Maps
     parts: np.ndarray
 
     def part(self, part: Part) -> Maps:
-        """The lumisections of a part, without blank ones (`learners.blank`); where all of them are blank, all of them."""
+        """The lumisections of a part, without blank ones (`learners.blank`); all of them where all are blank."""
         maps = self.maps.take(np.flatnonzero(self.parts == part))
-        rows = telling(maps.counts)
+        rows = informative(maps.counts)
         return maps if len(rows) == len(maps) else maps.take(rows)

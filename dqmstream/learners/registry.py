@@ -8,9 +8,11 @@ from importlib import import_module
 from typing import Any
 
 from dqmstream.errors import InputError
-from dqmstream.learners.closed_form.baselines import GainMap, NaiveBayes, RingMeans
+from dqmstream.learners.closed_form.gain_map import GainMap
 from dqmstream.learners.closed_form.logistic import Logistic
+from dqmstream.learners.closed_form.naive_bayes import NaiveBayes
 from dqmstream.learners.closed_form.ridge import Ridge
+from dqmstream.learners.closed_form.ring_means import RingMeans
 from dqmstream.learners.closed_form.slda import Slda
 from dqmstream.learners.closed_form.statistical import Statistical
 from dqmstream.learners.networks.recipe import CNN, REDRAWN, Recipe

@@ -1,4 +1,4 @@
-"""What a saved state belongs to: a state is taken back only by a strategy of the same name, seed, geometry and recipe."""
+"""Stamps of saved states: a state is restored only by a strategy of the same name, seed, geometry and settings."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ STAMP = "stamp"
 
 
 def stamp(belongs_to: Mapping[str, Any]) -> np.ndarray:
-    """JSON of what the state belongs to, as UTF-8 bytes: uint8, shape (bytes,)."""
+    """The settings that a state depends on, as UTF-8 JSON: uint8, (bytes,)."""
     return np.frombuffer(json.dumps(dict(belongs_to), sort_keys=True).encode(), dtype=np.uint8).copy()
 
 
 def check_stamp(state: Mapping[str, np.ndarray], belongs_to: Mapping[str, Any]) -> None:
-    """Raise StateError naming every entry in which the state differs from what it should belong to."""
+    """Raise StateError if the stamp of a state is missing or differs from these settings; it names every difference."""
     if STAMP not in state:
         raise StateError("the state does not say which strategy it belongs to; it is damaged or of another version")
     try:
@@ -32,12 +32,12 @@ def check_stamp(state: Mapping[str, np.ndarray], belongs_to: Mapping[str, Any]) 
 
 
 def within(state: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    """The entries named `prefix.x`, as x."""
+    """Entries named `prefix.x`, renamed to x."""
     return {name[len(prefix) + 1 :]: array for name, array in state.items() if name.startswith(f"{prefix}.")}
 
 
 def prefixed(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The entries x, as `prefix.x`."""
+    """Entries x, renamed to `prefix.x`."""
     return {f"{prefix}.{name}": array for name, array in arrays.items()}
 
 

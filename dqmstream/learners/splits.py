@@ -1,12 +1,12 @@
-"""Which lumisections teach, which choose, which judge: a pure function of the lumisection number.
+"""The split of a run into train, validation and test lumisections: a pure function of the lumisection number.
 
-Neighbouring lumisections are alike, since luminosity moves slowly: a random split lets a model recognise a test lumisection by
-its neighbours. So the parts are blocks of consecutive lumisections with gaps between them, in cycles of 200:
+Luminosity changes slowly, so neighbouring lumisections are alike, and a random split lets a model recognise a test lumisection
+by its neighbours. The parts are therefore blocks of consecutive lumisections with gaps between them, in cycles of 200:
 
     train 100 | gap 20 | validation 10 | gap 20 | test 30 | gap 20
 
-A file that holds interpolated lumisections (10000 rows made of 501) needs blocks and gaps 25 times as long. That is `assign`,
-the split of every ledger. `Split` offers others beside it for comparison: a random one, whose flattery is measured, and folds.
+In a file of interpolated lumisections (10000 rows made from 501), blocks and gaps are 25 times as long. `assign` is this split;
+every ledger uses it. `Split` offers others for comparison: a random one, and folds.
 """
 
 from __future__ import annotations
@@ -19,13 +19,17 @@ import numpy as np
 from dqmstream.errors import InputError
 
 INTERPOLATED_SCALE = 25
+"""Factor on the lengths of blocks and gaps for interpolated lumisections."""
+
 TRAIN, VALIDATION, TEST, BETWEEN = 100, 10, 30, 20
-"""Lengths of the blocks, and of each of the three gaps between them, in lumisections."""
+"""Lengths of the blocks, and of each of the three gaps, in lumisections."""
+
 CYCLE = TRAIN + VALIDATION + TEST + 3 * BETWEEN
+"""Length of a cycle in lumisections."""
 
 
 class Part(IntEnum):
-    """Part that a lumisection is assigned to."""
+    """Part of a run that a lumisection belongs to."""
 
     GAP = 0
     TRAIN = 1
@@ -38,7 +42,7 @@ WARNING_RANDOM = (
     "0.95 by the nearest training row and of 0.53 by the gain map, where chance is 0.125; blocks 25 times as long give 0.13 "
     "and 0.12 (501 lumisections made 10000 rows, seeds 100-104: python -m benchmarks.splits)"
 )
-"""What whoever asks for a random split is to be told; the figures were measured by the command that it names."""
+"""Warning shown with every random split. Its figures were measured with the command that it names."""
 
 KINDS = ("blocks", "random", "folds")
 """Kinds of `Split`."""
@@ -47,7 +51,7 @@ KINDS = ("blocks", "random", "folds")
 def assign(lumisections: np.ndarray, scale: int = 1) -> np.ndarray:
     """Part of each lumisection: uint8 `Part` values of the same shape.
 
-    lumisections: numbers counted from 1. scale: 1, or 25 where rows were interpolated; lengths are multiplied by it.
+    lumisections: numbers, counted from 1. scale: factor on the lengths, 1 or (for interpolated rows) 25.
     """
     return _cycle((np.asarray(lumisections) - 1) % (CYCLE * scale), scale, TRAIN, TEST)
 
@@ -56,13 +60,17 @@ def assign(lumisections: np.ndarray, scale: int = 1) -> np.ndarray:
 class Split:
     """A way to assign lumisections to parts.
 
-    kind: "blocks" is `assign`. "random" draws each lumisection alone, with the shares that blocks have (train 50 %,
-    validation 5 %, test 15 %, the rest unused), so that only the placing differs; seed is its only. "folds" is one fold of
-    `folds`: the cycle with test blocks of 200 / folds (and train blocks that give or take the difference), begun `fold` test
-    blocks later. Over all folds every lumisection is in test exactly once, and the gaps are those of blocks.
+    kind:
 
-    Raises InputError for a kind that does not exist, a negative seed, folds that do not divide a cycle or leave too little to
-    train on (fewer than 2, more than 20), and a fold that is not one of them.
+    * "blocks" is `assign`.
+    * "random" draws each lumisection independently, from `seed`, with the shares of blocks: train 50 %, validation 5 %, test
+      15 %, the rest unused.
+    * "folds" is fold number `fold` of `folds`: the cycle of blocks with test blocks of 200 / folds lumisections, train blocks
+      longer or shorter by the difference, and the same gaps, shifted by `fold` test blocks. Over all folds, every lumisection
+      is in test exactly once.
+
+    Raises InputError for an unknown kind, a negative seed, a number of folds that does not divide 200 or is not within 2 to 20,
+    and a fold that does not exist.
     """
 
     kind: str = "blocks"
@@ -81,7 +89,7 @@ class Split:
             raise InputError(f"fold {self.fold} is not one of the {self.folds} folds, which are counted from 0")
 
     def assign(self, lumisections: np.ndarray, scale: int = 1) -> np.ndarray:
-        """Part of each lumisection, as the function `assign`; a random split knows no scale."""
+        """Part of each lumisection, as by the function `assign`; a random split ignores the scale."""
         return _WAYS[self.kind](self, np.asarray(lumisections), scale)
 
 
@@ -108,7 +116,7 @@ _WAYS = {"blocks": _blocks, "random": _random, "folds": _folds}
 
 
 def _cycle(place: np.ndarray, scale: int, train: int, test: int) -> np.ndarray:
-    """Parts by the place in a cycle: train, validation and test in turn, a gap after each."""
+    """Parts by position in a cycle: train, validation and test blocks, each followed by a gap."""
     parts = np.full(place.shape, Part.GAP, dtype=np.uint8)
     start = 0
     for part, length in ((Part.TRAIN, train), (Part.VALIDATION, VALIDATION), (Part.TEST, test)):
@@ -118,12 +126,12 @@ def _cycle(place: np.ndarray, scale: int, train: int, test: int) -> np.ndarray:
 
 
 def _uniform(seed: int, numbers: np.ndarray) -> np.ndarray:
-    """A number in [0, 1) for each seed and number, the same wherever and with whatever others it is asked for.
+    """A pseudo-random number in [0, 1) for each number, which depends on it and the seed alone: float64, as `numbers`.
 
-    SplitMix64 (Steele, Lea and Flood, OOPSLA 2014, fig. 17): its seed moved on by `number` steps, then mixed.
+    SplitMix64 (Steele, Lea and Flood, OOPSLA 2014, fig. 17) at step `number` of its sequence.
     """
     gamma = np.uint64(0x9E3779B97F4A7C15)
-    # Seeds are mixed first: neighbouring ones would else draw the same numbers, a step apart.
+    # The seed is mixed first: otherwise neighbouring seeds give the same sequence, shifted by a step.
     z = _mixed(np.array([seed], dtype=np.uint64) * gamma) + numbers.astype(np.uint64) * gamma
     return (_mixed(z) >> np.uint64(11)) * 2.0**-53
 

@@ -1,7 +1,7 @@
-"""What a strategy is: something that learns runs one after another and scores lumisections against the runs it knows.
+"""The protocol of a strategy: it learns runs one after another, and scores lumisections against the runs it knows.
 
-Deep learners (Avalanche templates) and streaming classifiers (gain maps, naive Bayes, ring means) meet the same protocol,
-so the learner, the evaluator, checkpoints and conformance checks know only this file.
+Networks trained by gradients and closed forms (gain map, naive Bayes, ...) meet the same protocol. The learner, the evaluator
+and checkpoints use nothing else of a strategy, and `learners.checks` tests it.
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ from dqmstream.learners.maps import Maps, RunData
 from dqmstream.learners.response.reference import Reference
 
 Past = Callable[[int], RunData]
-"""past(i) reads experience i (before the one being learnt) again from the archive. Only bounds such as joint may ask."""
+"""past(i) reads experience i, one before the current, again from the archive. Only upper bounds such as `joint` may call it."""
 
 
 Watch = Callable[[], None]
-"""Called in the middle of a training, at moments at which `scores` may be asked (for the accuracy at any time)."""
+"""Called during a training, when `scores` may be called (for the accuracy at any time)."""
 
 
 @dataclass
 class LearnLog:
-    """What learning one experience cost and how it went.
+    """What learning one experience cost.
 
-    loss: one training loss per step, empty where nothing is trained. samples: lumisections looked at, each as often as it
-    was. flops: floating-point operations spent on them, an addition and a multiplication being two.
+    loss: training loss of each gradient step, empty where there are none. samples: lumisections processed, each as often as it
+    was. flops: floating-point operations; an addition and a multiplication count as two. notes: figures of the strategy's own,
+    for the history.
     """
 
     loss: list[float] = field(default_factory=list)
@@ -38,55 +39,57 @@ class LearnLog:
 
 
 class Strategy(Protocol):
-    """A learner of runs that arrive one at a time, their number unknown in advance.
+    """Learns runs that arrive one at a time, without knowing how many will come.
 
-    Experience i is class i, the i-th column of the scores. Everything that `learn` does is a function of the state before
-    it, the strategy's seed, the experience's number and its data; so a resumed stream gives the bits of an unbroken one.
-    Reference maps and statistics are fitted on the train part alone; validation may choose when to stop; test is never seen.
-    An object that has learnt on takes back an earlier state of its own as well: so a run that goes on is learnt once more in
-    place of its beginning (`learners.stream.windows`). Validation and test are empty while a run has none.
+    Experience i is class i, column i of the scores. `learn` is a function of the state before it, the strategy's seed, and the
+    experience's number and data alone, so a resumed stream gives the same bits as an unbroken one. The reference and all
+    statistics are fitted to the train part; validation may decide when to stop; test is never used. Validation and test may be
+    empty.
+
+    `restore` also works on an object that has learnt more since: a run that has grown is learnt again from the state before it
+    (`learners.stream.windows`).
     """
 
     name: str
 
     @property
     def classes(self) -> int:
-        """Number of experiences learnt so far."""
+        """Number of experiences learnt."""
         ...
 
     def set_reference(self, reference: Reference) -> None:
-        """Use this reference instead of one fitted on the first run; call it before the first `learn` or `restore`."""
+        """Use this reference instead of one fitted to the first run; call it before the first `learn` or `restore`."""
         ...
 
     def learn(self, experience: int, run: RunData, past: Past, watch: Watch | None = None) -> LearnLog:
-        """Learn experience number `experience` (0, 1, 2, ... without a hole). The first only sets the reference,
-        where none was given.
+        """Learn experience number `experience`: 0, 1, 2, ... without a hole; ValueError otherwise.
 
-        watch: what trains by gradient steps calls it every `WATCH_STEPS` of them (10, in `gradient.trainer`) but not
-        after the last. The run is then a class already, and `scores` answers for the weights as they are. What is learnt
-        has the same bits with and without a watch. What learns in one piece never calls it.
+        watch: called by strategies that train by gradient steps after every 10th step (`WATCH_STEPS` in `gradient.trainer`)
+        except the last; `scores` then answers for the current weights, with the new run as a class. It does not change a bit
+        of what is learnt. Closed forms never call it.
         """
         ...
 
     def scores(self, maps: Maps) -> np.ndarray:
-        """Log-scores float64, shape (n, classes): a softmax over the columns gives the probability of each known run.
+        """Log-scores, float64, (n, classes): the softmax of a row gives the probability of each known run.
 
-        A row never depends on the rows beside it. All columns are equal where the lumisection is blank (`learners.blank`).
+        A row does not depend on the rows beside it. Scores of a blank lumisection (`learners.blank`) are all equal. Raises
+        InputError before the first run.
         """
         ...
 
     def state(self) -> dict[str, np.ndarray]:
-        """All that the next `learn` and `scores` depend on, as named arrays."""
+        """Everything that later calls of `learn` and `scores` depend on, as named arrays."""
         ...
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        """Take back what `state` gave. Raises StateError if it is of another model."""
+        """Return to a state that `state` gave. Raises StateError if it belongs to another model or is damaged."""
         ...
 
     def memory_bytes(self) -> int:
-        """Bytes kept of past data (exemplars, mean maps): capped by the budget."""
+        """Bytes kept of past data (exemplars, mean maps); the budget limits them."""
         ...
 
     def state_bytes(self) -> int:
-        """Bytes of everything else that grows or doubles the model (Fisher, teachers): shown, not capped."""
+        """Bytes of all else that grows with the runs or copies the model (Fisher information, teachers); shown, not limited."""
         ...

@@ -1,4 +1,4 @@
-"""Thread pools of the numerical libraries, held at one number of threads: the bits of a sum depend on how it is shared out."""
+"""Fixed numbers of threads for the numerical libraries: the bits of a sum depend on how it is divided among threads."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ log = structlog.get_logger("dqmstream.learner")
 
 
 class ThreadPools:
-    """BLAS, OpenMP and PyTorch, as many threads each, whatever number of cores they see. `release` gives back what was set.
+    """Sets BLAS, OpenMP and PyTorch to a number of threads, whatever the number of cores, until `release`.
 
-    A library is held from the first `hold` after it was loaded.
+    A library that is loaded later is set by the next `hold`.
     """
 
     def __init__(self, threads: int) -> None:
@@ -25,7 +25,7 @@ class ThreadPools:
         self.hold()
 
     def hold(self) -> None:
-        """Hold all that are loaded by now."""
+        """Set all libraries that are loaded by now."""
         for library in ThreadpoolController().lib_controllers:
             if library.filepath not in self._before:
                 self._before[library.filepath] = library, library.get_num_threads()
@@ -39,7 +39,7 @@ class ThreadPools:
             torch.set_num_threads(self.threads)
 
     def used(self) -> list[str]:
-        """What computes, each with its version, kind of processor and threads: "openblas 0.3.30 Haswell 1"."""
+        """The libraries, each with version, kind of processor and number of threads: "openblas 0.3.30 Haswell 1"."""
         found = set()
         for library, _ in self._before.values():
             processor = getattr(library, "architecture", None)
@@ -49,8 +49,8 @@ class ThreadPools:
         return sorted(found) + ([] if torch is None else [f"torch {torch.__version__} {torch.get_num_threads()}"])
 
     def release(self) -> None:
-        """Set back what was before."""
-        if self._torch_before is not None:  # first, since it sets its OpenMP library too
+        """Restore the numbers of threads from before."""
+        if self._torch_before is not None:  # first, since this sets its OpenMP library too
             sys.modules["torch"].set_num_threads(self._torch_before)
         for library, threads in self._before.values():
             library.set_num_threads(threads)
@@ -59,7 +59,7 @@ class ThreadPools:
 
 @contextmanager
 def held_threads(threads: int = 1) -> Iterator[None]:
-    """All thread pools at so many threads meanwhile."""
+    """Context in which all libraries use this number of threads."""
     pools = ThreadPools(threads)
     try:
         yield
@@ -68,7 +68,7 @@ def held_threads(threads: int = 1) -> Iterator[None]:
 
 
 def set_threads(threads: int) -> None:
-    """Fix the number of PyTorch's CPU threads for good."""
+    """Set the number of PyTorch's CPU threads for the rest of the process."""
     import torch
 
     torch.set_num_threads(threads)

@@ -11,11 +11,12 @@ from dqmstream.errors import InputError
 from dqmstream.experiments.faults.autodqm import BetaBinomial
 from dqmstream.experiments.faults.learned import FaultFlags, NewRun
 from dqmstream.experiments.faults.residuals import ZScore
-from dqmstream.learners.blank import blank, telling
+from dqmstream.learners.blank import blank, informative
 from dqmstream.learners.evaluation.evaluator import Evaluator
 from dqmstream.learners.maps import Maps, RunData
 from dqmstream.learners.monitoring.fault_score import FaultScore
-from dqmstream.learners.monitoring.novelty import WINDOW, Novelty
+from dqmstream.learners.monitoring.novelty import Novelty
+from dqmstream.learners.monitoring.stretches import WINDOW
 from dqmstream.learners.networks.recipe import Recipe
 from dqmstream.learners.registry import BUDGETED, NAMES, STREAMING, make_strategy
 from dqmstream.learners.response.reference import Reference
@@ -62,11 +63,11 @@ def test_maps_of_no_counts_or_of_one_number_are_blank_and_others_are_not(runs: l
         told = blank(spoilt(runs[0], kind, [50]).maps.counts)
         assert np.flatnonzero(told).tolist() == ([50] if kind in BLANK else [])
     counts = np.full((4, 1, 64, 72), 700.0)
-    np.testing.assert_array_equal(telling(counts), np.arange(4))  # a part of the detector that is always full
+    np.testing.assert_array_equal(informative(counts), np.arange(4))  # a part of the detector that is always full
     counts[1] = 0
-    np.testing.assert_array_equal(telling(counts), [0, 2, 3])
-    np.testing.assert_array_equal(telling(np.zeros((3, 1, 64, 72))), np.arange(3))
-    assert telling(counts[:0]).tolist() == []
+    np.testing.assert_array_equal(informative(counts), [0, 2, 3])
+    np.testing.assert_array_equal(informative(np.zeros((3, 1, 64, 72))), np.arange(3))
+    assert informative(counts[:0]).tolist() == []
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -114,7 +115,7 @@ def test_a_channel_that_is_dead_from_lumisection_101_on_is_found_in_each_whateve
     second.maps.counts[100:, 0, ieta_row(25), 0] = 0
     faults = FaultScore(Reference.fit(first.part(Part.TRAIN)))
     faults.learn(first.part(Part.TRAIN))
-    plain, dirty = (faults.look(run.maps) for run in (second, spoilt(second, kind, [50, 51, 130])))
+    plain, dirty = (faults.score(run.maps) for run in (second, spoilt(second, kind, [50, 51, 130])))
     rest = np.setdiff1d(np.arange(size), [50, 51, 130])
     assert np.isfinite(dirty.score).all() and np.isfinite(dirty.channels).all()
     np.testing.assert_array_equal(rest[dirty.score[rest] >= SURE], rest[rest >= 100])
@@ -133,10 +134,10 @@ def test_the_new_run_score_of_the_rest_of_a_run_is_what_it_is_without(kind: str,
         dirty = spoilt(run, kind, [80, 81]).maps
         without = maps.take(np.setdiff1d(np.arange(200), [80, 81]))
         rest = np.setdiff1d(np.arange(200), [80, 81])
-        found, wanted = novelty.look(dirty), novelty.look(without)
+        found, wanted = novelty.score(dirty), novelty.score(without)
         assert np.isfinite(found.score).all()
         clear = (rest < 80) | (rest > 80 + WINDOW)  # in between, windows reach back by two lumisections less
-        np.testing.assert_allclose(found.score[rest][clear], novelty.look(maps).score[rest][clear], rtol=1e-6)
+        np.testing.assert_allclose(found.score[rest][clear], novelty.score(maps).score[rest][clear], rtol=1e-6)
         at_once = (found.p <= 0.01)[rest] != (wanted.p <= 0.01)
         assert np.mean(at_once) <= 0.02
         deviation = novelty.deviation(dirty)
@@ -149,9 +150,9 @@ def test_a_run_of_blank_lumisections_alone_is_told_nothing_of(runs: list[RunData
     for number in range(2):
         novelty.learn(number, runs[number], reader(runs))
     dark = replace(runs[2].maps, counts=np.zeros_like(runs[2].maps.counts))
-    assert (novelty.look(dark).p == 1).all()
+    assert (novelty.score(dark).p == 1).all()
     assert not novelty.deviation(dark).pull.any()
-    assert (novelty.faults.look(dark).score < SURE).all()
+    assert (novelty.faults.score(dark).score < SURE).all()
 
 
 def test_a_detector_that_is_dark_but_for_a_few_boxes_is_faulty_and_no_blank() -> None:
@@ -163,7 +164,7 @@ def test_a_detector_that_is_dark_but_for_a_few_boxes_is_faulty_and_no_blank() ->
     faults.learn(first.part(Part.TRAIN))
     second.maps.counts[100:, 0, :32] = 0
     second.maps.counts[100:, 0, :, :20] = 0
-    found = faults.look(second.maps)
+    found = faults.score(second.maps)
     assert (found.score[:100] < SURE).all() and (found.score[100:] > SURE).all()
     off = ~(second.maps.counts[150][faults.reference.live] > 0)
     assert (found.channels[150, off] > SURE).all()

@@ -2,7 +2,7 @@
 
 Both are judged by cross-validation over blocks of consecutive lumisections, with gaps on both sides of each tested block, since
 neighbours share their luminosity (`learners.splits`). The channels' score is the log-likelihood ratio of the gain map
-(`learners.closed_form.baselines.GainMap`), with the response and both runs' gains from the other folds:
+(`learners.closed_form.gain_map.GainMap`), with the response and both runs' gains from the other folds:
 
     score = sum_c [((x - mu_A) / s)² - ((x - mu_B) / s)²] / 2, each pull cut at ±10.
 

@@ -33,7 +33,7 @@ class NewRun:
 
     def look(self, maps: Maps) -> Suspicion:
         alone = [self._novelty.deviation(maps.take(np.array([i]))).pull for i in range(len(maps))]
-        return Suspicion(self._novelty.look(maps).score, np.abs(np.stack(alone)))
+        return Suspicion(self._novelty.score(maps).score, np.abs(np.stack(alone)))
 
 
 class FaultFlags:
@@ -57,7 +57,7 @@ class FaultFlags:
         self._score.learn(good)
 
     def look(self, maps: Maps) -> Suspicion:
-        return self._known.look(maps)
+        return self._known.score(maps)
 
 
 class Reconstruction:

@@ -2,7 +2,7 @@
 
     pull_c = (d_kc - d_jc) / sqrt(var_kc + var_jc)
 
-d is a channel's gain in a run relative to the reference run (`learners.closed_form.baselines.GainMap`), k the run and j the one
+d is a channel's gain in a run relative to the reference run (`learners.closed_form.gain_map.GainMap`), k the run and j the one
 before it. Without a change a pull is close to a standard normal number, whatever luminosity did.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import norm
 
-from dqmstream.learners.closed_form.baselines import GainMap
+from dqmstream.learners.closed_form.gain_map import GainMap
 from dqmstream.learners.maps import Maps, RunData
 from dqmstream.learners.response.reference import Reference
 from dqmstream.learners.splits import Part

@@ -10,7 +10,7 @@ from scipy.stats import binom
 
 from dqmstream.experiments.report.learner_records import LearnerRecord, baselines
 from dqmstream.experiments.statistics import chance_interval
-from dqmstream.learners.closed_form.baselines import RingMeans
+from dqmstream.learners.closed_form.ring_means import RingMeans
 from dqmstream.learners.evaluation.history import results
 from dqmstream.learners.evaluation.history_line import HistoryLine
 

@@ -1,6 +1,6 @@
-"""Logistic regression: the linear classifier that a gradient learner has to beat, fitted anew at each run without torch.
+"""Logistic regression, fitted again at each run: the linear classifier that a network has to beat.
 
-It keeps exemplars of past runs within the memory's bytes, as replay does, and nothing else of them.
+It keeps exemplars of past runs within a budget of bytes, as replay does, and nothing else of them. It does not need PyTorch.
 """
 
 from __future__ import annotations
@@ -20,29 +20,28 @@ from dqmstream.learners.strategy import LearnLog, Past, Watch
 from dqmstream.lumisection import Geometry
 
 STRENGTH = 0.1
-"""Of the L2 penalty. Accuracy over 20 runs of `small`, seeds 0 and 1: .780 with .03, .777 with .3, .763 with 1, .735 with 3;
-over seeds 0-2: .750 with .01, .752 with .1, .748 with .3 (`moderate`: .934, .933, .931)."""
+"""Strength of the L2 penalty (docs/decisions/2026-11-29-closed-forms.md)."""
 
 TOLERANCE = 1e-5
-"""A fit has converged when no derivative is larger."""
+"""A fit has converged when no derivative of the loss is larger."""
 
 MOST_ITERATIONS = 1000
 
 
 class Logistic(Incremental):
-    """Multinomial logistic regression on the residuals r to the reference, every class with the same weight:
+    """Multinomial logistic regression on the residuals r to the reference, with the same weight for each of K classes:
 
-        min over W of  1/K sum_k mean over x of class k of -log p(k | x)  +  strength / 2 sum W²,    p = softmax(W [r, 1])
+        minimise over W:  1/K sum_k mean over class k of -log p(k | r)  +  strength / 2 sum W²,    p = softmax(W [r, 1])
 
-    by L-BFGS in float64 from W = 0 to convergence, so a fit depends on its data alone. The data are the new run's train part
-    and the exemplars that are kept of all before it. Source: Bishop, Pattern Recognition and Machine Learning (2006), sec.
-    4.3.4; experience replay as in Chaudhry et al. 2019 (arXiv:1902.10486).
+    The data are the new run's train part and the exemplars of all runs before it. The fit is by L-BFGS in float64, from W = 0
+    to convergence, so it depends on its data alone. Sources: Bishop, Pattern Recognition and Machine Learning (2006), sec.
+    4.3.4; experience replay: Chaudhry et al. 2019 (arXiv:1902.10486).
     """
 
     name = "logistic"
 
     def __init__(self, geometry: Geometry, seed: int, memory_bytes: int) -> None:
-        """memory_bytes: of all exemplars, for the whole stream."""
+        """memory_bytes: budget of all exemplars, for the whole stream."""
         super().__init__(geometry, seed, memory_bytes=memory_bytes, strength=STRENGTH)
         self._seed, self._budget_bytes = seed, memory_bytes
         self._memory: ExemplarMemory | None = None
@@ -64,9 +63,9 @@ class Logistic(Incremental):
         return log
 
     def _fit(self, by_class: list[np.ndarray]) -> LearnLog:
-        """Set the weights. by_class: counts (n, live) of each class; one of which nothing is left has no part in the mean.
+        """Fit the weights. by_class: counts (n, live) of each class; classes without any are left out of the mean.
 
-        Flops: 4 rows features classes for each value and gradient (two products of matrices), and those of the residuals.
+        Flops: those of the residuals, and 4 x rows x features x classes for each evaluation (two matrix products).
         """
         sizes = np.array([len(counts) for counts in by_class])
         label = np.repeat(np.arange(len(sizes)), sizes)
@@ -123,10 +122,10 @@ class Logistic(Incremental):
         return 0 if self._memory is None else self._memory.memory_bytes()
 
     def state_bytes(self) -> int:
-        """The weights, one row a run, and the reference."""
+        """Bytes of the weights, one row a run, and of the reference."""
         return self._weights.nbytes + self._reference_bytes()
 
 
 def with_one(residuals: np.ndarray) -> np.ndarray:
-    """Residuals (n, live) and a column of ones, whose weight is the bias: float64, shape (n, live + 1)."""
+    """Residuals (n, live) with a column of ones for the bias: float64, (n, live + 1)."""
     return np.concatenate([residuals, np.ones((len(residuals), 1))], axis=1, dtype=np.float64)

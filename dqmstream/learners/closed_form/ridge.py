@@ -1,16 +1,19 @@
 """Ridge regression on random features: a run is learnt by adding to two sums, and the weights follow in closed form.
 
-    h(r) = max(P r, 0) and a one,    G = mean over runs of h h',    W = (G + λ tr(G)/M I)⁻¹ [m_1 ... m_K] / K
+    h(r) = (max(P r, 0), 1),    G = mean over runs of h h',    W = (G + λ tr(G)/M I)⁻¹ [m_1 ... m_K] / K
 
-r: residuals to the reference. P: random, fixed by the seed. m_k: mean of h in run k, the regression's right-hand side where the
-target of run k is one on its own lumisections and zero elsewhere. Every run has the same weight, and the order of runs does not
-matter. Source: McDonnell et al. 2023, RanPAC (arXiv:2307.02251), with residuals for a pretrained network's features.
+    r      residuals to the reference
+    P      random matrix, fixed by the seed
+    M      number of features
+    m_k    mean of h in run k: the right-hand side where target k is 1 in run k and 0 elsewhere
+    λ      strength of the penalty (`STRENGTH`)
 
-The scores are w_k h / v, v the mean square error of the regression: the log-probability of target k, were errors normal.
+All runs have the same weight, and their order does not matter. The score of run k is w_k h / v, with v the mean square error of
+the regression: the log-probability of target k for normal errors, up to a constant. Source: McDonnell et al. 2023, RanPAC
+(arXiv:2307.02251), with residuals in place of a pretrained network's features.
 
-Half of the budget is G, which sets the number of features M: 499 with 1 MB. That is fewer than there are channels, and shows:
-accuracy on 20 runs of 400 of `small`, seeds 0 and 1, .80 and .83 where slda has .89 and .92; 2000 features (8 MB for G) .85 and
-.90. On `structured` it is at chance.
+Half of the budget is for G, which sets M: 499 with 1 MB. More features would be more accurate
+(docs/decisions/2026-11-29-closed-forms.md).
 """
 
 from __future__ import annotations
@@ -29,19 +32,19 @@ from dqmstream.learners.strategy import LearnLog, Past, Watch
 from dqmstream.lumisection import Geometry
 
 STRENGTH = 1.0
-"""λ. Accuracy on 20 runs of `small`, seeds 0 and 1: .79 and .81 with .01, .79 and .83 with .1, .76 and .80 with 10."""
+"""λ (docs/decisions/2026-11-29-closed-forms.md)."""
 
 SHARE_GRAM = 0.5
-"""Of the budget; class means have the rest."""
+"""Share of the budget for G; the means of the runs have the rest."""
 
 
 class Ridge(Incremental):
-    """Learns a run in one pass. Where the budget is full, the two runs whose means are nearest share theirs."""
+    """Learns a run in one pass; where the budget of bytes is full, the two nearest means become one."""
 
     name = "ridge"
 
     def __init__(self, geometry: Geometry, seed: int, memory_bytes: int) -> None:
-        """memory_bytes: of class means and of G, for the whole stream. seed: of the random features."""
+        """memory_bytes: budget of the runs' means and of G, for the whole stream. seed: of the random features."""
         super().__init__(geometry, seed, memory_bytes=memory_bytes, strength=STRENGTH)
         self._seed = seed
         gram_bytes = int(SHARE_GRAM * memory_bytes)
@@ -52,9 +55,9 @@ class Ridge(Incremental):
         self._triangle = np.triu_indices(self.features)
         self._means_bytes = memory_bytes - gram_bytes
         self._projection: np.ndarray | None = None
-        self._forget()
+        self._clear()
 
-    def _forget(self) -> None:
+    def _clear(self) -> None:
         self.means = ClassMeans(self._means_bytes, np.float32)
         self._gram = np.zeros(len(self._triangle[0]), dtype=np.float32)
         self._solved: np.ndarray | None = None
@@ -80,19 +83,19 @@ class Ridge(Incremental):
         self._gram += ((h.T @ h) / len(h))[self._triangle]
         self._solved = None
         log = LearnLog(samples=len(train), flops=self.reference.response_flops(len(train)), notes=self.means.notes)
-        # P r, h h', and the means: each a multiplication and an addition.
+        # P r, h h' and the means; a multiplication and an addition each.
         log.flops += 2.0 * len(h) * self.features * (int(self.reference.live.sum()) + self.features + 1)
         return log
 
     def _weights(self) -> np.ndarray:
-        """W over v, (M, rows)."""
+        """W / v, (M, rows of means)."""
         if self._solved is None:
             gram = np.zeros((self.features, self.features))
             gram[self._triangle] = self._gram / self.classes
             gram += np.triu(gram, 1).T
             target = self.means.rows.astype(np.float64).T / self.classes
             weights = np.linalg.solve(gram + STRENGTH * np.trace(gram) / len(gram) * np.eye(len(gram)), target)
-            # Mean over lumisections of (target - w h)², one output after another; the target's own square is 1/K.
+            # Mean of (target - w h)² over lumisections, for each output; the mean of the target's square is 1/K.
             error = 1 / self.classes - 2 * np.einsum("fr,fr->r", weights, target)
             error += np.einsum("fr,fr->r", weights, gram @ weights)
             self._solved = weights / max(float(error.mean()), np.finfo(np.float32).tiny)
@@ -110,7 +113,7 @@ class Ridge(Incremental):
         known = bool(set(state) - {STAMP})
         self._restore_reference(state, known)
         self._projection = None
-        self._forget()
+        self._clear()
         if known:
             if "gram" not in state or state["gram"].shape != self._gram.shape:
                 raise StateError(f"the state of {self.name} lacks its gram matrix, or it is of another size; it is damaged")
@@ -121,6 +124,6 @@ class Ridge(Incremental):
         return self.means.memory_bytes() + (self._gram.nbytes if self.classes else 0)
 
     def state_bytes(self) -> int:
-        """The reference, and the random projection, which is made anew from the seed."""
+        """Bytes of the reference and of the random matrix, which is not saved but drawn again from the seed."""
         channels = int(self.reference.live.sum()) if self.classes else 0
         return self._reference_bytes() + np.dtype(np.float32).itemsize * channels * (self.features - 1)

@@ -1,15 +1,17 @@
-"""Streaming linear discriminant analysis: a mean for each run, one covariance for all of them, and nothing to forget.
+"""Streaming linear discriminant analysis: a mean for each run, and one covariance for all runs.
 
     score_k = r' Λ m_k - m_k' Λ m_k / 2,    Λ = ((1 - ε) Σ + ε I)⁻¹
 
-r: residuals to the reference. m_k: their mean in run k. Σ: their covariance about the mean of their own run, over all runs.
-Source: Hayes and Kanan 2020 (arXiv:1909.01520), by runs where they go by samples.
+    r      residuals to the reference
+    m_k    their mean in run k
+    Σ      their covariance about the mean of their own run, over all runs
+    ε      shrinkage (`SHRINKAGE`)
 
-Σ of 932 channels takes 3.5 MB, more than a memory has. It is kept as its diagonal, exact, and a sketch of what channels do
-together: frequent directions of Liberty 2013 (arXiv:1206.0594), the rows B with B'B nearest to the sum of squares, in a fixed
-number. Measured on 20 runs of 400 of `small`, seeds 0 and 1: .890 and .915 with 67 rows, .889 and .915 with none: the channels
-of a run are nearly independent once luminosity is out. On `structured`, where they are not, but by another law in each run, one
-covariance for all says nothing (.06; chance is .05).
+Source: Hayes and Kanan 2020 (arXiv:1909.01520); here a run is added at once, there a sample.
+
+Σ of 932 channels takes 3.5 MB, more than the budget. Kept are its diagonal, exact, and a sketch of the rest: frequent
+directions (Liberty 2013, arXiv:1206.0594), a matrix B with a fixed number of rows such that B'B approximates the sum of
+squares. What the sketch brings: docs/decisions/2026-11-29-closed-forms.md.
 """
 
 from __future__ import annotations
@@ -27,27 +29,27 @@ from dqmstream.learners.strategy import LearnLog, Past, Watch
 from dqmstream.lumisection import Geometry
 
 SHRINKAGE = 0.1
-"""ε. Residuals are in deviations of the reference run, so one is what a variance is drawn to."""
+"""ε. Residuals are in standard deviations of the reference run, so variances are shrunk to 1."""
 
 SHARE_COVARIANCE = 0.125
-"""Of the budget. With 1 MB: 32 directions, and means of 467 runs before two must share one."""
+"""Share of the budget for Σ. With 1 MB: 32 rows of the sketch, and means of 467 runs before runs are merged."""
 
 _ARRAYS = ("sketch", "squares", "lumisections")
 
 
 class Slda(Incremental):
-    """Learns a run in one pass. Where the budget is full, the two runs whose means are nearest share theirs."""
+    """Learns a run in one pass; where the budget of bytes is full, the two nearest means become one."""
 
     name = "slda"
 
     def __init__(self, geometry: Geometry, seed: int, memory_bytes: int) -> None:
-        """memory_bytes: of means and covariance, for the whole stream."""
+        """memory_bytes: budget of means and covariance, for the whole stream."""
         super().__init__(geometry, seed, memory_bytes=memory_bytes, shrinkage=SHRINKAGE)
         self._budget_bytes = memory_bytes
         self._allot(0)
 
     def _allot(self, channels: int) -> None:
-        """Begin with nothing, in the places that the budget has for so many channels; means have what is left of it."""
+        """Empty arrays that fit the budget for this number of channels; the means get what the covariance leaves."""
         rows = int(SHARE_COVARIANCE * self._budget_bytes) // (4 * channels) - 1 if channels else 0
         self._sketch = np.zeros((max(rows, 0), channels), dtype=np.float32)
         self._squares = np.zeros(channels, dtype=np.float32)
@@ -71,12 +73,12 @@ class Slda(Incremental):
         self._lumisections += len(train)
         self._solved = None
         log = LearnLog(samples=len(train), flops=self.reference.response_flops(len(train)), notes=self.means.notes)
-        # Sums, and a singular value decomposition of all rows of both: about 6 times their square a channel.
+        # Sums, and a singular value decomposition of sketch and run: about 6 x the square of their rows for a channel.
         log.flops += 5.0 * residuals.size + 6.0 * (len(self._sketch) + len(train)) ** 2 * mean.size
         return log
 
     def covariance(self) -> np.ndarray:
-        """Σ, as far as it is kept: float64, (live, live)."""
+        """Σ, from the sketch and the exact diagonal: float64, (live, live)."""
         sketch = self._sketch.astype(np.float64)
         together = sketch.T @ sketch
         own = np.maximum(self._squares - np.diag(together), 0.0)
@@ -123,10 +125,10 @@ class Slda(Incremental):
 
 
 def sketched(sketch: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """A sketch B, (l, features) float32, after more rows A, (n, features): as many rows as before.
+    """Add rows A, (n, features), to a sketch B, float32, (l, features): the new sketch, of the same shape.
 
-    Of the singular values of both below each other, the squares fall by that of the first that does not fit, so that
-    0 <= |A x|² - |B x|² <= |A|² / l summed over all that ever came, for every direction x of length one.
+    The squared singular values of [B; A] are lowered by the (l+1)-th. So 0 <= |A x|² - |B x|² <= |A|² / l for every unit
+    vector x, with A all rows added so far and |A| their Frobenius norm.
     """
     kept = len(sketch)
     if kept == 0:

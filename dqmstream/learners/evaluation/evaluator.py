@@ -206,7 +206,7 @@ class Evaluator:
         as_many = _first_of(test, max(1, self.budget // len(self.runs)), run.run)
         kept = np.unique(self.newest())
         some = kept[np.unique(np.linspace(0, len(kept) - 1, NOTICED).round().astype(int))]
-        of_new, *of_known = (noted.score for noted in novelty.look_at_each([as_many, *(self._tests[i] for i in some)]))
+        of_new, *of_known = (noted.score for noted in novelty.score_each([as_many, *(self._tests[i] for i in some)]))
         return BeforeLearning(
             new_run_auc=auc(of_new, np.concatenate(of_known)),
             probability_auc=auc(-new.max(axis=1), -surest),

@@ -1,4 +1,4 @@
-"""A mean of each class, in a budget of bytes for the whole stream: where it is full, the two nearest become one."""
+"""One mean a class, within a budget of bytes for the whole stream; where it is full, the two nearest means become one."""
 
 from __future__ import annotations
 
@@ -7,37 +7,38 @@ from collections.abc import Mapping
 import numpy as np
 
 from dqmstream.errors import InputError, StateError
-from dqmstream.learners.memory.merging import Nearest, in_one_row
+from dqmstream.learners.memory.merging import NearestRows, merged_rows
 
 _ARRAYS = ("rows", "weight", "row_of_class")
 
 
 class ClassMeans:
-    """Rows of numbers, one a class until the budget is full; then classes share rows, and score alike.
+    """Rows of numbers, one a class until the budget is full; then classes share rows, and have equal scores.
 
-    weight: classes that a row is the mean of. row_of_class: the row that each class has.
+    rows: (rows, features). weight: number of classes that share each row, float32, (rows,). row_of_class: row of each class,
+    int32, (classes,).
     """
 
     def __init__(self, budget_bytes: int, dtype: type[np.floating]) -> None:
-        """dtype: in which the rows are kept."""
+        """dtype: of the rows."""
         self.budget_bytes = budget_bytes
         self._dtype = dtype
         self.rows = np.zeros((0, 0), dtype=dtype)
         self.weight = np.zeros(0, dtype=np.float32)
         self.row_of_class = np.zeros(0, dtype=np.int32)
-        self._nearest: Nearest | None = None
+        self._nearest: NearestRows | None = None
 
     def __len__(self) -> int:
-        """Classes."""
+        """Number of classes."""
         return len(self.row_of_class)
 
     @property
     def notes(self) -> dict[str, float | list[float]]:
-        """For the history: rows, and classes that have none of their own."""
+        """Figures for the history: number of rows, and of classes without a row of their own."""
         return {"rows": float(len(self.rows)), "classes_merged": float(len(self) - len(self.rows))}
 
     def add(self, mean: np.ndarray) -> None:
-        """Keep the mean of the next class, (features,). Raises InputError if not even one row fits."""
+        """Add the mean of the next class, (features,). Raises InputError if the budget does not hold a single row."""
         row = mean.astype(self._dtype)[None]
         self.row_of_class = np.append(self.row_of_class, np.int32(len(self.rows)))
         self.rows = np.concatenate([self.rows, row]) if len(self.rows) else row
@@ -51,29 +52,30 @@ class ClassMeans:
         if len(self.rows) == 1:
             raise InputError(f"{self.budget_bytes} bytes cannot hold the mean of one run, {self.rows.shape[1]} numbers")
         if self._nearest is None:
-            self._nearest = Nearest(self._apart, len(self.rows))
+            self._nearest = NearestRows(self._distances, len(self.rows))
         first, second = self._nearest.pair
         pair = [first, second]
         self.rows[first] = np.average(self.rows[pair].astype(np.float64), axis=0, weights=self.weight[pair])
         self.weight[first] = self.weight[pair].sum()
         self.rows, self.weight = np.delete(self.rows, second, axis=0), np.delete(self.weight, second)
-        self.row_of_class = in_one_row(self.row_of_class, first, second)
+        self.row_of_class = merged_rows(self.row_of_class, first, second)
         self._nearest.merged(first, second)
 
-    def _apart(self, row: int) -> np.ndarray:
-        """Square of the distance of a row from each of the rows, (rows,)."""
+    def _distances(self, row: int) -> np.ndarray:
+        """Squared distance of a row from each row, (rows,)."""
         rows = self.rows.astype(np.float64)
         return np.asarray(((rows - rows[row]) ** 2).sum(axis=1))
 
     def memory_bytes(self) -> int:
+        """Bytes of all arrays."""
         return self.rows.nbytes + self.weight.nbytes + self.row_of_class.nbytes
 
     def state(self) -> dict[str, np.ndarray]:
-        """What is kept, as named arrays."""
+        """Everything, as named arrays."""
         return {name: getattr(self, name).copy() for name in _ARRAYS}
 
     def restore(self, state: Mapping[str, np.ndarray], features: int) -> None:
-        """Take back what `state` gave. Raises StateError if it is damaged, or of another number of features."""
+        """Return to a state that `state` gave. Raises StateError if it is damaged or has another number of features."""
         missing = [name for name in _ARRAYS if name not in state]
         if missing:
             raise StateError(f"the state's class means lack {', '.join(missing)}; it is damaged")

@@ -1,9 +1,7 @@
-"""A few lumisections of past runs, in a budget of bytes that is fixed for the whole stream, or gets smaller.
+"""A few lumisections of past runs, within a budget of bytes that is fixed for the whole stream, or is lowered.
 
-Which ones is a policy's to say (`learners.memory.selection`); here is where they lie: an array that is filled but never grows,
-run
-after run in the order in which they came. Raw counts are kept, never residuals: what is made of them may change, the counts
-do not.
+A policy decides which ones (`memory.selection`); this module holds them. They are raw counts, never residuals, since the
+reference may change.
 """
 
 from __future__ import annotations
@@ -18,30 +16,29 @@ from dqmstream.learners.memory.selection import POLICIES, Offer
 
 
 class ExemplarMemory:
-    """Counts of the live channels of chosen lumisections, in one array that is filled but never grows.
+    """Counts of the live channels of chosen lumisections, in one array of fixed size, run after run.
 
-    Whole counts up to 65535 are kept as uint16; from the first that is not, all are float32, and half as many fit.
+    Whole counts up to 65535 are stored as uint16. From the first count that is not, all are float32, and half as many fit.
 
-    budget_bytes: may be set to less; what does not fit any more is given up when the next experience comes.
+    budget_bytes: may be lowered; lumisections that no longer fit are dropped at the next `add`.
     """
 
     def __init__(self, channels: int, budget_bytes: int, seed: int, policy: str = "balanced", least: int = 1) -> None:
-        """channels: live channels. budget_bytes: of the whole memory, for the whole stream. seed: of the choice.
+        """channels: number of live channels. budget_bytes: of the whole memory. seed: of random choices.
 
-        policy: a name of `learners.memory.selection.POLICIES`. least: lumisections that must fit. Raises InputError if they do
-        not.
+        policy: a name of `memory.selection.POLICIES`. least: number of lumisections that must fit; InputError otherwise.
         """
         self.budget_bytes = budget_bytes
         self.policy = policy
         self._seed = seed
         self._seen = 0
-        self._hold([])
+        self._set_sizes([])
         self._store = self._allocate(channels, np.dtype(np.uint16))
         if self.places < least:
             raise InputError(f"a memory of {budget_bytes} bytes cannot hold one lumisection of {channels} channels")
 
-    def _hold(self, sizes: list[int]) -> None:
-        """Say how many lumisections of each class lie in the store, one class after another."""
+    def _set_sizes(self, sizes: list[int]) -> None:
+        """Set the number of stored lumisections of each class, in the order of the classes."""
         self._sizes, self._starts = sizes, [0, *accumulate(sizes)]
 
     def _allocate(self, channels: int, dtype: np.dtype) -> np.ndarray:
@@ -56,22 +53,22 @@ class ExemplarMemory:
 
     @property
     def places(self) -> int:
-        """Lumisections that fit."""
+        """Number of lumisections that fit."""
         return len(self._store)
 
     def memory_bytes(self) -> int:
-        """Bytes held, filled or not."""
+        """Bytes allocated, filled or not."""
         return self._store.nbytes
 
     def of(self, experience: int) -> np.ndarray:
-        """Counts that are kept of an experience: shape (kept, live), a view."""
+        """Stored counts of an experience: (kept, live), a view."""
         return self._store[self._starts[experience] : self._starts[experience + 1]]
 
     def add(self, counts: np.ndarray, residuals: Callable[[np.ndarray], np.ndarray] | None = None) -> None:
-        """Make room for the next experience, and keep some of its lumisections: counts (n, live).
+        """Add some lumisections of the next experience, with counts (n, live), and drop older ones to make room.
 
-        residuals: makes residuals (n, live) of counts, for a policy that looks at them. What stays depends on the seed and on
-        the experiences that came, by their counts alone. Raises InputError where residuals are wanted and not given.
+        residuals: converts counts to residuals, (n, live), for policies that need them; InputError if it is then missing. The
+        choice depends on the seed and the counts of all experiences so far alone.
         """
         store = self._store
         dtype = store.dtype if store.dtype == np.float32 or _whole(counts) else np.dtype(np.float32)
@@ -86,17 +83,17 @@ class ExemplarMemory:
         offer = Offer(self._sizes, len(counts), len(store), self._seen, features)
         choice = POLICIES[self.policy](offer, np.random.default_rng([self._seed, self.classes]))
         kept = [*((self.of(i), stay) for i, stay in enumerate(choice.stay)), (counts, choice.come)]
-        # Old rows only move towards the start, one class after another: none is overwritten before it has moved.
+        # Old rows only move towards the start, in order, so none is overwritten before it has moved.
         start = 0
         for rows, chosen in kept:
             store[start : start + len(chosen)] = rows[chosen]
             start += len(chosen)
         store[start:] = 0
         self._store, self._seen = store, self._seen + len(counts)
-        self._hold([len(chosen) for _, chosen in kept])
+        self._set_sizes([len(chosen) for _, chosen in kept])
 
     def state(self) -> dict[str, np.ndarray]:
-        """What is kept, as named arrays."""
+        """Everything, as named arrays."""
         return {
             "counts": self._store[: self._starts[-1]].copy(),
             "sizes": np.array(self._sizes, dtype=np.int64),
@@ -104,7 +101,7 @@ class ExemplarMemory:
         }
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        """Take back what `state` gave. Raises StateError if it does not fit in this memory."""
+        """Return to a state that `state` gave. Raises StateError if it is damaged or does not fit."""
         if not {"counts", "sizes", "seen"} <= state.keys() or state["counts"].dtype not in (np.uint16, np.float32):
             raise StateError("the state's memory is damaged: it lacks counts, sizes or seen, or they are not numbers of ours")
         counts, sizes = state["counts"], [int(size) for size in state["sizes"]]
@@ -113,7 +110,7 @@ class ExemplarMemory:
             raise StateError(f"the state's memory of shape {counts.shape} does not fit one of shape {store.shape}")
         store[: len(counts)] = counts
         self._store, self._seen = store, int(state["seen"])
-        self._hold(sizes)
+        self._set_sizes(sizes)
 
 
 def _whole(counts: np.ndarray) -> bool:

@@ -1,4 +1,4 @@
-"""Lumisections as named arrays and back, bit by bit: channels that count nowhere are left out, whole counts take two bytes."""
+"""Lumisections packed into named arrays without loss: channels that are always 0 are left out, whole counts take two bytes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _NAMES = {"sizes", "shape", "channels", "counts", "n_events", "pileup", "lumisec
 
 
 def packed(several: Sequence[Maps]) -> dict[str, np.ndarray]:
-    """Arrays of some lumisections each of several runs; empty where there is no run. counts: float32."""
+    """Arrays that hold the lumisections of several runs (float32 counts); {} where there is no run."""
     if not several:
         return {}
     maps = joined(several)
@@ -32,7 +32,7 @@ def packed(several: Sequence[Maps]) -> dict[str, np.ndarray]:
 
 
 def unpacked(state: Mapping[str, np.ndarray]) -> list[Maps]:
-    """What `packed` was given. Raises StateError where the arrays are not what it gives."""
+    """The lumisections that `packed` was given. Raises StateError if the arrays are damaged."""
     if not state:
         return []
     if not state.keys() >= _NAMES:
@@ -52,7 +52,7 @@ def unpacked(state: Mapping[str, np.ndarray]) -> list[Maps]:
 
 
 def _narrow(counts: np.ndarray) -> np.ndarray:
-    """The same as uint16 where no bit is lost."""
+    """Counts as uint16, where this loses no bit."""
     inside = bool(np.isfinite(counts).all()) and (counts.size == 0 or 0 <= counts.min() <= counts.max() <= 65535)
     narrow = counts.astype(np.uint16) if inside else counts
     same = inside and np.array_equal(narrow.astype(np.float32).view(np.uint32), counts.view(np.uint32))

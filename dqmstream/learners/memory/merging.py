@@ -1,4 +1,7 @@
-"""Which two rows of a full memory are least apart, kept up to date: a run costs the distances of a few rows, not all pairs."""
+"""The two most similar rows of a full memory, kept up to date as rows are added and merged.
+
+A new run then costs the distances of a few rows, not of all pairs.
+"""
 
 from __future__ import annotations
 
@@ -7,59 +10,58 @@ from collections.abc import Callable
 import numpy as np
 
 
-class Nearest:
-    """Of each row the one that is least apart from it, while rows are added at the end and two become one.
+class NearestRows:
+    """The nearest other row of each row. It follows from the rows, so it is not saved."""
 
-    What it holds follows from the rows: it need not be saved.
-    """
+    def __init__(self, distances: Callable[[int], np.ndarray], rows: int) -> None:
+        """distances: symmetric distances of row i from all present rows, float64, (rows,); that from itself is ignored.
 
-    def __init__(self, apart: Callable[[int], np.ndarray], rows: int) -> None:
-        """apart: distances of row i from all rows as they are now, float64 (rows,), the same either way; what it says of a
-        row and itself does not count."""
-        self._apart = apart
+        rows: number of rows at the start.
+        """
+        self._distances = distances
         self._of = np.zeros(rows, dtype=np.int64)
         self._distance = np.full(rows, np.inf)
         for row in range(rows):
-            self._look(row)
+            self._find(row)
 
-    def _look(self, row: int) -> np.ndarray:
-        distance = self._apart(row)
+    def _find(self, row: int) -> np.ndarray:
+        distance = self._distances(row)
         distance[row] = np.inf
         self._of[row] = nearest = int(distance.argmin())
         self._distance[row] = distance[nearest]
         return distance
 
     def add(self) -> None:
-        """A row came, behind the others."""
+        """A row was added at the end."""
         self._of, self._distance = np.append(self._of, 0), np.append(self._distance, np.inf)
-        self._come(len(self._of) - 1)
+        self._update(len(self._of) - 1)
 
-    def _come(self, row: int) -> None:
-        """A row is new, or another than it was."""
-        distance = self._look(row)
+    def _update(self, row: int) -> None:
+        """A row is new or has changed."""
+        distance = self._find(row)
         nearer = (distance < self._distance) | ((distance == self._distance) & (row < self._of))
         nearer[row] = False
         self._of[nearer], self._distance[nearer] = row, distance[nearer]
 
     @property
     def pair(self) -> tuple[int, int]:
-        """The two rows that are least apart, the first of them first; there must be two."""
+        """The two nearest rows, in ascending order; there must be two."""
         first = int(self._distance.argmin())
         second = int(self._of[first])
         return min(first, second), max(first, second)
 
     def merged(self, first: int, second: int) -> None:
-        """Row `first` has become what both were, and `second` is gone; those behind it have moved up."""
+        """Rows `first` and `second` were merged into `first`; rows after `second` have moved up by one."""
         left_behind = np.delete(np.isin(self._of, (first, second)), second)
         self._of, self._distance = np.delete(self._of, second), np.delete(self._distance, second)
         self._of[self._of > second] -= 1
         left_behind[first] = False
         for row in np.flatnonzero(left_behind):
-            self._look(int(row))
-        self._come(first)
+            self._find(int(row))
+        self._update(first)
 
 
-def in_one_row(row_of_class: np.ndarray, first: int, second: int) -> np.ndarray:
-    """The row of each class when those of row `second` have come to row `first`, and the rows behind it have moved up."""
+def merged_rows(row_of_class: np.ndarray, first: int, second: int) -> np.ndarray:
+    """Row of each class, (classes,), after row `second` was merged into `first` and rows after `second` moved up by one."""
     row = np.where(row_of_class == second, first, row_of_class)
     return np.asarray(row - (row > second), dtype=row_of_class.dtype)

@@ -1,11 +1,8 @@
-"""Which lumisections a memory keeps when a run comes: policies, apart from where the rows lie (`learners.memory.exemplars`).
+"""Which lumisections a memory keeps when a run arrives: the policies.
 
-A policy is asked once a run. It looks at how many lumisections are kept of each old run and at those of the new one, and names
-the old ones that stay and the new ones that come in. It keeps no rows, and no state but what the memory hands it.
-
-Accuracy of replay (40 steps a run) on seeds 0, 1, 2 of `small`: 8 runs in 100 kB, 6 or 7 lumisections a run, balanced .402 .598
-.477, reservoir .373 .548 .496, balanced_reservoir .450 .656 .502, herding .460 .767 .540; of these the first and the third are
-one law, so .05 is chance. Of 20 runs in 1 MB, 26 a run, balanced .784 .852 .770, herding .790 .863 .807.
+A policy is called once a run. It gets the numbers of lumisections kept of each old run and offered of the new one, and returns
+which old ones stay and which new ones are added. It holds neither rows nor state (`memory.exemplars`). Accuracies with each
+policy: docs/decisions/2026-11-29-closed-forms.md.
 """
 
 from __future__ import annotations
@@ -18,12 +15,12 @@ from typing import Protocol
 import numpy as np
 
 Features = Callable[[], np.ndarray]
-"""Features of the new run's lumisections, (n, features), made only when a policy asks."""
+"""Features of the new run's lumisections, (n, features), computed only when a policy calls this."""
 
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """What a policy decided. stay: of each old class, positions that stay, ascending. come: positions of the new run's."""
+    """Decision of a policy. stay: for each old class, positions that stay, ascending. come: positions added of the new run."""
 
     stay: list[np.ndarray]
     come: np.ndarray
@@ -31,9 +28,10 @@ class Choice:
 
 @dataclass(frozen=True, eq=False)
 class Offer:
-    """What a policy is asked. sizes: lumisections kept of each old class. new: lumisections of the new one.
+    """Input of a policy. sizes: lumisections kept of each old class. new: lumisections of the new run.
 
-    places: that fit in all, which may be fewer than before. seen: lumisections that were ever offered before these.
+    places: lumisections that fit in total, perhaps fewer than before. seen: lumisections offered in all earlier calls.
+    features: of the new run.
     """
 
     sizes: Sequence[int]
@@ -44,46 +42,46 @@ class Offer:
 
 
 class Policy(Protocol):
-    """Decides what is kept, by the offer and by random numbers of a generator that is seeded for this run alone."""
+    """Decides what is kept, from the offer and a random generator that is seeded for this run."""
 
     def __call__(self, offer: Offer, rng: np.random.Generator) -> Choice: ...
 
 
 def balanced(offer: Offer, rng: np.random.Generator) -> Choice:
-    """An equal share for every class; within a class a random choice.
+    """An equal share for every class; within a class, a random choice.
 
-    Old classes keep the first of theirs, which were put in random order when they came.
+    Lumisections are put in random order when they are added; later, the first ones stay.
     """
     return _first_of_each(offer, rng.permutation(offer.new))
 
 
 def herding(offer: Offer, rng: np.random.Generator) -> Choice:
-    """An equal share for every class; within a class those whose mean stays nearest to the mean of the run, best first.
+    """An equal share for every class; within a class, those whose mean is nearest to the mean of the run, best first.
 
-    Each next one is argmin over x of |μ - (φ(x) + sum of those before) / k|, k of them with it. Source: iCaRL, algorithm 4
-    (Rebuffi et al. 2017, arXiv:1611.07725); φ are residuals in place of a network's features, which would change.
+    The k-th is argmin over x of |μ - (φ(x) + sum of the k - 1 before) / k|, with φ the features and μ their mean. Source:
+    iCaRL, algorithm 4 (Rebuffi et al. 2017, arXiv:1611.07725). φ are residuals here, since a network's features change.
     """
     share = equal_sizes([*offer.sizes, offer.new], offer.places)[-1]
     return _first_of_each(offer, herded(offer.features(), share))
 
 
 def reservoir(offer: Offer, rng: np.random.Generator) -> Choice:
-    """Every lumisection of the stream is kept with the same probability, places over how many there were.
+    """Every lumisection of the stream is kept with the same probability: places / lumisections so far.
 
-    The t-th is put in place j, drawn from 0 ... t - 1, where there is such a place: algorithm R (Vitter, ACM Trans. Math.
-    Softw. 11 (1985) 37). Every run thins out as 1/t: over a long stream some have nothing left.
+    For the t-th, j is drawn from 0 ... t - 1; if place j exists, it goes there. Source: algorithm R (Vitter, ACM Trans. Math.
+    Softw. 11 (1985) 37). The share of each run falls as 1/t; over a long stream some runs have none left.
     """
     held = sum(offer.sizes)
     owner = np.arange(held)
-    if held > offer.places:  # fewer fit than did: what is left of a uniform choice by a uniform choice is one
+    if held > offer.places:  # fewer places than before: a uniform choice of a uniform choice is uniform
         owner = np.sort(rng.choice(held, offer.places, replace=False))
     free = offer.places - len(owner)
-    first = min(free, offer.new)  # none is free once something was turned away
+    first = min(free, offer.new)  # no place is free once a lumisection was rejected
     owner = np.concatenate([owner, held + np.arange(first)])
     later = np.arange(first, offer.new)
     place = rng.integers(0, offer.seen + later + 1)
     taken = place < len(owner)
-    owner[place[taken]] = held + later[taken]  # of several in one place the last stays, as NumPy assigns
+    owner[place[taken]] = held + later[taken]  # of several drawn for one place, NumPy assigns the last
     owner.sort()
     start = np.cumsum([0, *offer.sizes])
     stay = [owner[(owner >= low) & (owner < high)] - low for low, high in pairwise(start)]
@@ -91,11 +89,11 @@ def reservoir(offer: Offer, rng: np.random.Generator) -> Choice:
 
 
 def balanced_reservoir(offer: Offer, rng: np.random.Generator) -> Choice:
-    """Class-balancing reservoir sampling: a full memory gives up one of its largest class for one of a smaller class.
+    """Class-balancing reservoir sampling: a lumisection of a smaller class replaces a random one of the largest class.
 
-    Of a class that is or was the largest, the n-th lumisection takes the place of one of its m with probability m/n. Source:
-    Chrysakis and Moens 2020 (ICML, PMLR 119:1952). It looks at each lumisection once and need not know where a run ends. Where
-    every run is a class and comes in one piece, as here, it chooses as `balanced` does, by other random numbers.
+    For a class that is or was the largest, the n-th lumisection replaces one of its m with probability m/n. Source: Chrysakis
+    and Moens 2020 (ICML, PMLR 119:1952). It sees each lumisection once and needs no run boundaries. Where every run is a class
+    and arrives as a whole, as here, the choice follows the same law as `balanced`, with other random numbers.
     """
     stay = [list(range(size)) for size in offer.sizes]
     come: list[int] = []
@@ -128,19 +126,19 @@ POLICIES: dict[str, Policy] = {
     "balanced_reservoir": balanced_reservoir,
     "herding": herding,
 }
-"""By the name that a recipe gives as `memory`."""
+"""Policies by name, as in the `memory` entry of a recipe."""
 
 
-def equal_sizes(there: Sequence[int], places: int) -> list[int]:
-    """The share of each class: equal, the first ones more by one where it does not divide, none more than is there."""
-    share, more = divmod(places, len(there))
-    return [min(n, share + (i < more)) for i, n in enumerate(there)]
+def equal_sizes(available: Sequence[int], places: int) -> list[int]:
+    """Equal shares of the places for each class, the first ones larger by one if needed; none larger than the class itself."""
+    share, more = divmod(places, len(available))
+    return [min(n, share + (i < more)) for i, n in enumerate(available)]
 
 
 def herded(features: np.ndarray, most: int) -> np.ndarray:
-    """Positions of so many rows of features (n, F), so that the mean of the first k is near that of all for each k: (most,)."""
+    """Positions of rows of features (n, F), chosen so that for each k the mean of the first k is near that of all: (most,)."""
     wanted = features.mean(axis=0, dtype=np.float64)
-    # |μ - (s + φ)/k|² by products of matrices: k² of it is |φ|² + 2 φ·(s - k μ) and what is the same for every φ.
+    # k² |μ - (s + φ)/k|² = |φ|² + 2 φ·(s - k μ) + terms without φ, with s the sum of those chosen: matrix products.
     square = np.einsum("nf,nf->n", features, features, dtype=np.float64)
     with_mean = features @ wanted
     with_sum = np.zeros(len(features))

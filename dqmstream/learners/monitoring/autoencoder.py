@@ -1,10 +1,10 @@
-"""An autoencoder of residual maps: what a bottleneck cannot rebuild of a lumisection is unusual, channel by channel.
+"""An autoencoder of residual maps: a comparison for the fault score. What it cannot rebuild of a lumisection is unusual.
 
-Two strided convolutions, a bottleneck, and the same backwards, with a bias for each channel that learns the mean residual;
-trained run by run on the squared error (as in the calorimeters' monitoring: Abadjiev et al., arXiv:2309.10157, there on good
-lumisections of the past). With replay half of each batch are lumisections of past runs.
+Two strided convolutions, a bottleneck, and the same in reverse, with a bias for each channel, trained run by run on the squared
+error (as for the calorimeters: Abadjiev et al., arXiv:2309.10157, there on past good lumisections). With replay, half of each
+batch are lumisections of past runs.
 
-B lumisections, L live channels, R x S a map.
+Shape suffixes: B lumisections, L live channels, F features, R x S a map.
 """
 
 from __future__ import annotations
@@ -18,13 +18,17 @@ from dqmstream.learners.maps import Maps
 from dqmstream.learners.response.reference import Reference
 
 WIDTHS, BOTTLENECK = (8, 16), 32
+"""Features of the two convolutions and of the bottleneck."""
+
 BATCH, FIRST_STEPS, STEPS, RATE = 64, 150, 40, 2e-3
+"""Lumisections a batch, gradient steps of the first and of every later run, learning rate."""
+
 KEPT = 400
-"""Lumisections of past runs that replay keeps, every one that it has met as likely as another (reservoir)."""
+"""Lumisections of past runs that replay keeps, a uniform choice of all (reservoir sampling)."""
 
 
 class Autoencoder:
-    """Learns good lumisections of runs, and tells what it does not rebuild of others."""
+    """Learns good lumisections, and gives what it cannot rebuild of others."""
 
     def __init__(self, reference: Reference, seed: int, replay: bool) -> None:
         self._reference, self._replay = reference, replay
@@ -37,7 +41,7 @@ class Autoencoder:
         self._met = 0
 
     def learn(self, maps: Maps) -> None:
-        """Train on lumisections of the next run."""
+        """Train on the lumisections of the next run."""
         new = self._reference.residuals(maps.counts)
         self._network.train()
         for _ in range(STEPS if self._met else FIRST_STEPS):
@@ -54,7 +58,7 @@ class Autoencoder:
         self._met += len(new)
 
     def left_over(self, maps: Maps) -> np.ndarray:
-        """Residuals minus what is rebuilt of them, in deviations: float32, (n, live)."""
+        """Residuals minus their reconstruction, in standard deviations: float32, (n, live)."""
         residuals = self._reference.residuals(maps.counts)
         self._network.eval()
         with torch.no_grad():
@@ -73,6 +77,8 @@ class Autoencoder:
 
 
 class _Network(nn.Module):
+    place_L: Tensor
+
     def __init__(self, live: np.ndarray) -> None:
         super().__init__()
         rows = np.flatnonzero(live.any(axis=(0, 2)))

@@ -1,16 +1,15 @@
-"""Is there a fault in this lumisection, and in which channels? Counts against gains that are followed from run to run.
+"""The fault score: log-odds that something has failed in a lumisection, and for each channel that it has.
 
-Under the conditions that a lumisection shows a channel of N events is to count N p, p = P(exp(g) R λ)
-(`learners.response.response`).
-g is its log-gain since the reference run, followed as a random walk (Kalman, J. Basic Eng. 82 (1960) 35): drift and ageing
-are no fault. What can fail, and by how much, is a list (`ALONE`, `MODULE`, `BOX`); the evidence of a run's lumisections for
-each of it adds up in `learners.monitoring.fault_filter`. The score is the logarithm of the odds that something has failed.
+With N events, a channel is expected to count N p, p = P(exp(g) R λ) (`response.law`). Its log-gain g since the reference run is
+followed as a random walk (Kalman, J. Basic Eng. 82 (1960) 35), so drift and ageing are no faults. What can fail, and the
+factors that a fault puts on the rate, is a list (`ALONE`, `MODULE`, `BOX`); the evidence for each adds up over the lumisections
+of a run (`monitoring.fault_filter`).
 
-A blank lumisection (`learners.blank`) is no evidence: the odds go on as time alone moves them. In a truncated one deviations
-are those of its few events.
+A blank lumisection (`learners.blank`) is no evidence: the odds change only as time alone changes them. A truncated one has the
+standard deviations of its few events.
 
-While it looks at a run it goes on following the gains of channels that are good, by what lies before, and forgets that again:
-what it knows changes by `learn` alone. A channel that jumps is not followed; it stays a fault until it comes back.
+While a run is scored, the gains of good channels are followed from lumisection to lumisection, and dropped afterwards; only
+`learn` changes what is known. A gain that jumps is not followed: the channel stays faulty until it comes back.
 """
 
 from __future__ import annotations
@@ -24,61 +23,68 @@ from scipy.special import xlogy
 from dqmstream.errors import InputError, StateError
 from dqmstream.learners.maps import Maps
 from dqmstream.learners.monitoring.fault_filter import FaultFilter, Groups, Likelihoods, Rates, Suspicion
+from dqmstream.learners.response.law import SHAPE, rate_of
 from dqmstream.learners.response.reference import Reference
-from dqmstream.learners.response.response import SHAPE, medians, rate_of
+from dqmstream.learners.response.rings import MEDIAN_OF_SQUARE, medians
 
 ALONE = (0.0, 0.25, 0.4, 0.55, 0.7, 0.82, 2.0)
-"""Factors on the rate of a channel that fails alone. Beside them stands a state of any count at all."""
+"""Factors on the rate of a channel that fails alone. One more state allows any count."""
 
 MODULE = (0.0,)
+"""Factors on the rates of a readout module that fails."""
+
 BOX = (0.0, 0.82, 0.88, 0.94)
+"""Factors on the rates of a readout box that fails."""
 
 LASTING, SHORT = 0.01, 0.4
-"""Probability that a fault ends in a lumisection; the state of any count is for what is short."""
+"""Probabilities that a fault ends in a lumisection: of a known factor, and of any count, which is meant for short faults."""
 
 BEGINS = 1e-5
-"""Probability that a thing fails in a lumisection: that of a channel of HE once in 100 lumisections."""
+"""Probability that a channel fails in a lumisection: one of the 932 channels of HE in about 100 lumisections."""
 
 RATES_ALONE = Rates((BEGINS / len(ALONE),) * len(ALONE) + (BEGINS,), (LASTING,) * len(ALONE) + (SHORT,))
 RATES_MODULE = Rates((BEGINS / 10,), (LASTING,))
 RATES_BOX = Rates((BEGINS / 4,) * len(BOX), (LASTING,) * len(BOX))
 
 RELATIVE = 3e-4
-"""The number of events is never known better than to this share."""
+"""Smallest relative error of the number of events."""
 
 FEW = 10.0
-"""Variance of a count below which the reference run does not tell by how much it scatters more than a count of events does."""
+"""Binomial variance of a count below which its scatter beyond binomial cannot be measured in the reference run."""
 
 LEAST = 0.1
-"""Least variance of a count, for full channels."""
+"""Smallest variance of a count, for channels that fire in every event."""
 
 _NEVER = 1e-6
-"""Probability that a dead channel counts an event."""
+"""Probability that a dead channel counts in an event."""
 
 DRIFT = 0.01
-"""Deviation of a log-gain from run to run, until the runs have told it."""
+"""Starting value for the standard deviation of a log-gain from run to run; later estimated from the runs."""
 
 UNKNOWN = 0.15
-"""Deviation of a log-gain before the first run: channels that are full in it tell nothing of theirs."""
+"""Standard deviation of a log-gain before the first run. Channels that are full in that run keep it."""
 
 DRIFT_LEARNT = 0.3
-"""Weight of the newest run in the drift."""
+"""Weight of the newest run in the estimate of the drift."""
 
 ROUNDS, FARTHEST = 2, 0.3
-"""Steps in which events and pileup are moved to where the channels want them, and the largest share of a step."""
+"""Steps of the fit of events and pileup, and the largest relative change in a step."""
 
 STEPS = 20
-"""Lumisections that are looked at with the same gains."""
+"""Lumisections that are scored with the same gains."""
 
 CLEAN = np.log(0.05)
-"""Log-odds of a fault beyond which a channel's lumisection teaches nothing of its gain."""
+"""Log-odds of a fault from which a channel's count is not used for its gain."""
 
 JUMP = 4.0
-"""Deviations beyond which a gain is not followed, and a count teaches nothing."""
+"""Standard deviations from which a gain is not followed, and a count is not used."""
 
 
 class FaultScore:
-    """The gains of the live channels of a reference, and what they make of lumisections."""
+    """Follows the gains of the live channels from run to run, and scores lumisections for faults.
+
+    gain: log-gains, variance: of their errors, (live,). drift: variance of a log-gain from run to run. runs: number learnt.
+    """
 
     def __init__(self, reference: Reference) -> None:
         self.reference = reference
@@ -89,7 +95,7 @@ class FaultScore:
         self.runs = 0
 
     def learn(self, maps: Maps) -> None:
-        """Follow the gains by lumisections of the next run. What stands out in them is left out, a channel at a time."""
+        """Update the gains by the lumisections of the next run (its train part), without outlying counts."""
         counts = maps.counts[:, self.reference.live].astype(np.float64)
         counts = counts[~self.reference.blank(counts)]
         before = self.variance + (self.drift if self.runs else UNKNOWN**2)
@@ -97,42 +103,43 @@ class FaultScore:
         change, error = self._change(counts, light, before, np.ones(counts.shape, dtype=bool))
         if self.runs:
             known = np.isfinite(error) & (error < np.median(error))
-            spread = np.median(change[known] ** 2) / 0.4549 - np.median((error**2 + self.variance)[known]) if known.any() else 0
-            self.drift += DRIFT_LEARNT * (max(float(spread), 1e-6) - self.drift)
+            moved = np.median(change[known] ** 2) / MEDIAN_OF_SQUARE if known.any() else 0.0
+            explained = np.median((error**2 + self.variance)[known]) if known.any() else 0.0
+            self.drift += DRIFT_LEARNT * (max(float(moved - explained), 1e-6) - self.drift)
         self.gain, self.variance = _updated(self.gain, before, change, error)
         self.runs += 1
 
     def set_reference(self, reference: Reference) -> None:
-        """Use a newer version of the reference (`Reference.after`); gains are converted to its scale."""
+        """Use an improved reference (`Reference.updated_by`); the gains are converted to it."""
         if reference is not self.reference:
-            factor = self.reference.rescaled(reference)
+            factor = self.reference.gain_factor(reference)
             self.gain, self.variance, self.reference = self.gain * factor, self.variance * factor**2, reference
 
-    def look(self, maps: Maps, apart: int = 1) -> Suspicion:
-        """Log-odds of a fault for lumisections of one run, in their order, and for their channels.
+    def score(self, maps: Maps, apart: int = 1) -> Suspicion:
+        """Log-odds of a fault for each lumisection of one run, in their order, and for each channel in it.
 
-        apart: runs between it and the last that was learnt; gains have drifted as often. A figure depends on its own
+        apart: distance of the run from the last learnt one, in runs, over which gains have drifted. Values depend on their own
         lumisection and those before it. Raises InputError before the first run.
         """
         if not self.runs:
             raise InputError("no run is known yet: learn one before asking for faults")
         counts = maps.counts[:, self.reference.live].astype(np.float64)
-        told = ~self.reference.blank(counts)
+        informative = ~self.reference.blank(counts)
         chains = FaultFilter(self._groups, RATES_ALONE, RATES_MODULE, RATES_BOX)
         gain, variance = self.gain, self.variance + apart * self.drift
         score, channels = np.empty(len(counts)), np.empty(counts.shape)
         for start in range(0, len(counts), STEPS):
             chunk = slice(start, start + STEPS)
             light = _Light.of(counts[chunk], self.reference, gain, variance)
-            found = chains.step(_likelihoods(counts[chunk], light, variance, told[chunk]))
+            found = chains.step(_likelihoods(counts[chunk], light, variance, informative[chunk]))
             score[chunk], channels[chunk] = found.score, found.channels
-            change, error = self._change(counts[chunk], light, variance, (found.channels < CLEAN) & told[chunk, None])
+            change, error = self._change(counts[chunk], light, variance, (found.channels < CLEAN) & informative[chunk, None])
             gain, variance = _updated(gain, variance, change, error)
         return Suspicion(score, channels)
 
     @staticmethod
     def _change(counts: np.ndarray, light: _Light, variance: np.ndarray, use: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """By how much log-gains are off, (live,), and its error, inf where nothing is known; use: bool, (n, live)."""
+        """Measured change of the log-gains and its error (inf without information), (live,). use: which counts, (n, live)."""
         expected = light.expected()
         deviation = expected.deviation()
         residual = (counts - expected.mean) / deviation
@@ -144,7 +151,7 @@ class FaultScore:
         return change, np.divide(1.0, np.sqrt(information), out=np.full(len(variance), np.inf), where=known)
 
     def state(self) -> dict[str, np.ndarray]:
-        """All but the reference, as named arrays."""
+        """Everything but the reference, as named arrays."""
         return {
             "gain": self.gain.copy(),
             "variance": self.variance.copy(),
@@ -153,7 +160,7 @@ class FaultScore:
         }
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        """Take back what `state` gave. Raises StateError if it is damaged or of another reference."""
+        """Return to a state that `state` gave. Raises StateError if it is damaged or of another reference."""
         missing = [name for name in ("gain", "variance", "drift", "runs") if name not in state]
         if missing or np.shape(state["gain"]) != self.gain.shape or np.shape(state["variance"]) != self.gain.shape:
             raise StateError(f"the state of the fault score lacks {', '.join(missing) or 'channels'}; it is damaged")
@@ -162,7 +169,7 @@ class FaultScore:
 
 
 def _updated(gain: np.ndarray, variance: np.ndarray, change: np.ndarray, error: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Gains and their variances after a measurement; one that is too far off is not believed."""
+    """Gains and their variances after a measurement (Kalman update); outlying measurements are ignored."""
     total = variance + error**2
     weight = np.where(np.isfinite(total) & (change**2 < JUMP**2 * total), variance / np.maximum(total, 1e-300), 0.0)
     return gain + weight * np.where(weight > 0, change, 0.0), variance * (1 - weight)
@@ -170,7 +177,10 @@ def _updated(gain: np.ndarray, variance: np.ndarray, change: np.ndarray, error: 
 
 @dataclass(frozen=True, eq=False)
 class _Light:
-    """Of lumisections: events N, R λ exp(g), and variance of a count over that of a count of events, all (n, live)."""
+    """What the channels of lumisections see, all (n, live).
+
+    events: N. rate: R λ exp(g). over: variance of a count over the binomial one.
+    """
 
     events: np.ndarray
     rate: np.ndarray
@@ -178,11 +188,10 @@ class _Light:
 
     @classmethod
     def of(cls, counts: np.ndarray, reference: Reference, gain: np.ndarray, variance: np.ndarray) -> _Light:
-        """Events, which are the same in a ring, and pileup as the reference reads them off two groups of rings, moved to
-        where all channels want them.
+        """Fit events and pileup to all channels of each lumisection, starting from the values of the reference.
 
-        By least squares, with residuals cut at 4 deviations (Huber, Robust Statistics, 1981, sec. 7.8): what is misjudged here
-        is an error that all channels share, and passes for a fault of whatever is large.
+        Least squares, with residuals cut at 4 deviations (Huber, Robust Statistics, 1981, sec. 7.8). Events are common to a
+        ring. An error here is common to all channels and would look like a fault of large groups. gain, variance: (live,).
         """
         response, ring = reference.response(counts), reference.ring
         binomial = response.events * response.fired * (1 - response.fired)
@@ -191,7 +200,7 @@ class _Light:
         for _ in range(ROUNDS):
             expected = light.expected()
             deviation = expected.deviation(variance)
-            # A dead channel knows nothing of events: where half the detector is off, the other half would look hot.
+            # Dead channels are not used: otherwise, with half of the detector off, the other half would look hot.
             alive = (counts > 0) | (expected.mean < FEW)
             residual = np.where(alive, np.clip((counts - expected.mean) / deviation, -JUMP, JUMP), 0.0)
             deviation = np.where(alive, deviation, np.inf)
@@ -203,7 +212,7 @@ class _Light:
         return light
 
     def expected(self, factor: float = 1.0) -> _Counts:
-        """What is to be counted where rates are multiplied by a factor."""
+        """Expected counts where all rates are multiplied by a factor."""
         rate = factor * self.rate
         stretched = np.log1p(rate / SHAPE)
         log_silent = -SHAPE * stretched
@@ -214,7 +223,10 @@ class _Light:
 
 @dataclass(frozen=True, eq=False)
 class _Counts:
-    """Mean count, its slope with the logarithm of the rate, log of the probability not to fire, and variance, all (n, live)."""
+    """Expected counts, all (n, live).
+
+    mean. slope: derivative by log(rate). log_silent: log of the probability of silence. variance: without errors of gains.
+    """
 
     mean: np.ndarray
     slope: np.ndarray
@@ -222,16 +234,17 @@ class _Counts:
     variance: np.ndarray
 
     def deviation(self, of_gains: np.ndarray | float = 0.0) -> np.ndarray:
-        """Of the count, with gains of that variance."""
+        """Standard deviation of the count. of_gains: variance of the log-gains, (live,) or 0."""
         return np.sqrt(self.variance + self._more(of_gains) + LEAST)
 
     def log_likelihood(self, counts: np.ndarray, silent: np.ndarray, best: np.ndarray, of_gains: np.ndarray) -> np.ndarray:
-        """-D / 2 φ - log(φ) / 2, D the deviance of a binomial count and φ by how much more than one it scatters.
+        """Quasi-log-likelihood of counts, up to a constant common to all states: -D / (2 φ) - log(φ) / 2.
 
-        Quasi-likelihood (McCullagh and Nelder, Generalized Linear Models, 1989, ch. 9): nearly full channels miss a few events
-        only, and of few a normal law would find 8 where 2 are due a proof. What all states share is left out.
+        D: deviance of a binomial count. φ: its variance over the binomial one. Source: McCullagh and Nelder, Generalized Linear
+        Models, 1989, ch. 9. A normal likelihood would fail for nearly full channels, which miss only a few events.
 
-        silent: events in which a channel did not fire. best: the log-likelihood of the counts under themselves.
+        silent: events in which a channel did not fire. best: log-likelihood of the counts at their own share of events.
+        of_gains: variance of the log-gains, (live,).
         """
         fired = np.clip(-np.expm1(self.log_silent), _NEVER, 1.0)
         deviance = 2 * (best - counts * np.log(fired) - silent * self.log_silent)
@@ -243,9 +256,9 @@ class _Counts:
         return np.asarray((RELATIVE * self.mean) ** 2 + of_gains * self.slope**2)
 
 
-def _likelihoods(counts: np.ndarray, light: _Light, variance: np.ndarray, told: np.ndarray) -> Likelihoods:
-    """Of counts (n, live) under gains of that variance; the same for all states where told, bool (n,), is False."""
-    # No events and no counts: a share of what is as good as nothing, not 0 / 0.
+def _likelihoods(counts: np.ndarray, light: _Light, variance: np.ndarray, informative: np.ndarray) -> Likelihoods:
+    """Log-likelihoods of counts (n, live) in all states; 0 for all states of blank lumisections. variance: of the log-gains."""
+    # Without events and counts, a tiny total avoids 0 / 0.
     total = np.maximum(np.maximum(light.events, counts), np.finfo(np.float64).tiny)
     silent = total - counts
     best = xlogy(counts, counts / total) + xlogy(silent, silent / total)
@@ -254,7 +267,7 @@ def _likelihoods(counts: np.ndarray, light: _Light, variance: np.ndarray, told: 
         return light.expected(factor).log_likelihood(counts, silent, best, variance)
 
     by_factor = {factor: of(factor) for factor in {*ALONE, *MODULE, *BOX}}
-    scatter = np.maximum(counts * silent / total, 1 / 3)  # of a normal count that is as it was seen
+    scatter = np.maximum(counts * silent / total, 1 / 3)  # variance of the count at its own share of events
     anything = 0.5 * np.log(2 * np.pi * scatter) - np.log1p(total)
     found = Likelihoods(
         of(1.0),
@@ -263,5 +276,5 @@ def _likelihoods(counts: np.ndarray, light: _Light, variance: np.ndarray, told: 
         np.stack([by_factor[factor] for factor in BOX], axis=2),
     )
     for values in vars(found).values():
-        values[~told] = 0.0
+        values[~informative] = 0.0
     return found

@@ -68,7 +68,7 @@ def learn_and_judge(
         run=run.run,
         strategy=strategy.name,
         lumisections={part.name.lower(): int(np.sum(run.parts == part)) for part in Part},
-        reference={**(novelty.told() or {}), "beyond": None if beyond is None else int(beyond.sum())},
+        reference={**(novelty.reference_summary() or {}), "beyond": None if beyond is None else int(beyond.sum())},
         blank=int(np.sum(blank(run.maps.counts))),
         accuracy=judged.accuracy,
         auc=judged.auc,

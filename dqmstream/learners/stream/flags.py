@@ -21,7 +21,7 @@ from dqmstream.learners.evaluation.evaluator import by_run, newest_of_run
 from dqmstream.learners.monitoring.novelty import Novelty
 from dqmstream.learners.registry import make_strategy, recipe_of
 from dqmstream.learners.response.reference import Reference
-from dqmstream.learners.response.response import Saturating
+from dqmstream.learners.response.saturating import Saturating
 from dqmstream.learners.saved_state import within
 from dqmstream.learners.stream import checkpoint
 from dqmstream.learners.stream.ledger import maps_of
@@ -186,7 +186,7 @@ class Flagger:
     def warnings(self, found: Sequence[RunFlags] = ()) -> list[str]:
         """What weakens what is said here, and of these runs, each in a sentence."""
         reference = self.novelty.statistical.reference
-        told, warnings = reference.told(), []
+        told, warnings = reference.summary(), []
         if reference.kind != Saturating.kind:
             warnings.append(
                 "the reference run does not follow the law of the response, or is too short to tell: a quadratic stands in its "
@@ -217,11 +217,11 @@ class Flagger:
         kept = np.unique(newest_of_run(self.runs))
         log_probability = by_run(log_softmax(self.strategy.scores(maps), axis=1), self.runs)[:, kept]
         order = np.argsort(-log_probability, axis=1, kind="stable")[:, :TOP]
-        noted = self.novelty.look(maps)
+        noted = self.novelty.score(maps)
         flagged = noted.p <= alarms
         found = self.novelty.deviation(maps.take(np.flatnonzero(flagged)) if flagged.any() else maps)
         apart = 1 + self.runs[::-1].index(run) if run in self.runs else 1
-        suspicion, sure = self.novelty.faults.look(maps, apart), np.log((1 - alarms) / alarms)
+        suspicion, sure = self.novelty.faults.score(maps, apart), np.log((1 - alarms) / alarms)
         blank = reference.blank(maps.counts[:, self.novelty.live])
         # What a blank lumisection seems to say is said by those before it, or by what was expected before the run began.
         failed = np.where((suspicion.channels >= sure) & ~blank[:, None], suspicion.channels, 0.0)

@@ -337,7 +337,7 @@ class Learner:
             {
                 "strategy": self.name,
                 "reference": "first run" if self.reference is None else self.reference.version,
-                "reference_taught": self._taught.novelty.told(),
+                "reference_taught": self._taught.novelty.reference_summary(),
                 "reference_runs": None if self.reference is None else self.reference.runs,
                 "pid": os.getpid(),
                 "snapshot": self.archive.snapshot,

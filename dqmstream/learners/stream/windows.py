@@ -22,11 +22,11 @@ import structlog
 from scipy.special import log_softmax
 
 from dqmstream.errors import StateError
-from dqmstream.learners.blank import telling
+from dqmstream.learners.blank import informative
 from dqmstream.learners.evaluation.evaluator import by_run
 from dqmstream.learners.evaluation.json_lines import append_line, keep_lines
 from dqmstream.learners.evaluation.prequential import Judged, Prequential, WindowLine, read_windows
-from dqmstream.learners.learnable import FEWEST, lit
+from dqmstream.learners.learnable import FEWEST_TRAIN_LUMISECTIONS, has_counts
 from dqmstream.learners.maps import RunData
 from dqmstream.learners.saved_state import prefixed, within
 from dqmstream.learners.splits import Part
@@ -104,7 +104,7 @@ class Windows:
             log.error("window left out", run=line.run, window=line.window, why=str(error))
             return
         own = run.maps.take(np.flatnonzero(run.maps.lumisection >= line.first))
-        own = own.take(telling(own.counts))
+        own = own.take(informative(own.counts))
         names = self._names
         named = names[by_run(log_softmax(self._strategy.scores(own), axis=1), names.tolist()).argmax(axis=1)]
         newest = self._runs[-1] if self._newest is None else self._newest
@@ -151,10 +151,10 @@ class Windows:
 
     def _learn(self, line: Experience) -> None:
         """Learn the run as far as the window, unless it holds nothing more to train on than was learnt already."""
-        if line.train < FEWEST or self._learnt == (line.run, line.train):
+        if line.train < FEWEST_TRAIN_LUMISECTIONS or self._learnt == (line.run, line.train):
             return
         run = self._read(line)
-        if lit(run.part(Part.TRAIN)).sum() < FEWEST:
+        if has_counts(run.part(Part.TRAIN)).sum() < FEWEST_TRAIN_LUMISECTIONS:
             return
         self._take_back()
         self._before = _copy(self._strategy.state())

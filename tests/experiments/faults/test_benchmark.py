@@ -262,7 +262,7 @@ def test_a_fault_score_comes_back_from_its_state_to_the_same_bits(tracks: list[S
             one.learn(run)
         for name, array in unbroken.state().items():
             np.testing.assert_array_equal(resumed.state()[name], array, err_msg=f"{name} after run {number}")
-        np.testing.assert_array_equal(resumed.look(as_maps(tracks[3])).score, unbroken.look(as_maps(tracks[3])).score)
+        np.testing.assert_array_equal(resumed.score(as_maps(tracks[3])).score, unbroken.score(as_maps(tracks[3])).score)
     state = unbroken.state()
     with pytest.raises(StateError, match="gain"):
         resumed.restore({name: array for name, array in state.items() if name != "gain"})

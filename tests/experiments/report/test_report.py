@@ -24,7 +24,7 @@ from dqmstream.experiments.report.further_figures import further_figures
 from dqmstream.experiments.report.gain_changes import _view, run_views
 from dqmstream.experiments.report.learner_records import read_records
 from dqmstream.experiments.report.report import write_report
-from dqmstream.learners.closed_form.baselines import GainMap
+from dqmstream.learners.closed_form.gain_map import GainMap
 from dqmstream.learners.evaluation.history import baseline_lines, read_history, results
 from dqmstream.learners.evaluation.history_line import Watched
 from dqmstream.learners.stream.learner import Learner, LearnerSettings

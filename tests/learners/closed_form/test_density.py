@@ -8,8 +8,10 @@ import pytest
 from dqmstream.experiments.benchmark.cells import as_run_data
 from dqmstream.experiments.simulator import stream
 from dqmstream.learners.closed_form import density
-from dqmstream.learners.closed_form.density import THINNED, Runs, cut, log_densities
-from dqmstream.learners.response.conditions import Conditions, Look, Modes, conditions_under
+from dqmstream.learners.closed_form.density import THINNED, KnownRuns, clipped, log_densities
+from dqmstream.learners.response.boxes import ReadoutBoxes
+from dqmstream.learners.response.conditions import fit_conditions
+from dqmstream.learners.response.observation import ConditionFactors, Observation, observe
 from dqmstream.learners.response.reference import Reference
 from dqmstream.learners.splits import Part, Split
 
@@ -18,40 +20,40 @@ WIDE = 1.0
 
 
 @pytest.fixture(scope="module")
-def looked_at() -> tuple[Look, Modes]:
+def observed() -> tuple[Observation, ReadoutBoxes]:
     """Lumisections of the second run of a stream through the reference of its first."""
     runs = [as_run_data(run, Split()) for run in stream("structured", seed=2, runs=2, lumisections=400)]
     reference = Reference.fit(runs[0].part(Part.TRAIN))
-    modes = Modes(reference)
-    return modes.look(runs[1].part(Part.TEST).counts[:, reference.live].astype(np.float64)), modes
+    boxes = ReadoutBoxes(reference.live)
+    return observe(reference, runs[1].part(Part.TEST).counts[:, reference.live].astype(np.float64)), boxes
 
 
 def test_densities_are_those_of_the_normal_law_written_out() -> None:
     run = as_run_data(next(iter(stream("moderate", seed=2, runs=2, lumisections=400))), Split())
     reference = Reference.fit(run.part(Part.TRAIN))
-    modes = Modes(reference)
+    boxes = ReadoutBoxes(reference.live)
     counts = run.part(Part.TEST).counts[:4, reference.live].astype(np.float64)
     counts[1, 5:9] = 0  # cut at ten deviations, if the run expects them to count
-    look = modes.look(counts)
+    seen = observe(reference, counts)
     rng = np.random.default_rng(0)
     for k in range(3):
-        gain, variance = 0.02 * rng.standard_normal(counts.shape[1]), np.zeros(len(modes.boxes))
+        gain, variance = 0.02 * rng.standard_normal(counts.shape[1]), np.zeros(len(boxes))
         gain[5:9] = (0.02, -1.0, -1.0, 0.6)[k]
         variance[[3, 7, 20][:k]] = (0.01**2, 0.05**2)[:k]
-        found = log_densities(look, modes, Runs(gain[None], variance[None]))[:, 0]
-        conditions = conditions_under(look.of(slice(None, None, THINNED)), gain[::THINNED])
-        under = look.under(gain, conditions)
-        expected = [_written_out(under.rows(np.array([i])), modes, variance) for i in range(len(counts))]
+        found = log_densities(seen, boxes, KnownRuns(gain[None], variance[None]))[:, 0]
+        conditions = fit_conditions(seen.of(slice(None, None, THINNED)), gain[::THINNED])
+        under = seen.under(gain, conditions)
+        expected = [_written_out(under.rows(np.array([i])), boxes, variance) for i in range(len(counts))]
         np.testing.assert_allclose(found - found[0], np.array(expected) - expected[0], rtol=1e-4, atol=5e-3)
 
 
-def _written_out(under: Look, modes: Modes, variance: np.ndarray) -> float:
-    noise = cut(under)[0]
+def _written_out(under: Observation, boxes: ReadoutBoxes, variance: np.ndarray) -> float:
+    noise = clipped(under)[0]
     events, pileup = under.leverage[0], under.rate_leverage[0]
     covariance = np.eye(noise.size) + WIDE * (np.outer(events, events) + np.outer(pileup, pileup))
     for box in np.flatnonzero(variance):
         inside = np.zeros_like(pileup)
-        inside[modes.cells[box]] = pileup[modes.cells[box]]
+        inside[boxes.cells[box]] = pileup[boxes.cells[box]]
         covariance += variance[box] * np.outer(inside, inside)
     density = -0.5 * noise @ np.linalg.solve(covariance, noise) - 0.5 * np.linalg.slogdet(covariance)[1]
     return float(density - np.log(under.deviation).sum())
@@ -61,42 +63,44 @@ def _written_out(under: Look, modes: Modes, variance: np.ndarray) -> float:
 def unsettled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave the conditions of lumisections as they are, which are settled under other gains where runs are alone."""
 
-    def as_they_are(look: Look, *_: object, **__: object) -> Conditions:
-        return Conditions(*np.ones((2, len(look.residual), 1), dtype=np.float32))
+    def as_they_are(seen: Observation, *_: object, **__: object) -> ConditionFactors:
+        return ConditionFactors(*np.ones((2, len(seen.residual), 1), dtype=np.float32))
 
-    monkeypatch.setattr(density, "conditions_under", as_they_are)
+    monkeypatch.setattr(density, "fit_conditions", as_they_are)
 
 
 @pytest.mark.usefixtures("unsettled")
-def test_what_is_taken_out_of_one_run_or_of_many_at_once_is_the_same(looked_at: tuple[Look, Modes]) -> None:
-    look, modes = looked_at
+def test_what_is_taken_out_of_one_run_or_of_many_at_once_is_the_same(observed: tuple[Observation, ReadoutBoxes]) -> None:
+    seen, boxes = observed
     rng = np.random.default_rng(1)
-    usual = 0.05 * rng.standard_normal(look.residual.shape[1])
+    usual = 0.05 * rng.standard_normal(seen.residual.shape[1])
     gains = np.tile(usual, (150, 1))  # in three blocks
     gains[rng.random(gains.shape) < 0.01] = -1.0  # dead in a run, or far from what is usual
     gains[rng.random(gains.shape) < 0.01] = 0.7
-    variances = np.where(rng.random((150, len(modes.boxes))) < 0.05, 0.03**2, 0.0)
-    runs = Runs(gains, variances)
-    runs.shortlist = None
-    together = log_densities(look, modes, runs)
-    plain = np.zeros(len(modes.boxes))
+    variances = np.where(rng.random((150, len(boxes))) < 0.05, 0.03**2, 0.0)
+    runs = KnownRuns(gains, variances)
+    runs.prefilter = None
+    together = log_densities(seen, boxes, runs)
+    plain = np.zeros(len(boxes))
     beside = [
-        Runs(np.stack([usual, usual, gain]), np.stack([plain, plain, variance]))
+        KnownRuns(np.stack([usual, usual, gain]), np.stack([plain, plain, variance]))
         for gain, variance in zip(gains, variances, strict=True)
     ]
-    alone = np.stack([log_densities(look, modes, runs)[:, -1] for runs in beside], axis=1)
+    alone = np.stack([log_densities(seen, boxes, runs)[:, -1] for runs in beside], axis=1)
     np.testing.assert_allclose(together, alone, rtol=0, atol=0.01)  # of some thousand nats, in float32
 
 
 @pytest.mark.usefixtures("unsettled")
-def test_the_tangent_at_usual_gains_is_near_the_law_where_runs_part_from_them(looked_at: tuple[Look, Modes]) -> None:
+def test_the_tangent_at_usual_gains_is_near_the_law_where_runs_part_from_them(
+    observed: tuple[Observation, ReadoutBoxes],
+) -> None:
     """Where gains part by 1 %, as those of a year do over 64 runs, and densities by some 10, these are right to about .5."""
-    look, modes = looked_at
+    seen, boxes = observed
     rng = np.random.default_rng(1)
-    gains = 0.05 * rng.standard_normal(look.residual.shape[1]) + 0.01 * rng.standard_normal((40, look.residual.shape[1]))
-    variances = np.zeros((40, len(modes.boxes)))
-    together = log_densities(look, modes, Runs(gains, variances))
-    by_law = np.concatenate([log_densities(look, modes, Runs(gains[[k]], variances[[k]])) for k in range(40)], axis=1)
+    gains = 0.05 * rng.standard_normal(seen.residual.shape[1]) + 0.01 * rng.standard_normal((40, seen.residual.shape[1]))
+    variances = np.zeros((40, len(boxes)))
+    together = log_densities(seen, boxes, KnownRuns(gains, variances))
+    by_law = np.concatenate([log_densities(seen, boxes, KnownRuns(gains[[k]], variances[[k]])) for k in range(40)], axis=1)
     part = by_law - by_law.mean(axis=1, keepdims=True)
     off = np.abs(together - together.mean(axis=1, keepdims=True) - part)
     assert part.std() > 8

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 
 from dqmstream.learners.evaluation.evaluator import Evaluator, Scores, auc, evaluate_row
 from dqmstream.learners.gradient.flops import StepFlops, step_flops
-from dqmstream.learners.memory.merging import Nearest, in_one_row
-from dqmstream.learners.monitoring.novelty import WINDOW, Novelty, most_alike
+from dqmstream.learners.memory.merging import NearestRows, merged_rows
+from dqmstream.learners.monitoring.drift import most_alike
+from dqmstream.learners.monitoring.novelty import Novelty
+from dqmstream.learners.monitoring.stretches import WINDOW
 from dqmstream.learners.networks.recipe import Recipe
 from dqmstream.learners.networks.registry import build
 from dqmstream.learners.registry import make_strategy
@@ -40,7 +42,7 @@ def test_the_pair_that_is_least_apart_is_that_of_all_pairs(seed: int) -> None:
     def apart(i: int) -> np.ndarray:
         return np.asarray(((rows - rows[i]) ** 2).sum(axis=1))
 
-    nearest = Nearest(apart, len(rows))
+    nearest = NearestRows(apart, len(rows))
     for _ in range(12):
         if len(rows) < 3 or rng.random() < 0.5:
             rows = np.concatenate([rows, rng.integers(0, 5, (1, 2))])
@@ -53,7 +55,7 @@ def test_the_pair_that_is_least_apart_is_that_of_all_pairs(seed: int) -> None:
         both = {k for k, row in enumerate(row_of_class) if row in (first, second)}
         rows[first] = rows[[first, second]].mean(axis=0)
         rows = np.delete(rows, second, axis=0)
-        row_of_class = in_one_row(row_of_class, first, second)
+        row_of_class = merged_rows(row_of_class, first, second)
         nearest.merged(first, second)
         assert {k for k, row in enumerate(row_of_class) if row == first} == both
         assert set(row_of_class.tolist()) == set(range(len(rows)))
@@ -78,9 +80,9 @@ def test_runs_that_are_looked_at_together_have_the_scores_of_each_by_itself() ->
     for number, run in enumerate(RUNS[:5]):
         novelty.learn(number, run, reader(RUNS))
     several = [RUNS[7].maps, RUNS[1].part(Part.TEST), RUNS[2].maps.take(np.arange(1)), RUNS[8].maps.take(np.arange(WINDOW + 5))]
-    together = novelty.look_at_each([*several, *several[:2]])  # more than one batch
+    together = novelty.score_each([*several, *several[:2]])  # more than one batch
     for maps, noted in zip(several, together[:4], strict=True):
-        alone = novelty.look(maps)
+        alone = novelty.score(maps)
         np.testing.assert_allclose(noted.score, alone.score, rtol=1e-9)
         np.testing.assert_array_equal(noted.nearest, alone.nearest)
 

@@ -1,4 +1,4 @@
-"""Runs that are left out of the question are none that matter: densities asked of all runs say the same."""
+"""KnownRuns that are left out of the question are none that matter: densities asked of all runs say the same."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import pytest
 from dqmstream.experiments.benchmark.cells import as_run_data
 from dqmstream.experiments.simulator import simulated_run
 from dqmstream.learners.closed_form import density
-from dqmstream.learners.closed_form.density import Runs, log_densities
-from dqmstream.learners.closed_form.prefilter import RULED_OUT, Shortlist
+from dqmstream.learners.closed_form.density import KnownRuns, log_densities
+from dqmstream.learners.closed_form.prefilter import RULED_OUT, Prefilter
 from dqmstream.learners.closed_form.statistical import Statistical
 from dqmstream.learners.maps import RunData
-from dqmstream.learners.response.conditions import Look
+from dqmstream.learners.response.observation import Observation, observe
 from dqmstream.learners.splits import Part, Split
 from dqmstream.lumisection import Geometry
 
@@ -24,7 +24,7 @@ def nth(number: int) -> RunData:
 
 
 @pytest.fixture(scope="module")
-def year() -> tuple[Statistical, Look, Runs, np.ndarray]:
+def year() -> tuple[Statistical, Observation, KnownRuns, np.ndarray]:
     """A learner of 100 runs in two blocks, two lumisections of each run that it has not seen, and the run of each."""
     strategy, tests = Statistical(Geometry(1), 0, 1_000_000), []
     for number in range(RUNS):
@@ -32,31 +32,31 @@ def year() -> tuple[Statistical, Look, Runs, np.ndarray]:
         strategy.learn(number, run, nth)
         tests.append(run.part(Part.TEST).counts[:2, strategy.reference.live])
     gains, _, variances, _ = strategy.known()
-    look = strategy.modes.look(np.concatenate(tests).astype(np.float64))
-    return strategy, look, Runs(gains, variances), np.repeat(np.arange(RUNS), 2)
+    seen = observe(strategy.reference, np.concatenate(tests).astype(np.float64))
+    return strategy, seen, KnownRuns(gains, variances), np.repeat(np.arange(RUNS), 2)
 
 
-def of_all(strategy: Statistical, look: Look, runs: Runs) -> np.ndarray:
+def of_all(strategy: Statistical, seen: Observation, runs: KnownRuns) -> np.ndarray:
     """Densities where no run is ruled out."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(density, "RULED_OUT", np.inf)
-        return log_densities(look, strategy.modes, runs)
+        return log_densities(seen, strategy.boxes, runs)
 
 
-def without_shortlist(strategy: Statistical, look: Look, runs: Runs) -> np.ndarray:
+def without_prefilter(strategy: Statistical, seen: Observation, runs: KnownRuns) -> np.ndarray:
     """Densities of each block by itself, whose conditions are settled from the start."""
-    everything = Runs(runs.gains, runs.variances)
-    everything.shortlist = None
-    return log_densities(look, strategy.modes, everything)
+    everything = KnownRuns(runs.gains, runs.variances)
+    everything.prefilter = None
+    return log_densities(seen, strategy.boxes, everything)
 
 
 def probabilities(scores: np.ndarray) -> np.ndarray:
     return np.asarray(np.exp(scores - np.logaddexp.reduce(scores, axis=1, keepdims=True)))
 
 
-def test_probabilities_are_those_of_all_runs_asked(year: tuple[Statistical, Look, Runs, np.ndarray]) -> None:
-    strategy, look, runs, label = year
-    short, full = log_densities(look, strategy.modes, runs), of_all(strategy, look, runs)
+def test_probabilities_are_those_of_all_runs_asked(year: tuple[Statistical, Observation, KnownRuns, np.ndarray]) -> None:
+    strategy, seen, runs, label = year
+    short, full = log_densities(seen, strategy.boxes, runs), of_all(strategy, seen, runs)
     np.testing.assert_allclose(probabilities(short), probabilities(full), rtol=0, atol=1e-4)
     assert np.mean(full.argmax(axis=1) == label) > 0.7  # there is something to tell apart
     left_out = ~np.isclose(short, full, rtol=0, atol=0.1)
@@ -65,28 +65,28 @@ def test_probabilities_are_those_of_all_runs_asked(year: tuple[Statistical, Look
     assert ((short.max(axis=1, keepdims=True) - short)[left_out] > RULED_OUT).all()
 
 
-def test_conditions_from_the_shortlist_are_as_good_as_those_settled_from_the_start(
-    year: tuple[Statistical, Look, Runs, np.ndarray],
+def test_conditions_from_the_prefilter_are_as_good_as_those_settled_from_the_start(
+    year: tuple[Statistical, Observation, KnownRuns, np.ndarray],
 ) -> None:
-    strategy, look, runs, _ = year
-    short, full = log_densities(look, strategy.modes, runs), without_shortlist(strategy, look, runs)
+    strategy, seen, runs, _ = year
+    short, full = log_densities(seen, strategy.boxes, runs), without_prefilter(strategy, seen, runs)
     np.testing.assert_allclose(probabilities(short), probabilities(full), rtol=0, atol=2e-3)
 
 
 def test_a_lumisection_with_faults_of_its_own_keeps_the_runs_that_matter(
-    year: tuple[Statistical, Look, Runs, np.ndarray],
+    year: tuple[Statistical, Observation, KnownRuns, np.ndarray],
 ) -> None:
-    strategy, look, runs, _ = year
-    counts = np.rint(look.deviation * (look.residual + look.leverage))
+    strategy, seen, runs, _ = year
+    counts = np.rint(seen.deviation * (seen.residual + seen.leverage))
     rng = np.random.default_rng(0)
     counts[rng.random(counts.shape) < 0.01] = 0.0
-    counts[::3, strategy.modes.cells[4]] *= 0.3
+    counts[::3, strategy.boxes.cells[4]] *= 0.3
     counts[1] = 0.0
-    broken = strategy.modes.look(counts)
-    short, full = log_densities(broken, strategy.modes, runs), of_all(strategy, broken, runs)
+    broken = observe(strategy.reference, counts)
+    short, full = log_densities(broken, strategy.boxes, runs), of_all(strategy, broken, runs)
     assert np.isfinite(short).all()
     np.testing.assert_allclose(probabilities(short), probabilities(full), rtol=0, atol=1e-4)
-    settled = probabilities(without_shortlist(strategy, broken, runs))
+    settled = probabilities(without_prefilter(strategy, broken, runs))
     np.testing.assert_allclose(probabilities(short), settled, rtol=0, atol=2e-3)
 
 
@@ -95,8 +95,8 @@ def test_channels_that_were_ever_faulty_are_not_asked_while_there_are_others() -
     gains = 0.01 * rng.standard_normal((70, 400))
     spoilt = np.zeros(400, dtype=int)
     spoilt[::2] = 1
-    look = Look(*np.ones((3, 1, 400)), np.full((1, 400), 0.5), np.ones((1, 400)))
-    before, _ = Shortlist(gains, spoilt).scores(look)
+    seen = Observation(*np.ones((3, 1, 400)), np.full((1, 400), 0.5), np.ones((1, 400)))
+    before, _ = Prefilter(gains, spoilt).scores(seen)
     gains[:, ::2] = 5.0
-    np.testing.assert_array_equal(Shortlist(gains, spoilt).scores(look)[0], before)
-    assert Shortlist(gains, spoilt).share == 4
+    np.testing.assert_array_equal(Prefilter(gains, spoilt).scores(seen)[0], before)
+    assert Prefilter(gains, spoilt).share == 4

@@ -8,10 +8,11 @@ import pytest
 from dqmstream.errors import InputError, StateError
 from dqmstream.experiments.benchmark.cells import as_run_data
 from dqmstream.experiments.simulator import LIVE, SimulatedRun, stream
-from dqmstream.learners.closed_form.baselines import GainMap
+from dqmstream.learners.closed_form.gain_map import GainMap
 from dqmstream.learners.closed_form.statistical import Statistical
 from dqmstream.learners.maps import Maps
-from dqmstream.learners.response.response import medians, sensitivity
+from dqmstream.learners.response.law import sensitivity
+from dqmstream.learners.response.rings import medians
 from dqmstream.learners.splits import Part, Split
 from dqmstream.lumisection import Geometry
 from tests.learners.streams import FIRST_RUN, draw_run, make_stream, reader
@@ -42,7 +43,7 @@ def test_the_noisy_boxes_of_each_run_are_named_with_their_spread(structured: lis
     strategy = learnt(structured)
     for run, sigmas in zip(structured, strategy.sigmas, strict=True):
         true = {box["side"] * box["n"] for box in run.truth["common_mode"]}
-        assert set(strategy.modes.boxes[sigmas > 0.015]) == true
+        assert set(strategy.boxes.names[sigmas > 0.015]) == true
         np.testing.assert_allclose(sigmas[sigmas > 0.015], 0.03, rtol=0.35)
 
 
@@ -76,7 +77,7 @@ def test_gains_are_those_of_the_simulated_channels() -> None:
     """Its pull against the ratio of rates that was drawn is a standard normal number, in dim and in nearly full channels."""
     runs = list(stream("moderate", seed=5, runs=3, lumisections=400))
     strategy = learnt(runs)
-    of_counts = sensitivity(1 - medians(strategy.reference.typical.fired[0], strategy.modes.ring))
+    of_counts = sensitivity(1 - medians(strategy.reference.typical.fired[0], strategy.reference.ring))
     for run, gain, error in zip(runs[1:], strategy.gains[1:], strategy.gain_errors[1:], strict=True):
         ratio = run.rate[LIVE] / np.where(runs[0].rate[LIVE] > 0, runs[0].rate[LIVE], 1)
         usual = (ratio > 0.5) & (ratio < 1.5)

@@ -14,7 +14,7 @@ from sklearn import metrics
 
 from dqmstream.learners.evaluation.evaluator import NOTICED, VALIDATION_SHARE, Evaluator, Scores, auc, evaluate_row, roc_curve
 from dqmstream.learners.maps import Maps, RunData
-from dqmstream.learners.monitoring.novelty import Noted
+from dqmstream.learners.monitoring.novelty import NewRunScores
 from dqmstream.learners.registry import STREAMING
 from dqmstream.learners.splits import Part, assign
 from dqmstream.lumisection import Geometry
@@ -102,9 +102,9 @@ class Noticing:
 
     runs = 0
 
-    def look_at_each(self, several: Sequence[Maps]) -> list[Noted]:
+    def score_each(self, several: Sequence[Maps]) -> list[NewRunScores]:
         self.runs += len(several)
-        return [Noted(np.zeros(len(maps)), np.zeros(len(maps), dtype=int)) for maps in several]
+        return [NewRunScores(np.zeros(len(maps)), np.zeros(len(maps), dtype=int)) for maps in several]
 
 
 def tiny_run(run: int) -> RunData:

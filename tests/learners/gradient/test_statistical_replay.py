@@ -45,7 +45,7 @@ def test_redrawn_lumisections_are_like_real_held_out_ones(name: str) -> None:
         steady = np.minimum(x.var(axis=0), y.var(axis=0)) > 0.1  # a dead channel has no pull
         pulls.append((x.mean(axis=0) - y.mean(axis=0))[steady] / np.sqrt(x.var(axis=0)[steady] / len(x)))
         variances.append(np.median(y.var(axis=0)[steady] / x.var(axis=0)[steady]))
-        by_box = [statistical.modes.by_box(residuals).var(axis=0) for residuals in (y, x)]
+        by_box = [statistical.boxes.sums(residuals).var(axis=0) for residuals in (y, x)]
         boxes.append(np.median(by_box[0] / by_box[1]))
         named.append([np.mean(statistical.scores_of_live(counts).argmax(axis=1) == k) for counts in (drawn, real)])
     # Gains are known as well as 200 train lumisections make them: a mean of 60 test ones has 1.14 times its own error.
@@ -63,12 +63,12 @@ def test_noisy_boxes_are_as_noisy_when_redrawn() -> None:
         drawn = statistical.draw(np.full(len(real), k), real, np.random.default_rng(k))
         noisy = np.argsort(statistical.sigmas[k])[-2:]
         of_both = [
-            statistical.modes.by_box(statistical.reference.residuals_of_live(counts)).var(axis=0)[noisy]
+            statistical.boxes.sums(statistical.reference.residuals_of_live(counts)).var(axis=0)[noisy]
             for counts in (drawn, real)
         ]
         np.testing.assert_allclose(of_both[0], of_both[1], rtol=0.5)
         assert (
-            of_both[0] > 2 * np.median(statistical.modes.by_box(statistical.reference.residuals_of_live(real)).var(axis=0))
+            of_both[0] > 2 * np.median(statistical.boxes.sums(statistical.reference.residuals_of_live(real)).var(axis=0))
         ).all()
 
 

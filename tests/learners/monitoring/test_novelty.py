@@ -10,7 +10,8 @@ from dqmstream.experiments.benchmark.cells import as_run_data
 from dqmstream.experiments.simulator import stream
 from dqmstream.learners.evaluation.evaluator import auc
 from dqmstream.learners.maps import Maps, RunData
-from dqmstream.learners.monitoring.novelty import WINDOW, Novelty
+from dqmstream.learners.monitoring.novelty import Novelty
+from dqmstream.learners.monitoring.stretches import WINDOW
 from dqmstream.learners.splits import Part, Split
 from dqmstream.lumisection import IETA, IPHI, Geometry
 from tests.learners.streams import make_stream, reader
@@ -30,8 +31,8 @@ def learnt(runs: list[RunData]) -> Novelty:
 def noticed(runs: list[RunData]) -> float:
     """AUC of the last run's test lumisections against those of the runs before it, which are known."""
     novelty = learnt(runs[:-1])
-    known = [novelty.look(run.part(Part.TEST)).score for run in runs[:-1]]
-    return auc(novelty.look(runs[-1].part(Part.TEST)).score, np.concatenate(known))
+    known = [novelty.score(run.part(Part.TEST)).score for run in runs[:-1]]
+    return auc(novelty.score(runs[-1].part(Part.TEST)).score, np.concatenate(known))
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def test_a_run_that_is_not_known_is_noticed(name: str) -> None:
 def test_small_drifts_are_noticed_too_and_known_runs_are_not(small: list[RunData]) -> None:
     assert noticed(small) > 0.85
     novelty = learnt(small)
-    p = np.concatenate([novelty.look(run.part(Part.TEST)).p for run in small])
+    p = np.concatenate([novelty.score(run.part(Part.TEST)).p for run in small])
     assert np.mean(p <= 0.05) < 0.05
 
 
@@ -75,13 +76,13 @@ def test_a_channel_that_dies_is_named_with_what_it_should_have_counted(small: li
 
 def test_a_score_looks_at_a_window_that_ends_with_its_lumisection(small: list[RunData]) -> None:
     novelty, maps = learnt(small[:3]), small[4].part(Part.TEST)
-    whole = novelty.look(maps).score
-    np.testing.assert_allclose(novelty.look(maps.take(np.arange(45))).score, whole[:45], rtol=1e-6)
-    last = novelty.look(maps.take(np.arange(60 - WINDOW, 60))).score[-1]
+    whole = novelty.score(maps).score
+    np.testing.assert_allclose(novelty.score(maps.take(np.arange(45))).score, whole[:45], rtol=1e-6)
+    last = novelty.score(maps.take(np.arange(60 - WINDOW, 60))).score[-1]
     assert last == pytest.approx(whole[-1], rel=1e-6)
     dark = maps.counts.copy()
     dark[10] = 0
-    assert np.isfinite(novelty.look(Maps(dark, maps.n_events, maps.pileup, maps.lumisection)).score).all()
+    assert np.isfinite(novelty.score(Maps(dark, maps.n_events, maps.pileup, maps.lumisection)).score).all()
 
 
 def test_a_resumed_one_goes_on_to_the_same_bits() -> None:
@@ -96,13 +97,13 @@ def test_a_resumed_one_goes_on_to_the_same_bits() -> None:
         for name, array in unbroken.state().items():
             np.testing.assert_array_equal(resumed.state()[name], array)
         maps = run.part(Part.TEST)
-        np.testing.assert_array_equal(resumed.look(maps).score, unbroken.look(maps).score)
+        np.testing.assert_array_equal(resumed.score(maps).score, unbroken.score(maps).score)
 
 
 def test_nothing_is_said_before_the_first_run_or_from_a_damaged_state() -> None:
     runs = make_stream(1, drift=0.0)
     with pytest.raises(InputError, match="no run is known"):
-        Novelty(Geometry(1), 0).look(runs[0].maps)
+        Novelty(Geometry(1), 0).score(runs[0].maps)
     state = learnt(runs).state()
     for missing in state:
         with pytest.raises(StateError):

@@ -1,13 +1,14 @@
-"""Lumisections seen through the reference: what is expected of them under other gains and conditions is the law's."""
+"""Observations under other gains and conditions follow the law, and conditions are fitted to all channels."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from dqmstream.learners.response.conditions import Conditions, Look, Modes, conditions_under
+from dqmstream.learners.response.conditions import fit_conditions
+from dqmstream.learners.response.law import probability, silence
+from dqmstream.learners.response.observation import ConditionFactors, Observation, observe
 from dqmstream.learners.response.reference import Reference
-from dqmstream.learners.response.response import probability, silence
 from dqmstream.learners.splits import Part
 from tests.learners.streams import FIRST_RUN, draw_run
 
@@ -21,13 +22,8 @@ def reference() -> Reference:
     return Reference.fit(draw_run(np.ones(932), np.random.default_rng(0), 400, FIRST_RUN).part(Part.TRAIN))
 
 
-@pytest.fixture(scope="module")
-def modes(reference: Reference) -> Modes:
-    return Modes(reference)
-
-
-def looked_at(modes: Modes, reference: Reference, counts: np.ndarray) -> Look:
-    return modes.look(counts[:, reference.live].astype(np.float64))
+def observed(reference: Reference, counts: np.ndarray) -> Observation:
+    return observe(reference, counts[:, reference.live].astype(np.float64))
 
 
 def test_silence_is_the_power_that_the_law_has() -> None:
@@ -35,43 +31,43 @@ def test_silence_is_the_power_that_the_law_has() -> None:
     np.testing.assert_allclose(1 - silence(rate), probability(rate), rtol=1e-11)
 
 
-def test_what_is_expected_under_gains_is_the_law(modes: Modes, reference: Reference) -> None:
-    look = looked_at(modes, reference, drawn(np.ones(932)))
+def test_what_is_expected_under_gains_is_the_law(reference: Reference) -> None:
+    seen = observed(reference, drawn(np.ones(932)))
     gain = np.random.default_rng(3).uniform(-0.5, 1.0, 932)
-    under = look.under(gain / 1.2 - 1 / 6, Conditions(np.full((1, 1), 0.9), np.full((1, 1), 1.2)))
-    counts = look.deviation * (look.residual + look.leverage)
-    events = look.deviation * look.full
-    p = probability(look.rate * (1 + gain))
+    under = seen.under(gain / 1.2 - 1 / 6, ConditionFactors(np.full((1, 1), 0.9), np.full((1, 1), 1.2)))
+    counts = seen.deviation * (seen.residual + seen.leverage)
+    events = seen.deviation * seen.full
+    p = probability(seen.rate * (1 + gain))
     np.testing.assert_allclose(1 - under.quiet, p, rtol=1e-6)
     np.testing.assert_allclose(under.deviation * (under.residual + under.leverage), counts, rtol=1e-6)
     np.testing.assert_allclose(under.deviation * under.leverage, 0.9 * events * p, rtol=1e-6)
-    wider = 0.9 * p * (1 - p) / (look.quiet * (1 - look.quiet))
-    np.testing.assert_allclose((under.deviation / look.deviation) ** 2, wider, rtol=1e-4)
+    wider = 0.9 * p * (1 - p) / (seen.quiet * (1 - seen.quiet))
+    np.testing.assert_allclose((under.deviation / seen.deviation) ** 2, wider, rtol=1e-4)
 
 
-def test_tangents_are_what_a_small_change_does(modes: Modes, reference: Reference) -> None:
-    look = looked_at(modes, reference, drawn(np.ones(932)))
-    more = look.under(1e-5)
+def test_tangents_are_what_a_small_change_does(reference: Reference) -> None:
+    seen = observed(reference, drawn(np.ones(932)))
+    more = seen.under(1e-5)
     # Counts themselves do not move: more is expected of them, in deviations that change too.
-    moved = (more.leverage * more.deviation - look.leverage * look.deviation) / look.deviation
-    np.testing.assert_allclose(moved / 1e-5, look.rate_leverage, rtol=1e-3, atol=1e-6)
+    moved = (more.leverage * more.deviation - seen.leverage * seen.deviation) / seen.deviation
+    np.testing.assert_allclose(moved / 1e-5, seen.rate_leverage, rtol=1e-3, atol=1e-6)
 
 
-def test_conditions_are_settled_where_gains_would_mislead_them(modes: Modes, reference: Reference) -> None:
+def test_conditions_are_settled_where_gains_would_mislead_them(reference: Reference) -> None:
     """A run whose channels of the rings that tell pileup have all gained 10 % looks like one of more pileup."""
     ieta = np.abs(np.nonzero(reference.live)[1] - 31.5)
     gain = np.where(ieta < 23, 0.1, 0.0) + 0.02 * np.random.default_rng(4).standard_normal(932)
     gain[[3, 400]] = -1.0, 2.0
     counts = drawn(1 + gain)
     counts[7, 0, :, 10:20] = 0.0  # a part of the detector that is off for once
-    look = looked_at(modes, reference, counts)
-    misled = np.median(np.abs(look.under(gain).residual))
+    seen = observed(reference, counts)
+    misled = np.median(np.abs(seen.under(gain).residual))
     for thinned in (1, 8):
-        left = look.under(gain, conditions_under(look.of(slice(None, None, thinned)), gain[::thinned])).residual
+        left = seen.under(gain, fit_conditions(seen.of(slice(None, None, thinned)), gain[::thinned])).residual
         assert np.median(np.abs(left)) < 0.75 < 0.85 < misled
         assert np.median(np.abs(left[7])) < 1.0
 
 
-def test_without_light_conditions_are_left_alone(modes: Modes, reference: Reference) -> None:
-    look = looked_at(modes, reference, np.zeros((2, 1, 64, 72), dtype=np.float32))
-    np.testing.assert_array_equal(conditions_under(look, np.zeros(932)), np.ones((2, 2, 1)))
+def test_without_light_conditions_are_left_alone(reference: Reference) -> None:
+    seen = observed(reference, np.zeros((2, 1, 64, 72), dtype=np.float32))
+    np.testing.assert_array_equal(fit_conditions(seen, np.zeros(932)), np.ones((2, 2, 1)))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from dqmstream.learners.response.conditions import Look, Modes, conditions_under
-from dqmstream.learners.response.gains import MOST, USUAL, course, fitted
+from dqmstream.learners.response.conditions import fit_conditions
+from dqmstream.learners.response.gains import GAIN_PRIOR, MOST, fit_gains, smooth_gains
+from dqmstream.learners.response.law import rate_of
+from dqmstream.learners.response.observation import Observation, observe
 from dqmstream.learners.response.reference import Reference
-from dqmstream.learners.response.response import rate_of
 from dqmstream.learners.splits import Part
 from tests.learners.streams import FIRST_RUN, draw_run
 
@@ -17,14 +18,13 @@ RING = np.repeat([0, 1], 100)
 def test_gains_are_found_wherever_they_are_looked_for_first() -> None:
     rng = np.random.default_rng(0)
     reference = Reference.fit(draw_run(np.ones(932), rng, 400, FIRST_RUN).part(Part.TRAIN))
-    modes = Modes(reference)
     gain = 0.03 * rng.standard_normal(932)
     gain[::20] = np.resize([-1.0, -0.8, -0.5, 0.4, 1.0, 3.0], len(gain[::20]))
     counts = draw_run(1 + gain, rng, 400, FIRST_RUN + 1).part(Part.TRAIN).counts[:, reference.live].astype(np.float64)
-    look = modes.look(counts)
-    look = look.under(0.0, conditions_under(look, gain))
+    seen = observe(reference, counts)
+    seen = seen.under(0.0, fit_conditions(seen, gain))
     starts = (np.zeros(932), gain, np.where(gain < 0, MOST, -1.0), rng.permutation(gain))
-    found = [fitted(look, first) for first in starts]
+    found = [fit_gains(seen, first) for first in starts]
     found_gain, error = found[0]
     for other, other_error in found[1:]:
         assert np.mean(np.abs(other - found_gain) < 0.1 * error) > 0.995
@@ -36,7 +36,7 @@ def test_gains_are_found_wherever_they_are_looked_for_first() -> None:
     assert abs(np.median(pull[telling])) < 0.25
     assert 0.8 < np.median(np.abs(pull[telling])) / 0.6745 < 1.25
     np.testing.assert_allclose(found_gain[gain == -1], -1, atol=1e-5)
-    assert (error <= USUAL).all()
+    assert (error <= GAIN_PRIOR).all()
 
 
 def test_a_channel_that_counts_more_than_there_were_events_is_not_sent_where_nothing_may_scatter() -> None:
@@ -46,9 +46,9 @@ def test_a_channel_that_counts_more_than_there_were_events_is_not_sent_where_not
     quiet, rate = np.full_like(full, 1 - fired), np.full_like(full, rate_of(np.array(fired)))
     residual = 3 + rng.standard_normal(full.shape)
     assert residual.mean() > (full * quiet).max()
-    look = Look(residual, full, rate, quiet, full * fired * quiet)
-    gain, _ = fitted(look, np.zeros(50))
-    assert rms(look.under(gain).residual) < 1.02 * rms(residual)
+    seen = Observation(residual, full, rate, quiet, full * fired * quiet)
+    gain, _ = fit_gains(seen, np.zeros(50))
+    assert rms(seen.under(gain).residual) < 1.02 * rms(residual)
 
 
 def walks(runs: int, step: float, error: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -64,14 +64,14 @@ def rms(values: np.ndarray) -> float:
 
 def test_where_nothing_drifts_runs_are_averaged() -> None:
     true, measured = walks(40, step=0.0, error=0.02)
-    found = course(measured, np.full_like(measured, 0.02), RING)
+    found = smooth_gains(measured, np.full_like(measured, 0.02), RING)
     assert rms(found - true) < 1.3 * 0.02 / np.sqrt(40)
 
 
 def test_a_walk_is_followed_as_far_as_the_measurements_tell_of_it() -> None:
     for step in (0.002, 0.01):
         true, measured = walks(200, step, error=0.02)
-        found = course(measured, np.full_like(measured, 0.02), RING)
+        found = smooth_gains(measured, np.full_like(measured, 0.02), RING)
         # Of a stationary smoother: p, its variance, of q and r in units of r.
         ratio = (step / 0.02) ** 2
         best = 0.02 * np.sqrt(ratio / np.sqrt(ratio**2 + 4 * ratio))
@@ -81,7 +81,7 @@ def test_a_walk_is_followed_as_far_as_the_measurements_tell_of_it() -> None:
 def test_rings_walk_each_by_itself() -> None:
     steady, quick = walks(50, 0.0, 0.02, seed=1), walks(50, 0.05, 0.02, seed=2)
     true, measured = (np.where(RING == 0, one, other) for one, other in zip(steady, quick, strict=True))
-    off = course(measured, np.full_like(measured, 0.02), RING) - true
+    off = smooth_gains(measured, np.full_like(measured, 0.02), RING) - true
     assert rms(off[:, RING == 0]) < 0.005
     assert 0.01 < rms(off[:, RING == 1]) < 0.02
 
@@ -91,7 +91,7 @@ def test_a_channel_that_leaps_starts_anew_and_a_dead_one_is_left_as_it_is() -> N
     measured[10:, 0] -= 0.3
     measured[10:20, 1] = -1.0
     measured[15, 2] += 1.0
-    found = course(measured, np.full_like(measured, 0.01), RING)
+    found = smooth_gains(measured, np.full_like(measured, 0.01), RING)
     np.testing.assert_allclose(found[:10, 0], 0.0, atol=0.012)
     np.testing.assert_allclose(found[10:, 0], -0.3, atol=0.012)
     np.testing.assert_array_equal(found[10:20, 1], -1.0)
@@ -102,4 +102,4 @@ def test_a_channel_that_leaps_starts_anew_and_a_dead_one_is_left_as_it_is() -> N
 
 def test_one_run_is_what_it_was_measured_to_be() -> None:
     _, measured = walks(1, step=0.1, error=0.01)
-    np.testing.assert_array_equal(course(measured, np.full_like(measured, 0.01), RING), measured)
+    np.testing.assert_array_equal(smooth_gains(measured, np.full_like(measured, 0.01), RING), measured)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dqmstream.learners.closed_form.baselines import GainMap
+from dqmstream.learners.closed_form.gain_map import GainMap
 from dqmstream.learners.closed_form.statistical import Statistical
 from dqmstream.learners.maps import Maps, RunData
 from dqmstream.learners.monitoring.fault_score import FaultScore
-from dqmstream.learners.monitoring.novelty import Deviation, Novelty
+from dqmstream.learners.monitoring.novelty import Novelty, RunDeviation
 from dqmstream.learners.registry import make_strategy
+from dqmstream.learners.response.law import probability
+from dqmstream.learners.response.quadratic import Quadratic
 from dqmstream.learners.response.reference import Reference
-from dqmstream.learners.response.response import Quadratic, Saturating, probability
+from dqmstream.learners.response.saturating import Saturating
 from dqmstream.learners.splits import Part
 from dqmstream.lumisection import IETA, IPHI, Geometry, he_depth1_mask, readout_box
 from tests.learners.streams import RING_OF_CHANNEL, K, conditions_of, draw_real_run, fingerprint, reader
@@ -34,7 +36,7 @@ def fitted(path: str, seed: int, r_per_pileup: float = R_PER_PILEUP[0]) -> Refer
     return Reference.fit(run_of(path, seed, 1, r_per_pileup).part(Part.TRAIN))
 
 
-def significant(found: Deviation) -> int:
+def significant(found: RunDeviation) -> int:
     return int(np.sum(np.abs(found.pull) > 4.5))
 
 
@@ -56,23 +58,23 @@ def test_residuals_of_a_falling_run_are_right_after_a_levelled_or_a_rising_one(r
 
 def test_it_says_what_it_was_taught_and_which_lumisections_lie_beyond() -> None:
     reference = fitted("level", 0)
-    told = reference.told()
+    told = reference.summary()
     assert told["kind"] == "saturating"
     assert 0.98 < told["lowest"] < 1 < told["highest"] < 1.02
     assert not reference.beyond(run_of("level", 0, 2).maps.counts).any()
     beyond = reference.beyond(run_of("falling", 0, 2).maps.counts)
     assert not beyond[:30].any() and beyond[-250:].mean() > 0.98  # but for empty ones
-    assert Reference.from_state(reference.state()).told() == told
+    assert Reference.from_state(reference.state()).summary() == told
 
 
 def test_errors_widen_with_the_distance_from_what_was_taught_and_not_within_it() -> None:
     reference = fitted("level", 0)
-    law = reference._known
+    law = reference.fitted
     assert isinstance(law, Saturating)
     plain = Saturating(law.size, law.rate, law.spread, law.at)
     for pileup, least in ((1.0, 1.0), (0.7, 1.0), (0.1, 2.0)):
         counts = law.size * probability(pileup * law.rate)
-        at = reference._conditions(counts[None])
+        at = reference.conditions_of_live(counts[None])
         wider = np.median(law.expected(at).deviation / plain.expected(at).deviation)
         assert wider == 1.0 if pileup == 1.0 else wider > least
 
@@ -84,9 +86,9 @@ def test_after_a_levelled_run_nothing_is_found_in_a_run_that_differs_by_pileup_a
     novelty = Novelty(Geometry(1), 0)
     novelty.learn(0, level, reader([level]))
     for run in (falling, run_of("level", 0, 5, r_per_pileup)):
-        assert (novelty.look(run.maps).p <= 0.01).sum() == 0
+        assert (novelty.score(run.maps).p <= 0.01).sum() == 0
         assert significant(novelty.deviation(run.part(Part.TEST))) == 0
-        assert (novelty.faults.look(run.maps.take(np.arange(0, 400, 8))).score < np.log(99)).all()
+        assert (novelty.faults.score(run.maps.take(np.arange(0, 400, 8))).score < np.log(99)).all()
     dead = run_of("falling", 0, 6, r_per_pileup)
     dead.maps.counts[:, *np.argwhere(novelty.live)[400]] = 0
     found = novelty.deviation(dead.part(Part.TEST))
@@ -97,15 +99,15 @@ def test_a_later_run_teaches_what_the_first_could_not_and_what_was_measured_stay
     """The rates of channels that are full at a pileup of 62 are told by a ramp from 1."""
     level, ramp = run_of("level", 1, 1), run_of("ramp", 1, 2)
     first = Reference.fit(level.part(Part.TRAIN))
-    second = first.after(ramp.part(Part.TRAIN))
-    assert second is not first and second.told()["lowest"] < 0.1
-    assert second.after(ramp.part(Part.TRAIN)) is second, "it knows these conditions now"
-    assert first.after(run_of("level", 1, 3).part(Part.TRAIN)) is first
+    second = first.updated_by(ramp.part(Part.TRAIN))
+    assert second is not first and second.summary()["lowest"] < 0.1
+    assert second.updated_by(ramp.part(Part.TRAIN)) is second, "it knows these conditions now"
+    assert first.updated_by(run_of("level", 1, 3).part(Part.TRAIN)) is first
     enough = fitted("falling", 1)
-    assert enough.after(ramp.part(Part.TRAIN)) is enough, "its first run told it the law by pileup that moved"
+    assert enough.updated_by(ramp.part(Part.TRAIN)) is enough, "its first run told it the law by pileup that moved"
     counts = level.part(Part.TEST).counts
     np.testing.assert_allclose(second.expected(counts), first.expected(counts), rtol=2e-3)
-    one, other = first._known, second._known
+    one, other = first.fitted, second.fitted
     assert isinstance(one, Saturating) and isinstance(other, Saturating)
     truth = np.log(run_of("level", 1, 1).maps.pileup.mean() * R_PER_PILEUP[0] * _rates(1))
     full = one.error > 0.04
@@ -129,9 +131,9 @@ def test_a_box_or_channels_that_fail_in_the_run_that_teaches_are_no_news_of_a_go
     _fail(teaching, failing, factor, since)
     novelty = Novelty(Geometry(1), 0)
     novelty.learn(0, level, reader([]))
-    first = novelty.statistical.reference._known
+    first = novelty.statistical.reference.fitted
     novelty.learn(1, teaching, reader([]))
-    law = novelty.statistical.reference._known
+    law = novelty.statistical.reference.fitted
     assert isinstance(first, Saturating) and isinstance(law, Saturating)
     kept = law.rate == first.rate
     assert kept[failing].mean() > 0.9 and kept[~failing].mean() < 0.02
@@ -141,15 +143,15 @@ def test_a_box_or_channels_that_fail_in_the_run_that_teaches_are_no_news_of_a_go
         return run_of("ramp", 0, 7, R_PER_PILEUP[1]).maps.take(np.arange(140))
 
     good = rising()
-    assert (novelty.look(good).p <= 0.01).sum() == 0
+    assert (novelty.score(good).p <= 0.01).sum() == 0
     assert significant(novelty.deviation(good)) == 0
     bad = rising()
     bad.counts[20:, 0, he_depth1_mask()] *= np.where(BOX == -7, 0.9, 1.0).astype(np.float32)
-    assert (novelty.look(bad).p[30:] <= 0.01).all(), "another box that fails there is news"
+    assert (novelty.score(bad).p[30:] <= 0.01).all(), "another box that fails there is news"
     dead = rising()
     dead.counts[20:, *np.argwhere(novelty.live)[400]] = 0
     assert np.abs(novelty.deviation(dead).pull).argmax() == 400
-    assert (novelty.faults.look(dead).channels[30:, 400] > np.log(99)).all()
+    assert (novelty.faults.score(dead).channels[30:, 400] > np.log(99)).all()
 
 
 def test_a_good_ramp_is_not_news_where_only_a_ramp_with_a_failed_box_is_known_beside_a_level_run() -> None:
@@ -160,9 +162,9 @@ def test_a_good_ramp_is_not_news_where_only_a_ramp_with_a_failed_box_is_known_be
     for number, run in enumerate((level, failed)):
         novelty.learn(number, run, reader([]))
     good, bad = (run_of("ramp", 0, 7) for _ in range(2))
-    assert (novelty.look(good.maps.take(np.arange(140))).p <= 0.01).sum() <= 1
+    assert (novelty.score(good.maps.take(np.arange(140))).p <= 0.01).sum() <= 1
     _fail(bad, BOX == -7, 0.9, 20, R_PER_PILEUP[0])
-    assert (novelty.look(bad.maps.take(np.arange(140))).p[40:] <= 0.01).all()
+    assert (novelty.score(bad.maps.take(np.arange(140))).p[40:] <= 0.01).all()
 
 
 def _fail(run: RunData, failing: np.ndarray, factor: float, since: int, r_per_pileup: float = R_PER_PILEUP[1]) -> None:
@@ -180,7 +182,7 @@ def test_a_channel_that_is_dead_in_the_run_that_teaches_a_quadratic_is_expected_
     for run in (level, falling):
         run.maps.counts[:] *= np.float32(7.5)
     first = Reference.fit(level.part(Part.TRAIN))
-    second = first.after(falling.part(Part.TRAIN))
+    second = first.updated_by(falling.part(Part.TRAIN))
     np.testing.assert_allclose(second.typical.counts, first.typical.counts, rtol=5e-3)
     again = run_of("falling", 0, 7, R_PER_PILEUP[1]).maps.counts * np.float32(7.5)
     assert (second.residuals(again)[:, 400] ** 2).mean() < 2.0
@@ -195,7 +197,7 @@ def test_a_first_run_of_counts_that_are_no_events_learns_its_slopes_from_the_nex
     again = run_of("falling", 0, 7, R_PER_PILEUP[1])
     counts = again.maps.counts * np.float32(7.5)
     assert np.median((first.residuals(counts) ** 2).mean(axis=0)) < 1.5, "no slope is known, and errors say so"
-    second = first.after(falling.part(Part.TRAIN))
+    second = first.updated_by(falling.part(Part.TRAIN))
     assert np.median((second.residuals(counts) ** 2).mean(axis=0)) == pytest.approx(1.0, abs=0.3)
     np.testing.assert_allclose(second.typical.counts, first.typical.counts, rtol=5e-3)
 
@@ -212,7 +214,7 @@ def test_gains_measured_before_the_reference_was_taught_more_say_the_same_counts
         faults.learn(run.part(Part.TRAIN))
     faults_of.append(faults.gain.copy())
     strategy.learn(2, ramp, reader([]))
-    factor = old.rescaled(strategy.reference)
+    factor = old.gain_factor(strategy.reference)
     assert strategy.reference is not old and factor.std() > 0
     np.testing.assert_allclose(strategy.gains[:2], before * factor, rtol=1e-4, atol=1e-6)
     faults.set_reference(strategy.reference)

@@ -11,8 +11,8 @@ from dqmstream.errors import InputError, StateError
 from dqmstream.experiments.benchmark.cells import as_run_data
 from dqmstream.experiments.simulator import stream
 from dqmstream.learners.maps import Maps, RunData
+from dqmstream.learners.response.quadratic import Quadratic
 from dqmstream.learners.response.reference import CLIP, Reference
-from dqmstream.learners.response.response import Quadratic
 from dqmstream.learners.splits import Part, Split
 from dqmstream.lumisection import IETA, he_depth1_mask, ieta_row
 from tests.learners.streams import draw_run, make_stream

@@ -16,7 +16,7 @@ from dqmstream.learners.evaluation.history import beside_joint, results
 from dqmstream.learners.evaluation.history_line import HistoryLine
 from dqmstream.learners.evaluation.stability_gap import LUMISECTIONS, MOMENTS, Watcher
 from dqmstream.learners.maps import Maps, RunData
-from dqmstream.learners.monitoring.novelty import Noted
+from dqmstream.learners.monitoring.novelty import NewRunScores
 from dqmstream.learners.registry import STREAMING
 from dqmstream.learners.strategy import LearnLog, Past, Strategy, Watch
 from dqmstream.learners.stream.experience import learn_and_judge
@@ -81,15 +81,15 @@ class NumbersOfRuns:
     def learn(self, experience: int, run: RunData, past: object) -> None:
         self._known = max(self._known, float(run.maps.counts.mean()))
 
-    def told(self) -> None:
+    def reference_summary(self) -> None:
         return None
 
     def beyond(self, maps: Maps) -> None:
         return None
 
-    def look_at_each(self, several: Sequence[Maps]) -> list[Noted]:
+    def score_each(self, several: Sequence[Maps]) -> list[NewRunScores]:
         scores = [maps.counts.mean(axis=(1, 2, 3)) - self._known for maps in several]
-        return [Noted(score, np.zeros(len(score), np.int64)) for score in scores]
+        return [NewRunScores(score, np.zeros(len(score), np.int64)) for score in scores]
 
 
 def flat_stream(runs: int) -> list[RunData]:

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from dqmstream.errors import InputError, StateError
-from dqmstream.learners.closed_form.baselines import GainMap
+from dqmstream.learners.closed_form.gain_map import GainMap
 from dqmstream.learners.maps import joined
 from dqmstream.learners.registry import make_strategy
 from dqmstream.learners.response.reference import Reference
