@@ -19,7 +19,7 @@ from dqmstream.settings import MAX_AGE_S, Settings
 
 if TYPE_CHECKING:
     from dqmstream.storage.archive import Archive
-    from dqmstream.storage.maintenance.tables import Finding
+    from dqmstream.storage.maintenance.findings import Finding
 
 app = typer.Typer(
     name="archive",

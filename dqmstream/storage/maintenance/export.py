@@ -1,4 +1,4 @@
-"""Export: plain Zarr v3 that any program opens by its path, one table of the newest revision of every lumisection.
+"""Export to plain Zarr v3, which any program opens by its path: one table with the newest revision of each lumisection.
 
     occupancy (row, depth, ieta, iphi); run lumisection time n_events pileup content quality produced committed (row,)
     depth, ieta, iphi: coordinates
@@ -22,6 +22,7 @@ from zarr.codecs import BloscCodec
 from dqmstream.errors import InputError
 from dqmstream.storage import layout
 from dqmstream.storage.archive import Archive
+from dqmstream.storage.columns import array
 from dqmstream.storage.locks import empty_folder, exclusive, sync_filesystem
 
 COLUMNS = tuple(name for name in layout.ROW_COLUMNS if name != "offset")
@@ -33,10 +34,10 @@ def export(
     runs: Sequence[int] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> int:
-    """Write the archive's runs, or those named, to a new folder at path, whole or not at all. Returns the number of rows.
+    """Write these runs, by default all, to a new folder at path, whole or not at all. Returns the number of rows.
 
-    A run at a time is held in memory. progress: rows written, rows in all. Raises InputError where something is at path, where
-    it cannot be written, and for a run that the archive does not hold.
+    One run at a time is in memory. progress: rows written, rows in all. Raises InputError if path exists or cannot be written,
+    and for a run that the archive does not hold.
     """
     path = Path(path)
     sizes = {summary.run: summary.lumisections for summary in archive.runs()}
@@ -52,7 +53,7 @@ def export(
         with exclusive(partial):
             try:
                 _refuse_existing(path)
-                empty_folder(partial)  # of what an export that was killed here had left
+                empty_folder(partial)  # remains of an export that was killed
                 rows = _write(archive, partial, {run: sizes[run] for run in chosen}, progress)
                 sync_filesystem(partial)
                 partial.rename(path)
@@ -85,20 +86,20 @@ def _write(archive: Archive, folder: Path, sizes: dict[int, int], progress: Call
     for run in sizes:
         view = archive.run(run)
         if not done:
-            _lay(table, archive, view, total)
+            _make_arrays(table, archive, view, total)
         following = done + view.sizes["lumisection"]
         for name in ("occupancy", *COLUMNS):
-            table[name][done:following] = _values(view, name, run)
+            array(table, name)[done:following] = _values(view, name, run)
         done = following
         progress(done, total)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Consolidated metadata")  # what xarray writes, and reads by default
+        warnings.filterwarnings("ignore", message="Consolidated metadata")  # xarray writes it too, and reads it by default
         zarr.consolidate_metadata(table.store)
     return done
 
 
-def _lay(table: zarr.Group, archive: Archive, view: xr.Dataset, total: int) -> None:
-    """The arrays, of their full length and not written yet, and the coordinates."""
+def _make_arrays(table: zarr.Group, archive: Archive, view: xr.Dataset, total: int) -> None:
+    """Make all arrays at their full length, without values, and write the coordinates."""
     for name in ("depth", "ieta", "iphi"):
         coordinate = table.create_array(name, shape=view[name].shape, dtype="int64", dimension_names=(name,))
         coordinate[:] = view[name].values
@@ -116,7 +117,7 @@ def _lay(table: zarr.Group, archive: Archive, view: xr.Dataset, total: int) -> N
 
 
 def _values(view: xr.Dataset, name: str, run: int) -> np.ndarray:
-    """A column of the run's rows, as it is stored."""
+    """Stored values of a column for the run's rows."""
     if name == "run":
         return np.full(view.sizes["lumisection"], run)
     values = view[name].values
