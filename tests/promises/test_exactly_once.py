@@ -30,6 +30,7 @@ from tests.commandline import Command, dqmstream, result, told
 from tests.maps import SOURCE, as_sent, check_tiling, lumisection
 from tests.runs import simulated_archive
 from tests.scale import scaled
+from tests.streaming.kafka.clients import recorded
 from tools.broker import Broker
 
 pytestmark = pytest.mark.kafka
@@ -253,8 +254,11 @@ def test_an_offset_that_the_broker_does_not_have_is_told_loudly(bootstrap: str, 
     assert "the broker lost what it had acknowledged" in told(done, 6)
 
 
-def test_messages_deleted_before_they_were_read_are_told_with_their_number(bootstrap: str, topic: str) -> None:
+def test_messages_deleted_before_they_were_read_are_told_with_their_number(
+    bootstrap: str, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Retention passes the reader after it has started."""
+    made = recorded(monkeypatch)
     create_topic(bootstrap, topic, 1)
     sender = KafkaSender(bootstrap, topic)
     for number in range(1, 11):
@@ -264,12 +268,12 @@ def test_messages_deleted_before_they_were_read_are_told_with_their_number(boots
     while not (assigned := feed.poll(0.2).assigned):
         pass
     feed.start(assigned[0], 2)
-    feed._consumer.pause(TopicPartition(topic, 0))
-    feed._consumer.seek(TopicPartition(topic, 0), 2)  # what was fetched ahead is dropped
+    made[0].pause(TopicPartition(topic, 0))
+    made[0].seek(TopicPartition(topic, 0), 2)  # what was fetched ahead is dropped
     admin = KafkaAdminClient(bootstrap_servers=bootstrap)
     admin.delete_records({TopicPartition(topic, 0): 6})
     admin.close()
-    feed._consumer.resume(TopicPartition(topic, 0))
+    made[0].resume(TopicPartition(topic, 0))
     with pytest.raises(DataLostError, match="continues at offset 2, the broker begins at 6: 4 messages were deleted"):
         for _ in range(50):
             feed.poll(0.2)

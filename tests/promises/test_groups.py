@@ -203,14 +203,14 @@ def test_a_zombie_that_wakes_up_is_refused_and_goes_on_as_a_member(lab: Lab) -> 
 def test_a_batch_that_another_worker_has_filed_is_refused_whoever_sends_it(lab: Lab, tmp_path: Path) -> None:
     """Two workers that both believe to have all partitions: groups of their own take the group's part away."""
     with ExitStack() as stack:
-        loops = []
+        feeds, loops = [], []
         for group, flush_s in (("slow", 3600.0), ("quick", 0.01)):
-            feed = stack.enter_context(closing(KafkaFeed(lab.bootstrap, lab.topic, group)))
+            feeds.append(stack.enter_context(closing(KafkaFeed(lab.bootstrap, lab.topic, group))))
             writer, letters = ArchiveWriter(Archive.open(lab.archive)), FolderDeadLetters(tmp_path / "letters")
-            loops.append(Ingest(feed, writer, letters, topic=lab.topic, flush_s=flush_s))
+            loops.append(Ingest(feeds[-1], writer, letters, topic=lab.topic, flush_s=flush_s))
             stack.callback(loops[-1].close)
         slow, quick = loops
-        step_until(slow, lambda: slow._feed.exhausted)
+        step_until(slow, lambda: feeds[0].exhausted)
         lab.publish(4)
         step_until(slow, lambda: slow.counts.messages == 4 * MESSAGES)
         lab.publish(8)
@@ -219,7 +219,7 @@ def test_a_batch_that_another_worker_has_filed_is_refused_whoever_sends_it(lab: 
         step_until(quick, lambda: filed(lab.archive) == RUNS * LUMISECTIONS)
         before = slow.counts.rows
         assert slow.drain()  # refused
-        step_until(slow, lambda: slow._feed.exhausted)
+        step_until(slow, lambda: feeds[0].exhausted)
         assert slow.drain()
         assert slow.counts.rows == before
         lab.check()

@@ -1,34 +1,21 @@
-"""What a fetch brought, batch by batch: one that cannot be read costs its own offsets and no others.
+"""The batches in a fetched buffer, each checked to lie where it claims to.
 
-The client's reader raises at a damaged batch and is of no use after that: the next poll spins for ever, whatever its
-timeout, and a seek past the first offset meets the same batch again. `BatchReader` takes its place, and does not raise for
-what a batch holds. It has the batch fetched once more, since it may have been damaged on its way; if that does not help, it
-gives out each of its offsets as a message with an error and goes on with the next sound batch. That is for damage alone: a
-codec that is missing, a lack of memory or a library's error is not the batch's fault, and raises before its offsets are passed.
-
-A batch's checksum does not cover its base offset, length and magic, so a batch must also lie where it claims to: behind the
-one before it, ahead of the one after it, and below the partition's end. How far a damaged batch reaches is told by the
-sound batch behind it, and by its own header only where no such batch was fetched.
+A batch's checksum does not cover its base offset, length and magic. So a batch must also lie behind the one before it, ahead
+of the one after it, and below the partition's end. How far a damaged batch reaches is told by the sound batch behind it, and
+by its own header only where no such batch was fetched.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
-import structlog
-from kafka.consumer.fetcher import Fetcher, IsolationLevel
 from kafka.errors import CorruptRecordError
-from kafka.record import MemoryRecords
 from kafka.record.default_records import DefaultRecordBatch
-from kafka.structs import TopicPartition
 
-from dqmstream.errors import BrokerError
-from dqmstream.streaming.kafka.legacy import OldBatch
-from dqmstream.streaming.kafka.records import Batch
-from dqmstream.streaming.log_limit import Repeats
-from dqmstream.streaming.message import Message
+from dqmstream.streaming.kafka.old_formats import OldBatch
+from dqmstream.streaming.kafka.workarounds.untrusted_records import Batch
 
 PREFIX = struct.Struct(">qi4xb")
 """Base offset, length of what follows it, and the format (magic), which lie alike in all formats."""
@@ -45,25 +32,6 @@ MAGIC_AT = 16
 MAGIC = 2
 LEAST_BYTES = {0: 14, 1: 22, MAGIC: HEADER_BYTES - PREFIX_BYTES}
 """What the length at least says, by format."""
-
-log = structlog.get_logger("dqmstream.kafka")
-
-
-class Suspects:
-    """The offset of each partition that could not be read when it was fetched last. repeats: tells of them."""
-
-    def __init__(self, repeats: Repeats | None = None) -> None:
-        self.repeats = repeats or Repeats()
-        self._offsets: dict[TopicPartition, int] = {}
-
-    def confirm(self, tp: TopicPartition, offset: int) -> bool:
-        """Whether the same offset failed before; it is noted if not."""
-        if self._offsets.get(tp) == offset:
-            del self._offsets[tp]
-            return True
-        self._offsets[tp] = offset
-        return False
-
 
 class _Place(NamedTuple):
     """A batch as its header tells it: bytes [at, until) of the buffer, offsets first to last.
@@ -183,86 +151,3 @@ class Batches:
     def _batch(self, place: _Place) -> Batch | OldBatch:
         made = Batch if place.magic == MAGIC else OldBatch
         return made(self._view[place.at : place.until])
-
-
-class BatchReader(Fetcher.PartitionRecords):
-    """The fetcher's reader of what came of a partition. end: asks for the partition's end as the broker told it last."""
-
-    def __init__(
-        self,
-        suspects: Suspects,
-        end: Callable[[TopicPartition], int | None],
-        fetch_offset: int,
-        tp: TopicPartition,
-        records: MemoryRecords,
-        **settings: Any,
-    ) -> None:
-        self.next_fetch_offset = fetch_offset
-        self._suspects = suspects
-        self._told_end = end
-        if not records.has_next():
-            records._next_slice = memoryview(b"")  # the fetcher would raise, and not say for which partition
-        super().__init__(fetch_offset, tp, records, **settings)
-
-    def _unpack_records(self, tp: TopicPartition, records: MemoryRecords, *deserializers: None) -> Iterator[Message]:
-        """The messages, and one with an error for each offset that holds none that can be read."""
-        batches = Batches(records._buffer, self.fetch_offset, self._told_end(tp))
-        while True:
-            try:
-                yield from self._messages(batches)
-                return
-            except CorruptRecordError as error:  # all else is no fault of the batch: it ends the feed where it is
-                reason = f"the client cannot read it: {' '.join(map(str, error.args))}"
-            except BrokerError as error:
-                at = max(self.fetch_offset, self.next_fetch_offset)
-                raise BrokerError(f"{tp.topic}/{tp.partition} cannot be read on from offset {at}: {error}") from error
-            start = max(self.fetch_offset, self.next_fetch_offset)
-            if not self._suspects.confirm(tp, start):
-                self._tell(log.warning, "fetching again", reason, offset=start)
-                self.next_fetch_offset = start
-                self.drain()
-                return
-            until = batches.skip(start)
-            self._tell(log.error, "unreadable", reason, offset=start, until=until)
-            for offset in range(start, until):
-                self.next_fetch_offset = offset + 1
-                yield Message(tp.partition, offset, None, None, error=reason)
-
-    def _tell(self, tell: Callable[..., Any], event: str, reason: str, **facts: int) -> None:
-        tp = self.topic_partition
-        self._suspects.repeats.tell(tell, event, reason, topic=tp.topic, partition=tp.partition, **facts)
-
-    def _messages(self, batches: Batches) -> Iterator[Message]:
-        """What the client's own generator does, without an object of the client's for each record."""
-        partition = self.topic_partition.partition
-        last = None
-        while (batch := batches.next_batch()) is not None:
-            last = batch
-            if self.check_crcs and not batch.validate_crc():
-                raise CorruptRecordError(
-                    f"Record batch for partition {self.topic_partition} at offset {batch.base_offset} failed crc check"
-                )
-            self.leader_epoch = batch.leader_epoch
-            if self._is_aborted(batch) or batch.is_control_batch:
-                self.next_fetch_offset = batch.next_offset
-                continue
-            for message in batch.messages(partition):
-                self.next_fetch_offset = message.offset + 1
-                yield message
-            self.records_read += batch.records_count
-            self.bytes_read += batch.size_in_bytes
-        if last is not None:  # its last records may have been removed by compaction
-            self.next_fetch_offset = last.next_offset
-        self.drain()
-
-    def _is_aborted(self, batch: Batch | OldBatch) -> bool:
-        """Whether the batch is of a transaction that was aborted; notes where transactions begin and end."""
-        if isinstance(batch, OldBatch) or not batch.has_producer_id():
-            return False
-        if self.isolation_level != IsolationLevel.READ_COMMITTED:
-            return False
-        self._consume_aborted_transactions_up_to(batch.last_offset)
-        if self._contains_abort_marker(batch):
-            self.aborted_producer_ids.discard(batch.producer_id)
-            return False
-        return bool(self._is_batch_aborted(batch))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from hashlib import sha256
 
 import structlog
@@ -13,10 +12,10 @@ from kafka import KafkaConsumer, TopicPartition
 
 from dqmstream.errors import BrokerError, InputError
 from dqmstream.streaming.dead_letters import DeadLetter
-from dqmstream.streaming.kafka.batches import BatchReader, Suspects
-from dqmstream.streaming.kafka.client import check_topic, create_topic, topic_settings
 from dqmstream.streaming.kafka.connection import connect, guarded
 from dqmstream.streaming.kafka.sender import MAX_REQUEST_BYTES, KafkaSender, TooLargeError
+from dqmstream.streaming.kafka.topics import check_topic, create_topic, topic_settings
+from dqmstream.streaming.kafka.workarounds.damaged_batches import survive_damage
 from dqmstream.streaming.message import Headers, Message
 
 MAX_LETTER_BYTES = MAX_REQUEST_BYTES
@@ -88,7 +87,7 @@ class KafkaDeadLetters:
         for letter in letters:
             value = letter.message.value
             head = None if value is None else value[: room.value]
-            self._sender.send(letter.key.encode(), head, _letter_headers(letter, room))
+            self._sender.send(letter.key.encode(), head, letter_headers(letter, room))
         self._sender.flush()
 
     def _renew(self) -> None:
@@ -112,7 +111,7 @@ def _warn_of_loss(topic: str, settings: Mapping[str, str]) -> None:
         )
 
 
-def _letter_headers(letter: DeadLetter, room: _Room) -> list[tuple[str, bytes]]:
+def letter_headers(letter: DeadLetter, room: _Room) -> list[tuple[str, bytes]]:
     """Where the message lay and why it is dead, what is missing of it here, then its own key and headers.
 
     Kafka tells a header without a value apart from an empty one; the client cannot send it, so it becomes empty.
@@ -213,7 +212,7 @@ def read_letters(bootstrap: str, topic: str) -> Iterator[Letter]:
     consumer = connect(
         KafkaConsumer, bootstrap, enable_auto_commit=False, auto_offset_reset="earliest", allow_auto_create_topics=False
     )
-    consumer._fetcher.PartitionRecords = partial(BatchReader, Suspects(), consumer.highwater)
+    survive_damage(consumer, consumer.highwater)
     foreign = 0
     try:
         with guarded(consumer, bootstrap, f"topic {topic} cannot be read"):

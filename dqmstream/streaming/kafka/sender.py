@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +9,9 @@ from kafka import KafkaProducer
 from kafka.errors import KafkaError, MessageSizeTooLargeError, RecordListTooLargeError
 
 from dqmstream.errors import BrokerError
-from dqmstream.streaming.kafka.connection import connect, hint, reason
+from dqmstream.streaming.kafka.connection import connect, reason
+from dqmstream.streaming.kafka.workarounds.split_batches import wait_for_acknowledgements
+from dqmstream.streaming.kafka.workarounds.unreached_brokers import hint
 
 MAX_REQUEST_BYTES = 16 * 2**20
 DELIVERY_TIMEOUT_MS = 120_000
@@ -56,17 +57,10 @@ class KafkaSender:
     def flush(self) -> None:
         """Wait until all was acknowledged. Raises TooLargeError, BrokerError.
 
-        Not by the producer's own flush: it raises when a batch is split because it was too large, although every message
-        may still arrive. Of several errors that of the size counts, the others follow from it.
+        Of several errors the one of the size is raised: the others follow from it.
         """
         futures, self._futures = self._futures, []
-        errors: list[KafkaError] = []
-        deadline = time.monotonic() + ACKNOWLEDGE_TIMEOUT_S
-        for future in futures:
-            try:
-                future.get(timeout=max(deadline - time.monotonic(), 0.0))
-            except KafkaError as error:
-                errors.append(error)
+        errors = wait_for_acknowledgements(futures, ACKNOWLEDGE_TIMEOUT_S)
         for cause in errors:
             if isinstance(cause, (MessageSizeTooLargeError, RecordListTooLargeError)):
                 raise TooLargeError(f"topic {self.topic} does not take a message of that size: {cause}") from cause

@@ -96,7 +96,7 @@ class Layout:
         for start, stop, fixed in self.fixed:
             turned[start:stop] = np.frombuffer(fixed, np.uint8)
         try:
-            other = _find(turned.tobytes())
+            other = find_layout(turned.tobytes())
         except (ValueError, StructError):
             return False
         return (other.source, other.timestamp, other.places) == (self.source, self.timestamp, self.places)
@@ -163,7 +163,7 @@ class Reader:
         if known is not None and known.fits(value):
             return known.read(value)
         try:
-            layout = _find(value)
+            layout = find_layout(value)
             found = layout.read(value)
         except StructError as error:
             raise Damaged(f"the buffer ends early: {error}") from error
@@ -179,7 +179,7 @@ class Reader:
         return known if known is not None and known.fits(value) else None
 
 
-def _find(value: bytes) -> Layout:
+def find_layout(value: bytes) -> Layout:
     """Follow the buffer's tables."""
     name, timestamp, data = _fields(value, _U32(value, 0)[0], _FIELDS_OF_ARRAY)
     places = [_place(value, place) for place in _vector(value, data, _MOST_VARIABLES)] if data else []

@@ -14,20 +14,20 @@ from kafka import KafkaConsumer, KafkaProducer
 from dqmstream.errors import BrokerError, InputError
 from dqmstream.streaming.dead_letters import DeadLetter
 from dqmstream.streaming.kafka import KafkaDeadLetters, KafkaSender, create_topic
-from dqmstream.streaming.kafka.client import topic_settings
 from dqmstream.streaming.kafka.dead_letters import (
     HEAD,
     NOTHING,
     WHOLE,
     Letter,
     Republished,
-    _letter_headers,
     find_letter,
+    letter_headers,
     list_letters,
     parse_letter,
     read_letters,
     republish,
 )
+from dqmstream.streaming.kafka.topics import topic_settings
 from dqmstream.streaming.message import Message
 from tests.hostile import NAME
 
@@ -58,7 +58,7 @@ def test_a_letter_tells_the_message_as_it_was_or_says_what_is_cut(message: Messa
     dead = DeadLetter("hcal@c.t", "hcal", message, reason)
     for room in (WHOLE, HEAD, NOTHING):
         value = message.value if message.value is None else message.value[: room.value]
-        got = parse_letter(dead.key.encode(), value, _letter_headers(dead, room))
+        got = parse_letter(dead.key.encode(), value, letter_headers(dead, room))
         assert got is not None
         assert (got.key, got.topic, got.partition, got.offset) == (dead.key, "hcal", message.partition, message.offset)
         assert (got.timestamp_ms, got.reason) == (message.timestamp_ms, reason)
@@ -70,14 +70,14 @@ def test_a_letter_tells_the_message_as_it_was_or_says_what_is_cut(message: Messa
 
 def test_a_message_that_the_client_could_not_read_is_not_taken_for_an_empty_one() -> None:
     dead = letter(3, None, key=None, headers=(), error="the batch is damaged")
-    got = parse_letter(dead.key.encode(), None, _letter_headers(dead, WHOLE))
+    got = parse_letter(dead.key.encode(), None, letter_headers(dead, WHOLE))
     assert got is not None and got.cut == ("value",)
     assert "hcal/0/3" in got.obstacle
 
 
 def test_a_header_named_key_is_not_taken_for_the_key() -> None:
     dead = letter(3, key=None, headers=[("key", b"x"), ("topic", b"y"), ("topic", b"z")])
-    got = parse_letter(dead.key.encode(), b"v", _letter_headers(dead, WHOLE))
+    got = parse_letter(dead.key.encode(), b"v", letter_headers(dead, WHOLE))
     assert got is not None
     assert (got.original_key, got.topic, got.headers) == (None, "hcal", (("key", b"x"), ("topic", b"y"), ("topic", b"z")))
 

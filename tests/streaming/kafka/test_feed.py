@@ -20,9 +20,13 @@ from kafka.record import MemoryRecords, MemoryRecordsBuilder
 from kafka.structs import OffsetAndMetadata
 
 from dqmstream.errors import BrokerError, DataLostError
-from dqmstream.streaming.kafka import KafkaFeed, KafkaSender, create_topic, legacy, records
-from dqmstream.streaming.kafka.batches import HEADER_BYTES, BatchReader, Suspects
+from dqmstream.streaming.kafka import KafkaFeed, KafkaSender, create_topic, old_formats
+from dqmstream.streaming.kafka.batches import HEADER_BYTES
+from dqmstream.streaming.kafka.workarounds import private_names, untrusted_records
+from dqmstream.streaming.kafka.workarounds.damaged_batches import BatchReader, Suspects
+from dqmstream.streaming.kafka.workarounds.recreated_topics import Incarnation
 from dqmstream.streaming.message import Message, Polled, Slice
+from tests.streaming.kafka.clients import recorded
 
 HERE = TopicPartition("hcal", 0)
 BATCH = 4
@@ -219,8 +223,8 @@ def test_what_is_no_fault_of_the_batch_passes_no_offset_of_it(
 
     suspects = Suspects()
     with monkeypatch.context() as patched:
-        patched.setattr(records, "unpack", fail)
-        patched.setattr(legacy, "unpack", fail)
+        patched.setattr(untrusted_records, "unpack", fail)
+        patched.setattr(old_formats, "unpack", fail)
         for _ in range(3):  # as often as it is fetched
             reader = BatchReader(suspects, lambda tp: 108, 100, HERE, MemoryRecords(whole))
             assert [m.offset for m in reader.take(4)] == [100, 101, 102, 103]
@@ -324,7 +328,10 @@ def test_a_held_feed_gives_nothing_stays_in_its_group_and_goes_on(bootstrap: str
 
 
 @pytest.mark.kafka
-def test_a_partition_that_comes_while_the_feed_is_held_waits_until_it_is_let_go(bootstrap: str, topic: str) -> None:
+def test_a_partition_that_comes_while_the_feed_is_held_waits_until_it_is_let_go(
+    bootstrap: str, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = recorded(monkeypatch)
     create_topic(bootstrap, topic, 1)
     send(bootstrap, topic, VALUES)
     with closing(KafkaFeed(bootstrap, topic, topic)) as feed:
@@ -333,16 +340,19 @@ def test_a_partition_that_comes_while_the_feed_is_held_waits_until_it_is_let_go(
             pass
         feed.start(0, 4)
         assert feed.poll(0.5) == NOTHING
-        assert feed._consumer.paused() == {TopicPartition(topic, 0)}
+        assert made[0].paused() == {TopicPartition(topic, 0)}
         feed.hold(False)
         assert messages(poll_until(feed, lambda slices: len(messages(slices)) == 6)) == VALUES[4:]
 
 
 @pytest.mark.kafka
-def test_holding_a_partition_that_a_rebalance_just_took_away_raises_nothing(bootstrap: str, topic: str) -> None:
+def test_holding_a_partition_that_a_rebalance_just_took_away_raises_nothing(
+    bootstrap: str, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = recorded(monkeypatch)
     create_topic(bootstrap, topic, 1)
     with started(bootstrap, topic) as feed:
-        feed._consumer._subscription.assign_from_subscribed([])  # as the I/O thread does before the next poll tells it
+        private_names.subscription(made[0]).assign_from_subscribed([])  # as the I/O thread does before the next poll tells it
         feed.hold(True)
         feed.hold(False)
         assert feed.exhausted is False
@@ -351,6 +361,7 @@ def test_holding_a_partition_that_a_rebalance_just_took_away_raises_nothing(boot
 
 @pytest.mark.kafka
 def test_a_client_that_no_longer_reads_is_told(bootstrap: str, topic: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = recorded(monkeypatch)
     create_topic(bootstrap, topic, 1)
     with started(bootstrap, topic, stall_s=0.5) as feed:
         for _ in range(8):  # nothing to read is no stall
@@ -362,21 +373,24 @@ def test_a_client_that_no_longer_reads_is_told(bootstrap: str, topic: str, monke
         send(bootstrap, topic, VALUES)
         for _ in range(8):  # nor is being held
             assert feed.poll(0.2) == NOTHING
-        monkeypatch.setattr(feed._consumer._fetcher, "send_fetches", lambda: None)
         feed.hold(False)
+        made[0].pause(TopicPartition(topic, 0))  # it fetches no more, and the feed knows nothing of it
         with pytest.raises(BrokerError, match=r"nothing came for 0\.5 s, although offset 10 is next and the broker ends at 20"):
             for _ in range(100):
                 assert feed.poll(0.1) == NOTHING
 
 
 @pytest.mark.kafka
-def test_a_topic_made_again_longer_is_noticed_before_its_first_message_is_given_out(bootstrap: str, topic: str) -> None:
+def test_a_topic_made_again_longer_is_noticed_before_its_first_message_is_given_out(
+    bootstrap: str, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nobody polls meanwhile, and the metadata that the client holds are still the old ones: it reads on in silence."""
+    made = recorded(monkeypatch)
     create_topic(bootstrap, topic, 1)
     send(bootstrap, topic, VALUES[:3])
     with started(bootstrap, topic) as feed:
         poll_until(feed, lambda slices: len(messages(slices)) == 3)
-        name, cluster = feed.name, feed._consumer._cluster
+        name, cluster = feed.name, private_names.cluster(made[0])
         cluster.config["metadata_max_age_ms"] = 10**9
         feed.hold(True)
         feed.poll(1)  # so that no fetch is under way, which would be told that the topic is gone
@@ -386,7 +400,7 @@ def test_a_topic_made_again_longer_is_noticed_before_its_first_message_is_given_
         send(bootstrap, topic, VALUES)
         stale = cluster.topic_id(topic)
         feed.hold(False)
-        feed._consumer._subscription.seek(TopicPartition(topic, 0), OffsetAndMetadata(3, "", -1))
+        private_names.subscription(made[0]).seek(TopicPartition(topic, 0), OffsetAndMetadata(3, "", -1))
         with pytest.raises(DataLostError, match=f"{name} was deleted and made again as {topic}@"):
             while True:
                 assert feed.poll(0.2).slices == []
@@ -397,6 +411,7 @@ def test_a_topic_made_again_longer_is_noticed_before_its_first_message_is_given_
 def test_what_was_read_waits_while_no_broker_says_of_which_topic_it_is(
     bootstrap: str, topic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    made = recorded(monkeypatch)
     create_topic(bootstrap, topic, 1)
     send(bootstrap, topic, VALUES)
     with started(bootstrap, topic, max_records=4) as feed:
@@ -407,11 +422,11 @@ def test_what_was_read_waits_while_no_broker_says_of_which_topic_it_is(
             raise KafkaTimeoutError
 
         with monkeypatch.context() as patched:
-            patched.setattr(feed._incarnation, "confirm", silent)
+            patched.setattr(Incarnation, "confirm", silent)
             while len(asked) < 5:
                 assert feed.poll(0.1) == NOTHING
             assert not feed.exhausted
-            assert [piece.until for piece in feed._unconfirmed] == [4]  # no more is read meanwhile
+            assert made[0].position(TopicPartition(topic, 0)) == 4  # no more is read meanwhile
         assert messages(poll_until(feed, lambda slices: len(messages(slices)) == 10)) == VALUES
         assert feed.exhausted
 
@@ -421,18 +436,19 @@ def test_partitions_that_are_taken_away_while_what_was_read_waits_leave_nothing_
     bootstrap: str, topic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The broker is silent while the only partition is lost; when it comes back, it is read on."""
+    made = recorded(monkeypatch)
     create_topic(bootstrap, topic, 1)
     send(bootstrap, topic, VALUES)
     with started(bootstrap, topic, max_records=4) as feed:
         with monkeypatch.context() as patched:
-            patched.setattr(feed._incarnation, "confirm", lambda *question: raising(KafkaTimeoutError())(0))
-            while not feed._waits:
+            patched.setattr(Incarnation, "confirm", lambda *question: raising(KafkaTimeoutError())(0))
+            while not made[0].paused():
                 assert feed.poll(0.1) == NOTHING
-            feed._assignments.on_partitions_revoked([TopicPartition(topic, 0)])  # as the I/O thread tells it
-            feed._assignments.on_partitions_assigned([TopicPartition(topic, 0)])
+            made[0].listener.on_partitions_revoked([TopicPartition(topic, 0)])  # as the I/O thread tells it
+            made[0].listener.on_partitions_assigned([TopicPartition(topic, 0)])
             assert feed.poll(0.1) == Polled([0], [0], [])
         feed.start(0, 2)
-        assert feed._consumer.paused() == set()
+        assert made[0].paused() == set()
         assert messages(poll_until(feed, lambda slices: len(messages(slices)) == 8)) == VALUES[2:]
 
 
@@ -469,15 +485,16 @@ def test_an_open_transaction_is_where_reading_ends_and_is_told(
 def test_errors_that_pass_are_passed_over_and_others_end_the_feed(
     bootstrap: str, topic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    made = recorded(monkeypatch)
     create_topic(bootstrap, topic, 1)
     send(bootstrap, topic, VALUES)
     with started(bootstrap, topic) as feed:
         for error in (NodeNotReadyError("1"), CorruptRecordError("from the broker itself")):
             with monkeypatch.context() as patched:
-                patched.setattr(feed._consumer, "poll", raising(error))
+                patched.setattr(made[0], "poll", raising(error))
                 assert feed.poll(0.1) == NOTHING
         assert messages(poll_until(feed, lambda slices: len(messages(slices)) == 10)) == VALUES
-        monkeypatch.setattr(feed._consumer, "poll", raising(GroupAuthorizationFailedError("group")))
+        monkeypatch.setattr(made[0], "poll", raising(GroupAuthorizationFailedError("group")))
         with pytest.raises(BrokerError, match="GroupAuthorizationFailedError"):
             feed.poll(0.1)
 

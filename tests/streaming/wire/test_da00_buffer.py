@@ -108,13 +108,13 @@ def test_a_damaged_buffer_teaches_nothing_wrong(data: st.DataObject) -> None:
 def test_values_that_lie_over_the_tables_are_no_pattern_for_other_buffers() -> None:
     """The occupancy's bytes are made to begin in the middle of the tables: the buffer can be read, and must not be learnt."""
     buffer = bytearray(example())
-    layout = da00_buffer._find(bytes(buffer))
+    layout = da00_buffer.find_layout(bytes(buffer))
     place = next(place for place in layout.places if place.name == "note")
     length_at = place.start - 4
     buffer[length_at : length_at + 4] = (len(buffer) - place.start).to_bytes(4, "little")
     reader = da00_buffer.Reader()
     assert reader.read(bytes(buffer))[2]["note"].data.size == len(buffer) - place.start
-    assert not reader._layouts
+    assert reader.layout_of(bytes(buffer)) is None
 
 
 def test_a_text_comes_as_its_bytes() -> None:

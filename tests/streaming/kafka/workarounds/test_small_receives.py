@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from kafka.errors import KafkaConnectionError
 
-from dqmstream.streaming.kafka.receiving import _receive
+from dqmstream.streaming.kafka.workarounds.small_receives import receive
 
 SENT = bytes(range(256)) * 4096
 
@@ -27,7 +27,7 @@ def receive_all(sock: socket.socket) -> bytes:
         waiting = isinstance(sock, ssl.SSLSocket) and sock.pending()
         assert not waiting, "the kernel tells of nothing that was deciphered already"
         assert select.select([sock], [], [], 20)[0]
-        data, error = _receive(sock)
+        data, error = receive(sock)
         received += data
     assert isinstance(error, KafkaConnectionError)
     return received
@@ -51,16 +51,16 @@ def test_where_nothing_has_come_nothing_is_received_and_nothing_is_wrong() -> No
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.setblocking(False)
-        assert _receive(ours) == (b"", None)
+        assert receive(ours) == (b"", None)
         theirs.sendall(b"x" * 10)
-        assert _receive(ours) == (b"x" * 10, None)
+        assert receive(ours) == (b"x" * 10, None)
 
 
 def test_a_connection_that_is_reset_is_told() -> None:
     ours, theirs = socket.socketpair()
     with theirs:
         ours.close()
-        data, error = _receive(ours)
+        data, error = receive(ours)
     assert data == b"" and isinstance(error, KafkaConnectionError)
 
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from kafka.errors import CorruptRecordError
 
 from dqmstream.streaming.kafka.codecs import unpack, unpack_old_lz4
-from dqmstream.streaming.kafka.records import MAX_UNPACKED_BYTES
+from dqmstream.streaming.kafka.workarounds.untrusted_records import MAX_UNPACKED_BYTES
 from dqmstream.streaming.message import Message
 
 OLD_HEADER = struct.Struct(">qiIbb")

@@ -13,9 +13,9 @@ from kafka.errors import CorruptRecordError
 from kafka.record.default_records import DefaultRecordBatchBuilder
 
 from dqmstream.errors import BrokerError
-from dqmstream.streaming.kafka import records
 from dqmstream.streaming.kafka.codecs import CODECS, missing_codecs, unpack
-from dqmstream.streaming.kafka.records import Batch
+from dqmstream.streaming.kafka.workarounds import untrusted_records
+from dqmstream.streaming.kafka.workarounds.untrusted_records import Batch
 from tests.hostile import NAME
 
 PACKED = list(CODECS)
@@ -45,7 +45,7 @@ def test_every_record_of_a_batch_is_read(codec: int, name: str) -> None:
 def test_a_batch_that_unpacks_to_too_much_is_refused(codec: int, monkeypatch: pytest.MonkeyPatch) -> None:
     bomb = packed(codec, bytes(64 * 2**20))
     assert len(bomb) < 2**22
-    monkeypatch.setattr(records, "MAX_UNPACKED_BYTES", 2**20)
+    monkeypatch.setattr(untrusted_records, "MAX_UNPACKED_BYTES", 2**20)
     tracemalloc.start()
     try:
         with pytest.raises(CorruptRecordError, match="unpack to more than 1048576"):
