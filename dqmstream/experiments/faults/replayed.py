@@ -33,7 +33,7 @@ class Replayed:
         row = []
         for early in self._early:
             rng = np.random.default_rng([self._seed, index, early.run])
-            score = track.look(early.again(run.rate, rng)).score
+            score = track.look(early.redraw(run.rate, rng)).score
             row.append(auc(score[early.faulty], score[~early.faulty]))
         self._rows.append(row)
 

@@ -103,7 +103,7 @@ class Track:
             found = agreement(named[alone], true[alone])
             kept.named[kind].append([int(alone.sum()), *found.sum(axis=0).tolist()])
         for fault in run.faults:
-            key = fault.since_run, fault.kind, fault.place.name, fault.active.argmax() if fault.kind == "anomaly" else 0
+            key = fault.since_run, fault.kind, fault.location.name, fault.active.argmax() if fault.kind == "anomaly" else 0
             if fault.since_run == run.run or key in self._delays.onset:
                 self._delays.add(key, place, fault.kind, self._first, fault.active, fault.active & (beside == 1), flagged)
 

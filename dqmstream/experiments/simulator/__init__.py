@@ -1,18 +1,18 @@
-"""Runs of occupancy maps whose truth is known: what differs between two runs is drawn here, and written beside them.
+"""Simulated runs of occupancy maps whose truth is known and written beside them.
 
-A channel's count is Binomial(N, p), p = 1 - (1 + R * rate / k)**-k, where N is the number of events of the
-lumisection, R acts like pileup, and rate is the channel's own. Measured on the two published runs (ring residuals
-of 1.5 % at most): k = 4.75 and the rate of each ring, with N about 1510 and R = 1 for run 355456, N about 942 and R
-about 12 for run 357479. Measured there too: channels differ by 6-10 % in a ring. Chosen: how N and R move, the
-truncated lumisections, and all that differs between runs (`dqmstream.experiments.simulator.streams`).
+A channel's count is Binomial(N, p) with p = 1 - (1 + R * rate / k)**-k: N is the number of events of the lumisection, R acts
+like pileup, and rate is the channel's own. Measured on the two published runs (ring residuals of 1.5 % at most): k = 4.75, the
+rate of each ring, N about 1510 and R = 1 in run 355456, N about 942 and R about 12 in run 357479, and a spread of 6-10 % over
+the channels of a ring. Chosen, not measured: how N and R move, truncated lumisections, and everything that differs between runs
+(`dqmstream.experiments.simulator.streams`).
 
-N and R move *within* each run of `null`, `moderate`, `small` and `structured` over the same ranges in all of them. If
-they differed between runs, luminosity alone would name the run, and no classifier could be blamed for finding nothing
-else. In `year` they depend on the run's place in its fill, in `tracks` on the run (labels there are good and faulty, and
-luminosity names neither), and in `pair` they are those of the published runs, which luminosity does name.
+In `null`, `moderate`, `small` and `structured` N and R move within each run over the same ranges in all runs. If they differed
+between runs, luminosity alone would tell the runs apart, and a classifier could succeed without seeing the detector. In `year`
+they depend on the run's place in its fill; in `tracks` on the run, where labels are good and faulty, which luminosity does not
+tell apart; in `pair` they are those of the published runs, which luminosity does tell apart.
 
-A run's bits depend on the stream, the seed, the run's index and its length, and not on how many runs are asked for.
-They are the same with one version of NumPy; NumPy does not promise the same draws from another.
+The bits of a run depend on the stream, the seed, the run's index and its length, not on how many runs are asked for. They are
+reproducible with one version of NumPy; another version may draw other numbers.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from dqmstream.experiments.simulator.detector import (
 )
 from dqmstream.experiments.simulator.faults import Fault
 from dqmstream.experiments.simulator.files import interpolate, write
-from dqmstream.experiments.simulator.runs import SimulatedRun, simulated_run, stream
+from dqmstream.experiments.simulator.run import SimulatedRun
+from dqmstream.experiments.simulator.runs import simulated_run, stream
 
 __all__ = [
     "LIVE",

@@ -1,4 +1,4 @@
-"""Conditions of a run: its number, the events N and the pileup R of each lumisection, and the fills that runs share."""
+"""Conditions of a run: its number, its fill, and the events N and pileup R of each lumisection."""
 
 from __future__ import annotations
 
@@ -17,36 +17,36 @@ EVENTS_MEDIAN, EVENTS_SIGMA, EVENTS_RANGE = 1250.0, 0.2, (600.0, 2600.0)
 PILEUP_START, PILEUP_END, PILEUP_SIGMA = 7.0, 3.0, 0.06
 
 TRUNCATED_P, TRUNCATED_RANGE = 0.005, (0.1, 0.6)
-"""Probability that a lumisection is cut short, and the fraction of its events that is then left (chosen)."""
+"""Probability that a lumisection is truncated, and the fraction of its events that is then left (chosen)."""
 
 FIRST_RUN = 355400
 RUN_GAP_MEDIAN, RUN_GAP_SIGMA = 25.0, 1.0
-"""Run numbers step by 1 plus a lognormal number: most runs a detector takes are not kept for its monitoring."""
+"""Run numbers step by 1 plus a lognormal number, since most runs of a detector are not kept for monitoring."""
 
 NUMBERS_PER_RUN = 40
-"""Of a lazy stream: a number is drawn in each block of so many."""
+"""In a lazy stream each run takes one number out of a block of so many."""
 
 FILL_BLOCK, FILL_ENDS_P = 4, 0.5
-"""Runs that are cut into fills together, and the probability of a cut between two of them (chosen)."""
+"""Runs in a block that is cut into fills, and the probability of a cut between two of them (chosen)."""
 
 MOVING_EVENTS_SIGMA, MOVING_EVENTS_RANGE, MOVING_EVENTS_SIGMA_WITHIN = 0.3, (700.0, 2200.0), 0.1
 MOVING_PILEUP_START = (2.0, 14.0)
-"""Of `tracks`: how the median of N moves between runs and N within them, and where R can start (chosen)."""
+"""For `tracks`: spread and range of the median of N over runs, spread of N within a run, range of R at the start (chosen)."""
 
 PUBLISHED = (
     {"events": 1510.0, "events_fall": 0.02, "events_sigma": 0.025, "pileup": 1.0, "pileup_fall": 0.1},
     {"events": 942.0, "events_fall": 0.14, "events_sigma": 0.01, "pileup": 12.0, "pileup_fall": 0.2},
 )
-"""355456 and 357479: middles of N and R (measured), how far they fall on either side of it and how N moves (chosen so that
-the published maxima and spreads come out)."""
+"""Runs 355456 and 357479: N and R in the middle (measured), how far they fall around it, and the spread of N (both chosen to
+give the published maxima and standard deviations)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Luminosity:
-    """What a run's luminosity is before its noise.
+    """Luminosity of a run before noise is added.
 
-    events: median of N, a number or (n,). events_sigma: its movement, in the logarithm. pileup: R without noise, (n,).
-    integrated_fb: luminosity delivered before the run, fb^-1. truth: what was drawn, ready for JSON.
+    events: median of N, a number or (n,). events_sigma: spread of log N. pileup: R without noise, (n,). integrated_fb:
+    luminosity delivered before the run, in fb^-1. truth: what was drawn, ready for JSON.
     """
 
     events: np.ndarray | float
@@ -62,7 +62,7 @@ def luminosity(named: NamedStream, seed: int, index: int, lumisections: int) -> 
 
 
 def draw_conditions(path: Luminosity, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, list[dict[str, object]]]:
-    """Events and pileup of each lumisection, (n,) each, and which lumisections are truncated to which fraction."""
+    """Draw events and pileup of each lumisection, (n,) each, and the truncated lumisections with their fractions."""
     lumisections = len(path.pileup)
     events = np.round(np.clip(path.events * np.exp(path.events_sigma * ar1(lumisections, rng)), *EVENTS_RANGE))
     pileup = path.pileup * np.exp(PILEUP_SIGMA * ar1(lumisections, rng))
@@ -76,7 +76,7 @@ def draw_conditions(path: Luminosity, rng: np.random.Generator) -> tuple[np.ndar
 
 
 def chosen(named: NamedStream) -> dict[str, object]:
-    """The numbers behind a stream's conditions, for the head of truth.json."""
+    """The constants of a stream's conditions, for the head of truth.json."""
     events: dict[str, object] = {"median": EVENTS_MEDIAN, "log_sigma": EVENTS_SIGMA, "range": EVENTS_RANGE}
     pileup: dict[str, object] = {"start": PILEUP_START, "end": PILEUP_END, "log_sigma": PILEUP_SIGMA}
     common = {"correlation": CORRELATION, "truncated": {"probability": TRUNCATED_P, "fraction": TRUNCATED_RANGE}}
@@ -92,7 +92,7 @@ def chosen(named: NamedStream) -> dict[str, object]:
 
 
 def run_numbers(named: NamedStream, seed: int, runs: int, first_run: int = FIRST_RUN) -> list[int]:
-    """Numbers of the runs, ascending from first_run with irregular gaps. InputError for numbers CMS cannot give."""
+    """Numbers of the runs, ascending from first_run with irregular gaps. Raises InputError for numbers out of range."""
     if named.run_numbers:
         return list(named.run_numbers[:runs])
     if named.lazy:
@@ -107,13 +107,13 @@ def run_numbers(named: NamedStream, seed: int, runs: int, first_run: int = FIRST
 
 
 def check_run_numbers(first: int, last: int) -> None:
-    """Raise InputError unless CMS can give all numbers from first to last."""
+    """Raise InputError unless all numbers from first to last are valid run numbers."""
     if first < 1 or last > MAX_NUMBER:
         raise InputError(f"run numbers {first}..{last} are not in 1..{MAX_NUMBER}: choose another first run")
 
 
 def lazy_run_number(seed: int, index: int, first_run: int = FIRST_RUN) -> int:
-    """Number of a lazy stream's run: one of its block of 40, the first of the first."""
+    """Number of a run of a lazy stream: drawn from its block of 40; the first run has the first number."""
     within = int(generator(seed, Purpose.NUMBER, index).random() * NUMBERS_PER_RUN) if index else 0
     return first_run + NUMBERS_PER_RUN * index + within
 
@@ -123,10 +123,10 @@ def _every_run_alike(named: NamedStream, seed: int, index: int, lumisections: in
 
 
 def _fill(named: NamedStream, seed: int, index: int, lumisections: int) -> Luminosity:
-    """A part of a fill, or the whole of one. Time is in runs from the start of the fill.
+    """A part of a fill, or all of it. Time t is in runs since the start of the fill.
 
-    R(t) = 7 / (1 + a t / T)**2 in a fill of T runs, which falls to 3; luminosity is its integral, which for each fill is
-    T times the mean of a run.
+    R(t) = 7 / (1 + a t / T)**2 in a fill of T runs, falling from 7 to 3. Luminosity is the integral of R, normalised to the
+    stream's mean per run.
     """
     block, place = divmod(index, FILL_BLOCK)
     cuts = generator(seed, Purpose.LUMINOSITY, block).random(FILL_BLOCK - 1) < FILL_ENDS_P

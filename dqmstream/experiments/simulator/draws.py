@@ -1,4 +1,4 @@
-"""Random numbers: each purpose draws from a generator of its own, keyed by the seed, so that none shifts another."""
+"""Random numbers: one generator for each purpose, keyed by the seed, so that draws for one purpose do not shift another's."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import numpy as np
 from dqmstream.lumisection import N_IETA, N_IPHI
 
 CORRELATION = 0.9
-"""Of events and pileup, from one lumisection to the next."""
+"""Of events and of pileup, between consecutive lumisections."""
 
 WALK_RUNS = 4096
-"""Runs that a walk of random access has at most; a power of 2."""
+"""Most runs of a walk that can be computed at any run; a power of 2."""
 
 
 class Purpose(IntEnum):
@@ -30,17 +30,18 @@ class Purpose(IntEnum):
 
 
 def generator(seed: int, purpose: Purpose, *key: int) -> np.random.Generator:
+    """The generator for a purpose. key: tells apart the runs, or whatever the purpose draws for."""
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(purpose, *key)))
 
 
 def run_generators(seed: int, index: int) -> list[np.random.Generator]:
-    """Generators of a run, from its own child of the seed: number, changes, conditions, counts."""
+    """Four generators of a run: for its number, the changes before it, its conditions, its counts."""
     children = np.random.SeedSequence(seed, spawn_key=(Purpose.RUN, index)).spawn(4)
     return [np.random.default_rng(child) for child in children]
 
 
 def ar1(length: int, rng: np.random.Generator) -> np.ndarray:
-    """Normal numbers of unit variance, each correlated with the one before, (length,); stationary from the first."""
+    """A stationary first-order autoregressive sequence of normal numbers with unit variance, (length,)."""
     values = rng.standard_normal(length)
     innovation = np.sqrt(1 - CORRELATION**2)
     for i in range(1, length):
@@ -49,11 +50,11 @@ def ar1(length: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def walk(seed: int, index: int) -> np.ndarray:
-    """A random walk of unit steps in each channel after `index` of them, (64, 72), without the steps before.
+    """A random walk with unit steps in each channel, after `index` steps: (64, 72). Earlier steps are not computed.
 
-    Levy's construction of Brownian motion at whole times: given the walk at both ends of an interval, at its middle it is
-    normal around their mean, with a quarter of the length as variance (Karatzas and Shreve, Brownian Motion and Stochastic
-    Calculus, 1991, section 2.3). 13 draws at most, for any index up to 4096.
+    Levy's construction of Brownian motion: given the walk at both ends of an interval, its middle is normal around their mean,
+    with a quarter of the length as variance (Karatzas and Shreve, Brownian Motion and Stochastic Calculus, 1991, section 2.3).
+    At most 13 draws, for any index up to 4096.
     """
     low, high = 0, WALK_RUNS
     at_low = np.zeros((N_IETA, N_IPHI))

@@ -1,4 +1,4 @@
-"""A stream as files in the original layout, with its truth beside them."""
+"""A simulated stream as files in the original layout, with the truth beside them."""
 
 from __future__ import annotations
 
@@ -26,18 +26,17 @@ def write(
 ) -> list[Path]:
     """Write a stream in the original layout into a folder of its own, and return the paths, truth.json last.
 
-    `Run{number}_Dataset_{name}.npy`, float64 (n, 64, 72); `Run{number}_events.npy` and `Run{number}_pileup.npy`,
-    float64 (n,); `truth.json`: every number that was chosen, and under `runs`, one run a line, what is different in it:
-    its gains over the fingerprint (all live channels in row-major order, 5 significant digits; the exact ones come from
-    `stream` with the same seed), dead channels and losses of readout boxes that last the whole run, noisy boxes,
-    truncated lumisections, and all faults with their channels and lumisections; 7 to 16 kB a run. progress is called with
-    (runs written, runs in all). One run is held at a time.
+    Files: `Run{number}_Dataset_{name}.npy`, float64, (n, 64, 72); `Run{number}_events.npy` and `Run{number}_pileup.npy`,
+    float64, (n,); `truth.json`, the constants of the stream and, under `runs`, one line a run with what differs in it: its
+    gains over the fingerprint (all live channels in row-major order, 5 significant digits; `stream` with the same seed gives
+    the exact ones), dead channels and losses of readout boxes that last the whole run, noisy boxes, truncated lumisections, and
+    all faults with their channels and lumisections; 7 to 16 kB a run.
 
-    interpolate_to: rows that the lumisections are interpolated to (`interpolate`; 10000 in the published files), in the
-    sidecars too; the truth speaks of lumisections, and not of rows.
+    progress: called with the number of runs written and of all runs. interpolate_to: number of rows that the lumisections of
+    each run are interpolated to (see `interpolate`; the published files have 10000); the truth still counts in lumisections.
 
-    Each file appears whole or not at all, truth.json when all others are there; the same call repeats itself over what
-    it left. Raises InputError, besides the reasons of `stream`, if the folder cannot be written or holds anything else.
+    Only one run is held in memory. Each file appears whole or not at all, and truth.json last; an interrupted call can be
+    repeated. Raises InputError as `stream` does, and if the folder holds other files or cannot be written.
     """
     named, numbers = checked(name, seed, runs, lumisections)
     if interpolate_to is not None:
@@ -48,9 +47,9 @@ def write(
     try:
         out.mkdir(parents=True, exist_ok=True)
         own = {path.name for path in paths} | {_unfinished(path).name for path in paths}
-        strange = sorted(entry.name for entry in out.iterdir() if entry.name not in own)
-        if strange:
-            raise InputError(f"{out} holds other files ({strange[0]}): choose an empty or new folder")
+        foreign = sorted(entry.name for entry in out.iterdir() if entry.name not in own)
+        if foreign:
+            raise InputError(f"{out} holds other files ({foreign[0]}): choose an empty or new folder")
         truth_file.unlink(missing_ok=True)
         with _unfinished(truth_file).open("w") as truth:
             truth.write(json.dumps(_chosen(named, seed, lumisections, interpolate_to))[:-1] + ', "runs": [\n')
@@ -71,12 +70,11 @@ def write(
 
 
 def interpolate(values: np.ndarray, rows: int) -> np.ndarray:
-    """Lumisections, (n, ...), made into more rows than there were, float64 (rows, ...), as the published files were.
+    """Interpolate lumisections, (n, ...), linearly to more rows: float64, (rows, ...).
 
-    Row j lies at place s = j (n - 1) / (rows - 1) between the first lumisection and the last, and is the mean of its two
-    neighbours weighted by nearness: x[i] + (s - i) (x[i + 1] - x[i]) with i = floor(s). First and last rows are
-    lumisections; with 10000 rows of 501, some 20 rows in a sequence are mixtures of the same two, which is why a random
-    split of them leaks. That the published files were made so is a guess: their values are not whole, and their runs
+    Row j lies at s = j (n - 1) / (rows - 1) and is x[i] + (s - i) (x[i + 1] - x[i]) with i = floor(s), so that the first and
+    last rows are lumisections. With 10000 rows of 501 lumisections some 20 consecutive rows mix the same two, so a random split
+    of the rows leaks. The published files seem to have been made like this: their values are not whole numbers, and their runs
     had 501 and 1046 lumisections.
 
     Raises InputError for fewer than two lumisections, and for fewer rows than lumisections.
@@ -111,7 +109,7 @@ def _unfinished(path: Path) -> Path:
 
 
 def _chosen(named: NamedStream, seed: int, lumisections: int | None, interpolate_to: int | None) -> dict[str, object]:
-    """The head of truth.json: all that the runs have in common."""
+    """The head of truth.json: what the runs have in common."""
     own = named.lumisections[0] if len(set(named.lumisections)) == 1 else list(named.lumisections)
     head: dict[str, object] = {
         "stream": asdict(named),

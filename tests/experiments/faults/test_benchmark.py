@@ -21,8 +21,8 @@ from dqmstream.experiments.faults.measures import CAPTURES, Delays, HeldOut, Tal
 from dqmstream.experiments.faults.table import COLUMNS, KIND_COLUMNS, markdown, printed, summarise, write
 from dqmstream.experiments.faults.track import KINDS, WARM, Track, as_maps, follow
 from dqmstream.experiments.simulator import LIVE, SimulatedRun, stream
+from dqmstream.experiments.simulator.fault_locations import channel
 from dqmstream.experiments.simulator.faults import Fault
-from dqmstream.experiments.simulator.places import channel
 from dqmstream.experiments.simulator.runs import draw_runs
 from dqmstream.experiments.simulator.streams import STREAMS
 from dqmstream.experiments.statistics import clustered_figures
@@ -45,7 +45,7 @@ def with_dead_channel(run: SimulatedRun, seed: int = 1) -> SimulatedRun:
     """The same run with ieta -24, iphi 21 dead in its second half."""
     acts = np.arange(len(run.counts)) >= len(run.counts) // 2
     dead = Fault("dead", channel(ieta_row(-24), 20), 0.0, acts, since_run=run.run)
-    return replace(run, faults=(dead,)).again(run.rate, np.random.default_rng(seed))
+    return replace(run, faults=(dead,)).redraw(run.rate, np.random.default_rng(seed))
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dqmstream.experiments.simulator import LIVE, SimulatedRun, nominal_rate, simulated_run, stream
+from dqmstream.experiments.simulator.fault_locations import MODULES, box, channel, hem1516, module
 from dqmstream.experiments.simulator.faults import ANOMALY_MULTIPLIERS, Fault, apply
-from dqmstream.experiments.simulator.places import MODULES, box, channel, hem1516, module
 from dqmstream.experiments.simulator.streams import STREAMS
 from dqmstream.lumisection import IETA, IPHI, ieta_row, rbx_mask
 
@@ -133,14 +133,14 @@ def test_a_repaired_channel_of_a_year_counts_again_at_the_gain_that_its_walk_has
     for index, run in enumerate(runs):
         for fault in run.faults:
             if fault.kind == "dead":
-                since[fault.since_run, fault.place.name].append(index)
+                since[fault.since_run, fault.location.name].append(index)
                 assert fault.active.all()
                 assert not run.counts[:, fault.channels].any()
     assert len(since) > 10
     repaired = 0
     for (_, name), present in since.items():
         assert present == list(range(present[0], present[-1] + 1))
-        row_column = next(f.channels for f in runs[present[0]].faults if f.place.name == name)
+        row_column = next(f.channels for f in runs[present[0]].faults if f.location.name == name)
         if present[-1] + 1 < len(runs):
             after = runs[present[-1] + 1]
             if not after.faulty_channels()[0][row_column].any():
@@ -180,9 +180,9 @@ def test_short_anomalies_are_one_channel_for_three_lumisections_at_most(tracks: 
 def test_the_four_streams_list_their_dead_channels_and_boxes_as_faults_of_the_whole_run() -> None:
     for run in stream("moderate", seed=5, runs=12, lumisections=3):
         told = {(cell["ieta"], cell["iphi"]) for cell in run.truth["dead"]}
-        assert told == {fault.place.numbers for fault in run.faults if fault.kind == "dead"}
+        assert told == {fault.location.numbers for fault in run.faults if fault.kind == "dead"}
         boxes = {(loss["side"], loss["n"]) for loss in run.truth["rbx"]}
-        assert boxes == {fault.place.numbers for fault in run.faults if fault.kind == "box"}
+        assert boxes == {fault.location.numbers for fault in run.faults if fault.kind == "box"}
         assert all(fault.active.all() for fault in run.faults)
         assert run.faulty.all() == bool(told or boxes)
         assert np.array_equal(run.expected_with_faults(), run.expected(run.events, run.pileup))

@@ -1,4 +1,4 @@
-"""What became of the detector before a run: stepped from run to run, or asked for at any run alone."""
+"""State of the detector in each run: gains and lasting faults, stepped from run to run or computed for any run alone."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ import numpy as np
 from dqmstream.experiments.simulator.conditions import Luminosity
 from dqmstream.experiments.simulator.detector import LIVE, READOUT_BOXES, ageing
 from dqmstream.experiments.simulator.draws import run_generators, walk
+from dqmstream.experiments.simulator.fault_locations import box, channel
 from dqmstream.experiments.simulator.faults import Fault, anomalies, lasting_faults
-from dqmstream.experiments.simulator.places import box, channel
 from dqmstream.experiments.simulator.streams import NamedStream
 from dqmstream.lumisection import N_IETA, N_IPHI
 
 ALIVE = -1
 
 
-class History(Protocol):
-    """Where the detector stands in each run."""
+class DetectorHistory(Protocol):
+    """Gains and faults of the detector in each run."""
 
     def at(self, index: int, luminosity: Luminosity) -> tuple[np.ndarray, list[Fault]]:
         """Gain of each channel without faults, (64, 72), and the faults of run `index`."""
         ...
 
 
-def history(named: NamedStream, seed: int, run_number: Callable[[int], int]) -> History:
-    """The history of a stream's detector. run_number: index -> number of a run."""
+def detector_history(named: NamedStream, seed: int, run_number: Callable[[int], int]) -> DetectorHistory:
+    """The history of a stream's detector. run_number: gives the number of the run at an index."""
     return LazyHistory(named, seed, run_number) if named.lazy else SteppedHistory(named, seed, run_number)
 
 
 class LazyHistory:
-    """Any run at about the same cost: nothing is carried from run to run."""
+    """Computes any run at about the same cost; nothing is carried from run to run."""
 
     def __init__(self, named: NamedStream, seed: int, run_number: Callable[[int], int]) -> None:
         self._named, self._seed, self._run_number = named, seed, run_number
@@ -48,7 +48,7 @@ class LazyHistory:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _State:
-    """The detector before a run: log gain of the walk, and index of the run since which a channel is dead, (64, 72)."""
+    """The detector before a run: log gain, and index of the run since which a channel is dead or ALIVE, (64, 72) each."""
 
     log_gain: np.ndarray
     dead_since: np.ndarray
@@ -64,7 +64,7 @@ class _BoxLoss:
 
 
 class SteppedHistory:
-    """One run after another: a run costs its own step when asked in order, and all steps before it when asked alone."""
+    """Steps from run to run: a run asked for in order costs one step, a run asked for alone all steps before it."""
 
     def __init__(self, named: NamedStream, seed: int, run_number: Callable[[int], int]) -> None:
         self._named, self._seed, self._run_number = named, seed, run_number
@@ -89,7 +89,7 @@ class SteppedHistory:
         self._state = _State(log_gain=np.zeros((N_IETA, N_IPHI)), dead_since=alive)
 
     def _go_to(self, index: int) -> None:
-        """Step to a run."""
+        """Step to run `index`, from the first run if it lies behind."""
         if index < self._index:
             self._restart()
         while self._index < index:
@@ -100,7 +100,7 @@ class SteppedHistory:
 
 
 def _changed(state: _State, named: NamedStream, index: int, rng: np.random.Generator) -> _State:
-    """The detector one run later. Every number is drawn whether it is used or not, so that streams stay comparable."""
+    """The detector one run later. Every number is drawn even if it is not used, so that streams can be compared in pairs."""
     step = rng.standard_normal((N_IETA, N_IPHI))
     dies, repaired, which_dies, which_repaired = rng.random(4)
     since = state.dead_since.copy()
