@@ -34,8 +34,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dqmstream.experiments.benchmark.cells import as_run_data
 from dqmstream.experiments.simulator import stream
+from dqmstream.experiments.simulator.learner_input import as_run_data
 from dqmstream.learners.gradient.naive import Naive
 from dqmstream.learners.gradient.trainer import Lesson, RunTemplate, decay_groups
 from dqmstream.learners.networks.base import Network

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from dqmstream.experiments.benchmark.cells import as_run_data
 from dqmstream.experiments.simulator import stream
+from dqmstream.experiments.simulator.learner_input import as_run_data
 from dqmstream.learners.evaluation.evaluator import Evaluator
 from dqmstream.learners.maps import RunData
 from dqmstream.learners.monitoring.novelty import Novelty

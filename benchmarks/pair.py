@@ -31,8 +31,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from dqmstream.experiments.benchmark.cells import as_run_data
 from dqmstream.experiments.simulator import stream
+from dqmstream.experiments.simulator.learner_input import as_run_data
 from dqmstream.learners.evaluation.evaluator import auc
 from dqmstream.learners.maps import Maps, RunData
 from dqmstream.learners.networks.recipe import STUDY

@@ -24,9 +24,10 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks.learner import RECIPE, resident_mb
 from dqmstream import __version__
-from dqmstream.experiments.benchmark.cells import as_run_data, versions
 from dqmstream.experiments.figures import canvas
+from dqmstream.experiments.provenance import versions
 from dqmstream.experiments.simulator import simulated_run
+from dqmstream.experiments.simulator.learner_input import as_run_data
 from dqmstream.learners.evaluation.evaluator import Evaluator
 from dqmstream.learners.evaluation.history import History, figures
 from dqmstream.learners.evaluation.history_line import HistoryLine

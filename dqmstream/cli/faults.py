@@ -1,83 +1,117 @@
-"""`dqmstream faults`: detectors of faults over a simulated stream whose faults are known, with intervals and a bound."""
+"""`dqmstream faults`: detectors of faults on a simulated stream whose faults are known, with intervals and a bound."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dqmstream.cli import output
-from dqmstream.cli.options import MAX_LENGTH, MAX_PROCESSES, MAX_RUNS, Json, finite, show
+from dqmstream.cli.option_groups import grouped
+from dqmstream.cli.options import MAX_LENGTH, MAX_RUNS, Json, Scheduler, Workers, finite, show
 from dqmstream.errors import StateError
 from dqmstream.settings import MAX_COUNT
 
+if TYPE_CHECKING:
+    from dqmstream.experiments.faults.spec import FaultSpec
 
-def faults(
-    out: Annotated[
-        Path, typer.Option("--out", help="folder for cells, tables and figure; what is there is gone on with")
-    ] = Path("faults-out"),
-    quick: Annotated[bool, typer.Option("--quick", help="one seed, 12 runs of 200 lumisections, nothing had again")] = False,
+
+@dataclass(frozen=True)
+class SpecOptions:
+    """What is computed."""
+
+    quick: Annotated[bool, typer.Option("--quick", help="one seed, 12 runs of 200 lumisections, no re-tests")] = False
     detectors: Annotated[
-        list[str] | None, typer.Option("--detector", help="this detector only; may be given more than once (default: all)")
-    ] = None,
+        list[str] | None, typer.Option("--detector", help="only this detector; repeatable (default: all)")
+    ] = None
     seeds: Annotated[
         list[int] | None,
-        typer.Option("--seed", max=MAX_COUNT, help="0-9 for tuning, 100 and up for what is reported; more than once"),
-    ] = None,
-    runs: Annotated[int | None, typer.Option(max=MAX_RUNS, help="runs of the stream (default: 40)")] = None,
-    lumisections: Annotated[int | None, typer.Option(max=MAX_LENGTH, help="lumisections in each run (default: 400)")] = None,
+        typer.Option("--seed", max=MAX_COUNT, help="0-9 for tuning, 100 and up for reported figures; repeatable"),
+    ] = None
+    runs: Annotated[int | None, typer.Option(max=MAX_RUNS, help="runs of the stream (default: 40)")] = None
+    lumisections: Annotated[int | None, typer.Option(max=MAX_LENGTH, help="lumisections of each run (default: 400)")] = None
     alarms: Annotated[
-        float | None, typer.Option(max=20, callback=finite, help="false alarms a run that thresholds allow (default: 1)")
-    ] = None,
+        float | None, typer.Option(max=20, callback=finite, help="false alarms per run that a threshold allows (default: 1)")
+    ] = None
     every: Annotated[
         int | None,
-        typer.Option(max=MAX_COUNT, help="every so many runs are had again after later ones; 0 for none (default: 6)"),
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, max=MAX_PROCESSES, help="processes of one thread each (default: the processors)")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Find channels, modules and boxes that fail within the runs of the stream `tracks`, where conditions move more than
-    they do.
+        typer.Option(
+            max=MAX_COUNT, help="re-test the detector on earlier conditions after every N runs; 0 for never (default: 6)"
+        ),
+    ] = None
 
-    Each run is judged before it is learnt, by thresholds of past good data. False positives at a capture, delays and channels
-    named, by kind of fault, for the learner's fault score, for others, and for an oracle that knows gains and what can fail.
+    def spec(self) -> FaultSpec:
+        """The specification. Raises InputError for what does not exist or makes no sense."""
+        from dqmstream.experiments.faults.spec import FaultSpec
+
+        spec = FaultSpec(seeds=(100,), runs=12, lumisections=200, every=0) if self.quick else FaultSpec()
+        given: dict[str, Any] = {
+            "detectors": tuple(self.detectors) if self.detectors else None,
+            "seeds": tuple(self.seeds) if self.seeds else None,
+            "runs": self.runs,
+            "lumisections": self.lumisections,
+            "alarms": self.alarms,
+            "every": self.every,
+        }
+        return replace(spec, **{name: value for name, value in given.items() if value is not None}).checked()
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Where the cells are computed and kept."""
+
+    out: Annotated[Path, typer.Option("--out", help="folder for cells, tables and figure; existing results are reused")] = Path(
+        "faults-out"
+    )
+    workers: Workers = None
+    dask: Scheduler = None
+    as_json: Json = False
+
+
+@grouped
+def faults(options: SpecOptions, run: RunOptions) -> None:
+    """Measure how well failing channels, modules and readout boxes are found within runs of the simulated stream `tracks`.
+
+    A run is scored before it is learnt, with thresholds from past good data. Printed are false-positive rates, delays and the
+    channels named, by kind of fault, for the fault score of the learner, for other detectors, and for an oracle that knows the
+    true gains and what can fail.
     """
-    from dqmstream.experiments.faults.benchmark import FaultSpec, run_faults
-    from dqmstream.experiments.faults.table import (
+    from dqmstream.experiments.cells.runner import Progress
+    from dqmstream.experiments.cells.runner import Workers as Where
+    from dqmstream.experiments.cells.signals import exit_on_sigterm
+    from dqmstream.experiments.faults.cell import FaultCell
+    from dqmstream.experiments.faults.spec import run_faults
+    from dqmstream.experiments.faults.summary import summarise
+    from dqmstream.experiments.faults.text import (
         BY_KIND,
         COLUMNS,
         KIND_COLUMNS,
         NOTE,
-        forgotten,
+        forgetting_lines,
         printed,
         printed_by_kind,
-        summarise,
         title,
         write,
-    )  # fmt: skip
+    )
 
-    spec = FaultSpec(seeds=(100,), runs=12, lumisections=200, every=0) if quick else FaultSpec()
-    given: dict[str, Any] = {
-        "detectors": tuple(detectors) if detectors else None,
-        "seeds": tuple(seeds) if seeds else None,
-        "runs": runs,
-        "lumisections": lumisections,
-        "alarms": alarms,
-        "every": every,
-    }
-    spec = replace(spec, **{name: value for name, value in given.items() if value is not None}).checked()
-    with output.bars() as progress:
-        cells = run_faults(spec, out, workers=workers or os.cpu_count() or 1, progress=output.bar_callback(progress, "faults"))
-    result = summarise(spec, cells)
-    write(result, out)
+    spec = options.spec()
+    count = run.workers or os.cpu_count() or 1
+    with exit_on_sigterm(), output.bars() as bars:
+        update = output.bar_callback(bars, "faults")
+
+        def report(progress: Progress[FaultCell]) -> None:
+            update(progress.finished, progress.total)
+
+        records = run_faults(spec, run.out, Where(0 if count == 1 else count, run.dask), report)
+    result = summarise(spec, records)
+    write(result, run.out)
     rows = result["detectors"]
     tables = [output.table(title(result), COLUMNS, [printed(row) for row in rows])]
     tables += [output.table(what, KIND_COLUMNS, [printed_by_kind(row, what) for row in rows]) for what in BY_KIND]
-    show(result, as_json, *tables, *forgotten(result), NOTE, f"tables and figure: {out}", *result["failed"])
+    lines = [*forgetting_lines(result), NOTE, f"tables and figure: {run.out}", *result["failed"]]
+    show(result, run.as_json, *tables, *lines)
     if result["failed"]:
         raise typer.Exit(StateError.exit_code)

@@ -116,6 +116,12 @@ Recipe = Annotated[Path | None, typer.Option("--recipe", help=RECIPE_HELP)]
 Set = Annotated[list[str] | None, typer.Option("--set", help=SET_HELP)]
 Samples = Annotated[int | None, typer.Option("--evaluation-samples", help=help_of("evaluation_samples"))]
 Device = Annotated[str | None, typer.Option("--device", help=help_of("device"))]
+Workers = Annotated[
+    int | None, typer.Option("--workers", min=1, max=MAX_PROCESSES, help="local processes of one thread each (default: one per processor)")  # noqa: E501
+]  # fmt: skip
+Scheduler = Annotated[
+    str | None, typer.Option("--dask", help="host:port of a Dask scheduler, whose workers compute", show_default=False)
+]
 Interpolated = Annotated[bool, typer.Option("--interpolated", help="rows were interpolated, as in the published files")]
 Stream = Annotated[str, typer.Option(help="null, moderate, small, structured, year, tracks or pair")]
 

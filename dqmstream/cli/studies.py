@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import Progress, TaskID
@@ -13,21 +14,40 @@ from dqmstream.cli import options, output
 from dqmstream.errors import InputError
 from dqmstream.settings import MAX_COUNT, recipe_flags
 
+if TYPE_CHECKING:
+    from dqmstream.experiments.studies.training.trainer import EpochProgress
+
 PANEL = "An earlier study on your own files (with --data)"
 
-Data = Annotated[
-    list[Path] | None,
-    typer.Option("--data", help="HDF5, Parquet or Run*_Dataset_*.npy files, a folder of them, or an image archive; --recipe then names a study; more than once", rich_help_panel=PANEL),  # noqa: E501
-]  # fmt: skip
-Epochs = Annotated[int, typer.Option("--epochs", min=0, max=MAX_COUNT, help="in place of the recipe's", rich_help_panel=PANEL)]
-Limit = Annotated[
-    int, typer.Option("--limit", min=0, max=MAX_COUNT, help="rows at most, for a quick look", rich_help_panel=PANEL)
-]
-Size = Annotated[str, typer.Option("--size", help="study, or tiny for a quick look", rich_help_panel=PANEL)]
-Folds = Annotated[int, typer.Option("--folds", min=0, max=1000, help="K of a K-fold", rich_help_panel=PANEL)]
-Augment = Annotated[list[str] | None, typer.Option("--augment", help="flip, rotate or shift, of images; more than once", rich_help_panel=PANEL)]  # fmt: skip # noqa: E501
-Weights = Annotated[Path | None, typer.Option("--weights", help="safetensors file to start from", rich_help_panel=PANEL)]
-Listed = Annotated[bool, typer.Option("--list", help="list the studies' recipes and end", rich_help_panel=PANEL)]
+
+@dataclass(frozen=True)
+class StudyOptions:
+    """What is asked of a study."""
+
+    data: Annotated[
+        list[Path] | None,
+        typer.Option("--data", help="HDF5, Parquet or Run*_Dataset_*.npy file, a folder of them, or an image archive; needs --recipe NAME; repeatable", rich_help_panel=PANEL),  # noqa: E501
+    ] = None  # fmt: skip
+    epochs: Annotated[int, typer.Option(min=0, max=MAX_COUNT, help="in place of the recipe's", rich_help_panel=PANEL)] = 0
+    limit: Annotated[
+        int, typer.Option(min=0, max=MAX_COUNT, help="use at most so many rows, for a quick look", rich_help_panel=PANEL)
+    ] = 0
+    size: Annotated[str, typer.Option(help="study, or tiny for a quick look", rich_help_panel=PANEL)] = "study"
+    folds: Annotated[int, typer.Option(min=0, max=1000, help="K-fold with so many folds", rich_help_panel=PANEL)] = 0
+    augment: Annotated[
+        list[str] | None,
+        typer.Option(help="flip, rotate or shift of images; repeatable", rich_help_panel=PANEL),
+    ] = None
+    weights: Annotated[Path | None, typer.Option(help="safetensors file of initial weights", rich_help_panel=PANEL)] = None
+    device: options.Device = None
+    list_: Annotated[bool, typer.Option("--list", help="list the studies' recipes and exit", rich_help_panel=PANEL)] = False
+
+    @property
+    def beyond_data(self) -> bool:
+        """Whether any option is given that needs data."""
+        return self != StudyOptions(data=self.data, list_=self.list_)
+
+
 IMAGES = "Images in place of runs"
 Layout = Annotated[str | None, typer.Option("--layout", help="electron_photon or quark_gluon: the files of these studies", rich_help_panel=IMAGES)]  # fmt: skip # noqa: E501
 Images = Annotated[int, typer.Option("--images", max=MAX_COUNT, help="in all files", rich_help_panel=IMAGES)]
@@ -46,78 +66,83 @@ def simulate(out: Path, layout: str, images: int, seed: int, contrast: float, as
 
 
 def list_studies(as_json: bool) -> None:
-    """Print every recipe with what was published."""
-    from dqmstream.experiments.studies.recipes import WHAT, described, recipes
+    """Print every recipe with the published figures."""
+    from dqmstream.experiments.studies.recipes import TASK_NAMES, described, recipes
 
-    found = [
-        {"name": one.name, "task": WHAT[one.task], "study": one.study, "published": one.says, **described(one)}
+    listed = [
+        {"name": one.name, "task": TASK_NAMES[one.task], "study": one.study, "published": one.published_text, **described(one)}
         for one in recipes().values()
     ]
     columns = ["name", "task", "study", "network", "published"]
-    table = output.table("studies", columns, [[one[column] for column in columns] for one in found])
-    options.show({"studies": found}, as_json, table, "all of each, and what it leaves unsaid: docs/studies.md")
+    table = output.table("studies", columns, [[one[column] for column in columns] for one in listed])
+    options.show({"studies": listed}, as_json, table, "details, and what the publications do not state: docs/studies.md")
 
 
-def refuse_without_data(name: Path | None, asked: Sequence[Any]) -> None:
-    """Raise InputError where a study, or an option of one, is named without data to try it on."""
+def refuse_without_data(study: StudyOptions, recipe: Path | None) -> None:
+    """Raise InputError where a study, or an option of one, is named without data."""
     from dqmstream.experiments.studies.recipes import recipes
 
-    if name is not None and str(name) in recipes() and not name.exists():
-        raise InputError(f"{name} is the recipe of a study: say by --data which files to try it on")
-    if any(asked):
+    if recipe is not None and str(recipe) in recipes() and not recipe.exists():
+        raise InputError(f"{recipe} is the recipe of a study: give the data files with --data")
+    if study.beyond_data:
         raise InputError(
-            "--epochs, --limit, --size, --folds, --augment, --weights and --device are of a study: give --data and --recipe"
+            "--epochs, --limit, --size, --folds, --augment, --weights and --device belong to a study: give --data and --recipe"
         )
 
 
-def refuse_streams(*asked: Any) -> None:
-    """Raise InputError where simulated streams are asked for beside data."""
-    if any(asked):
+def refuse_streams(*given: Any) -> None:
+    """Raise InputError where options of simulated streams are given beside data."""
+    if any(given):
         raise InputError("--data tries a study: leave out --quick, --stream, --strategy, --table and --dask, or --data")
 
 
 def run(
-    name: Path | None,
-    data: Sequence[Path],
-    out: Path,
-    *,
-    set_: list[str] | None,
-    seeds: list[int] | None,
-    augment: list[str] | None,
-    as_json: bool,
-    **asked: Any,
+    study: StudyOptions, recipe: Path | None, more: Sequence[Path], changes: Mapping[str, Any], out: Path, as_json: bool
 ) -> None:
-    """Train a study's recipe on the user's files and print its table. asked: further `studies.sweep.Options`."""
-    from dqmstream.experiments.studies.results import COLUMNS, notes, rows, title, write_table
-    from dqmstream.experiments.studies.study import Options, prepare, run_study
+    """Train a study's recipe on the user's files and print its table.
 
-    if name is None:
-        raise InputError("--data needs a study to try on it: --recipe NAME; --list lists them")
-    changes = recipe_flags(None, set_) or {}
-    chosen = Options(seeds=tuple(seeds or (0,)), augment=tuple(augment or ()), changes=changes, **asked)
-    study = prepare(str(name), list(data), chosen)
-    with output.bars() as progress:
-        result = run_study(study, out, _bar(progress))
-    path = write_table(study, result, out)
-    table = output.table(title(study), list(COLUMNS), rows(result))
-    options.show(
-        result | {"table": str(path)}, as_json, table, *notes(study, result), f"table, results and weights: {path.parent}"
+    more: further data files. changes: "set_" to the recipe, "seeds" and "split", each None if not given.
+    """
+    from dqmstream.experiments.studies.run import run_study
+    from dqmstream.experiments.studies.study import StudySettings, prepare
+    from dqmstream.experiments.studies.study_table import COLUMNS, notes, rows, title, write_table
+
+    if recipe is None:
+        raise InputError("--data needs the recipe of a study: --recipe NAME; --list lists them")
+    settings = StudySettings(
+        seeds=tuple(changes["seeds"] or (0,)),
+        epochs=study.epochs,
+        limit=study.limit,
+        size=study.size,
+        folds=study.folds,
+        split=changes["split"] or "blocks",
+        augment=tuple(study.augment or ()),
+        weights=study.weights,
+        device=study.device or "auto",
+        changes=recipe_flags(None, changes["set_"]) or {},
     )
+    prepared = prepare(str(recipe), [*(study.data or ()), *more], settings)
+    with output.bars() as bars:
+        result = run_study(prepared, out, _bar(bars))
+    path = write_table(prepared, result, out)
+    table = output.table(title(prepared), list(COLUMNS), rows(result))
+    files = f"table, results and weights: {path.parent}"
+    options.show(result | {"table": str(path)}, as_json, table, *notes(prepared, result), files)
 
 
-def _bar(progress: Progress) -> Callable[[str, Any], None]:
-    """A bar a cell, in images of all epochs, that tells epoch, pace and time left."""
+def _bar(bars: Progress) -> Callable[[str, EpochProgress], None]:
+    """A bar per training, in images of all epochs, with epoch, rate and time left."""
     tasks: dict[str, TaskID] = {}
 
-    def update(cell: str, how: Any) -> None:
+    def update(cell: str, epoch: EpochProgress) -> None:
         if cell not in tasks:
-            tasks[cell] = progress.add_task(cell, total=how.epochs * how.of_images)
-        said = f"{cell}: epoch {how.epoch} of {how.epochs}, {how.images_per_s:.0f} images/s, {_left(how.left_s)} left"
-        progress.update(tasks[cell], completed=(how.epoch - 1) * how.of_images + how.images, description=said)
+            tasks[cell] = bars.add_task(cell, total=epoch.epochs * epoch.of_images)
+        text = f"{cell}: epoch {epoch.epoch} of {epoch.epochs}, {epoch.images_per_s:.0f} images/s, {_time(epoch.left_s)} left"
+        bars.update(tasks[cell], completed=(epoch.epoch - 1) * epoch.of_images + epoch.images, description=text)
 
     return update
 
 
-def _left(seconds: float) -> str:
+def _time(seconds: float) -> str:
     minutes = round(seconds / 60)
     return f"{seconds:.0f} s" if seconds < 120 else f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"

@@ -20,7 +20,7 @@ def test_a_study_is_tried_on_simulated_files_by_one_command(tmp_path: Path) -> N
     assert found["ideal_auc"] == made["ideal_auc"]
     assert "| egamma_cnn_4 |" in Path(found["table"]).read_text()
     shown = dqmstream(*words)
-    assert shown.returncode == 0 and "AUC 0.802" in shown.stdout and "Unsaid in the publication" in shown.stdout
+    assert shown.returncode == 0 and "AUC 0.802" in shown.stdout and "Not stated in the publication" in shown.stdout
 
 
 def test_studies_are_listed_and_misuse_is_told(tmp_path: Path) -> None:

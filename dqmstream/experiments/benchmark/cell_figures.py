@@ -47,7 +47,7 @@ class CellFigures:
 
 
 def figures_of(record: Mapping[str, Any]) -> CellFigures:
-    """The figures of a record as `cells.run_cell` makes it; as they are where it holds nothing else (`results_table`)."""
+    """The figures of a record of `BenchmarkCell.compute`, or of `parquet.read_cells`, which has them as they are."""
     if "figures" in record:
         return CellFigures(**record["figures"])
     lines = [HistoryLine.from_json(line) for line in record["lines"]]

@@ -14,7 +14,7 @@ from dqmstream.experiments.figures import COLOURS, MARKERS, canvas, plain
 _BLUE, _RED, _GREY = "#3f90da", "#bd1f01", "#717581"
 
 Streams = Sequence[Mapping[str, Any]]
-"""Of a table, as in `experiments.benchmark.table.summarise`; at least one, each with at least one row."""
+"""Of a table, as in `experiments.benchmark.summary.summarise`; at least one, each with at least one row."""
 
 
 def draw_accuracies(path: Path, streams: Streams) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 from dqmstream import __version__
 from dqmstream.errors import InputError, StateError
-from dqmstream.experiments.benchmark.results import draw
-from dqmstream.experiments.benchmark.table_text import NOTE, origin, overview, title
+from dqmstream.experiments.benchmark.output_files import draw
+from dqmstream.experiments.benchmark.text import NOTE, origin, overview, title
 from dqmstream.experiments.page import PageFolder, page_template, picture
 
 _SHOWN = {

@@ -28,7 +28,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from dqmstream.errors import InputError
 from dqmstream.experiments.benchmark.bounds import BOUNDS, IDEAL_PROFILED
-from dqmstream.experiments.benchmark.cells import Cell
+from dqmstream.experiments.benchmark.cell import BenchmarkCell
 from dqmstream.experiments.simulator import LIVE
 from dqmstream.experiments.simulator.streams import named_stream, seed_use
 from dqmstream.learners.networks.recipe import Recipe
@@ -55,7 +55,7 @@ YARDSTICK = "gain_map"
 class Variant:
     """A row of a table: a strategy on a model of that label ("" for its own), with so many bytes for past runs.
 
-    recipe: changes to the strategy's own, as `Cell` has them. label: what the row is called.
+    recipe: changes to the strategy's own, as `BenchmarkCell` has them. label: what the row is called.
     """
 
     strategy: str
@@ -161,10 +161,10 @@ class Spec:
                     rows.append(Variant(strategy, model, budget, self._recipe_changes(strategy, changes), label))
         return rows
 
-    def cells_of(self, row: Variant, stream: str) -> list[Cell]:
+    def cells_of(self, row: Variant, stream: str) -> list[BenchmarkCell]:
         """The cells behind a row's figures of a stream."""
         return [
-            Cell(
+            BenchmarkCell(
                 stream, seed, order, row.strategy,
                 self.runs, self.lumisections, row.memory_bytes, self.evaluation_samples, self.split, fold, row.recipe,
             )
@@ -173,7 +173,7 @@ class Spec:
             for fold in range(FOLDS if self.split == "folds" else 1)
         ]  # fmt: skip
 
-    def cells(self) -> list[Cell]:
+    def cells(self) -> list[BenchmarkCell]:
         """All cells of the table."""
         return [cell for row in self.rows() for stream in self.streams for cell in self.cells_of(row, stream)]
 
@@ -218,7 +218,7 @@ class Benchmark:
             raise InputError(f"two tables are called {twice[0]}: give each a name of its own, which its files have")
         return Benchmark(tuple(tables))
 
-    def cells(self) -> list[Cell]:
+    def cells(self) -> list[BenchmarkCell]:
         """Every cell, those that take longest first."""
         found = dict.fromkeys(cell for spec in self.tables for cell in spec.cells())
         return sorted(found, key=lambda cell: (-cell.runs * cell.lumisections, _slowest_first(cell.strategy)))

@@ -16,7 +16,7 @@ from dqmstream.experiments.compare.findings import Findings
 from dqmstream.experiments.compare.output import as_json, box_name
 from dqmstream.experiments.compare.significance import ChangeTests
 from dqmstream.experiments.compare.verdict import verdict, warnings
-from dqmstream.experiments.json_numbers import plain
+from dqmstream.experiments.json_numbers import nan_as_null
 
 SHOWN = 10
 """Changed channels that the representations list."""
@@ -61,7 +61,7 @@ class Comparison(Findings):
 
     def to_json(self) -> dict[str, Any]:
         """The findings as `dqmstream compare --json` prints them; null stands for numbers that are not finite."""
-        found: dict[str, Any] = plain(as_json(self))
+        found: dict[str, Any] = nan_as_null(as_json(self))
         return found
 
     def plot(self, path: str | Path | None = None) -> Figure:

@@ -18,7 +18,7 @@ from dqmstream.experiments.compare.findings import Findings
 from dqmstream.experiments.compare.separation import CONFIDENCE, Auc
 from dqmstream.experiments.compare.significance import ChangeTests
 from dqmstream.experiments.compare.verdict import UNSEEN, verdict, warnings
-from dqmstream.experiments.json_numbers import plain
+from dqmstream.experiments.json_numbers import nan_as_null
 
 SUMMARY, CHANNELS, BOXES, MAP = FILES = ("comparison.json", "channels.csv", "boxes.csv", "changes.png")
 
@@ -66,7 +66,7 @@ def write(found: Findings, out: Path) -> list[Path]:
     try:
         check_folder(out)
         out.mkdir(parents=True, exist_ok=True)
-        paths[0].write_text(json.dumps(plain(as_json(found)), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        paths[0].write_text(json.dumps(nan_as_null(as_json(found)), indent=1, allow_nan=False) + "\n", encoding="utf-8")
         _table(paths[1], (_channel(found, c) for c in found.channel_tests.order))
         _table(paths[2], (_box(found, k) for k in found.box_tests.order))
         draw_comparison(paths[3], found)

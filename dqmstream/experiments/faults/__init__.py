@@ -1,1 +1,2 @@
-"""The fault benchmark: detectors of faults over a stream whose faults are known, tested on each run before they learn it."""
+"""The fault benchmark: detectors of faults on a simulated stream whose faults are known, each run scored before it is
+learnt."""

@@ -1,13 +1,13 @@
 """AutoDQM's beta-binomial pulls of a map against reference runs, with its cuts at a chi² of 10 and a pull of 10.
 
-Of D counts in all, a channel with r of the reference's R counts has x with the likelihood of a beta-binomial of D trials, α
-= r + 1, β = R - r + 1, r and R scaled down by (1 + (r t²)²)^-½ so that a reference is never surer than a share t = .01. L is
-the likelihood over that of the most probable count, averaged over the references; the pull is the number of deviations with
-that tail, χ²_1(pull²) = L; χ² the mean of squared pulls; the largest pull is corrected for having been looked for in all
-channels. A histogram is an outlier where χ² > 10 or the largest |pull| > 10.
+A channel has r of the R counts of a reference run. Of D counts in a map it has x with the likelihood of a beta-binomial with D
+trials, α = r + 1, β = R - r + 1, where r and R are first scaled down by (1 + (r t²)²)^-½: the relative uncertainty of a
+reference is at least t = .01. L is this likelihood divided by that of the most probable count, averaged over the references.
+The pull is given by χ²_1(pull²) = L, χ² is the mean of the squared pulls, and the largest pull is corrected for the number of
+channels. A histogram is an outlier if χ² > 10 or the largest |pull| > 10.
 
-(github.com/AutoDQM/AutoDQM, plugins/beta_binomial.py; Brinkerhoff et al., arXiv:2501.13789.) It is made for the histogram of a
-run; here it is asked of single lumisections, and luminosity is left to it as it is: only totals are scaled.
+Source: github.com/AutoDQM/AutoDQM, plugins/beta_binomial.py; Brinkerhoff et al., arXiv:2501.13789. The method is made for
+histograms of whole runs. Here it is applied to single lumisections; only the total is scaled to luminosity.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from dqmstream.learners.monitoring.fault_filter import Suspicion
 CHI2_CUT = PULL_CUT = 10.0
 TOLERANCE = 0.01
 REFERENCES = 4
-"""Reference runs, the last ones; AutoDQM takes from one to eight."""
+"""Number of reference runs, the last ones; AutoDQM uses one to eight."""
 
 _SMALLEST = 1e-300
 
 
 class BetaBinomial:
-    """The good lumisections of the last runs are the references. A score is 1 where AutoDQM's cuts are."""
+    """The detector: references are the good lumisections of the last runs. A score of 1 is AutoDQM's cut."""
 
     def __init__(self) -> None:
         self._live: np.ndarray | None = None
@@ -38,7 +38,7 @@ class BetaBinomial:
     @property
     def live(self) -> np.ndarray:
         if self._live is None:
-            raise InputError("no run is known yet: learn one before asking for faults")
+            raise InputError("no run was learnt yet: learn one before scoring")
         return self._live
 
     def learn(self, good: Maps) -> None:
@@ -69,15 +69,15 @@ def pulls(counts: np.ndarray, references: np.ndarray) -> np.ndarray:
 
 
 def _log_weight(k: np.ndarray, n: np.ndarray, alpha: np.ndarray, beta: np.ndarray) -> np.ndarray:
-    """What of a beta-binomial's log-likelihood depends on k."""
+    """Terms of the beta-binomial log-likelihood that depend on k."""
     return np.asarray(gammaln(k + alpha) + gammaln(n - k + beta) - gammaln(k + 1) - gammaln(n - k + 1))
 
 
 def _deviations(tail: np.ndarray) -> np.ndarray:
-    return np.asarray(norm.isf(np.clip(tail, _SMALLEST, 1.0) / 2))  # the root of χ²_1's
+    return np.asarray(norm.isf(np.clip(tail, _SMALLEST, 1.0) / 2))  # square root of a χ²_1 quantile
 
 
 def _corrected(largest: np.ndarray, channels: int) -> np.ndarray:
-    """The largest of so many pulls as the deviations of its chance to come up in any of them."""
+    """The largest of `channels` pulls, converted to the deviations of its probability to occur in any of them."""
     one = 2 * norm.sf(np.minimum(largest, 37.0))
     return _deviations(-np.expm1(channels * np.log1p(-np.minimum(one, 1 - 1e-12))))

@@ -1,8 +1,7 @@
-"""What a detector of faults is, and those that stand in the benchmark by their names.
+"""The protocol of a fault detector, and the detectors of the benchmark by name.
 
-A detector is fitted prequentially: it is asked of a run before it learns it, and learns of it the lumisections that were
-good, as they are known when a run has been certified. Its scores are of any scale: thresholds come from its own scores of
-past good data.
+A detector scores each run before it learns it, and then learns the run's good lumisections, which are known when a run has been
+certified. Its scores may have any scale: thresholds come from its own scores of past good data.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from dqmstream.learners.monitoring.fault_filter import Suspicion
 
 
 class Detector(Protocol):
-    """Learns good lumisections of runs one after another, and says of others how surely they are faulty."""
+    """Learns the good lumisections of one run after another and scores the lumisections of others."""
 
     @property
     def live(self) -> np.ndarray:
@@ -34,9 +33,9 @@ class Detector(Protocol):
         ...
 
     def look(self, maps: Maps) -> Suspicion:
-        """Scores of a run's lumisections in their order, the larger the more surely faulty; of channels likewise.
+        """Scores of a run's lumisections, in their order, and of their channels; larger means more likely faulty.
 
-        A figure depends on its own lumisection and those before it. Nothing is learnt.
+        A score depends on its own lumisection and earlier ones only. Nothing is learnt.
         """
         ...
 
@@ -50,13 +49,13 @@ DETECTORS: dict[str, Callable[[int], Detector]] = {
     "new-run score": lambda seed: NewRun(seed),
     "fault score": lambda seed: FaultFlags(),
 }
-"""Name -> a new detector, by its seed. The last is the learner's own, which `dqmstream flags` gives."""
+"""Name -> a new detector with this seed. The last is the learner's own, whose scores `dqmstream flags` prints."""
 
 NAMES = (*DETECTORS, Oracle.name)
 
 
 def make_detector(name: str, seed: int) -> Detector | Oracle:
-    """A new detector. Raises InputError for a name that does not exist."""
+    """A new detector. Raises InputError for an unknown name."""
     if name == Oracle.name:
         return Oracle()
     if name not in DETECTORS:

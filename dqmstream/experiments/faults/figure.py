@@ -1,4 +1,4 @@
-"""The figure of the fault benchmark: by kind of fault, false positives at a capture of .95 and the share never found."""
+"""The figure of the fault benchmark: false positives at .95 capture and the share never found, by kind of fault."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import numpy as np
 from dqmstream.experiments.figures import canvas, plain
 
 COLOURS = ("#717581", "#94a4a2", "#ffa90e", "#832db6", "#a96b59", "#3f90da", "#bd1f01", "#000000")
-"""Of the detectors in their order; the last one is the bound."""
+"""Colours of the detectors in their order; the last one is the bound."""
 
 FLOOR = 1e-4
-"""False-positive rates below this stand here: fewer than one lumisection of ten thousand."""
+"""Smaller false-positive rates are drawn at this value: less than one lumisection in ten thousand."""
 
 
 def draw_faults(path: Path, result: Mapping[str, Any]) -> None:
-    """result: as `faults.table.summarise` gives it; at least one detector."""
+    """Draw the figure. result: of `faults.summary.summarise`, with at least one detector."""
     kinds, rows = result["kinds"], result["detectors"]
     panels = (
         ("false-positive rate at .95 capture", "lumisections", "fpr_0.95"),

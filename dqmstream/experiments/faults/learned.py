@@ -1,4 +1,4 @@
-"""Detectors that the learner's room holds: its new-run score, its fault score, and an autoencoder."""
+"""Detectors built from parts of the learner: its new-run score, its fault score, and an autoencoder."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from dqmstream.lumisection import Geometry
 
 
 class NewRun:
-    """The score of `learners.monitoring.novelty`, and the pulls of a lumisection's channels against the known run nearest to
-    it."""
+    """The score of `learners.monitoring.novelty`; for channels, their pulls against the nearest known run."""
 
     def __init__(self, seed: int) -> None:
         self._novelty = Novelty(Geometry(1), seed)
@@ -37,7 +36,7 @@ class NewRun:
 
 
 class FaultFlags:
-    """The fault score of `learners.monitoring.fault_score`; the first run's good lumisections are its reference."""
+    """The score of `learners.monitoring.fault_score`, with the good lumisections of the first run as reference."""
 
     def __init__(self) -> None:
         self._score: FaultScore | None = None
@@ -49,7 +48,7 @@ class FaultFlags:
     @property
     def _known(self) -> FaultScore:
         if self._score is None:
-            raise InputError("no run is known yet: learn one before asking for faults")
+            raise InputError("no run was learnt yet: learn one before scoring")
         return self._score
 
     def learn(self, good: Maps) -> None:
@@ -61,7 +60,7 @@ class FaultFlags:
 
 
 class Reconstruction:
-    """What an autoencoder leaves over of residuals, in each channel's own deviations."""
+    """Residuals that an autoencoder cannot reconstruct, in standard deviations of each channel."""
 
     def __init__(self, seed: int, replay: bool) -> None:
         self._seed, self._replay = seed, replay
@@ -72,7 +71,7 @@ class Reconstruction:
     @property
     def live(self) -> np.ndarray:
         if self._reference is None:
-            raise InputError("no run is known yet: learn one before asking for faults")
+            raise InputError("no run was learnt yet: learn one before scoring")
         return self._reference.live
 
     def learn(self, good: Maps) -> None:
@@ -84,9 +83,9 @@ class Reconstruction:
 
     def look(self, maps: Maps) -> Suspicion:
         if self._autoencoder is None:
-            raise InputError("no run is known yet: learn one before asking for faults")
+            raise InputError("no run was learnt yet: learn one before scoring")
         return self._standardised.suspicion(self._autoencoder.left_over(maps))
 
 
 def _no_past(experience: int) -> RunData:
-    raise InputError(f"experience {experience} is not kept: nothing here reads the past again")
+    raise InputError(f"experience {experience} cannot be read again: a detector keeps no runs")

@@ -1,4 +1,4 @@
-"""The oracle: knows true gains, events and pileup, and each way in which something fails; where and when it does not know."""
+"""The oracle: a bound that knows the true gains, events and pileup and what can fail, but not where and when."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from dqmstream.learners.monitoring.fault_filter import FaultFilter, Groups, Like
 
 LOST = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 BOX = (0.0, 0.8, 0.84, 0.88, 0.92, 0.95)
-"""Factors on a rate; a box that is off stands for one of the two of HEM15 and HEM16."""
+"""Factors on the rate of a degraded channel and of a box. A box that is off stands for one of HEM15 and HEM16."""
 
 LASTING, FLICKERS, BEGINS = 0.01, 0.3, 1e-6
+"""Probability per lumisection that a lasting or a flickering fault ends, and that a fault begins."""
 
 _CHUNK = 50
 
 
 class Oracle:
-    """A bound for any detector that looks back alone: exact likelihoods, and the same chains as the learner's fault score."""
+    """A bound for detectors that use past lumisections only: exact likelihoods in the chains of the learner's fault score."""
 
     name = "oracle"
 
@@ -38,7 +39,7 @@ class Oracle:
         return LIVE[None]
 
     def of(self, run: SimulatedRun) -> Suspicion:
-        """As a detector's `look`, from all that is true of a run but its faults."""
+        """Scores as of a detector's `look`, from the true parameters of the run except its faults."""
         chains = FaultFilter(self._groups, *self._rates)
         found = [
             chains.step(self._likelihoods(run, slice(start, start + _CHUNK))) for start in range(0, len(run.counts), _CHUNK)

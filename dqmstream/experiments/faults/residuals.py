@@ -1,4 +1,4 @@
-"""Residual z-scores: how many deviations a channel is off what it should count under the lumisection's conditions."""
+"""z-scores of residuals: deviations of a channel from its expected count under the conditions of the lumisection."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from dqmstream.learners.monitoring.fault_filter import Suspicion
 from dqmstream.learners.response.reference import Reference
 
 NEWEST = 0.7
-"""Weight of the newest run in what is followed."""
+"""Weight of the newest run in the moving mean and variance."""
 
 
 class Standardised:
-    """Mean and deviation of each channel's figure in good lumisections, of the first run or followed from run to run."""
+    """Mean and variance of each channel's value in good lumisections, of the first run or followed from run to run."""
 
     def __init__(self, follows: bool) -> None:
         self._follows = follows
@@ -31,18 +31,19 @@ class Standardised:
             self._square = NEWEST * square + (1 - NEWEST) * self._square
 
     def suspicion(self, values: np.ndarray) -> Suspicion:
-        """|value - mean| / deviation of channels, and the largest of a lumisection.
+        """|value - mean| / standard deviation of each channel, and the largest of these for each lumisection.
 
-        No deviation is below that of counting, 1: a channel that is full in the first run scatters less there than it will.
+        The standard deviation is at least 1, that of counting: a channel that counts in every event of the first run varies
+        less there than later.
         """
         if self._mean is None:
-            raise InputError("no run is known yet: learn one before asking for faults")
+            raise InputError("no run was learnt yet: learn one before scoring")
         channels = np.abs(values - self._mean) / np.sqrt(np.maximum(self._square, 1.0))
         return Suspicion(channels.max(axis=1), channels)
 
 
 class ZScore:
-    """By the reference of the first run; means and deviations of residuals follow the runs, or stay those of the first."""
+    """Residuals to the reference of the first run. follows: whether their mean and variance follow the later runs."""
 
     def __init__(self, follows: bool) -> None:
         self._reference: Reference | None = None
@@ -55,7 +56,7 @@ class ZScore:
     @property
     def _known(self) -> Reference:
         if self._reference is None:
-            raise InputError("no run is known yet: learn one before asking for faults")
+            raise InputError("no run was learnt yet: learn one before scoring")
         return self._reference
 
     def learn(self, good: Maps) -> None:

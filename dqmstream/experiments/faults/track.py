@@ -1,8 +1,8 @@
-"""A detector over a stream whose faults are known: each run is judged before it is learnt, by thresholds of the past.
+"""A detector on a stream whose faults are known: each run is scored before it is learnt, with thresholds from past data.
 
-A run's counts are shown without its labels. When it has been judged its good lumisections are learnt, as certification gives
-them, and the scores that they had join the held-out ones from which thresholds come. The first run is the reference and not
-judged; the next `WARM` ones give the first thresholds.
+The detector sees the counts of a run, not its faults. After scoring it learns the good lumisections, as certification would
+give them, and their scores are added to the held-out ones from which the thresholds come. The first run is the reference and is
+not scored; the next `WARM` runs give the first thresholds.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from typing import Any, get_args
 
 import numpy as np
 
+from dqmstream.experiments.faults.detection_metrics import Delays, HeldOut, Tally, agreement
 from dqmstream.experiments.faults.detectors import Detector
-from dqmstream.experiments.faults.measures import Delays, HeldOut, Tally, agreement
 from dqmstream.experiments.faults.oracle import Oracle
 from dqmstream.experiments.simulator import LIVE, SimulatedRun
+from dqmstream.experiments.simulator.learner_input import as_maps
 from dqmstream.experiments.simulator.streams import Kind
-from dqmstream.learners.maps import Maps
 from dqmstream.learners.monitoring.fault_filter import Suspicion
 
 ALL = "all"
 KINDS: tuple[str, ...] = (*get_args(Kind), ALL)
 WARM = 5
-"""Judged runs that give the first thresholds before any is measured."""
+"""Number of scored runs that give the first thresholds and are not measured."""
 
 
 @dataclass
 class _Measured:
-    """What is kept of the measured runs, a list entry each."""
+    """Scores and counts of the measured runs, a list entry per run."""
 
     runs: list[int] = field(default_factory=list)
     good: list[np.ndarray] = field(default_factory=list)
@@ -43,10 +43,10 @@ class _Measured:
 
 
 class Track:
-    """A detector on its way through a stream."""
+    """A detector that goes through a stream."""
 
     def __init__(self, detector: Detector | Oracle, alarms_per_run: float = 1.0) -> None:
-        """alarms_per_run: good lumisections, and good channels of lumisections, that a run may have flagged by chance."""
+        """alarms_per_run: allowed false alarms per run, of good lumisections and of good channels in lumisections."""
         self.detector = detector
         self.lumisections = HeldOut(alarms_per_run)
         self.channels = HeldOut(alarms_per_run)
@@ -54,7 +54,7 @@ class Track:
         self._runs = self._first = 0
 
     def go_on(self, run: SimulatedRun) -> None:
-        """Judge the next run and learn it."""
+        """Score the next run, then learn it."""
         if self._runs:
             began = time.perf_counter()
             seen = self.look(run)
@@ -73,7 +73,7 @@ class Track:
         self._first += len(run.counts)
 
     def look(self, run: SimulatedRun) -> Suspicion:
-        """What the detector says of a run, for the 932 channels of HE depth 1; nothing is kept of it."""
+        """The detector's scores of a run, for the 932 channels of HE depth 1. Nothing is kept."""
         seen = self.detector.of(run) if isinstance(self.detector, Oracle) else self.detector.look(as_maps(run))
         on_map = np.full((len(seen.score), *LIVE.shape), -np.inf, dtype=np.float32)
         on_map[:, self.detector.live[0]] = seen.channels
@@ -108,10 +108,13 @@ class Track:
                 self._delays.add(key, place, fault.kind, self._first, fault.active, fault.active & (beside == 1), flagged)
 
     def results(self) -> dict[str, Any]:
-        """Ready for JSON. lumisections, channels: kind -> counts of a `Tally`, for lumisections, and channels of them, in which
-        a fault of this kind acts and no other does ("all": any faults). named: kind -> for each run how many such lumisections,
-        and sums of `agreement`. alarms: for each run its share of good lumisections, how many of them were flagged, and how
-        many channels of them. faults: of `Delays.rows`."""
+        """Results ready for JSON.
+
+        lumisections, channels: kind -> counts of a `Tally`, of lumisections (channels in them) in which a fault of this kind
+        acts and no other one; "all": any faults. named: kind -> per run the number of such lumisections and sums of
+        `agreement`. alarms: per run its share of good lumisections, and how many of them and of their channels were flagged.
+        faults: of `Delays.rows`.
+        """
         kept = self._kept
         return {
             "runs": kept.runs,
@@ -125,20 +128,15 @@ class Track:
 
 
 def follow(runs: Iterable[SimulatedRun], detector: Detector | Oracle, alarms_per_run: float = 1.0) -> Track:
-    """A detector's way through all runs."""
+    """Take a detector through all runs."""
     track = Track(detector, alarms_per_run)
     for run in runs:
         track.go_on(run)
     return track
 
 
-def as_maps(run: SimulatedRun) -> Maps:
-    """A simulated run as a float32 archive gives it."""
-    return Maps(run.counts.astype(np.float32)[:, None], run.events, run.pileup, np.arange(1, len(run.counts) + 1))
-
-
 def _acting(run: SimulatedRun) -> dict[str, np.ndarray]:
-    """How many faults of each kind act on each channel: kind -> int (n, 932)."""
+    """Number of faults of each kind that act on each channel: kind -> int (n, 932)."""
     acts: dict[str, np.ndarray] = {}
     for fault in run.faults:
         mine = acts.setdefault(fault.kind, np.zeros((len(run.counts), int(LIVE.sum())), dtype=np.int16))

@@ -84,6 +84,6 @@ def baselines(images: Images, train: np.ndarray, task: str) -> dict[str, Scorer]
     return {few[0]: by_few_numbers(images, train, few[1]), "mean images (linear)": MeanImages.fit(images, train)}
 
 
-def scored(images: Images, rows: np.ndarray, scorer: Scorer) -> np.ndarray:
+def score_rows(images: Images, rows: np.ndarray, scorer: Scorer) -> np.ndarray:
     """Log-probabilities (n, classes) of rows in ascending order."""
     return np.concatenate([scorer(x) for x, _ in in_order(images, rows, buffer_rows(images))])

@@ -1,4 +1,4 @@
-"""The recipes of the earlier studies, what they published, and what they left unsaid: `recipes.toml`, checked."""
+"""Recipes of the earlier studies, read from `recipes.toml`: what was published and what was not stated."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dqmstream.errors import InputError
-from dqmstream.experiments.studies.training.plan import Plan
+from dqmstream.experiments.studies.training.plan import TrainingPlan
 from dqmstream.learners.gradient.augmentation import REFUSED
 
 Task = Literal["two_runs", "electron_photon", "quark_gluon"]
@@ -20,13 +20,13 @@ SHAPES: dict[str, tuple[int | None, int, int]] = {
     "electron_photon": (2, 32, 32),
     "quark_gluon": (3, 125, 125),
 }
-"""(C, H, W) of each task's images; None where any number will do."""
+"""(C, H, W) of the images of each task; None for any number."""
 
-WHAT = {"two_runs": "two runs", "electron_photon": "electron/photon", "quark_gluon": "quark/gluon"}
+TASK_NAMES = {"two_runs": "two runs", "electron_photon": "electron/photon", "quark_gluon": "quark/gluon"}
 
 
-class Figure(BaseModel):
-    """A published figure. part: "train", "validation", "test", or "" where the publication does not say."""
+class PublishedFigure(BaseModel):
+    """A published figure. part: "train", "validation", "test", or "" if not stated."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -42,11 +42,11 @@ class Figure(BaseModel):
 
 
 class StudyRecipe(BaseModel):
-    """One recipe.
+    """A recipe.
 
-    study: which of the five, or "planned". shares: of validation and test, of images that are independent of each other; of
-    runs the split is `learners.splits`. folds: of a K-fold, 0 for one split. published: empty where nothing was. unsaid: what
-    the publication leaves open; chosen: what is done here in its place.
+    study: which of the five studies, or "planned". shares: of validation and test, for images; runs are split by
+    `learners.splits`. folds: of a K-fold, 0 for a single split. not_stated: what the publication leaves open. chosen: what is
+    done here instead.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -55,20 +55,20 @@ class StudyRecipe(BaseModel):
     task: Task
     study: str
     title: str
-    plan: Plan
+    plan: TrainingPlan
     shares: tuple[float, float] = (0.1, 0.1)
     folds: int = Field(0, ge=0)
-    published: tuple[Figure, ...] = ()
+    published: tuple[PublishedFigure, ...] = ()
     remark: str = ""
-    unsaid: tuple[str, ...] = ()
+    not_stated: tuple[str, ...] = ()
     chosen: tuple[str, ...] = ()
 
     @model_validator(mode="after")
-    def _of_one_piece(self) -> StudyRecipe:
+    def _consistent(self) -> StudyRecipe:
         if self.task == "two_runs":
-            refuse_moves(self.plan)
+            refuse_augmentation(self.plan)
         if not (min(self.shares) > 0 and sum(self.shares) < 1):
-            raise ValueError(f"shares {self.shares} leave nothing to train on, or nothing to judge")
+            raise ValueError(f"shares {self.shares} leave nothing to train on, or nothing to test")
         return self
 
     @property
@@ -77,14 +77,14 @@ class StudyRecipe(BaseModel):
         return SHAPES[self.task]
 
     @property
-    def says(self) -> str:
-        """What was published, in one line."""
+    def published_text(self) -> str:
+        """The published figures in one line."""
         figures = ", ".join(map(str, self.published))
         return " ".join(part for part in (figures, self.remark) if part) or "none given"
 
 
-def refuse_moves(plan: Plan) -> None:
-    """Raise InputError if a plan for maps of occupancy moves what tells runs apart."""
+def refuse_augmentation(plan: TrainingPlan) -> None:
+    """Raise InputError if a plan for occupancy maps has augmentations, which would move the channels that tell runs apart."""
     for move in plan.augment:
         why = REFUSED["flip" if move in ("flip", "rotate") else "roll"]
         raise InputError(f"augmentation {move!r} is not for maps of occupancy: {why}")
@@ -92,13 +92,13 @@ def refuse_moves(plan: Plan) -> None:
 
 @cache
 def recipes() -> dict[str, StudyRecipe]:
-    """All of them by name, in the order of the file."""
+    """All recipes by name, in the order of the file."""
     text = resources.files(__package__).joinpath("recipes.toml").read_text()
     return {name: _checked(name, values) for name, values in tomllib.loads(text).items()}
 
 
 def recipe(name: str) -> StudyRecipe:
-    """The recipe of that name. Raises InputError for one that does not exist."""
+    """The recipe of that name. Raises InputError if there is none."""
     if name not in recipes():
         raise InputError(f"there is no study {name!r}; choose one of {', '.join(recipes())}")
     return recipes()[name]
@@ -113,7 +113,7 @@ def _checked(name: str, values: dict[str, Any]) -> StudyRecipe:
 
 
 def described(one: StudyRecipe) -> dict[str, str]:
-    """A recipe in words: network, preprocessing, training, split."""
+    """A recipe in words: network, input, training and split."""
     plan = one.plan
     network = plan.model if plan.model == "moe_vit" else f"{plan.model}, {plan.size}"
     if plan.model == "convnet":
@@ -131,7 +131,7 @@ def described(one: StudyRecipe) -> dict[str, str]:
     if plan.augment:
         prepared += f"; {', '.join(plan.augment)}"
     loss = {"softmax": "softmax, cross-entropy", "sigmoid": "sigmoid, binary cross-entropy"}[plan.loss]
-    stop = f", stopped after {plan.patience} without a better one" if plan.patience else ""
+    stop = f", stopped after {plan.patience} epochs without a better one" if plan.patience else ""
     validation, test = one.shares
     split = f"{one.folds}-fold" if one.folds else f"{1 - validation - test:.0%} / {validation:.0%} / {test:.0%}"
     return {
@@ -145,20 +145,20 @@ def described(one: StudyRecipe) -> dict[str, str]:
 _PREPARED = {
     "maximum": "divided by the maximum",
     "unit": "scaled to 0-1",
-    "standard": "mean 0, deviation 1",
-    "none": "as they are",
+    "standard": "mean 0, standard deviation 1",
+    "none": "unchanged",
 }
 
 
 def page() -> str:
-    """docs/studies.md: every recipe, its published figures, and what each leaves unsaid."""
+    """The text of docs/studies.md: every recipe, its published figures, and what was not stated."""
     blocks = [_PREFACE]
     for one in recipes().values():
-        said = described(one)
-        lines = [f"## `{one.name}`", "", f"{one.title} ({WHAT[one.task]}; {one.study}).", ""]
-        lines += [f"- {what}: {text}" for what, text in said.items()]
-        lines.append(f"- published: {one.says}")
-        lines += [f"- unsaid: {'; '.join(one.unsaid)}"] if one.unsaid else []
+        words = described(one)
+        lines = [f"## `{one.name}`", "", f"{one.title} ({TASK_NAMES[one.task]}; {one.study}).", ""]
+        lines += [f"- {what}: {text}" for what, text in words.items()]
+        lines.append(f"- published: {one.published_text}")
+        lines += [f"- not stated: {'; '.join(one.not_stated)}"] if one.not_stated else []
         lines += [f"- chosen here: {'; '.join(one.chosen)}"] if one.chosen else []
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks) + "\n"
@@ -166,18 +166,21 @@ def page() -> str:
 
 _PREFACE = """# The earlier studies
 
-Written from `dqmstream/experiments/studies/recipes.toml` by `python -m dqmstream.experiments.studies`; a test compares.
+Generated from `dqmstream/experiments/studies/recipes.toml` by `python -m dqmstream.experiments.studies`; a test compares.
 
     dqmstream benchmark --recipe NAME --data FILE [FILE ...] --out DIR
 
-trains a recipe on files that you have and sets its figures beside the published ones. No publication here gives an interval, a
-seed or the number of events that a figure was taken on, unless a recipe says so; a difference from it of a few thousandths of
-AUC can be chance, and a larger one can be another split. What is the same for all recipes here, whatever the publication did:
+trains a recipe on your own files and prints its figures beside the published ones. Unless a recipe says so, the publication
+gives no interval, no seed and no number of events for its figures: a difference of a few thousandths of AUC can be chance, and
+a larger one can come from another split. For all recipes here, whatever the publication did:
 
-- the weights that are judged are those of the epoch with the best AUC on the validation part; test is looked at afterwards
-- numbers of the preprocessing (the maximum) come from the train part alone
-- images are split at random, by a seed of its own that is the same for all training seeds; validation is taken beside test, so
-  a study's 90/10 is 80/10/10 here, and its 80/20 is 70/10/20
-- lumisections of runs are split by blocks of consecutive ones with gaps between (`dqmstream.learners.splits`): a random split
-  of interpolated rows puts neighbours of each test row in the training part
-- intervals are of 95 %, by the test part's images (of runs: by stretches of ten lumisections, which share their luminosity)"""
+- the weights of the epoch with the best validation AUC are evaluated; the test part is used afterwards only
+- the preprocessing (the maximum) is fitted on the train part only
+- images are split at random, in the same way for all training seeds; validation is split off besides test, so a study's 90/10
+  is 80/10/10 here, and its 80/20 is 70/10/20
+- lumisections of runs are split in blocks of consecutive ones with gaps between them (`dqmstream.learners.splits`): a random
+  split of interpolated rows puts neighbours of each test row into the train part
+- intervals are 95 %, from the images of the test part (for runs: from blocks of ten lumisections, which share their luminosity)
+
+The trainings of a study run one after another in one process and continue with the epoch in which they were stopped. A finished
+training is reused as long as recipe, settings, weights and images are the same."""

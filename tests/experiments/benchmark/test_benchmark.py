@@ -14,16 +14,18 @@ from scipy.stats import binom
 
 from dqmstream.errors import InputError, StateError
 from dqmstream.experiments import provenance
-from dqmstream.experiments.benchmark import benchmark
-from dqmstream.experiments.benchmark.benchmark import time_left
 from dqmstream.experiments.benchmark.bounds import BOUNDS
-from dqmstream.experiments.benchmark.cells import Cell, ordered, run_cell
+from dqmstream.experiments.benchmark.cell import BenchmarkCell, ordered
+from dqmstream.experiments.benchmark.output_files import write
 from dqmstream.experiments.benchmark.page import write_benchmark_report
-from dqmstream.experiments.benchmark.results import write
+from dqmstream.experiments.benchmark.reuse import reused_records
+from dqmstream.experiments.benchmark.run import time_left
 from dqmstream.experiments.benchmark.spec import Benchmark, Spec
-from dqmstream.experiments.benchmark.store import Record, Stored, failure
-from dqmstream.experiments.benchmark.table import summarise
-from dqmstream.experiments.benchmark.table_text import COLUMNS, markdown, overview, printed, stream_markdown
+from dqmstream.experiments.benchmark.summary import summarise
+from dqmstream.experiments.benchmark.text import COLUMNS, markdown, overview, printed, stream_markdown
+from dqmstream.experiments.cells.cell import Record, failure
+from dqmstream.experiments.cells.runner import Workers, checked, run_cells
+from dqmstream.experiments.cells.store import CellStore
 from dqmstream.experiments.simulator import stream
 from dqmstream.experiments.statistics import chance_interval
 from dqmstream.learners.evaluation.history_line import HistoryLine
@@ -34,10 +36,10 @@ from tests.runs import simulated_archive
 from tests.scale import SOAK
 
 SMALL = Spec(streams=("null", "small"), strategies=("ideal", "gain_map", "ring_means"), seeds=(100,), runs=3, lumisections=200)
-CELL = Cell("small", 3, 0, "gain_map", 3, 200, 1_000_000, 6000)
+CELL = BenchmarkCell("small", 3, 0, "gain_map", 3, 200, 1_000_000, 6000)
 
 
-def cells_of(spec: Spec) -> list[Cell]:
+def cells_of(spec: Spec) -> list[BenchmarkCell]:
     return Benchmark((spec,)).checked().cells()
 
 
@@ -50,14 +52,14 @@ def tabled(spec: Spec, records: list[Record]) -> dict[str, Any]:
 
 def computed(spec: Spec) -> list[dict[str, Any]]:
     """Rows of the first stream of a table whose cells are computed here."""
-    rows: list[dict[str, Any]] = tabled(spec, [run_cell(cell) for cell in cells_of(spec)])["streams"][0]["rows"]
+    rows: list[dict[str, Any]] = tabled(spec, [cell.compute() for cell in cells_of(spec)])["streams"][0]["rows"]
     return rows
 
 
 def test_a_cell_has_the_figures_of_a_replay_from_the_archive(tmp_path: Path) -> None:
     archive = simulated_archive(tmp_path, runs=3)
     replayed = replay(archive, tmp_path / "state", LearnerSettings(strategy="gain_map", seed=1))
-    cell = run_cell(replace(CELL, stream="moderate", seed=1))
+    cell = replace(CELL, stream="moderate", seed=1).compute()
     assert [line["run"] for line in cell["lines"]] == replayed["runs"]
     assert cell["lines"][-1]["accuracy"] == replayed["accuracy_matrix"][-1]
     assert cell["lines"][-1]["auc"] == replayed["auc_matrix"][-1]
@@ -65,7 +67,7 @@ def test_a_cell_has_the_figures_of_a_replay_from_the_archive(tmp_path: Path) -> 
 
 def test_a_benchmark_makes_its_tables(tmp_path: Path) -> None:
     chosen = Benchmark((SMALL,)).checked()
-    records = {cell: run_cell(cell) for cell in chosen.cells()}
+    records = {cell: cell.compute() for cell in chosen.cells()}
     result = summarise(chosen, records)
     write(chosen, records, result, tmp_path)
     (table,) = result["tables"]
@@ -101,7 +103,7 @@ def test_every_baseline_stands_in_a_benchmark_that_names_no_strategies_with_both
 def test_guessing_is_judged_by_what_the_lumisections_of_each_strategy_are_worth() -> None:
     """Luminosity names neighbours alike, gain maps do not. Streams add up, and another order of the same runs does not."""
     spec = replace(SMALL, streams=("null",), seeds=(100, 101), orders=2, strategies=("ring_means", "gain_map"))
-    cells = [run_cell(cell) for cell in cells_of(spec)]
+    cells = [cell.compute() for cell in cells_of(spec)]
     rings, maps = tabled(spec, cells)["streams"][0]["rows"]
     tested = 2 * 3 * 30
     worth = {name: [c["worth"] for c in cells if c["cell"]["strategy"] == name] for name in ("ring_means", "gain_map")}
@@ -125,13 +127,14 @@ def test_where_nothing_differs_but_luminosity_every_baseline_guesses(strategy: s
 
 
 def test_a_cell_that_failed_is_recorded_left_out_of_the_table_and_tried_again(tmp_path: Path) -> None:
-    stored, spec = Stored(tmp_path), replace(SMALL, streams=("small",), seeds=(100, 101), strategies=("gain_map", "ring_means"))
+    store = CellStore(tmp_path)
+    spec = replace(SMALL, streams=("small",), seeds=(100, 101), strategies=("gain_map", "ring_means"))
     chosen = Benchmark((spec,)).checked()
     first, *others = chosen.cells()
-    records = {first: failure(first, "ValueError: why", "somewhere"), **{cell: run_cell(cell) for cell in others}}
+    records = {first: failure(first, "ValueError: why", "somewhere"), **{cell: cell.compute() for cell in others}}
     for cell, record in records.items():
-        stored.save(cell, record)
-    assert stored.found(chosen.cells()).keys() == set(others)
+        store.save(cell, record)
+    assert store.find(chosen.cells()).keys() == set(others)
     result = summarise(chosen, records)
     assert [one["error"] for one in result["failed"]] == ["ValueError: why"]
     (table,) = result["tables"]
@@ -143,26 +146,28 @@ def test_a_cell_that_failed_is_recorded_left_out_of_the_table_and_tried_again(tm
     errors = pq.read_table(tmp_path / "results.parquet")["error"].to_pylist()
     assert sorted(error for error in errors if error) == ["ValueError: why"]
 
-    stored.save(first, run_cell(first))
-    assert stored.found(chosen.cells()).keys() == set(chosen.cells())
+    store.save(first, first.compute())
+    assert store.find(chosen.cells()).keys() == set(chosen.cells())
     assert not list((tmp_path / "failed").iterdir())
 
 
 def test_finished_cells_of_other_code_are_taken_where_that_is_asked_for_only(tmp_path: Path) -> None:
-    record = run_cell(CELL)
+    record = CELL.compute()
     other = {**record, "code": "other", "commit": "0123456789ab"}
-    Stored(tmp_path / "other").save(CELL, other)
-    stored = Stored(tmp_path / "own")
-    assert not Stored(tmp_path / "other").found([CELL])
-    assert stored.found([CELL], [tmp_path / "other"])[CELL]["commit"] == "0123456789ab"
-    assert not stored.found([replace(CELL, memory_bytes=5)], [tmp_path / "other"]), "other numbers are another cell"
-    stored.save(CELL, record)
-    assert stored.found([CELL], [tmp_path / "other"])[CELL]["code"] == provenance.code_digest()
+    CellStore(tmp_path / "other").save(CELL, other)
+    assert not CellStore(tmp_path / "other").find([CELL])
+    known = reused_records([CELL], [tmp_path / "other"])
+    assert known[CELL]["commit"] == "0123456789ab"
+    assert not reused_records([replace(CELL, memory_bytes=5)], [tmp_path / "other"]), "other settings are another cell"
+    store = CellStore(tmp_path / "own")
+    assert run_cells([CELL], store, Workers(), known=known)[CELL]["code"] == "other"
+    store.save(CELL, record)
+    assert run_cells([CELL], store, Workers(), known=known)[CELL]["code"] == CELL.identity["code"]
 
     older = {**{name: record[name] for name in ("cell", "lines", "worth", "seconds", "commit")}, "dqmstream": "0", "numpy": "2"}
     (tmp_path / "older" / "cells").mkdir(parents=True)
     (tmp_path / "older" / "cells" / "small-3-0-gain_map.json").write_text(json.dumps(older))
-    found = Stored(tmp_path / "empty").found([CELL], [tmp_path / "older"])[CELL]
+    found = reused_records([CELL], [tmp_path / "older"])[CELL]
     assert found["code"] == "" and found["versions"] == {"dqmstream": "0", "numpy": "2"} and found["lines"] == record["lines"]
     spec = replace(SMALL, streams=("small",), seeds=(3,), strategies=("gain_map",))
     assert f"Commit {record['commit'] or 'unknown'}." in markdown({"tables": [tabled(spec, [found])]})
@@ -172,12 +177,12 @@ def test_a_table_is_made_again_of_its_results_alone(tmp_path: Path) -> None:
     """results.parquet says as much of finished cells as their own files do; a cell that failed is computed anew."""
     chosen = Benchmark((replace(SMALL, seeds=(100, 101), strategies=("ideal", "gain_map", "ring_means")),)).checked()
     failed, *others = chosen.cells()
-    records = {failed: failure(failed, "ValueError: why"), **{cell: run_cell(cell) for cell in others}}
+    records = {failed: failure(failed, "ValueError: why"), **{cell: cell.compute() for cell in others}}
     result = summarise(chosen, records)
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
     write(chosen, records, result, tmp_path / "one")
-    found = Stored(tmp_path / "two").found(chosen.cells(), [tmp_path / "one"])
+    found = reused_records(chosen.cells(), [tmp_path / "one"])
     assert found.keys() == set(others)
     again = {failed: records[failed], **found}
     assert summarise(chosen, again) == result
@@ -188,16 +193,14 @@ def test_a_table_is_made_again_of_its_results_alone(tmp_path: Path) -> None:
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "results.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(StateError, match="holds no results of a benchmark"):
-        Stored(tmp_path / "two").found(chosen.cells(), [tmp_path / "broken"])
+        reused_records(chosen.cells(), [tmp_path / "broken"])
 
 
-def test_the_digest_of_the_code_goes_by_what_the_code_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_digest_of_the_code_goes_by_what_the_code_does() -> None:
     before = provenance.statements('"""Why."""\ndef f(x: int) -> int:\n    """What."""\n    return x + 1\n')
     assert before == provenance.statements("# why\n\ndef f(x: int) -> int:\n    return (x\n            + 1)  # one more\n")
     assert before != provenance.statements("def f(x: int) -> int:\n    return x + 2\n")
-    digest = provenance.code_digest()
-    monkeypatch.setattr(provenance, "_SOURCES", ("lumisection.py",))
-    assert provenance.code_digest.__wrapped__() != digest
+    assert provenance.code_digest("experiments/statistics.py") != provenance.code_digest()
 
 
 def test_the_time_left_is_that_of_finished_cells_of_the_same_kind() -> None:
@@ -212,9 +215,9 @@ def test_the_time_left_is_that_of_finished_cells_of_the_same_kind() -> None:
 
 
 def test_a_worker_of_other_code_is_a_failure_and_not_a_figure() -> None:
-    record = run_cell(CELL)
-    assert benchmark._of_this_code(CELL, record) is record
-    assert "install the same" in benchmark._of_this_code(CELL, {**record, "code": "other"})["error"]
+    record = CELL.compute()
+    assert checked(CELL, record) is record
+    assert "install the same" in checked(CELL, {**record, "code": "other"})["error"]
 
 
 def test_orders_are_permutations_of_the_same_runs() -> None:
@@ -246,7 +249,7 @@ def test_a_difference_is_starred_where_interval_and_p_value_agree() -> None:
 
 def test_over_folds_every_lumisection_is_judged_and_the_runs_count_once() -> None:
     spec = replace(SMALL, streams=("small",), strategies=("ring_means",), split="folds")
-    cells = [run_cell(cell) for cell in cells_of(spec)]
+    cells = [cell.compute() for cell in cells_of(spec)]
     assert len({cell["cell"]["fold"] for cell in cells}) == len(cells) == 5
     (row,) = tabled(spec, cells)["streams"][0]["rows"]
     last = np.mean([cell["lines"][-1]["accuracy"] for cell in cells], axis=0)

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from dqmstream.errors import InputError
-from dqmstream.experiments.benchmark.benchmark import run_benchmark
+from dqmstream.experiments.benchmark.run import run_benchmark
 from dqmstream.experiments.benchmark.spec import Benchmark, Spec, benchmark_of
-from dqmstream.experiments.benchmark.table_text import title
+from dqmstream.experiments.benchmark.text import title
+from dqmstream.experiments.cells.runner import Workers
 
 TEXT = """
 seeds = [100]
@@ -141,5 +142,5 @@ def test_what_makes_no_sense_is_told_by_its_key(before: str, after: str, reason:
 @pytest.mark.parametrize("changes", [{"seeds": (3, 100)}, {"runs": 1}, {"recipe": {"speed": 3}}])
 def test_what_makes_no_sense_is_refused_before_anything_runs(changes: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(InputError):
-        run_benchmark(Benchmark((replace(Spec(), **changes),)), tmp_path / "out")
+        run_benchmark(Benchmark((replace(Spec(), **changes),)), tmp_path / "out", Workers())
     assert not (tmp_path / "out").exists()

@@ -8,7 +8,7 @@ import pytest
 
 from dqmstream.errors import InputError
 from dqmstream.experiments.studies.recipes import described, page, recipe, recipes
-from dqmstream.experiments.studies.study import Options
+from dqmstream.experiments.studies.study import StudySettings
 
 PUBLISHED = {
     "two_run_vit": [0.99, 1.0],
@@ -33,7 +33,7 @@ PLANNED |= {"egamma_deit", "egamma_cswin"}
 def test_every_study_is_there_with_what_it_published() -> None:
     found = {name: [figure.value for figure in one.published] for name, one in recipes().items()}
     assert found == PUBLISHED | {name: [] for name in (*PLANNED, "qg_resnet")}
-    assert all(one.unsaid and one.chosen for one in recipes().values())
+    assert all(one.not_stated and one.chosen for one in recipes().values())
 
 
 def test_recipes_are_those_of_the_publications_where_these_say_anything() -> None:
@@ -53,15 +53,15 @@ def test_the_page_is_what_the_recipes_say() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "reason"),
     [
-        ("two_run_vit", Options(augment=("flip",)), "mirror image of the detector"),
-        ("two_run_vit", Options(augment=("shift",)), "other channels"),
-        ("egamma_cnn_4", Options(augment=("roll",)), "augment"),
-        ("egamma_cnn_4", Options(size="huge"), "no size 'huge'"),
-        ("egamma_cnn_4", Options(changes={"speed": 3}), "speed"),
-        ("egamma_cnn_4", Options(changes={"lr": -1}), "lr"),
+        ("two_run_vit", StudySettings(augment=("flip",)), "mirror image of the detector"),
+        ("two_run_vit", StudySettings(augment=("shift",)), "other channels"),
+        ("egamma_cnn_4", StudySettings(augment=("roll",)), "augment"),
+        ("egamma_cnn_4", StudySettings(size="huge"), "no size 'huge'"),
+        ("egamma_cnn_4", StudySettings(changes={"speed": 3}), "speed"),
+        ("egamma_cnn_4", StudySettings(changes={"lr": -1}), "lr"),
     ],
 )
-def test_what_makes_no_sense_is_refused(name: str, options: Options, reason: str) -> None:
+def test_what_makes_no_sense_is_refused(name: str, options: StudySettings, reason: str) -> None:
     with pytest.raises(InputError, match=reason):
         options.plan(recipe(name))
 
@@ -72,5 +72,5 @@ def test_a_study_that_does_not_exist_is_told_with_those_that_do() -> None:
 
 
 def test_a_quick_look_is_small_and_takes_the_changes_that_are_asked_for() -> None:
-    plan = Options(size="tiny", epochs=2, changes={"lr": 0.5}).plan(recipe("two_run_vit_b16"))
+    plan = StudySettings(size="tiny", epochs=2, changes={"lr": 0.5}).plan(recipe("two_run_vit_b16"))
     assert (plan.size, plan.resize, plan.pad, plan.epochs, plan.lr) == ("tiny", 0, None, 2, 0.5)

@@ -14,8 +14,9 @@ from dqmstream.errors import InputError
 from dqmstream.experiments.simulator import write
 from dqmstream.experiments.simulator.images import write_images
 from dqmstream.experiments.studies.recipes import StudyRecipe, recipe, recipes
-from dqmstream.experiments.studies.results import COLUMNS, notes, rows, write_table
-from dqmstream.experiments.studies.study import Options, prepare, run_study
+from dqmstream.experiments.studies.run import run_study
+from dqmstream.experiments.studies.study import StudySettings, prepare
+from dqmstream.experiments.studies.study_table import COLUMNS, notes, rows, write_table
 from dqmstream.learners.threads import set_threads
 
 QUICK = {"lr": 3e-3, "batch": 16, "patience": 0, "normalise": "standard"}
@@ -32,9 +33,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]
     yield {task: folder / task for task in ("two_runs", "electron_photon", "quark_gluon")}
 
 
-def options(of: StudyRecipe, **more: Any) -> Options:
+def options(of: StudyRecipe, **more: Any) -> StudySettings:
     changes = QUICK | ({"batch": 8} if of.task == "quark_gluon" else {})
-    return Options(size="tiny", epochs=3, folds=2 if of.folds else 0, device="cpu", changes=changes, **more)
+    return StudySettings(size="tiny", epochs=3, folds=2 if of.folds else 0, device="cpu", changes=changes, **more)
 
 
 def distinct() -> list[str]:
@@ -54,9 +55,9 @@ def test_every_recipe_learns_and_no_better_than_the_ideal(name: str, files: dict
     ideal = result["ideal_auc"] or 1.0
     assert all(one["low"] <= ideal for one in judged)
     table = rows(result)
-    assert {len(row) for row in table} == {len(COLUMNS)} and table[0][0] == name and table[0][-1] == of.says
+    assert {len(row) for row in table} == {len(COLUMNS)} and table[0][0] == name and table[0][-1] == of.published_text
     said = write_table(study, result, tmp_path).read_text()
-    assert "Not as the recipe has it" in said and f"Unsaid in the publication: {of.unsaid[0]}" in said
+    assert "Different from the recipe" in said and f"Not stated in the publication: {of.not_stated[0]}" in said
 
 
 def test_two_ring_means_stand_beside_the_two_run_task_and_are_as_good(files: dict[str, Path], tmp_path: Path) -> None:
@@ -72,7 +73,7 @@ def test_two_ring_means_stand_beside_the_two_run_task_and_are_as_good(files: dic
 
 def test_a_study_goes_on_where_it_stopped_over_seeds_and_folds(files: dict[str, Path], tmp_path: Path) -> None:
     of = recipe("egamma_cnn_5")
-    asked = Options(
+    asked = StudySettings(
         seeds=(0, 1), epochs=2, size="tiny", folds=2, limit=120, device="cpu", changes={"convolutions": [4], "hidden": [4]}
     )
     study = prepare(of.name, [files[of.task]], asked)
@@ -101,20 +102,20 @@ def test_a_study_goes_on_where_it_stopped_over_seeds_and_folds(files: dict[str, 
 def test_where_nothing_differs_neither_network_nor_baseline_finds_anything(tmp_path: Path) -> None:
     write_images(tmp_path / "null", "electron_photon", 300, 5, 0.0)
     of = recipe("egamma_cnn_4")
-    result = run_study(prepare(of.name, [tmp_path / "null"], Options(size="tiny", epochs=1, device="cpu")), tmp_path)
+    result = run_study(prepare(of.name, [tmp_path / "null"], StudySettings(size="tiny", epochs=1, device="cpu")), tmp_path)
     assert result["ideal_auc"] == 0.5
     for figures in (result["cells"][0]["figures"], *result["baselines"][0]["figures"].values()):
         assert figures["test"]["auc"]["low"] <= 0.5 <= figures["test"]["auc"]["high"]
 
 
 def test_files_of_another_shape_or_one_class_and_missing_ones_are_refused(files: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"quark/gluon images of 3 x 125 x 125, and these are of 2 x 32 x 32"):
-        prepare("qg_cnn_4", [files["electron_photon"]], Options())
+    with pytest.raises(InputError, match=r"quark/gluon images of 3 x 125 x 125, these have 2 x 32 x 32"):
+        prepare("qg_cnn_4", [files["electron_photon"]], StudySettings())
     electrons = next(files["electron_photon"].glob("SingleElectron*"))
     with pytest.raises(InputError, match="all images are of one class"):
-        prepare("egamma_cnn_4", [electrons], Options())
+        prepare("egamma_cnn_4", [electrons], StudySettings())
     with pytest.raises(InputError, match="does not exist"):
-        prepare("egamma_cnn_4", [tmp_path / "nothing.hdf5"], Options())
+        prepare("egamma_cnn_4", [tmp_path / "nothing.hdf5"], StudySettings())
     with pytest.raises(InputError, match="do not exist"):
-        study = prepare("egamma_cnn_4", [files["electron_photon"]], Options(weights=tmp_path / "none", size="tiny"))
+        study = prepare("egamma_cnn_4", [files["electron_photon"]], StudySettings(weights=tmp_path / "none", size="tiny"))
         run_study(study, tmp_path)

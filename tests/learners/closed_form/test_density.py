@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dqmstream.experiments.benchmark.cells import as_run_data
 from dqmstream.experiments.simulator import stream
+from dqmstream.experiments.simulator.learner_input import as_run_data
 from dqmstream.learners.closed_form import density
 from dqmstream.learners.closed_form.density import THINNED, KnownRuns, clipped, log_densities
 from dqmstream.learners.response.boxes import ReadoutBoxes

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from dqmstream.errors import InputError, StateError
-from dqmstream.experiments.benchmark.cells import as_run_data
 from dqmstream.experiments.simulator import LIVE, SimulatedRun, stream
+from dqmstream.experiments.simulator.learner_input import as_run_data
 from dqmstream.learners.closed_form.gain_map import GainMap
 from dqmstream.learners.closed_form.statistical import Statistical
 from dqmstream.learners.maps import Maps

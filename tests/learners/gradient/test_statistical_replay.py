@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dqmstream.experiments.benchmark.cells import as_run_data
 from dqmstream.experiments.simulator import stream
+from dqmstream.experiments.simulator.learner_input import as_run_data
 from dqmstream.learners.closed_form.statistical import Statistical
 from dqmstream.learners.maps import RunData
 from dqmstream.learners.networks.recipe import REDRAWN, Recipe

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from dqmstream.errors import InputError, StateError
-from dqmstream.experiments.benchmark.cells import as_run_data
 from dqmstream.experiments.simulator import stream
+from dqmstream.experiments.simulator.learner_input import as_run_data
 from dqmstream.learners.maps import Maps, RunData
 from dqmstream.learners.response.quadratic import Quadratic
 from dqmstream.learners.response.reference import CLIP, Reference

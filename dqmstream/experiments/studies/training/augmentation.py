@@ -47,14 +47,14 @@ def shift(x_BCHW: Tensor, generator: torch.Generator) -> Tensor:
     return moved
 
 
-MOVED: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {"flip": flip, "rotate": rotate, "shift": shift}
+AUGMENTATIONS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {"flip": flip, "rotate": rotate, "shift": shift}
 """By the names that a plan gives as `augment`."""
 
 
 def augmented(x_BCHW: Tensor, names: Sequence[str], generator: torch.Generator) -> Tensor:
     """The images under each of the named moves, one upon the other. generator: of the CPU."""
     for name in names:
-        x_BCHW = MOVED[name](x_BCHW, generator)
+        x_BCHW = AUGMENTATIONS[name](x_BCHW, generator)
     return x_BCHW
 
 

@@ -59,7 +59,7 @@ class Images(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Parts:
+class SplitRows:
     """Rows, ascending, of the three parts: int64 (n,) each."""
 
     train: np.ndarray

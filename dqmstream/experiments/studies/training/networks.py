@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dqmstream.errors import InputError
 from dqmstream.experiments.studies.training.convnet import ConvNet
-from dqmstream.experiments.studies.training.plan import Plan
+from dqmstream.experiments.studies.training.plan import TrainingPlan
 from dqmstream.learners.networks import registry
 from dqmstream.learners.networks.backbones import build_classifier
 from dqmstream.learners.networks.backbones.backbone import Backbone
@@ -44,7 +44,7 @@ class WholeMap(nn.Module):
         self.network.after_step()
 
 
-def build(plan: Plan, shape: Shape, classes: int, weights: Path | None = None) -> nn.Module:
+def build(plan: TrainingPlan, shape: Shape, classes: int, weights: Path | None = None) -> nn.Module:
     """A new network, images (B, C, H, W) to logits (B, 1) or (B, classes) as the plan's loss wants them.
 
     weights: safetensors file to start from. Raises InputError for a network
@@ -58,7 +58,7 @@ def build(plan: Plan, shape: Shape, classes: int, weights: Path | None = None) -
     return _OWN.get(plan.model, _backbone)(plan, shape, outputs, weights)
 
 
-def _backbone(plan: Plan, shape: Shape, outputs: int, weights: Path | None) -> nn.Module:
+def _backbone(plan: TrainingPlan, shape: Shape, outputs: int, weights: Path | None) -> nn.Module:
     channels, height, width = shape
     return build_classifier(
         plan.model,
@@ -72,7 +72,7 @@ def _backbone(plan: Plan, shape: Shape, outputs: int, weights: Path | None) -> n
     )
 
 
-def _convnet(plan: Plan, shape: Shape, outputs: int, weights: Path | None) -> nn.Module:
+def _convnet(plan: TrainingPlan, shape: Shape, outputs: int, weights: Path | None) -> nn.Module:
     network = ConvNet(
         shape,
         outputs,
@@ -85,14 +85,14 @@ def _convnet(plan: Plan, shape: Shape, outputs: int, weights: Path | None) -> nn
     return _with_weights(network, weights)
 
 
-def _moe_vit(plan: Plan, shape: Shape, outputs: int, weights: Path | None) -> nn.Module:
+def _moe_vit(plan: TrainingPlan, shape: Shape, outputs: int, weights: Path | None) -> nn.Module:
     if shape[1:] != (N_IETA, N_IPHI):
         raise InputError(f"moe_vit looks at maps of {N_IETA} x {N_IPHI} cells, not of {shape[1]} x {shape[2]}: choose vit")
     recipe = Recipe.from_json({"model": "moe_vit", "linear_skip": False, "readout": "class", **plan.moe})
     return _with_weights(WholeMap(shape, outputs, recipe), weights)
 
 
-_OWN: dict[str, Callable[[Plan, Shape, int, Path | None], nn.Module]] = {"convnet": _convnet, "moe_vit": _moe_vit}
+_OWN: dict[str, Callable[[TrainingPlan, Shape, int, Path | None], nn.Module]] = {"convnet": _convnet, "moe_vit": _moe_vit}
 
 
 def _with_weights(network: nn.Module, path: Path | None) -> nn.Module:

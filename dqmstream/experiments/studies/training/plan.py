@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dqmstream.errors import InputError
 
-Move = Literal["flip", "rotate", "shift"]
+Augmentation = Literal["flip", "rotate", "shift"]
 """Augmentations of images, as `dqmstream.experiments.studies.training.augmentation` has them."""
 
 SIZES = ("tiny", "study")
@@ -18,7 +18,7 @@ Pixels = Annotated[int, Field(ge=1, le=4096)]
 Width = Annotated[int, Field(ge=1, le=65_536)]
 
 
-class Plan(BaseModel):
+class TrainingPlan(BaseModel):
     """Network, preprocessing and training.
 
     model: convnet, moe_vit, a name of `learners.networks.backbones`, or "ensemble:" with several of those joined by "+". size:
@@ -33,7 +33,8 @@ class Plan(BaseModel):
     epsilon: of Adam. batch: images a step; micro_batch: how many of them go through the network at once, 0 for all (a network
     with batch norm takes its statistics over that many). patience: epochs without a better validation AUC after which a
     training ends, 0 for never; whatever it is, the weights of the best epoch are judged. dropout: in the network's head, and
-    where its family has it. augment: of `MOVES`, one upon the other. bf16: whether training computes in bfloat16 on a GPU.
+    where its family has it. augment: applied one after another.
+    bf16: whether training computes in bfloat16 on a GPU.
 
     Of a convnet: convolutions, features of each 3 x 3 convolution with a ReLU; pooling, whether each halves the image by a
     maximum; hidden, widths of the fully connected layers before the last; initial, "torch" or "glorot" (Keras's).
@@ -57,7 +58,7 @@ class Plan(BaseModel):
     epochs: int = Field(80, ge=1, le=10**9)
     patience: int = Field(0, ge=0, le=10**9)
     dropout: float = Field(0.0, ge=0, lt=1)
-    augment: tuple[Move, ...] = ()
+    augment: tuple[Augmentation, ...] = ()
     bf16: bool = True
     convolutions: tuple[Width, ...] = (16, 32)
     pooling: bool = False
@@ -65,24 +66,24 @@ class Plan(BaseModel):
     initial: Literal["torch", "glorot"] = "torch"
     moe: dict[str, Any] = Field(default_factory=dict)
 
-    def changed(self, changes: Mapping[str, Any]) -> Plan:
+    def changed(self, changes: Mapping[str, Any]) -> TrainingPlan:
         """The same with other values for some entries. Raises InputError for one that does not exist or makes no sense."""
         return plan_of(self.model_dump() | dict(changes))
 
-    def tiny(self) -> Plan:
+    def tiny(self) -> TrainingPlan:
         """For a quick look: a tiny network on images as they are, a convnet of a quarter of the widths."""
         quarter = {name: tuple(max(4, width // 4) for width in getattr(self, name)) for name in ("convolutions", "hidden")}
         moe = {**self.moe, "dim": 64, "depth": 2, "heads": 4} if self.model == "moe_vit" else {}
         return self.changed({"size": "tiny", "pad": None, "resize": 0, "micro_batch": 0, "moe": moe, **quarter})
 
 
-def plan_of(values: Mapping[str, Any]) -> Plan:
+def plan_of(values: Mapping[str, Any]) -> TrainingPlan:
     """A plan from plain values. Raises InputError, with the entry's name."""
     try:
-        return Plan.model_validate(dict(values))
+        return TrainingPlan.model_validate(dict(values))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise InputError(
-            f"plan, {where}: {first['msg']} (got {first['input']!r}); it has {', '.join(Plan.model_fields)}"
+            f"plan, {where}: {first['msg']} (got {first['input']!r}); it has {', '.join(TrainingPlan.model_fields)}"
         ) from error

@@ -19,10 +19,10 @@ from torch.nn import functional
 from dqmstream.errors import InputError, StateError
 from dqmstream.experiments.studies.training import checkpoints
 from dqmstream.experiments.studies.training.augmentation import augmented
-from dqmstream.experiments.studies.training.batches import Batch, Images, Parts, in_order, shuffled
-from dqmstream.experiments.studies.training.inputs import Inputs, to_device
+from dqmstream.experiments.studies.training.batches import Batch, Images, SplitRows, in_order, shuffled
 from dqmstream.experiments.studies.training.networks import WholeMap, build, taken_by
-from dqmstream.experiments.studies.training.plan import Plan
+from dqmstream.experiments.studies.training.plan import TrainingPlan
+from dqmstream.experiments.studies.training.preprocessing import Preprocessing, to_device
 from dqmstream.learners.evaluation.evaluator import one_against_rest
 from dqmstream.learners.gradient.device import chosen_device, seeded
 
@@ -37,7 +37,7 @@ class HasAuxiliaryLoss(Protocol):
 
 
 @dataclass(frozen=True)
-class Progress:
+class EpochProgress:
     """How far a training is. epoch: from 1, of epochs at most. left_s: until the last epoch, at the pace so far."""
 
     epoch: int
@@ -57,7 +57,7 @@ class Training:
     holds a training of other values is refused.
     """
 
-    plan: Plan
+    plan: TrainingPlan
     seed: int = 0
     device: str = "auto"
     weights: Path | None = None
@@ -65,7 +65,7 @@ class Training:
 
 
 @dataclass(frozen=True, eq=False)
-class Fitted:
+class Trained:
     """A training that is done. history: a line an epoch. best_epoch: from 1, whose weights gave the scores.
 
     log_probability: float64 (n, C) for the rows of "validation", "test", and for as many of the train part as test has.
@@ -81,9 +81,13 @@ class Fitted:
     log_probability: dict[str, np.ndarray]
 
 
-def fit(
-    images: Images, parts: Parts, training: Training, folder: Path, progress: Callable[[Progress], None] = lambda how: None
-) -> Fitted:
+def train(
+    images: Images,
+    parts: SplitRows,
+    training: Training,
+    folder: Path,
+    progress: Callable[[EpochProgress], None] = lambda progress: None,
+) -> Trained:
     """Train, or go on training, in a folder of its own.
 
     On a CPU, with as many threads, a training that was stopped at any moment ends with the bits of one that was not. Raises
@@ -94,7 +98,7 @@ def fit(
     said = {"plan": plan.model_dump(mode="json"), "seed": training.seed, **(training.about or {})}
     folder.mkdir(parents=True, exist_ok=True)
     found = _found(folder, said)
-    inputs = Inputs.from_json(found[1]["inputs"]) if found else Inputs.fit(images, parts.train, plan)
+    inputs = Preprocessing.from_json(found[1]["inputs"]) if found else Preprocessing.fit(images, parts.train, plan)
     with seeded(training.seed, 0):
         network = build(plan, inputs.shape(*images.shape[1:]), len(images.classes), training.weights).to(device)
     optimizer = _OPTIMIZERS[plan.optimizer](network.parameters(), lr=plan.lr, eps=plan.epsilon, weight_decay=plan.weight_decay)
@@ -102,7 +106,7 @@ def fit(
     if found:
         checkpoints.put_back(found[0], network, optimizer)
         history = found[1]["history"]
-    run = _Run(images, plan, inputs, network, optimizer, device, training.seed)
+    run = TrainingLoop(images, plan, inputs, network, optimizer, device, training.seed)
     while len(history) < plan.epochs and not _over(history, plan.patience):
         line = run.epoch(len(history) + 1, parts, progress)
         history.append(line)
@@ -113,7 +117,7 @@ def fit(
     network.load_state_dict(checkpoints.read(folder / checkpoints.BEST)[0])
     few = np.linspace(0, len(parts.train) - 1, min(len(parts.train), len(parts.test))).astype(np.int64)
     rows = {"train": parts.train[few], "validation": parts.validation, "test": parts.test}
-    return Fitted(
+    return Trained(
         history,
         best_of(history),
         sum(weight.numel() for weight in network.parameters()),
@@ -129,14 +133,14 @@ def best_of(history: Sequence[Mapping[str, Any]]) -> int:
     return 1 + min(range(len(history)), key=lambda e: (-history[e]["validation_auc"], history[e]["validation_loss"], e))
 
 
-class _Run:
+class TrainingLoop:
     """The moving parts of one training."""
 
     def __init__(
         self,
         images: Images,
-        plan: Plan,
-        inputs: Inputs,
+        plan: TrainingPlan,
+        inputs: Preprocessing,
         network: nn.Module,
         optimizer: optim.Optimizer,
         device: torch.device,
@@ -145,7 +149,7 @@ class _Run:
         self.images, self.plan, self.inputs, self.network = images, plan, inputs, network
         self.optimizer, self.device, self.seed = optimizer, device, seed
 
-    def epoch(self, epoch: int, parts: Parts, progress: Callable[[Progress], None]) -> dict[str, Any]:
+    def epoch(self, epoch: int, parts: SplitRows, progress: Callable[[EpochProgress], None]) -> dict[str, Any]:
         """Train for one epoch and judge it on validation; its line of the history."""
         began, seen, total = time.perf_counter(), 0, 0.0
         images = len(parts.train)
@@ -156,7 +160,7 @@ class _Run:
                 seen += len(x)
                 pace = seen / (time.perf_counter() - began)
                 left = ((self.plan.epochs - epoch + 1) * images - seen) / pace
-                progress(Progress(epoch, self.plan.epochs, seen, images, pace, left))
+                progress(EpochProgress(epoch, self.plan.epochs, seen, images, pace, left))
         train_loss = total / max(seen, 1)
         if not np.isfinite(train_loss):
             raise InputError(f"the loss of epoch {epoch} is {train_loss}: try --set lr={self.plan.lr / 10:g}")

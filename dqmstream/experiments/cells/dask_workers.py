@@ -1,7 +1,7 @@
-"""Cells computed by Dask: on processes of this machine, or on whatever workers a scheduler elsewhere has.
+"""Cells computed by Dask: in processes of this machine, or on the workers of a scheduler elsewhere.
 
-No more cells are given out than there are workers, so that one which kills its worker takes no other with it. Results come back
-to whoever asked, and workers write nothing: machines need share no disk.
+No more cells are submitted than there are workers, so a cell that kills its worker takes no other cell with it. Results are
+sent back and workers write nothing, so the machines need no shared disk.
 """
 
 from __future__ import annotations
@@ -9,10 +9,8 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import signal
-import threading
-import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import dask.config
@@ -20,24 +18,24 @@ from distributed import Client, Future, LocalCluster, Worker, WorkerPlugin, wait
 from distributed.system import MEMORY_LIMIT
 
 from dqmstream.errors import InputError, StateError
-from dqmstream.experiments.benchmark.cells import Cell
-from dqmstream.experiments.benchmark.store import Record, failure
+from dqmstream.experiments.cells.cell import C, Cell, Computed, Record, failure_of
+from dqmstream.experiments.cells.signals import uninterrupted
 
 RETRIES = 2
-"""Times that a cell is tried again whose worker died."""
+"""How often a cell whose worker died is tried again."""
 
-_LOOK_S = 1.0
-"""How often new workers, and a stop, are looked for."""
+_POLL_S = 1.0
+"""Interval at which new workers and a stop are noticed."""
 
 _CONNECT_S = 20.0
 
 _LOCAL = {
     "distributed.scheduler.allowed-failures": RETRIES,
     "distributed.scheduler.no-workers-timeout": "300s",
-    # A worker that comes back late, on a busy machine, must still be let in: after that time its place is given up for good.
+    # On a busy machine a worker may register late. After this timeout Dask would never accept it.
     "distributed.deploy.lost-worker-timeout": "30 days",
-    # A cell holds what it holds: a worker that is paused or moves results to the disk never gets below the mark again. One
-    # that takes more than its share of the memory is ended before the machine is.
+    # A cell's memory cannot be moved to disk, and a paused worker would never resume. A worker that exceeds its share of the
+    # memory is ended before the machine runs out.
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": False,
@@ -45,8 +43,8 @@ _LOCAL = {
 }
 
 
-class _Deaf(WorkerPlugin):
-    """A worker of this machine leaves it to whoever started it to heed Ctrl-C and SIGTERM, which a terminal sends to all."""
+class _IgnoreSignals(WorkerPlugin):
+    """Local workers ignore Ctrl-C and SIGTERM, which a terminal sends to all processes; the parent ends them."""
 
     def setup(self, worker: Worker) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -54,30 +52,22 @@ class _Deaf(WorkerPlugin):
 
 
 @contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM take effect at the end of what is inside.
+def local_workers(cells: Sequence[C], workers: int, folder: Path, dashboard: bool = False) -> Iterator[Computed[C]]:
+    """Compute cells in new local processes. Arguments as in `local_client`."""
+    with local_client(workers, folder, dashboard) as client, closing(sweep(client, cells)) as computed:
+        yield computed
 
-    In the midst of a call they would leave Dask's event loop with an error to print. In another thread than the main one,
-    which is sent no signals, there is nothing to put off.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    came: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, lambda number, frame: came.append(number)) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        if came:
-            signal.raise_signal(came[0])
+
+@contextmanager
+def remote_workers(cells: Sequence[C], address: str) -> Iterator[Computed[C]]:
+    """Compute cells on the workers of a scheduler. Raises InputError if none answers at the address."""
+    with remote_client(address) as client, closing(sweep(client, cells)) as computed:
+        yield computed
 
 
 @contextmanager
 def local_client(workers: int, folder: Path, dashboard: bool = False) -> Iterator[Client]:
-    """A client of so many new processes of one thread each, spoken to over the loopback interface alone.
+    """A client of new local processes of one thread each, which communicate over the loopback interface only.
 
     folder: for their temporary files, removed at the end. dashboard: whether Dask's page is served, which needs bokeh.
     """
@@ -101,13 +91,13 @@ def local_client(workers: int, folder: Path, dashboard: bool = False) -> Iterato
                 )
             )
             client = stack.enter_context(Client(cluster, set_as_default=False))
-            client.register_plugin(_Deaf())
+            client.register_plugin(_IgnoreSignals())
         yield client
 
 
 @contextmanager
 def remote_client(address: str) -> Iterator[Client]:
-    """A client of a scheduler that runs. Raises InputError if none answers there."""
+    """A client of a running scheduler. Raises InputError if none answers at the address."""
     try:
         client = Client(address, timeout=_CONNECT_S, set_as_default=False)
     except (OSError, ValueError, TimeoutError) as error:
@@ -116,33 +106,39 @@ def remote_client(address: str) -> Iterator[Client]:
         yield client
 
 
-def sweep(client: Client, cells: Sequence[Cell], compute: Callable[[Cell], Record]) -> Iterator[tuple[Cell, Record, int]]:
-    """Compute cells, in this order as far as workers are there; yields each with what came of it, and the number of workers.
+def sweep(client: Client, cells: Sequence[C]) -> Computed[C]:
+    """Compute cells in about this order; yields each with its record and the number of workers.
 
-    A cell whose computation raises, or whose worker dies each time it is tried, is yielded as failed. A machine without
-    workers is waited for. Raises StateError when the scheduler is lost.
+    A cell that raises, or whose worker dies at each try, is yielded as failed. Without workers it waits for some. Raises
+    StateError if the scheduler is lost.
     """
-    waiting, running = list(reversed(cells)), dict[Future, Cell]()
+    waiting, running = list(reversed(cells)), dict[Future, C]()
     try:
         while waiting or running:
             with uninterrupted():
                 workers = len(client.nthreads())
                 while waiting and len(running) < max(workers, 1):
                     cell = waiting.pop()
-                    running[client.submit(compute, cell, key=f"cell-{cell.name}", pure=False)] = cell
+                    running[client.submit(_compute, cell, key=f"cell-{cell.name}", pure=False)] = cell
                 finished = [(running.pop(future), future) for future in _finished(client, running)]
                 for cell, future in finished:
                     yield cell, _record(cell, future), workers
     except OSError as error:
-        raise StateError(f"the Dask scheduler is lost ({error}); finished cells are kept: give the command again") from error
+        raise StateError(
+            f"connection to the Dask scheduler lost ({error}); finished cells are kept: run the same command again"
+        ) from error
     finally:
         client.cancel(list(running))
 
 
-def _finished(client: Client, running: dict[Future, Cell]) -> list[Future]:
+def _compute(cell: Cell) -> Record:
+    return cell.compute()
+
+
+def _finished(client: Client, running: dict[Future, C]) -> list[Future]:
     try:
         with client.as_current():
-            return list(wait(list(running), timeout=_LOOK_S, return_when="FIRST_COMPLETED").done)
+            return list(wait(list(running), timeout=_POLL_S, return_when="FIRST_COMPLETED").done)
     except TimeoutError:
         return []
 
@@ -154,5 +150,4 @@ def _record(cell: Cell, future: Future) -> Record:
     if future.status != "error":
         raise OSError(f"a task was {future.status}")
     error: BaseException = future.exception()
-    where = traceback.format_list(traceback.extract_tb(future.traceback()))
-    return failure(cell, traceback.format_exception_only(error)[-1].strip(), "".join(where))
+    return failure_of(cell, error.with_traceback(future.traceback()))

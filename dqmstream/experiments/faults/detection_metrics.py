@@ -1,7 +1,8 @@
-"""What a detector's scores come to: false positives at a capture, AUC, delays, and whether the right channels were named.
+"""Metrics of a fault detector: false-positive rate at a capture, AUC, delays, and agreement of the channels named.
 
-Captures and AUC are of a stream as a whole. So that runs can be resampled scores are counted run by run in bins between levels,
-which are scores of faulty data themselves: at a level the counts are exact, and a capture is met at the next level below it.
+Capture (the share of faulty data above a threshold) and AUC refer to a whole stream. To resample runs, scores are counted per
+run in bins between levels. The levels are scores of faulty data: at a level the counts are exact, and a capture is reached at
+the next level below it.
 """
 
 from __future__ import annotations
@@ -14,15 +15,15 @@ import numpy as np
 CAPTURES = (0.9, 0.95, 0.99)
 
 LEVELS = np.unique(np.concatenate([np.linspace(0, 0.12, 61), np.linspace(0.12, 1, 45)]))
-"""Quantiles of faulty scores that are levels, denser where captures are read off."""
+"""Quantiles of the faulty scores that are levels, denser in the region of the captures."""
 
 DEEPEST = 4096
-"""Scores of past good data that are kept for a threshold, the highest."""
+"""Number of scores of past good data that are kept for a threshold, the highest ones."""
 
 
 @dataclass(frozen=True, eq=False)
 class Tally:
-    """Counts in bins of rising scores: below the first level, at it, between it and the next, and so on.
+    """Counts of scores in bins: below the first level, at it, between it and the second, at the second, and so on.
 
     faulty, good: int, (runs, 2 levels + 1).
     """
@@ -32,7 +33,7 @@ class Tally:
 
     @classmethod
     def of(cls, faulty: Sequence[np.ndarray], good: Sequence[np.ndarray]) -> Tally:
-        """By the scores of each run."""
+        """Counts from the scores of each run."""
         every = np.concatenate([np.zeros(0), *faulty])
         if not every.size:
             return cls(np.zeros((len(faulty), 1), dtype=np.int64), np.array([[len(scores)] for scores in good]).reshape(-1, 1))
@@ -45,7 +46,7 @@ class Tally:
         """False-positive rate at each of `CAPTURES`, then AUC; nan without faulty or good scores: (draws, 4).
 
         weights: how often each run counts, (draws, runs). The threshold at a capture c is the highest level that a share c of
-        the faulty scores reaches; the rate is the share of good ones that reach it too. AUC: Mann and Whitney, ties half.
+        the faulty scores reaches; the rate is the share of good scores that reach it. AUC: Mann-Whitney, ties count half.
         """
         faulty, good = weights @ self.faulty, weights @ self.good
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -55,7 +56,7 @@ class Tally:
             auc = (good * above).sum(axis=1) / good.sum(axis=1)
         found = []
         for capture in CAPTURES:
-            level = (reached >= capture - 1e-9).sum(axis=1) - 1  # falls from 1 at the lowest
+            level = (reached >= capture - 1e-9).sum(axis=1) - 1  # `reached` falls from 1 at the lowest level
             rate = np.take_along_axis(passed, np.maximum(level, 0)[:, None], axis=1)[:, 0]
             found.append(np.where(level < 0, np.nan, rate))
         return np.stack([*found, auc], axis=1)
@@ -67,7 +68,7 @@ def _binned(scores: np.ndarray, levels: np.ndarray) -> np.ndarray:
 
 
 class HeldOut:
-    """Scores of past good data, held out in that they were given before the data was learnt; and the threshold they give."""
+    """Scores of past good data, computed before it was learnt, and the threshold that follows from them."""
 
     def __init__(self, alarms_per_run: float) -> None:
         self._alarms = alarms_per_run
@@ -75,13 +76,13 @@ class HeldOut:
         self._runs = 0.0
 
     def add(self, scores: np.ndarray, runs: float) -> None:
-        """runs: how many runs' worth of good data this is."""
+        """Add scores. runs: the number of runs that this good data corresponds to."""
         self._highest = np.sort(np.concatenate([self._highest, scores]))[-DEEPEST:]
         self._runs += runs
 
     @property
     def threshold(self) -> float:
-        """So many alarms a run are above it; infinite before there is any past."""
+        """The threshold that the allowed number of alarms per run exceeds; infinite before the first scores."""
         allowed = int(self._alarms * self._runs)
         if not len(self._highest):
             return np.inf
@@ -90,7 +91,7 @@ class HeldOut:
 
 @dataclass
 class Delays:
-    """When faults were first flagged, in lumisections that acted alone: a fault flagged beside another was not found by it."""
+    """When faults were first flagged. Only lumisections in which a fault acts alone count as finding it."""
 
     onset: dict[Hashable, tuple[int, str, int]] = field(default_factory=dict)
     found: dict[Hashable, int] = field(default_factory=dict)
@@ -99,9 +100,10 @@ class Delays:
     def add(
         self, fault: Hashable, run: int, kind: str, first: int, acts: np.ndarray, alone: np.ndarray, flagged: np.ndarray
     ) -> None:
-        """A run of a fault. first: number of the run's first lumisection in the stream. acts, alone, flagged: bool, (n,).
+        """Add a run of a fault.
 
-        alone: the fault acts and no other does.
+        first: number of the run's first lumisection in the stream. acts, alone, flagged: bool (n,), whether the fault acts,
+        whether it acts and no other does, whether the lumisection was flagged.
         """
         if not acts.any():
             return
@@ -113,15 +115,14 @@ class Delays:
             self.found[fault] = first + int(np.argmax(seen)) - self.onset[fault][2]
 
     def rows(self) -> list[tuple[int, str, int | None]]:
-        """Run in which it began, kind, and lumisections from its onset to its first flag (None: never), of each fault that
-        acted alone at all."""
+        """Run of the onset, kind, lumisections from onset to first flag (None: never), of each fault that acts alone once."""
         return [(run, kind, self.found.get(fault)) for fault, (run, kind, _) in self.onset.items() if fault in self._looked]
 
 
 def agreement(named: np.ndarray, true: np.ndarray) -> np.ndarray:
-    """Intersection over union, recall and precision of channels (n, channels), and whether any was named: (n, 4).
+    """Intersection over union, recall and precision of the named channels, and whether any was named: (n, 4).
 
-    Precision is 0 where nothing was named; every lumisection has a true channel.
+    named, true: bool (n, channels); every lumisection has a true channel. Precision is 0 where nothing was named.
     """
     both, either = (named & true).sum(axis=1), (named | true).sum(axis=1)
     some = named.any(axis=1)

@@ -14,15 +14,20 @@ from typer.testing import CliRunner
 
 from dqmstream.cli.main import app
 from dqmstream.errors import InputError, StateError
+from dqmstream.experiments.cells.runner import Progress, Workers, run_cells
+from dqmstream.experiments.cells.store import CellStore
 from dqmstream.experiments.faults.autodqm import pulls
-from dqmstream.experiments.faults.benchmark import FaultCell, FaultSpec, compute_and_save, run_cell, run_faults
+from dqmstream.experiments.faults.cell import FaultCell
+from dqmstream.experiments.faults.detection_metrics import CAPTURES, Delays, HeldOut, Tally, agreement
 from dqmstream.experiments.faults.detectors import NAMES, make_detector
-from dqmstream.experiments.faults.measures import CAPTURES, Delays, HeldOut, Tally, agreement
-from dqmstream.experiments.faults.table import COLUMNS, KIND_COLUMNS, markdown, printed, summarise, write
-from dqmstream.experiments.faults.track import KINDS, WARM, Track, as_maps, follow
+from dqmstream.experiments.faults.spec import FaultSpec, run_faults
+from dqmstream.experiments.faults.summary import summarise
+from dqmstream.experiments.faults.text import COLUMNS, KIND_COLUMNS, markdown, printed, write
+from dqmstream.experiments.faults.track import KINDS, WARM, Track, follow
 from dqmstream.experiments.simulator import LIVE, SimulatedRun, stream
 from dqmstream.experiments.simulator.fault_locations import channel
 from dqmstream.experiments.simulator.faults import Fault
+from dqmstream.experiments.simulator.learner_input import as_maps
 from dqmstream.experiments.simulator.runs import draw_runs
 from dqmstream.experiments.simulator.streams import STREAMS
 from dqmstream.experiments.statistics import clustered_figures
@@ -187,15 +192,16 @@ def test_alarms_of_held_out_thresholds_are_as_many_as_stated() -> None:
 
 
 def test_a_cell_has_the_same_figures_each_time_and_is_not_computed_twice(tmp_path: Path) -> None:
-    first = run_faults(QUICK, tmp_path, workers=1)
-    seen: list[tuple[int, int]] = []
-    again = run_faults(QUICK, tmp_path, workers=1, progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(2, 2)]
+    first = run_faults(QUICK, tmp_path, Workers())
+    seen: list[Progress[FaultCell]] = []
+    again = run_faults(QUICK, tmp_path, Workers(), seen.append)
+    assert [(one.finished, one.total) for one in seen] == [(2, 2)]
     figures = ("lumisections", "channels", "named", "alarms", "faults", "replayed")
-    anew = json.loads(json.dumps(run_cell(QUICK.cells()[1])))
+    cell = QUICK.cells()[1]
+    anew = json.loads(json.dumps(cell.compute()))
     for name in figures:
-        assert json.loads(json.dumps(first[1][name])) == again[1][name] == anew[name]
-    assert len(again[1]["replayed"]["auc"]) == len(again[1]["replayed"]["runs"]) >= 2
+        assert json.loads(json.dumps(first[cell][name])) == again[cell][name] == anew[name]
+    assert len(again[cell]["replayed"]["auc"]) == len(again[cell]["replayed"]["runs"]) >= 2
 
     made = summarise(QUICK, again)
     write(made, tmp_path)
@@ -210,12 +216,14 @@ def test_a_cell_has_the_same_figures_each_time_and_is_not_computed_twice(tmp_pat
 
 
 def test_a_cell_that_fails_is_recorded_and_does_not_stop_the_others(tmp_path: Path) -> None:
-    broken = FaultCell("nonsense", 3, 6, 50, 1.0, 0)
-    done = compute_and_save(tmp_path, broken)
-    assert "nonsense" in done["error"]
-    assert summarise(replace(QUICK, detectors=("nonsense",)), [done])["failed"] == [
-        f"failed: nonsense, seed 3: {done['error']}"
-    ]
+    broken, sound = (FaultCell(name, 3, WARM + 3, 40, 1.0, 0) for name in ("nonsense", "AutoDQM"))
+    records = run_cells([broken, sound], CellStore(tmp_path), Workers())
+    error = records[broken]["error"]
+    assert "nonsense" in error and records[sound]["runs"]
+    assert json.loads((tmp_path / "failed" / f"{broken.name}.json").read_text())["error"] == error
+    result = summarise(replace(QUICK, detectors=("nonsense", "AutoDQM")), records)
+    assert result["failed"] == [f"failed: nonsense, seed 3: {error}"]
+    assert [row["detector"] for row in result["detectors"]] == ["AutoDQM"]
 
 
 @pytest.mark.parametrize(
@@ -223,14 +231,15 @@ def test_a_cell_that_fails_is_recorded_and_does_not_stop_the_others(tmp_path: Pa
     [
         ({"detectors": ("magic",)}, "no detector"),
         ({"seeds": (3, 100)}, "do not go together"),
-        ({"runs": 2}, f"needs {WARM + 3} runs"),
-        ({"lumisections": 5}, "needs 40 lumisections"),
+        ({"runs": 2}, f"needs at least {WARM + 3} runs"),
+        ({"lumisections": 5}, "needs at least 40 lumisections"),
         ({"alarms": 0.0}, "alarms"),
+        ({"every": -1}, "every"),
     ],
 )
 def test_what_makes_no_sense_is_refused_before_anything_runs(changes: dict[str, Any], reason: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=reason):
-        run_faults(replace(QUICK, **changes), tmp_path / "out")
+        run_faults(replace(QUICK, **changes), tmp_path / "out", Workers())
     assert not (tmp_path / "out").exists()
 
 

@@ -18,15 +18,16 @@ import pytest
 from distributed import Client
 
 from dqmstream.errors import InputError
-from dqmstream.experiments import provenance
-from dqmstream.experiments.benchmark.benchmark import Progress, run_benchmark
-from dqmstream.experiments.benchmark.cells import Cell, run_cell
-from dqmstream.experiments.benchmark.dask_runner import local_client, remote_client, sweep, uninterrupted
-from dqmstream.experiments.benchmark.results import write
-from dqmstream.experiments.benchmark.results_table import SCHEMA
+from dqmstream.experiments.benchmark.cell import BenchmarkCell
+from dqmstream.experiments.benchmark.output_files import write
+from dqmstream.experiments.benchmark.parquet import SCHEMA
+from dqmstream.experiments.benchmark.run import run_benchmark
 from dqmstream.experiments.benchmark.spec import Benchmark, Spec
-from dqmstream.experiments.benchmark.store import Record
-from dqmstream.experiments.benchmark.table import summarise
+from dqmstream.experiments.benchmark.summary import summarise
+from dqmstream.experiments.cells.cell import Record
+from dqmstream.experiments.cells.dask_workers import local_client, remote_client, sweep
+from dqmstream.experiments.cells.runner import Progress, Workers
+from dqmstream.experiments.cells.signals import uninterrupted
 
 SPEC = Spec(streams=("small",), strategies=("gain_map", "ring_means"), seeds=(100, 101, 102), runs=4, lumisections=200)
 CELLS = Benchmark((SPEC,)).checked().cells()
@@ -45,26 +46,28 @@ def workers() -> list[psutil.Process]:
     return [child for child in psutil.Process().children(recursive=True) if "spawn_main" in " ".join(child.cmdline())]
 
 
-def echo(cell: Cell) -> Record:
-    """Stands for a computation: cells of seed 101 raise, one of seed 102 takes its worker with it."""
-    if cell.seed == 101:
-        raise KeyError(f"no {cell.strategy}")
-    if (cell.seed, cell.strategy) == (102, "gain_map"):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return {"cell": asdict(cell)}
+class EchoCell(BenchmarkCell):
+    """In place of its computation a cell of seed 101 raises, and one of seed 102 kills its worker."""
+
+    def compute(self) -> Record:
+        if self.seed == 101:
+            raise KeyError(f"no {self.strategy}")
+        if (self.seed, self.strategy) == (102, "gain_map"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {"cell": asdict(self)}
 
 
 def test_a_worker_killed_in_the_middle_changes_no_figure(tmp_path: Path) -> None:
-    expected = {cell: run_cell(cell)["lines"][-1]["accuracy"] for cell in CELLS}
+    expected = {cell: cell.compute()["lines"][-1]["accuracy"] for cell in CELLS}
     killed: list[int] = []
 
-    def kill_one(progress: Progress) -> None:
+    def kill_one(progress: Progress[BenchmarkCell]) -> None:
         if progress.newest and not killed:
             victim = workers()[0]
             killed.append(victim.pid)
             victim.kill()
 
-    records = run_benchmark(Benchmark((SPEC,)), tmp_path, workers=2, progress=kill_one)
+    records = run_benchmark(Benchmark((SPEC,)), tmp_path, Workers(2), progress=kill_one)
     assert killed
     assert {cell: record["lines"][-1]["accuracy"] for cell, record in records.items()} == expected
     assert len(list((tmp_path / "cells").iterdir())) == len(CELLS) and not (tmp_path / "dask").exists()
@@ -72,11 +75,12 @@ def test_a_worker_killed_in_the_middle_changes_no_figure(tmp_path: Path) -> None
 
 
 def test_what_raises_or_kills_its_worker_is_recorded_and_the_rest_is_computed(client: Client) -> None:
-    came = {cell: record for cell, record, _ in sweep(client, CELLS, echo)}
-    assert came.keys() == set(CELLS)
+    cells = [EchoCell(**asdict(cell)) for cell in CELLS]
+    came = {cell: record for cell, record, _ in sweep(client, cells)}
+    assert came.keys() == set(cells)
     for cell, record in came.items():
         if cell.seed == 101:
-            assert record["error"] == f"KeyError: 'no {cell.strategy}'" and "in echo" in record["traceback"]
+            assert record["error"] == f"KeyError: 'no {cell.strategy}'" and "in compute" in record["traceback"]
         elif (cell.seed, cell.strategy) == (102, "gain_map"):
             assert "KilledWorker" in record["error"]
         else:
@@ -87,7 +91,7 @@ def test_workers_of_a_scheduler_elsewhere_write_nothing(client: Client, tmp_path
     """What they compute comes back, and stands under the folder of whoever asked; a stream that cannot be drawn fails there."""
     spec = replace(SPEC, streams=("pair", "small"), strategies=("ring_means",), seeds=(100,), runs=3)
     address = client.scheduler_info()["address"]
-    records = run_benchmark(Benchmark((spec,)), tmp_path, address=address)
+    records = run_benchmark(Benchmark((spec,)), tmp_path, Workers(scheduler=address))
     errors = {cell.stream: record.get("error", "") for cell, record in records.items()}
     assert errors["small"] == "" and "InputError" in errors["pair"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cells", "failed"]
@@ -100,10 +104,10 @@ def test_a_spec_run_twice_gives_the_same_numbers_and_a_benchmark_that_stopped_go
         streams=("null", "small"), strategies=("ideal", "gain_map", "ring_means"), seeds=(100,), runs=3, lumisections=200
     )
     chosen = Benchmark((spec, replace(spec, name="again", streams=("small",), strategies=("gain_map",)))).checked()
-    seen: list[Progress] = []
+    seen: list[Progress[BenchmarkCell]] = []
     tables = []
     for out in (tmp_path / "a", tmp_path / "b"):
-        records = run_benchmark(chosen, out, address=client.scheduler_info()["address"])
+        records = run_benchmark(chosen, out, Workers(scheduler=client.scheduler_info()["address"]))
         write(chosen, records, summarise(chosen, records), out)
         tables.append(pq.read_table(out / "results.parquet"))
     time_and_place = ("seconds", "learn_seconds")
@@ -116,13 +120,13 @@ def test_a_spec_run_twice_gives_the_same_numbers_and_a_benchmark_that_stopped_go
     assert gain_map["accuracy"] == pytest.approx(np.mean(gain_map["accuracy_by_run"]))
     assert len(gain_map["run"]) == len(gain_map["auc_by_run"]) == len(gain_map["forgetting_by_run"]) + 1 == 3
     assert gain_map["lumisections_trained"] == 3 * 100 and gain_map["flops"] > 0 and gain_map["memory_bytes"] > 0
-    assert gain_map["code"] == provenance.code_digest() and dict(gain_map["versions"])["numpy"] == np.__version__
+    assert gain_map["code"] == chosen.cells()[0].identity["code"] and dict(gain_map["versions"])["numpy"] == np.__version__
 
     stopped = next(cell for cell in chosen.cells() if cell.strategy == "ring_means")
     cells = tmp_path / "a" / "cells"
     (cells / f"{stopped.name}.json").unlink()
     kept = {path.name: path.stat().st_mtime_ns for path in cells.iterdir()}
-    run_benchmark(chosen, tmp_path / "a", address=client.scheduler_info()["address"], progress=seen.append)
+    run_benchmark(chosen, tmp_path / "a", Workers(scheduler=client.scheduler_info()["address"]), progress=seen.append)
     assert [(one.finished, one.total) for one in seen] == [(5, 6), (6, 6)]
     assert seen[0].left_s is not None and seen[1].left_s == 0
     assert {path.name: path.stat().st_mtime_ns for path in cells.iterdir() if path.name in kept} == kept
@@ -137,7 +141,7 @@ def test_the_cluster_of_this_machine_listens_on_the_loopback_interface_alone(cli
 
 
 def test_a_scheduler_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dqmstream.experiments.benchmark.dask_runner._CONNECT_S", 0.3)
+    monkeypatch.setattr("dqmstream.experiments.cells.dask_workers._CONNECT_S", 0.3)
     with pytest.raises(InputError, match=r"no Dask scheduler answers at 127\.0\.0\.1:9"), remote_client("127.0.0.1:9"):
         pass
 

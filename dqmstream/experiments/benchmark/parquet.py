@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 
 from dqmstream.errors import StateError
 from dqmstream.experiments.benchmark.bounds import BOUNDS
+from dqmstream.experiments.benchmark.cell import BenchmarkCell
 from dqmstream.experiments.benchmark.cell_figures import CellFigures, figures_of
-from dqmstream.experiments.benchmark.cells import Cell
 from dqmstream.experiments.benchmark.spec import Benchmark
 from dqmstream.learners.registry import GRADIENT, recipe_of
 
@@ -42,7 +42,7 @@ SCHEMA = pa.schema(
 """Columns of results.parquet. Figures of a cell that failed are null."""
 
 
-def cell_table(benchmark: Benchmark, records: Mapping[Cell, Mapping[str, Any]]) -> pa.Table:
+def cell_table(benchmark: Benchmark, records: Mapping[BenchmarkCell, Mapping[str, Any]]) -> pa.Table:
     """A row for each cell of the benchmark, as `SCHEMA` has it."""
     of_table = {spec.name: set(spec.cells()) for spec in benchmark.tables}
     rows = []
@@ -55,7 +55,7 @@ def cell_table(benchmark: Benchmark, records: Mapping[Cell, Mapping[str, Any]]) 
     return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
-def _model(cell: Cell) -> str | None:
+def _model(cell: BenchmarkCell) -> str | None:
     if cell.strategy in BOUNDS or cell.strategy not in GRADIENT:
         return None
     recipe = recipe_of(cell.strategy, json.loads(cell.recipe) if cell.recipe else {})
@@ -66,7 +66,7 @@ def _columns(figures: CellFigures) -> dict[str, Any]:
     return asdict(figures) | {"versions": list(figures.versions.items())}
 
 
-def read_cells(path: Path) -> dict[Cell, dict[str, Any]]:
+def read_cells(path: Path) -> dict[BenchmarkCell, dict[str, Any]]:
     """What a file says of its finished cells: "cell", "figures", and "seconds", "code" and "commit" of these.
 
     Their lines of history are not in it. Raises StateError if it is no such file.
@@ -76,14 +76,14 @@ def read_cells(path: Path) -> dict[Cell, dict[str, Any]]:
         found = {}
         for row in rows:
             if row["error"] is None:
-                identity = {field.name: row.get(field.name) for field in fields(Cell)} | {
+                identity = {field.name: row.get(field.name) for field in fields(BenchmarkCell)} | {
                     "memory_bytes": row["memory_budget_bytes"]
                 }
                 figures = {field.name: row.get(field.name) for field in fields(CellFigures)} | {
                     "versions": dict(row["versions"])
                 }
                 of_both = {name: row[name] for name in ("seconds", "code", "commit")}
-                found[Cell(**identity)] = {"cell": identity, "figures": figures, **of_both}
+                found[BenchmarkCell(**identity)] = {"cell": identity, "figures": figures, **of_both}
         return found
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise StateError(f"{path} holds no results of a benchmark ({error})") from error

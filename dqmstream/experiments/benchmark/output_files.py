@@ -16,22 +16,22 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dqmstream.experiments.benchmark.cells import Cell
+from dqmstream.experiments.benchmark.cell import BenchmarkCell
 from dqmstream.experiments.benchmark.figures import draw_accuracies, draw_costs, draw_memories
-from dqmstream.experiments.benchmark.results_table import FILE, cell_table
+from dqmstream.experiments.benchmark.parquet import FILE, cell_table
 from dqmstream.experiments.benchmark.spec import Benchmark
-from dqmstream.experiments.benchmark.store import Record
-from dqmstream.experiments.benchmark.table_text import markdown, stream_markdown
-from dqmstream.experiments.json_numbers import plain
+from dqmstream.experiments.benchmark.text import markdown, stream_markdown
+from dqmstream.experiments.cells.cell import Record
+from dqmstream.experiments.json_numbers import nan_as_null
 from dqmstream.storage.locks import write_atomically
 
 
-def write(benchmark: Benchmark, records: Mapping[Cell, Record], result: Mapping[str, Any], out: Path) -> None:
-    """Write all files. benchmark: checked; result: of `table.summarise`."""
+def write(benchmark: Benchmark, records: Mapping[BenchmarkCell, Record], result: Mapping[str, Any], out: Path) -> None:
+    """Write all files. benchmark: checked; result: of `summary.summarise`."""
     sink = pa.BufferOutputStream()
     pq.write_table(cell_table(benchmark, records), sink)
     write_atomically(out / FILE, sink.getvalue().to_pybytes())
-    write_atomically(out / "results.json", json.dumps(plain(result), indent=1, allow_nan=False).encode())
+    write_atomically(out / "results.json", json.dumps(nan_as_null(result), indent=1, allow_nan=False).encode())
     write_atomically(out / "table.md", markdown(result).encode())
     write_atomically(out / "streams.md", stream_markdown(result).encode())
     for table in result["tables"]:

@@ -1,4 +1,4 @@
-"""The table of a study: our figures beside the published ones, what was unsaid, and what was done in its place."""
+"""The table of a study: its figures beside the published ones, and notes on what differs."""
 
 from __future__ import annotations
 
@@ -17,24 +17,23 @@ COLUMNS = ("", "test AUC", "test accuracy", "validation AUC", "validation accura
 
 
 def rows(result: Mapping[str, Any]) -> list[list[str]]:
-    """Rows of the table, for reading: the recipe over all seeds and folds, each of them, baselines, the ideal."""
+    """Rows of the table: the mean over all seeds and folds, each of these, the baselines, and the ideal."""
     cells = [cell["figures"] for cell in result["cells"]]
-    said = recipe(result["recipe"]).says
-    found = [[result["recipe"], *_mean(cells), said]]
+    table = [[result["recipe"], *_mean(cells), recipe(result["recipe"]).published_text]]
     if len(cells) > 1:
         many = len({cell["fold"] for cell in result["cells"]}) > 1
         for cell in result["cells"]:
             name = f"seed {cell['seed']}" + (f", fold {cell['fold']}" if many else "")
-            found.append([name, *_mean([cell["figures"]]), ""])
+            table.append([name, *_mean([cell["figures"]]), ""])
     for name in result["baselines"][0]["figures"]:
-        found.append([name, *_mean([one["figures"][name] for one in result["baselines"]]), ""])
+        table.append([name, *_mean([one["figures"][name] for one in result["baselines"]]), ""])
     if result["ideal_auc"] is not None:
-        found.append(["ideal (exact likelihood, all rows)", _number(result["ideal_auc"]), "", "", "", "", ""])
-    return found
+        table.append(["ideal (exact likelihood, all rows)", _number(result["ideal_auc"]), "", "", "", "", ""])
+    return table
 
 
 def _mean(cells: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Figures averaged over cells, with the average of their intervals: that of one test part, and so not too narrow."""
+    """Figures averaged over cells, with the average of their intervals, which is that of a single test part."""
     found = []
     for part, what in (
         ("test", "auc"),
@@ -61,43 +60,44 @@ def _number(value: float) -> str:
 
 
 def notes(study: Study, result: Mapping[str, Any]) -> list[str]:
-    """What the table does not say by itself, a line each."""
+    """Notes below the table: recipe, split, what was not stated, and what differs from the recipe."""
     of, cells = study.recipe, result["cells"]
     epochs = ", ".join(f"{cell['best_epoch']} of {len(cell['history'])}" for cell in cells)
     sizes = ", ".join(f"{n} {name}" for name, n in result["rows"].items())
     test = cells[0]["figures"]["test"]
     alike = f", which count as {test['observations']} observations" if test["observations"] < test["n"] else ""
-    said = described(of.model_copy(update={"plan": study.plan}))
+    words = described(of.model_copy(update={"plan": study.plan}))
     lines = [
-        f"{of.title} ({of.study}). Published: {of.says}.",
-        f"Here: {said['network']}; {said['input']}; {said['training']}; {cells[0]['parameters']} weights, "
+        f"{of.title} ({of.study}). Published: {of.published_text}.",
+        f"Here: {words['network']}; {words['input']}; {words['training']}; {cells[0]['parameters']} weights, "
         f"on {cells[0]['device']}.",
-        f"Split: {study.how.says(of)}; rows: {sizes}{alike}. Best epoch by validation: {epochs}.",
-        *(f"Unsaid in the publication: {text}." for text in ["; ".join(of.unsaid)] if text),
+        f"Split: {study.split.describe(of)}; rows: {sizes}{alike}. Best epoch by validation: {epochs}.",
+        *(f"Not stated in the publication: {text}." for text in ["; ".join(of.not_stated)] if text),
         *(f"Chosen here: {text}." for text in ["; ".join(of.chosen)] if text),
     ]
     changed = {name: value for name, value in study.plan.model_dump().items() if value != getattr(of.plan, name)}
-    if study.options.size == "tiny":
-        lines.append("Size tiny: a small network for a quick look, which is not the study's.")
+    if study.settings.size == "tiny":
+        lines.append("Size tiny: a small network for a quick look, not that of the study.")
     if changed:
-        lines.append("Not as the recipe has it: " + ", ".join(f"{name} {value}" for name, value in changed.items()) + ".")
-    if study.how.limit:
-        lines.append(f"Limited to {study.how.limit} rows, for a quick look: the published figures are of more.")
+        lines.append("Different from the recipe: " + ", ".join(f"{name} {value}" for name, value in changed.items()) + ".")
+    if study.split.limit:
+        lines.append(f"Limited to {study.split.limit} rows for a quick look; the published figures are from more.")
     if cells[0]["taken"]:
         lines.append(f"Started from weights: {cells[0]['taken']}.")
     if of.task == "two_runs":
         rings = np.mean([one["figures"]["two ring means"]["test"]["auc"]["estimate"] for one in result["baselines"]])
         lines.append(
-            f"Two ring means, which luminosity moves, have a test AUC of {_number(rings)}: a network has to beat that."
+            f"Two ring means, which measure luminosity, have a test AUC of {_number(rings)}: a network has to beat that."
         )
     lines += [f"Warning: {result['warning']}"] if result["warning"] else []
     return lines
 
 
 def title(study: Study) -> str:
+    """Recipe and files in one line."""
     files = ", ".join(utf8(path.name) for path in study.paths)
-    return f"{study.recipe.name} on {files}: 95 % intervals by the rows tested" + (
-        ", averages over seeds and folds" if len(study.options.seeds) * len(study.folds) > 1 else ""
+    return f"{study.recipe.name} on {files}: 95 % intervals from the tested rows" + (
+        ", averages over seeds and folds" if len(study.settings.seeds) * len(study.folds) > 1 else ""
     )
 
 

@@ -9,22 +9,22 @@ from typing import Any
 import numpy as np
 
 from dqmstream.experiments.benchmark.bounds import BOUNDS
+from dqmstream.experiments.benchmark.cell import BenchmarkCell
 from dqmstream.experiments.benchmark.cell_figures import CellFigures, figures_of
-from dqmstream.experiments.benchmark.cells import Cell
 from dqmstream.experiments.benchmark.spec import Benchmark, Spec, Variant
-from dqmstream.experiments.benchmark.store import Record
+from dqmstream.experiments.cells.cell import Record
 from dqmstream.experiments.simulator.streams import seed_use
 from dqmstream.experiments.statistics import chance_interval, clustered_mean, holm, paired_difference
 from dqmstream.learners.splits import WARNING_RANDOM
 
-Finished = Sequence[tuple[Cell, CellFigures]]
+Finished = Sequence[tuple[BenchmarkCell, CellFigures]]
 """Cells of a row that are finished."""
 
 ByRun = dict[tuple[int, int], dict[int, float]]
 """Seed of the stream and number of the order -> run -> a figure of it."""
 
 
-def summarise(benchmark: Benchmark, records: Mapping[Cell, Record]) -> dict[str, Any]:
+def summarise(benchmark: Benchmark, records: Mapping[BenchmarkCell, Record]) -> dict[str, Any]:
     """All figures of a benchmark, ready for JSON. benchmark: checked; records: of all its cells.
 
     A table has an entry for each stream, with a row for each variant of which a cell is finished. An interval is {"estimate",
@@ -39,7 +39,7 @@ def summarise(benchmark: Benchmark, records: Mapping[Cell, Record]) -> dict[str,
     return {"tables": [_table(spec, records) for spec in benchmark.tables], "failed": failed}
 
 
-def _table(spec: Spec, records: Mapping[Cell, Record]) -> dict[str, Any]:
+def _table(spec: Spec, records: Mapping[BenchmarkCell, Record]) -> dict[str, Any]:
     rows = {stream: _stream(spec, stream, records) for stream in spec.streams}
     missing = sum("error" in records[cell] for cell in spec.cells())
     return {
@@ -53,7 +53,7 @@ def _table(spec: Spec, records: Mapping[Cell, Record]) -> dict[str, Any]:
     }
 
 
-def _stream(spec: Spec, stream: str, records: Mapping[Cell, Record]) -> list[dict[str, Any]]:
+def _stream(spec: Spec, stream: str, records: Mapping[BenchmarkCell, Record]) -> list[dict[str, Any]]:
     by_row = {
         row: [(cell, figures_of(found)) for cell in spec.cells_of(row, stream) if "error" not in (found := records[cell])]
         for row in spec.rows()

@@ -1,8 +1,8 @@
-"""What a detector has forgotten: faults under the conditions of early runs, had again on the detector as it is later.
+"""Forgetting of a detector: it is re-tested on the conditions and faults of early runs after it has learnt later ones.
 
-R[t, i] is the AUC of faulty lumisections against good ones in run i had again once run t has been learnt: the luminosity and
-the faults of run i, the gains of run t, and new counts. So a drift that is known is no loss, and conditions that were long
-not met are.
+R[t, i] is the AUC of faulty against good lumisections under the conditions of run i after run t was learnt: luminosity and
+faults of run i, gains of run t, and new counts. A drift that the detector has followed therefore costs nothing; conditions that
+have not occurred for long do if it has forgotten them.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from dqmstream.learners.evaluation.evaluator import auc
 from dqmstream.learners.evaluation.metrics import Matrix, forgetting, matrix
 
 
-class Replayed:
-    """Row after row of R, for every so many runs that have both labels."""
+class Retest:
+    """The rows of R, one after each re-tested run that has good and faulty lumisections."""
 
     def __init__(self, seed: int, every: int) -> None:
+        """every: a row is added at each such run."""
         self._seed, self._every = seed, every
         self._early: list[SimulatedRun] = []
         self._rows: list[Sequence[float]] = []
@@ -38,6 +39,6 @@ class Replayed:
         self._rows.append(row)
 
     def results(self) -> dict[str, object]:
-        """runs: those that were had again; auc: R, a row for each of them; forgetting of `learners.evaluation.metrics`."""
-        found: Matrix = matrix(self._rows)
-        return {"runs": [run.run for run in self._early], "auc": found, "forgetting": forgetting(found)}
+        """runs: those re-tested; auc: R, a row for each of them; forgetting: of `learners.evaluation.metrics`."""
+        auc_matrix: Matrix = matrix(self._rows)
+        return {"runs": [run.run for run in self._early], "auc": auc_matrix, "forgetting": forgetting(auc_matrix)}

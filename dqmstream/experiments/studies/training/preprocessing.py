@@ -16,11 +16,11 @@ from torch.nn import functional
 
 from dqmstream.errors import InputError
 from dqmstream.experiments.studies.training.batches import Images, buffer_rows, in_order
-from dqmstream.experiments.studies.training.plan import Plan
+from dqmstream.experiments.studies.training.plan import TrainingPlan
 
 
 @dataclass(frozen=True)
-class Inputs:
+class Preprocessing:
     """(x - shift) * scale, a number a channel; then padding with zeros, then bilinear resizing, as the plan has them."""
 
     shift: tuple[float, ...]
@@ -29,7 +29,7 @@ class Inputs:
     resize: int
 
     @classmethod
-    def fit(cls, images: Images, rows: np.ndarray, plan: Plan) -> Inputs:
+    def fit(cls, images: Images, rows: np.ndarray, plan: TrainingPlan) -> Preprocessing:
         """From the rows of the train part, read once, a buffer at a time. Raises InputError for a padding that is too small."""
         channels, height, width = images.shape[1:]
         if plan.pad is not None and (plan.pad[0] < height or plan.pad[1] < width):
@@ -58,7 +58,7 @@ class Inputs:
         return x_BCHW
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Inputs:
+    def from_json(cls, values: Mapping[str, Any]) -> Preprocessing:
         """What `dataclasses.asdict` gave, through JSON."""
         pad = values["pad"]
         return cls(tuple(values["shift"]), tuple(values["scale"]), None if pad is None else tuple(pad), values["resize"])

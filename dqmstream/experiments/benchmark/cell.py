@@ -1,0 +1,158 @@
+"""A cell of a benchmark: one strategy over one simulated stream, evaluated after each run.
+
+It uses the same code as the live learner (`learners.stream.experience`), with runs from the simulator in place of the archive.
+The record of a bound has the same kind of lines, without learning.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from scipy.special import log_softmax
+
+from dqmstream.experiments.benchmark.bounds import BOUNDS, IDEAL, RunTruth, ideal, ideal_profiled
+from dqmstream.experiments.cells.cell import Record, one_thread
+from dqmstream.experiments.provenance import code_digest, made_by
+from dqmstream.experiments.simulator import LIVE, SimulatedRun, stream
+from dqmstream.experiments.simulator.learner_input import as_run_data
+from dqmstream.experiments.statistics import effective_count
+from dqmstream.learners.evaluation.evaluator import Evaluator, Scores, evaluate_row
+from dqmstream.learners.evaluation.history_line import HistoryLine
+from dqmstream.learners.maps import Maps
+from dqmstream.learners.monitoring.novelty import Novelty
+from dqmstream.learners.registry import GRADIENT, make_strategy, recipe_of
+from dqmstream.learners.splits import Split
+from dqmstream.learners.stream.experience import learn_and_judge
+from dqmstream.learners.threads import set_threads
+from dqmstream.lumisection import Geometry
+
+_SOURCES = ("experiments/statistics.py", "experiments/benchmark/bounds.py", "experiments/benchmark/cell.py")
+"""What the figures depend on besides learners and simulator. Code that reads finished cells is left out."""
+
+
+@dataclass(frozen=True)
+class BenchmarkCell:
+    """A strategy on a stream. Its figures depend on these fields, on the code and on the versions of the libraries.
+
+    order: 0 for the runs as drawn, else the number of a permutation; the first run of the order is the reference. split, fold:
+    of `learners.splits.Split`. The seed is that of the stream and of the strategy. recipe: changes to the strategy's recipe,
+    as JSON with sorted names, "" for none.
+    """
+
+    stream: str
+    seed: int
+    order: int
+    strategy: str
+    runs: int
+    lumisections: int
+    memory_bytes: int
+    evaluation_samples: int
+    split: str = "blocks"
+    fold: int = 0
+    recipe: str = ""
+
+    @property
+    def name(self) -> str:
+        """Stream, seed, order and strategy, and a digest of all fields."""
+        digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:10]
+        return f"{self.stream}-{self.seed}-{self.order}-{self.strategy}-{digest}"
+
+    @property
+    def file(self) -> str:
+        return f"cells/{self.name}.json"
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {"cell": asdict(self), "code": code_digest(*_SOURCES)}
+
+    def compute(self) -> Record:
+        """Compute the record on one thread. Raises InputError for an unknown strategy.
+
+        "lines": history lines, one per run. "worth": the number of independent lumisections that the test lumisections of the
+        last evaluation are worth (`statistics.effective_count`), None if there was only one run.
+        """
+        with one_thread():
+            began = time.perf_counter()
+            simulated = ordered(
+                list(stream(self.stream, seed=self.seed, runs=self.runs, lumisections=self.lumisections)), self.seed, self.order
+            )
+            split = Split(self.split, seed=self.seed, fold=self.fold)
+            evaluate = bound_lines if self.strategy in BOUNDS else learnt_lines
+            lines, scores = evaluate(self, simulated, split)
+        worth = None
+        if scores is not None:
+            worth = effective_count(scores.log_probability.argmax(axis=1), scores.labels, scores.lumisection)
+        return {
+            "cell": asdict(self),
+            "lines": [line.to_json() for line in lines],
+            "worth": worth,
+            "seconds": round(time.perf_counter() - began, 3),
+            **made_by(*_SOURCES),
+        }
+
+
+def ordered(runs: list[SimulatedRun], seed: int, order: int) -> list[SimulatedRun]:
+    """The runs in the given order: 0 as drawn, else a permutation given by seed and order."""
+    return runs if order == 0 else [runs[i] for i in np.random.default_rng([seed, order]).permutation(len(runs))]
+
+
+def learnt_lines(
+    cell: BenchmarkCell, simulated: Sequence[SimulatedRun], split: Split
+) -> tuple[list[HistoryLine], Scores | None]:
+    """Learn the runs one after another and evaluate after each: history lines, and the scores of the last evaluation."""
+    if cell.strategy in GRADIENT:
+        set_threads(1)
+    strategy = make_strategy(
+        cell.strategy,
+        geometry=Geometry(1),
+        seed=cell.seed,
+        recipe=recipe_of(cell.strategy, json.loads(cell.recipe)) if cell.recipe else None,
+        memory_bytes=cell.memory_bytes,
+        device="cpu",
+    )
+    evaluator, novelty = Evaluator(cell.evaluation_samples), Novelty(Geometry(1), cell.seed)
+    lines, scores = [], None
+    for number, run in enumerate(simulated):
+        line, scores = learn_and_judge(
+            strategy, {}, evaluator, novelty, number, as_run_data(run, split), lambda past: as_run_data(simulated[past], split)
+        )
+        lines.append(line)
+    return lines, scores
+
+
+def bound_lines(cell: BenchmarkCell, simulated: Sequence[SimulatedRun], split: Split) -> tuple[list[HistoryLine], Scores]:
+    """History lines of a bound, on the lumisections that an `Evaluator` of the same budget keeps at the end.
+
+    A bound's score of a run does not depend on the other runs, so one evaluation gives the lines of all.
+    """
+    evaluator = Evaluator(cell.evaluation_samples)
+    for run in simulated:
+        evaluator.add(as_run_data(run, split))
+    all_runs = evaluator.score(_Bound(cell.strategy, [RunTruth.of(run) for run in simulated]))
+    lines: list[HistoryLine] = []
+    for number, run in enumerate(simulated):
+        seen = all_runs.labels <= number
+        log_probability = log_softmax(all_runs.log_probability[seen, : number + 1], axis=1)
+        row = evaluate_row(Scores(log_probability, all_runs.labels[seen], all_runs.lumisection[seen])) if number else None
+        lines.append(HistoryLine(number, run.run, cell.strategy, **(asdict(row) if row else {})))
+    return lines, all_runs
+
+
+@dataclass(frozen=True)
+class _Bound:
+    """Scores lumisections of HE depth 1 by the true parameters of the runs."""
+
+    name: str
+    truths: list[RunTruth]
+
+    def scores(self, maps: Maps) -> np.ndarray:
+        counts = maps.counts[:, 0][:, LIVE]
+        if self.name == IDEAL:
+            return ideal(counts, maps.n_events, maps.pileup, self.truths)
+        return ideal_profiled(counts, self.truths)
