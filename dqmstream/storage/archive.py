@@ -322,12 +322,13 @@ class Archive:
         Variables: occupancy (lumisection, depth, ieta, iphi); by lumisection: time, produced (when the broker took the
         message), committed (when it was filed), n_events, pileup, content (hash), quality, revision (0 is the first), and, if
         such labels were imported, golden (1 good, 0 bad, -1 unknown), delivered_lumi and recorded_lumi. Coordinates:
-        lumisection, depth (from 1), ieta, iphi. Raises ArchiveError if the archive has no row of the run.
+        lumisection, depth (from 1), ieta, iphi. The maps are read when they are used, which may raise ArchiveError too.
+        Raises ArchiveError if the archive has no row of the run.
         """
         logs, newest = self.index.newest(run, filed=filed, last=last)
         if not len(newest):
             raise ArchiveError(f"{self.path} holds no lumisection of run {run}")
-        view = run_view(self.root, logs, newest, self.labels, run, depths=self.geometry.depths, maps=maps)
+        view = run_view(self.path, self.root, logs, newest, self.labels, run, depths=self.geometry.depths, maps=maps)
         return view.assign_attrs(run=run, source=self.source, snapshot=self.snapshot, archive_id=self.archive_id)
 
 

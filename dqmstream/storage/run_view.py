@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import xarray as xr
 import zarr
@@ -11,26 +13,24 @@ from dqmstream.storage import layout
 from dqmstream.storage.columns import read_rows, subgroup
 from dqmstream.storage.labels.versions import UNKNOWN, Labels
 from dqmstream.storage.layout import NAT, Quality
+from dqmstream.storage.lazy_maps import lazy_maps
 from dqmstream.storage.row_index import LogKey
-
-AXES = ("lumisection", "depth", "ieta", "iphi")
 
 
 def run_view(
-    root: zarr.Group, logs: list[LogKey], newest: np.ndarray, labels: Labels, run: int, *, depths: int, maps: bool
+    path: Path, root: zarr.Group, logs: list[LogKey], newest: np.ndarray, labels: Labels, run: int, *, depths: int, maps: bool
 ) -> xr.Dataset:
     """The Dataset that `Archive.run` describes, without its attributes.
 
-    logs, newest: as `RowIndex.newest` gives them, with at least one lumisection. maps: with `occupancy`.
+    path: of the archive. logs, newest: as `RowIndex.newest` gives them, with at least one lumisection. maps: with `occupancy`.
     """
     lumisection = newest[:, 0]
-    columns = _read_columns(root, logs, newest, maps)
-    occupancy = columns.pop("occupancy", None)
+    columns = _read_columns(root, logs, newest)
     times = {name: columns.pop(name).view("datetime64[ns]") for name in layout.TIMES}  # NAT is NumPy's own NaT
     said = _labels_of(labels, run, lumisection, columns["quality"])
     return xr.Dataset(
         {
-            **({} if occupancy is None else {"occupancy": (AXES, occupancy, {"units": "count"})}),
+            **({"occupancy": lazy_maps(path, root, logs, newest)} if maps else {}),
             **{name: ("lumisection", values) for name, values in (times | columns).items()},
             "revision": ("lumisection", newest[:, 1]),
             **{name: ("lumisection", values) for name, values in said.items()},
@@ -39,9 +39,9 @@ def run_view(
     )
 
 
-def _read_columns(root: zarr.Group, logs: list[LogKey], newest: np.ndarray, maps: bool) -> dict[str, np.ndarray]:
-    """Columns of these rows, whichever logs they are in, in the order of `newest`."""
-    names = [*layout.TIMES, "n_events", "pileup", "content", "quality", *(["occupancy"] if maps else [])]
+def _read_columns(root: zarr.Group, logs: list[LogKey], newest: np.ndarray) -> dict[str, np.ndarray]:
+    """Columns of these rows, but for the maps, whichever logs they are in, in the order of `newest`."""
+    names = [*layout.TIMES, "n_events", "pileup", "content", "quality"]
     parts = []
     for place in np.unique(newest[:, 2]):
         here = np.flatnonzero(newest[:, 2] == place)

@@ -114,6 +114,7 @@ def test_compaction_leaves_rows_and_tags_and_few_files(tmp_path: Path) -> None:
         if k == 9:
             archive.refresh().tag("trained")
     before = archive.refresh()
+    as_it_was = before.run(1).load().drop_attrs()
     done = before.compact(3600)
     assert done.snapshots == 0 and done.files >= done.files_before
     done = Archive.open(archive.path).compact(0)
@@ -121,7 +122,7 @@ def test_compaction_leaves_rows_and_tags_and_few_files(tmp_path: Path) -> None:
     assert done.files < done.files_before / 4 and done.bytes < done.bytes_before
     assert done.files == sum(file.is_file() for file in archive.path.rglob("*"))
     head = Archive.open(archive.path)
-    assert head.run(1).drop_attrs().identical(before.run(1).drop_attrs())
+    assert head.run(1).drop_attrs().identical(as_it_was)
     assert head.at("trained").run(1).sizes["lumisection"] == 10
     assert verify(head) == verify(head.at("trained")) == []
     writer.append(FEED, 0, [row(archive, 1, 21, 20)], 20, 21)  # a writer that was open goes on

@@ -128,7 +128,7 @@ def frozen_view(archive: Archive, experience: Experience, *, maps: bool = True) 
     try:
         if not len(reader.index.newest(experience.run)[1]):
             raise LostExperienceError(f"{archive.path} has no snapshot with {wanted}")
-        view = reader.run(experience.run, maps=maps, filed=filed, last=last)
+        view = reader.run(experience.run, maps=maps, filed=filed, last=last).load()  # damage shows here
     except ArchiveError as error:
         if is_damage(error):
             raise LostExperienceError(f"run {experience.run} is lost: {error}") from error
