@@ -33,7 +33,7 @@ PRELOADED = [
     "tests.promises.killed",
     "dqmstream.service.consume",
     "dqmstream.learners.stream.replay",
-    "dqmstream.streaming.kafka.dead_letters",
+    "dqmstream.streaming.kafka",
 ]
 
 

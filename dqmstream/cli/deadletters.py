@@ -18,7 +18,7 @@ from dqmstream.errors import InputError
 from dqmstream.settings import MAX_COUNT, Settings
 
 if TYPE_CHECKING:
-    from dqmstream.streaming.kafka.dead_letters import Letter
+    from dqmstream.streaming.kafka.dead_letter_record import StoredLetter
 
 app = typer.Typer(
     name="deadletters",
@@ -48,7 +48,7 @@ def list_(
     as_json: Json = False,
 ) -> None:
     """List dead letters, the oldest message first. A letter that was written twice is listed once."""
-    from dqmstream.streaming.kafka.dead_letters import list_letters
+    from dqmstream.streaming.kafka.dead_letter_topic import list_letters
 
     if oldest and limit is None:
         raise InputError("--oldest is for --limit: give --limit too")
@@ -78,7 +78,7 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Show one letter: headers, reason, and the first bytes of the value as a hex dump."""
-    from dqmstream.streaming.kafka.dead_letters import find_letter
+    from dqmstream.streaming.kafka.dead_letter_topic import find_letter
 
     if out is not None and out.exists():
         raise InputError(f"{out} exists already: give the name of a new file")
@@ -128,7 +128,7 @@ def republish(
 
     A letter that does not hold the whole message is refused; the exit code is then 3.
     """
-    from dqmstream.streaming.kafka.dead_letters import republish as send_back
+    from dqmstream.streaming.kafka.republishing import republish as send_back
 
     if bool(keys) == every:
         raise InputError("name the letters to send, or give --all")
@@ -148,7 +148,7 @@ def republish(
         raise typer.Exit(InputError.exit_code)
 
 
-def _facts(letter: Letter) -> dict[str, Any]:
+def _facts(letter: StoredLetter) -> dict[str, Any]:
     """A letter as --json prints it."""
     return {
         "key": letter.key,
@@ -164,7 +164,7 @@ def _facts(letter: Letter) -> dict[str, Any]:
     }
 
 
-def _time(letter: Letter) -> str:
+def _time(letter: StoredLetter) -> str:
     """Time of the message, ISO 8601 in UTC. It may be any number, since producers can set it."""
     if not letter.timestamp_ms:
         return "unknown"

@@ -29,7 +29,7 @@ from dqmstream.streaming.dead_letters import FolderDeadLetters
 from dqmstream.streaming.in_process import InProcessFeed
 from dqmstream.streaming.ingest import Ingest
 from dqmstream.streaming.kafka import KafkaDeadLetters, KafkaFeed, KafkaSender, create_topic
-from dqmstream.streaming.kafka.dead_letters import read_letters
+from dqmstream.streaming.kafka.dead_letter_topic import read_letters
 from dqmstream.streaming.message import Message
 from dqmstream.streaming.wire import Undecodable, decode
 from dqmstream.streaming.wire.envelope import READ_HEADERS

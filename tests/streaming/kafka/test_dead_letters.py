@@ -14,19 +14,9 @@ from kafka import KafkaConsumer, KafkaProducer
 from dqmstream.errors import BrokerError, InputError
 from dqmstream.streaming.dead_letters import DeadLetter
 from dqmstream.streaming.kafka import KafkaDeadLetters, KafkaSender, create_topic
-from dqmstream.streaming.kafka.dead_letters import (
-    HEAD,
-    NOTHING,
-    WHOLE,
-    Letter,
-    Republished,
-    find_letter,
-    letter_headers,
-    list_letters,
-    parse_letter,
-    read_letters,
-    republish,
-)
+from dqmstream.streaming.kafka.dead_letter_record import HEAD, NOTHING, WHOLE, StoredLetter, letter_headers, parse_letter
+from dqmstream.streaming.kafka.dead_letter_topic import find_letter, list_letters, read_letters
+from dqmstream.streaming.kafka.republishing import Republished, republish
 from dqmstream.streaming.kafka.topics import topic_settings
 from dqmstream.streaming.message import Message
 from tests.hostile import NAME
@@ -56,9 +46,9 @@ def send_nothing(done: int, total: int) -> None:
 @given(message=MESSAGES, reason=st.text(max_size=300))
 def test_a_letter_tells_the_message_as_it_was_or_says_what_is_cut(message: Message, reason: str) -> None:
     dead = DeadLetter("hcal@c.t", "hcal", message, reason)
-    for room in (WHOLE, HEAD, NOTHING):
-        value = message.value if message.value is None else message.value[: room.value]
-        got = parse_letter(dead.key.encode(), value, letter_headers(dead, room))
+    for extent in (WHOLE, HEAD, NOTHING):
+        value = message.value if message.value is None else message.value[: extent.value]
+        got = parse_letter(dead.key.encode(), value, letter_headers(dead, extent))
         assert got is not None
         assert (got.key, got.topic, got.partition, got.offset) == (dead.key, "hcal", message.partition, message.offset)
         assert (got.timestamp_ms, got.reason) == (message.timestamp_ms, reason)
@@ -175,7 +165,7 @@ def test_a_letter_is_one_of_the_broker_s_whatever_its_order() -> None:
     got = parse_letter(
         b"k", None, [("reason", b"\xff"), ("offset", b"1"), ("partition", b"0"), ("topic", b"t"), ("timestamp_ms", b"0")]
     )
-    assert isinstance(got, Letter) and got.reason == "\ufffd"
+    assert isinstance(got, StoredLetter) and got.reason == "\ufffd"
 
 
 @pytest.mark.kafka
