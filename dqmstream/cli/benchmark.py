@@ -65,9 +65,7 @@ class TableOptions:
     set_: options.Set = None
     memory_bytes: Annotated[
         list[int] | None,
-        typer.Option(
-            "--memory-bytes", max=MAX_MEMORY_BYTES, help="bytes kept of all past runs (default: 1000000); repeatable"
-        ),
+        typer.Option("--memory-bytes", max=MAX_MEMORY_BYTES, help="bytes kept of all past runs (default: 1000000); repeatable"),
     ] = None
     evaluation_samples: options.Samples = None
 

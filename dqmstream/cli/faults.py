@@ -24,9 +24,9 @@ class SpecOptions:
     """What is computed."""
 
     quick: Annotated[bool, typer.Option("--quick", help="one seed, 12 runs of 200 lumisections, no re-tests")] = False
-    detectors: Annotated[
-        list[str] | None, typer.Option("--detector", help="only this detector; repeatable (default: all)")
-    ] = None
+    detectors: Annotated[list[str] | None, typer.Option("--detector", help="only this detector; repeatable (default: all)")] = (
+        None
+    )
     seeds: Annotated[
         list[int] | None,
         typer.Option("--seed", max=MAX_COUNT, help="0-9 for tuning, 100 and up for reported figures; repeatable"),

@@ -29,7 +29,8 @@ from dqmstream.storage.failures import first_line, telling
 from dqmstream.storage.labels.versions import Labels
 from dqmstream.storage.locks import exclusive
 from dqmstream.storage.repository import is_repository, make_repository, open_repository
-from dqmstream.storage.row_index import RowIndex, RunSummary
+from dqmstream.storage.row_index import RowIndex
+from dqmstream.storage.run_table import RunTable
 from dqmstream.storage.run_view import run_view
 from dqmstream.storage.summary_table import as_html, as_text
 
@@ -268,9 +269,9 @@ class Archive:
             self._index.update(self.root)
         return self._index
 
-    def runs(self) -> list[RunSummary]:
-        """Summaries of all runs, in the order of arrival."""
-        return self.index.summaries()
+    def runs(self) -> RunTable:
+        """Summaries of the runs, in the order in which they arrived."""
+        return RunTable(self.index.summaries())
 
     def next_offset(self, feed: str, partition: int) -> int | None:
         """First offset of the partition that is not in the archive; None if it has no log."""

@@ -294,7 +294,8 @@ class Learner:
 
         stop is asked between experiences: one that is under way when the process ends is learnt again after a restart.
         """
-        seen, summaries = "", []
+        seen = ""
+        summaries: list[RunSummary] = []
         while not stop():
             self.folder.beat()
             self.archive = self.archive.refresh()

@@ -33,6 +33,7 @@ MAGIC = 2
 LEAST_BYTES = {0: 14, 1: 22, MAGIC: HEADER_BYTES - PREFIX_BYTES}
 """What the length at least says, by format."""
 
+
 class _Place(NamedTuple):
     """A batch as its header tells it: bytes [at, until) of the buffer, offsets first to last.
 
