@@ -68,7 +68,7 @@ def import_(
 
 def describe_imported(result: dict[str, Any]) -> list[Any]:
     """A table of what was taken from each file, a table of what was dropped and why, and notes."""
-    known = "known, nothing changed"
+    known = "unchanged"
     if result["kind"] == "images":
         rows = [
             [f["name"], f["rows"], "x".join(map(str, f["shape"])), ", ".join(f["classes"]), known if f["known"] else ""]

@@ -1,20 +1,21 @@
-"""Columns that are sums over the run, as `delivered_lumi` of OMS: told from those that are not, and differenced."""
+"""Columns that are sums over the run, as `delivered_lumi` of OMS: recognised, and turned into values of each lumisection."""
 
 from __future__ import annotations
 
 import numpy as np
 
 ENOUGH_RISES = 5
-"""Where luminosity is level, values of single lumisections rise so often without a fall once in 720 times."""
+"""Rises without a fall that show a sum. At constant luminosity, values of single lumisections do so once in 720 times."""
 
 
 def own_of_sum(
     name: str, run: np.ndarray, lumisection: np.ndarray, values: np.ndarray, pileup: np.ndarray
 ) -> tuple[np.ndarray, str]:
-    """Values of each lumisection alone, nan where unknown, and what is to be told of it ("" for nothing).
+    """Values of each single lumisection, nan where unknown, and a note for the user, empty if there is nothing to say.
 
-    All (n,), sorted by run and lumisection, each once. A sum never falls within a run. Luminosity at the start of a fill rises
-    too, but as pileup does. The first lumisection of a run has no difference, and none after a gap: sums start before it.
+    run, lumisection, values, pileup: (n,), sorted by run and lumisection, each once. A sum never falls within a run.
+    Luminosity also rises at the start of a fill, but then pileup rises with it. The first lumisection of a run, and one after a
+    gap, have no difference and become nan.
     """
     known = ~np.isnan(values)
     follows = np.append(False, np.diff(run[known]) == 0)

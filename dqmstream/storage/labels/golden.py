@@ -1,6 +1,6 @@
-"""Golden JSON: the lumisections of each run that are good for physics, as ranges with both ends in them.
+"""Golden JSON: the lumisections of each run that are good for physics, as ranges that include both ends.
 
-`{"355456": [[1, 501]], ...}`; a run with an empty list is bad in all its lumisections.
+`{"355456": [[1, 501]], ...}`. A run with an empty list is bad in all its lumisections.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from dqmstream.lumisection import MAX_NUMBER
 
 @dataclass(frozen=True, eq=False)
 class Golden:
-    """ranges: int64, (n, 3): run, first and last good lumisection; sorted, apart from each other.
+    """A golden JSON.
 
-    bad: runs that are named without a range, ascending.
+    ranges: run, first and last good lumisection, int64, (n, 3), sorted; ranges of a run neither overlap nor touch. bad: runs
+    without a range, ascending.
     """
 
     name: str
@@ -32,12 +33,12 @@ class Golden:
 
     @property
     def lines(self) -> np.ndarray:
-        """ranges, and for each run without one a line (run, 0, 0), in which no lumisection lies; sorted."""
+        """Ranges, and a line (run, 0, 0), which contains no lumisection, for each run without one; sorted."""
         lines = np.concatenate([self.ranges, [[run, 0, 0] for run in self.bad]]) if self.bad else self.ranges
         return lines[np.lexsort(lines.T[::-1])]
 
     def is_good(self, run: int, lumisection: np.ndarray) -> np.ndarray:
-        """Whether these lumisections of the run are good: bool, (n,). Of a run that is not named none is."""
+        """Which of these lumisections of the run are good: bool, (n,). A run that is not named has none."""
         good = np.zeros(len(lumisection), bool)
         for _, first, last in self.ranges[self.ranges[:, 0] == run].tolist():
             good |= (lumisection >= first) & (lumisection <= last)
@@ -49,7 +50,7 @@ def _is_run(text: str) -> bool:
 
 
 def read_golden(path: Path) -> Golden:
-    """The file at path. Raises InputError, with file, run and reason, for what is no golden JSON."""
+    """Read the file at path. Raises InputError, with file, run and reason, for a file that is no golden JSON."""
     if not path.exists():
         raise InputError(f"{path} does not exist")
     try:
@@ -89,7 +90,7 @@ def _range(path: Path, run: str, pair: Any) -> tuple[int, int]:
 
 
 def _once(path: Path, pairs: list[tuple[str, Any]]) -> Mapping[str, Any]:
-    """An object of JSON, or InputError where a name is there twice: which one is meant, nobody can tell."""
+    """An object of JSON. Raises InputError if it holds a name twice."""
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]

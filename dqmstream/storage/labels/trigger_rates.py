@@ -1,7 +1,7 @@
-"""Events by lumisection from trigger rates: the rate of the path that selected the maps' events, times a lumisection's length.
+"""Events of a lumisection from trigger rates: the rate of the path that selected the events, times a lumisection's length.
 
-A rate counts what the path accepted after its prescale, so for maps of the data set ZeroBias that of HLT_ZeroBias_v<version>
-gives the number of events. Paths with a longer name, such as HLT_ZeroBias_Alignment_v5, are of other data sets.
+A rate counts events that the path accepted after its prescale. So for maps of the data set ZeroBias, the rate of
+HLT_ZeroBias_v<version> gives the number of events. Paths with longer names, as HLT_ZeroBias_Alignment_v5, feed other data sets.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ import numpy as np
 
 from dqmstream.errors import InputError
 from dqmstream.lumisection import LUMISECTION_S
-from dqmstream.storage.labels.tables import Columns
+from dqmstream.storage.labels.pages import FileTable
 
 ZERO_BIAS = "HLT_ZeroBias"
 LENGTH_ACCURACY = 3e-5
-"""To which a lumisection's length here is the one that rates were divided by: 23.31105 s and 23.31041 s."""
+"""Relative difference between the lumisection's length here and the one by which rates were divided: 23.31105 s, 23.31041 s."""
 
 
-def events_of_rates(table: Columns, hlt_path: str) -> Columns:
-    """The table with events for lines of that path, and without all other lines; any table without rates of paths as it is.
+def events_of_rates(table: FileTable, hlt_path: str) -> FileTable:
+    """The table with only the lines of that path, and with their events; a table without rates of paths is not changed.
 
-    hlt_path: name of the path, with its version or without. Raises InputError where the table has no rate of it.
+    hlt_path: name of the path, with or without version. Raises InputError for a table that has rates but none of this path.
     """
     names = {str(name).strip().lower(): name for name in table.values}
     if not {"path_name", "rate"} <= names.keys():
@@ -59,7 +59,7 @@ def events_of_rates(table: Columns, hlt_path: str) -> Columns:
 
 
 def _events(rate: Any) -> Any:
-    """Events in a lumisection of that rate (Hz); whole where they are within the accuracy; what is no number as it is."""
+    """Events in a lumisection at this rate (Hz), rounded if that is within the accuracy. Not a number: returned unchanged."""
     try:
         events = float(rate) * LUMISECTION_S
     except (TypeError, ValueError):

@@ -274,7 +274,7 @@ def test_an_archive_of_one_kind_refuses_the_other_and_the_command_tells_both(tmp
     run = write_run(tmp_path / "runs", 3, counts(3, 4))
     done = result("import", tmp_path / "eg", "--archive", tmp_path / "E")
     assert done["kind"] == "images" and [file["rows"] for file in done["files"]] == [5, 5]  # type: ignore[attr-defined]
-    assert "known, nothing changed" in dqmstream("import", tmp_path / "eg", "--archive", tmp_path / "E").stdout
+    assert "unchanged" in dqmstream("import", tmp_path / "eg", "--archive", tmp_path / "E").stdout
     result("import", run, "--archive", tmp_path / "R")
     assert "holds no lumisections" in told(dqmstream("import", run, "--archive", tmp_path / "E"), 5)
     assert "holds no images" in told(dqmstream("import", tmp_path / "eg", "--archive", tmp_path / "R"), 5)

@@ -22,7 +22,7 @@ from dqmstream.storage.imports import nested_lists as parquet
 from dqmstream.storage.imports.readers.arrays import load_array
 from dqmstream.storage.imports.readers.dials import read_dials
 from dqmstream.storage.imports.readers.groups import read_group
-from dqmstream.storage.labels import tables
+from dqmstream.storage.labels import table_files
 from dqmstream.storage.labels.golden import read_golden
 from dqmstream.storage.labels.luminosity import read_luminosity
 from tests.layouts import ELEMENT, depth_maps, dials_rows, images, nested, write_dials, write_group, write_jets
@@ -222,7 +222,7 @@ def test_tables_in_parquet_are_bounded_and_long_texts_in_them_too(tmp_path: Path
         tracemalloc.stop()
     np.testing.assert_array_equal(table.of(1, np.array([1, 77, lines + 1]))["pileup"], [30, 30, np.nan])
     assert peak < 64 << 20
-    monkeypatch.setattr(tables, "MAX_LINES", 5)
+    monkeypatch.setattr(table_files, "MAX_LINES", 5)
     with pytest.raises(InputError, match=r"lumi.parquet has 100000 lines, and no more than 5 are taken"):
         read_luminosity(tmp_path / "lumi.parquet")
 

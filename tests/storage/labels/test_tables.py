@@ -231,7 +231,7 @@ def test_the_import_joins_rates_and_conditions_and_says_what_it_left_out(tmp_pat
     np.testing.assert_array_equal(view["pileup"], [30, np.nan, 31])
     np.testing.assert_allclose(view["n_events"], [80 * LUMISECTION_S, 85 * LUMISECTION_S, np.nan])
     again = dqmstream(*asked)
-    assert "known, nothing changed" in again.stdout and "hlt.json is version 2, and was before" in again.stdout
+    assert "unchanged" in again.stdout and "hlt.json is version 2, as before" in again.stdout
     assert "has no rate of HLT_X" in told(dqmstream(*asked, "--hlt-path", "HLT_X"), 3)
 
 

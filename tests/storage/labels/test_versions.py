@@ -232,7 +232,7 @@ def test_import_filters_and_labels_as_flags_ask(tmp_path: Path) -> None:
     np.testing.assert_array_equal(view["recorded_lumi"], [0.4, np.nan, 0.3, np.nan])
     assert verify(Archive.open(archive)) == []
     snapshot = Archive.open(archive).snapshot
-    assert "golden: g.json is version 1, and was before" in dqmstream(*asked).stdout
+    assert "golden: g.json is version 1, as before" in dqmstream(*asked).stdout
     assert Archive.open(archive).snapshot == snapshot
     newer = golden_json(tmp_path / "newer.json", {"7": [[6, 6]]})
     assert result("import", "--archive", archive, "--golden", newer)["labels"] == [

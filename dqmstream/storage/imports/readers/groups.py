@@ -23,7 +23,8 @@ from dqmstream.storage.imports.readers.arrays import checked_number, load_array
 from dqmstream.storage.imports.readers.registry import Reader, ReadRequest, reader
 from dqmstream.storage.imports.run_file import NO_LUMISECTION, Dropped, RunFile, unknown
 from dqmstream.storage.imports.window import find_binning
-from dqmstream.storage.labels.luminosity import VALUES, LuminosityTable, make_table, name_columns
+from dqmstream.storage.labels.luminosity import VALUES, LuminosityTable, make_table
+from dqmstream.storage.labels.named_columns import name_columns
 
 MAP_FILE = "output__depth.npy"
 TABLE_FILE, META_FILE = "run_ls_lumi_df.npy", "meta_data.json"
