@@ -33,6 +33,7 @@ MAY_IMPORT = {
     "learners": _EVERY_LEARNER,
     "learners.response": _RESPONSE,
     "learners.memory": _MEMORY,
+    "learners.checks": _LEARNERS | {"learners.checks"},
     "learners.closed_form": _CLOSED_FORM,
     "learners.networks": _NETWORKS,
     "learners.gradient": _NETWORKS | _CLOSED_FORM | {"learners.evaluation"},

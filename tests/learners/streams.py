@@ -1,64 +1,16 @@
-"""Small synthetic streams for the tests: binomial counts of HE depth 1 whose luminosity moves inside every run alike.
-
-The model is p = 1 - (1 + R lambda / k)^-k with k = 4.75: N events, R like pileup, lambda the channel's response. N and R
-have the same law in every run, so that luminosity alone never names a run; what differs is the channels' drift.
-"""
+"""Streams for the tests of learners: those that the checks ship with, and runs with the conditions of real ones."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from dqmstream.learners.checks.streams import FIRST_RUN, RING_LAMBDA, K, draw_run, make_stream, reader
 from dqmstream.learners.maps import Maps, RunData
-from dqmstream.learners.splits import assign
-from dqmstream.learners.strategy import Past
+from dqmstream.learners.splits import Part, assign
+from dqmstream.learners.strategy import Strategy
 from dqmstream.lumisection import IETA, he_depth1_mask
 
-K = 4.75
-RING_LAMBDA = dict(zip(range(19, 30), (0.187, 0.217, 0.435, 0.565, 0.747, 1.00, 1.41, 2.14, 2.14, 3.68, 2.16), strict=True))
-FIRST_RUN = 370001
-
-
-def _ar1(rng: np.random.Generator, n: int, correlation: float = 0.9) -> np.ndarray:
-    """Stationary AR(1) of unit variance, shape (n,)."""
-    z = np.empty(n)
-    z[0] = rng.standard_normal()
-    kick = np.sqrt(1 - correlation**2) * rng.standard_normal(n)
-    for i in range(1, n):
-        z[i] = correlation * z[i - 1] + kick[i]
-    return z
-
-
-def draw_run(gain: np.ndarray, rng: np.random.Generator, n: int, run: int, scale: float = 1.0) -> RunData:
-    """One run of n lumisections. gain: response of each of the 932 channels; scale: multiplies the number of events."""
-    live = he_depth1_mask()
-    ring = np.array([RING_LAMBDA[abs(int(i))] for i in IETA[np.nonzero(live)[0]]])
-    events = np.clip(1250 * np.exp(0.2 * _ar1(rng, n)), 600, 2600) * scale
-    pileup = np.linspace(7, 3, n) * np.exp(0.06 * _ar1(rng, n))
-    p = 1 - (1 + pileup[:, None] * ring * gain / K) ** -K
-    counts = np.zeros((n, 1, 64, 72), dtype=np.float32)
-    counts[:, 0, live] = rng.binomial(events.astype(np.int64)[:, None], p)
-    lumisection = np.arange(1, n + 1)
-    return RunData(run, Maps(counts, np.floor(events), pileup, lumisection), assign(lumisection))
-
-
-def make_stream(runs: int, drift: float, seed: int = 0, n: int = 200, box: float = 1.0) -> list[RunData]:
-    """Runs whose channels walk by `drift` a run; with `box` below 1 some readout box is at that response in each run."""
-    rng = np.random.default_rng([seed, runs])
-    live = he_depth1_mask()
-    side, column = np.sign(IETA)[np.nonzero(live)[0]], np.nonzero(live)[1]
-    gain = np.exp(0.08 * rng.standard_normal(int(live.sum())))
-    stream = []
-    for i in range(runs):
-        ailing = (side == (-1) ** i) & (column // 4 == rng.integers(18))
-        stream.append(draw_run(gain * np.where(ailing, box, 1.0), rng, n, FIRST_RUN + i))
-        gain = gain * np.exp(drift * rng.standard_normal(gain.size))
-    return stream
-
-
-def reader(stream: list[RunData]) -> Past:
-    """`past` of a stream that is held in memory."""
-    return lambda experience: stream[experience]
-
+__all__ = ["FIRST_RUN", "RING_LAMBDA", "K", "draw_run", "make_stream", "reader"]
 
 RING_OF_CHANNEL = np.array([RING_LAMBDA[abs(int(i))] for i in IETA[np.nonzero(he_depth1_mask())[0]]])
 """λ of the ring of each of the 932 channels."""
@@ -92,3 +44,11 @@ def draw_real_run(
     counts[:, 0, he_depth1_mask()] = rng.binomial(events.astype(np.int64)[:, None], p)
     lumisection = np.arange(1, n + 1)
     return RunData(run, Maps(counts, events, pileup, lumisection), assign(lumisection))
+
+
+def accuracy(strategy: Strategy, stream: list[RunData]) -> float:
+    """Mean accuracy over the runs' test parts after learning them all."""
+    for experience, run in enumerate(stream):
+        strategy.learn(experience, run, reader(stream))
+    hits = [np.mean(strategy.scores(run.part(Part.TEST)).argmax(axis=1) == i) for i, run in enumerate(stream)]
+    return float(np.mean(hits))

@@ -48,11 +48,12 @@ class RowPerRun(Incremental):
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         check_stamp(state, self._belongs_to)
-        present = [name for name in self.arrays if name in state]
-        if present and len(present) < len(self.arrays):
-            raise StateError(f"the state of {self.name} holds only {', '.join(present)}; it is damaged")
-        self._rows = {name: np.array(state[name]) for name in present}
-        self._restore_reference(state, known=bool(present))
+        known = bool(set(state) - {STAMP})
+        missing = [name for name in self.arrays if known and name not in state]
+        if missing:
+            raise StateError(f"the state of {self.name} lacks {', '.join(missing)}; it is damaged")
+        self._rows = {name: np.array(state[name]) for name in self.arrays} if known else {}
+        self._restore_reference(state, known)
 
     def memory_bytes(self) -> int:
         return sum(array.nbytes for array in self._rows.values())

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from dqmstream.errors import InputError
+from dqmstream.learners.checks import check_learns_and_scores, check_resumes_to_the_same_bits
 from dqmstream.learners.gradient.augmentation import LEAST_PART, resample, thin, with_copies
 from dqmstream.learners.networks.recipe import Recipe
 from dqmstream.learners.response.reference import Reference
 from dqmstream.learners.splits import Part
-from tests.learners.conformance import check_growth, check_resumes_to_the_same_bits
 from tests.learners.streams import make_stream
 from tests.learners.test_strategies import BRIEF, BUDGET, make
 
@@ -72,7 +72,7 @@ def test_copies_lie_below_the_counts_and_a_broken_channel_stays_broken(names: tu
 def test_a_strategy_that_augments_keeps_the_contract_and_looks_at_more() -> None:
     recipe = replace(BRIEF, augment=("thin", "resample"), augment_copies=2, steps=2)
     stream = make_stream(3, drift=0.03, seed=1)
-    check_growth(make("replay", recipe=recipe), stream, BUDGET)
+    check_learns_and_scores(make("replay", recipe=recipe), stream, BUDGET)
     check_resumes_to_the_same_bits(lambda seed: make("replay", seed, recipe), stream)
 
 

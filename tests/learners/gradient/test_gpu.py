@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dqmstream.learners.checks import check_strategy
 from dqmstream.learners.gradient.cuda_graph import AS_EVER
 from dqmstream.learners.gradient.ewc import Ewc
 from dqmstream.learners.gradient.flops import step_flops
@@ -23,9 +24,8 @@ from dqmstream.learners.networks.registry import build
 from dqmstream.learners.registry import GRADIENT, make_strategy
 from dqmstream.learners.strategy import Strategy
 from dqmstream.lumisection import Geometry, he_depth1_mask
-from tests.learners.conformance import accuracy, check_strategy
 from tests.learners.networks.test_vit import needs_cuda
-from tests.learners.streams import make_stream
+from tests.learners.streams import accuracy, make_stream
 from tests.learners.test_strategies import BRIEF, BUDGET, EXEMPT, TINY
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

@@ -15,8 +15,7 @@ from dqmstream.learners.networks.recipe import REDRAWN, Recipe
 from dqmstream.learners.registry import make_strategy
 from dqmstream.learners.splits import Part, Split
 from dqmstream.lumisection import Geometry
-from tests.learners.conformance import accuracy
-from tests.learners.streams import draw_run, make_stream
+from tests.learners.streams import accuracy, draw_run, make_stream
 
 RUNS = 6
 

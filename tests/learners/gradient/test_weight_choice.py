@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from dqmstream.errors import InputError, StateError
+from dqmstream.learners.checks import check_strategy
 from dqmstream.learners.gradient.strategy import DeepStrategy
 from dqmstream.learners.gradient.weight_choice import Settler, Settling
 from dqmstream.learners.maps import RunData
@@ -17,7 +18,6 @@ from dqmstream.learners.networks.registry import build
 from dqmstream.learners.registry import make_strategy
 from dqmstream.learners.splits import Part
 from dqmstream.lumisection import Geometry
-from tests.learners.conformance import check_strategy
 from tests.learners.streams import make_stream, reader
 
 TINY = Recipe(dim=16, depth=2, heads=2, experts=4, steps=20, batch=32, lr=3e-3)

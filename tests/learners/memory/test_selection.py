@@ -9,10 +9,10 @@ import pytest
 from scipy.stats import chi2
 
 from dqmstream.errors import InputError
+from dqmstream.learners.checks import check_learns_and_scores, check_resumes_to_the_same_bits
 from dqmstream.learners.memory.exemplars import ExemplarMemory
 from dqmstream.learners.memory.selection import POLICIES, herded
 from dqmstream.learners.networks.recipe import Recipe
-from tests.learners.conformance import check_growth, check_resumes_to_the_same_bits
 from tests.learners.streams import make_stream
 from tests.learners.test_strategies import BRIEF, make
 
@@ -116,7 +116,7 @@ def test_a_memory_goes_on_to_the_same_bits_from_its_state(policy: str) -> None:
 @pytest.mark.parametrize("policy", [policy for policy in POLICIES if policy != Recipe().memory])
 def test_replay_keeps_the_contract_with_every_memory(policy: str) -> None:
     recipe, stream = replace(BRIEF, memory=policy, steps=2), make_stream(3, drift=0.03, seed=1)
-    check_growth(make("replay", 0, recipe, FULL_AT_THE_SECOND_RUN), stream, FULL_AT_THE_SECOND_RUN)
+    check_learns_and_scores(make("replay", 0, recipe, FULL_AT_THE_SECOND_RUN), stream, FULL_AT_THE_SECOND_RUN)
     check_resumes_to_the_same_bits(lambda seed: make("replay", seed, recipe, FULL_AT_THE_SECOND_RUN), stream)
 
 

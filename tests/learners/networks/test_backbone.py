@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from dqmstream.errors import InputError, StateError
+from dqmstream.learners.checks import assert_same_state
 from dqmstream.learners.gradient.method import Method
 from dqmstream.learners.gradient.trainer import Lesson, RunTemplate, decay_groups
 from dqmstream.learners.maps import RunData
@@ -22,7 +23,6 @@ from dqmstream.learners.networks.registry import build
 from dqmstream.learners.registry import make_strategy
 from dqmstream.learners.strategy import Strategy
 from dqmstream.lumisection import Geometry, he_depth1_mask
-from tests.learners.conformance import assert_same_state
 from tests.learners.streams import make_stream, reader
 
 ENSEMBLE = "ensemble:cnn+moe_vit+resnet"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dqmstream.errors import InputError, StateError
+from dqmstream.learners.checks import check_resumes_to_the_same_bits, check_strategy
 from dqmstream.learners.gradient.flops import step_flops
 from dqmstream.learners.gradient.strategy import DeepStrategy
 from dqmstream.learners.networks.base import Network
@@ -21,7 +22,6 @@ from dqmstream.learners.networks.registry import build
 from dqmstream.learners.registry import make_strategy
 from dqmstream.learners.splits import Part
 from dqmstream.lumisection import Geometry, he_depth1_mask
-from tests.learners.conformance import check_resumes_to_the_same_bits, check_strategy
 from tests.learners.streams import make_stream, reader
 
 CPU = torch.device("cpu")

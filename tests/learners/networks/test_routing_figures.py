@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from dqmstream.errors import StateError
+from dqmstream.learners.checks import check_resumes_to_the_same_bits
 from dqmstream.learners.gradient.method import Method
 from dqmstream.learners.gradient.naive import Naive
 from dqmstream.learners.gradient.strategy import DeepStrategy
@@ -21,7 +22,6 @@ from dqmstream.learners.networks.recipe import STUDY, Recipe
 from dqmstream.learners.networks.registry import build
 from dqmstream.learners.registry import make_strategy
 from dqmstream.lumisection import Geometry, he_depth1_mask
-from tests.learners.conformance import check_resumes_to_the_same_bits
 from tests.learners.streams import make_stream, reader
 
 CPU = torch.device("cpu")

@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from dqmstream.errors import InputError, StateError
+from dqmstream.learners.checks import check_learns_and_scores, check_resumes_to_the_same_bits
 from dqmstream.learners.closed_form.gain_map import GainMap
 from dqmstream.learners.maps import joined
 from dqmstream.learners.registry import make_strategy
@@ -24,7 +25,6 @@ from dqmstream.service.learner_process import settings_of_child
 from dqmstream.settings import as_json, from_json, load_settings
 from dqmstream.storage.archive import Archive
 from tests.commandline import dqmstream, result, told
-from tests.learners.conformance import check_growth, check_resumes_to_the_same_bits
 from tests.learners.streams import make_stream
 from tests.learners.test_strategies import BRIEF
 from tests.runs import simulated_archive
@@ -97,7 +97,7 @@ def test_a_strategy_that_looks_through_a_given_reference_keeps_the_contract(name
         strategy.set_reference(reference)
         return strategy
 
-    check_growth(make(0), stream, None)
+    check_learns_and_scores(make(0), stream, None)
     check_resumes_to_the_same_bits(make, stream)
     learnt = make(0)
     learnt.learn(0, stream[0], lambda i: stream[i])
