@@ -23,7 +23,10 @@ from pathlib import Path
 from dqmstream.cli import output
 from dqmstream.cli.main import main
 from dqmstream.errors import EXIT_CODES
+from dqmstream.storage.maintenance.expiry import Expiry
 from dqmstream.streaming.counts import IngestCounts
+from dqmstream.streaming.ingest import Ingest
+from dqmstream.streaming.kafka import connection
 
 TRACKER = "ignore:resource_tracker"
 """multiprocessing warns of the semaphores of processes that were killed, which is what happens here."""
@@ -32,6 +35,11 @@ PRELOADED = [
     "tests.commandline",
     "tests.promises.killed",
     "dqmstream.service.consume",
+    "dqmstream.storage.imports.import_data",
+    "dqmstream.storage.images.files",
+    "dqmstream.learners.stream.flags",
+    "dqmstream.learners.stream.status",
+    "dask.array",
     "dqmstream.learners.stream.replay",
     "dqmstream.streaming.kafka",
 ]
@@ -53,6 +61,13 @@ def tell_messages() -> None:
         print("messages", counts.messages, flush=True)
 
     output.consume_bar = lambda bar: tell
+
+
+def end_waits_early() -> None:
+    """Have a command wait a second for a broker that is not there, and a fifth of one for what hangs while it ends."""
+    connection.CLIENT_SETTINGS["bootstrap_timeout_ms"] = 1000
+    for closing in (Ingest.close, Expiry.close):
+        closing.__defaults__ = (0.2,)
 
 
 def _run(
@@ -128,9 +143,11 @@ class Command:
         self.send_signal(signal.SIGKILL)
 
 
-def dqmstream(*arguments: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end."""
-    command = Command(*arguments, env=env)
+def dqmstream(
+    *arguments: object, env: dict[str, str] | None = None, before: Callable[[], None] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end. env, before: of `Command`."""
+    command = Command(*arguments, env=env, before=before)
     code = command.wait(300)
     return subprocess.CompletedProcess(["dqmstream", *map(str, arguments)], code, *command.communicate())
 

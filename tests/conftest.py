@@ -36,7 +36,10 @@ def broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
 
 @pytest.fixture(scope="session")
 def bootstrap(request: pytest.FixtureRequest) -> str:
-    """host:port of the broker to test against: DQMSTREAM_TEST_BOOTSTRAP, or else `broker`, started for it."""
+    """host:port of the broker to test against: DQMSTREAM_TEST_BOOTSTRAP, or else `broker`, started for it.
+
+    Another broker must allow the sessions of `tests.scale.SESSION_MS` that tests ask for (group.min.session.timeout.ms).
+    """
     return os.environ.get("DQMSTREAM_TEST_BOOTSTRAP") or request.getfixturevalue("broker").bootstrap
 
 

@@ -7,6 +7,9 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+SESSION_MS = 3000
+"""Time after which Kafka takes a worker for dead, where a test waits for that. Heartbeats come three times as often."""
+
 SOAK = os.environ.get("DQMSTREAM_SOAK") == "1"
 
 

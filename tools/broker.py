@@ -62,6 +62,8 @@ SETTINGS = {
     "share.coordinator.state.topic.replication.factor": "1",
     "share.coordinator.state.topic.min.isr": "1",
     "group.initial.rebalance.delay.ms": "0",
+    # Tests wait for the end of the sessions of workers that they kill.
+    "group.min.session.timeout.ms": "1000",
     # A live producer would make a deleted topic again.
     "auto.create.topics.enable": "false",
     # A killed broker that comes back waits until the session of its former life ends.

@@ -24,6 +24,7 @@ from tests.commandline import dqmstream, result, told
 from tests.maps import SOURCE, check_tiling, lumisection
 from tests.promises.test_exactly_once import assert_equals, filed, read_letters, start_consume, wait_until
 from tests.runs import simulated_archive
+from tests.scale import SESSION_MS
 from tests.streaming.kafka.test_feed import FORMATS
 from tools.broker import NOWHERE, Broker
 
@@ -127,7 +128,7 @@ def test_a_broker_that_is_gone_for_longer_than_the_session_is_waited_for_without
     broker: Broker, topic: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, archive = simulated_archive(tmp_path / "source", runs=2, lumisections=50), tmp_path / "A"
-    monkeypatch.setenv("DQMSTREAM_SESSION_TIMEOUT_MS", "6000")
+    monkeypatch.setenv("DQMSTREAM_SESSION_TIMEOUT_MS", str(SESSION_MS))
     create_topic(broker.bootstrap, topic, 2)
     with closing(KafkaSender(broker.bootstrap, topic)) as sender:
         publish(source, sender, [source.runs()[0].run])
@@ -135,7 +136,7 @@ def test_a_broker_that_is_gone_for_longer_than_the_session_is_waited_for_without
     wait_until(lambda: filed(archive) == 50, process)
     broker.kill()
     gone = time.monotonic()
-    wait_until(lambda: time.monotonic() > gone + 7, process)
+    wait_until(lambda: time.monotonic() > gone + SESSION_MS / 1000 + 1, process)
     broker.start()
     with closing(KafkaSender(broker.bootstrap, topic)) as sender:
         publish(source, sender, [source.runs()[1].run])

@@ -26,10 +26,10 @@ from dqmstream.streaming.kafka import MAX_LETTER_BYTES, KafkaFeed, KafkaSender, 
 from dqmstream.streaming.publisher import publish
 from dqmstream.streaming.wire import encode
 from tests.cli.test_cli import result as fresh_result
-from tests.commandline import Command, dqmstream, result, told
+from tests.commandline import Command, dqmstream, end_waits_early, result, told
 from tests.maps import SOURCE, as_sent, check_tiling, lumisection
 from tests.runs import simulated_archive
-from tests.scale import scaled
+from tests.scale import SESSION_MS, scaled
 from tests.streaming.kafka.clients import recorded
 from tools.broker import Broker
 
@@ -51,8 +51,10 @@ def published(source: Archive, bootstrap: str, topic: str) -> str:
     return topic
 
 
-def start_consume(bootstrap: str, topic: str, archive: Path, *flags: str) -> Command:
-    return Command("consume", "--bootstrap", bootstrap, "--topic", topic, "--archive", archive, *flags)
+def start_consume(
+    bootstrap: str, topic: str, archive: Path, *flags: str, before: Callable[[], None] | None = None
+) -> Command:
+    return Command("consume", "--bootstrap", bootstrap, "--topic", topic, "--archive", archive, *flags, before=before)
 
 
 def wait_until(condition: Callable[[], Any], process: Command) -> None:
@@ -130,7 +132,7 @@ def test_until_idle_does_not_take_the_wait_for_a_dead_worker_for_silence(
     source: Archive, bootstrap: str, published: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The group gives a killed worker's partitions away only when its session has timed out, long after --until-idle."""
-    monkeypatch.setenv("DQMSTREAM_SESSION_TIMEOUT_MS", "6000")
+    monkeypatch.setenv("DQMSTREAM_SESSION_TIMEOUT_MS", str(SESSION_MS))
     monkeypatch.setenv("DQMSTREAM_MAX_ROWS", "20")
     archive = tmp_path / "A"
     process = start_consume(bootstrap, published, archive, "--no-learn")
@@ -161,7 +163,8 @@ def test_a_disk_that_hangs_is_waited_for_within_a_bound_and_a_second_sigterm_end
     for drain_s in (1, 3600):
         monkeypatch.setenv("DQMSTREAM_DRAIN_S", str(drain_s))
         with exclusive(archive):
-            process = start_consume(bootstrap, published, archive, "--no-learn", "--json", "--group", f"group-{drain_s}")
+            flags = ("--no-learn", "--json", "--group", f"group-{drain_s}")
+            process = start_consume(bootstrap, published, archive, *flags, before=end_waits_early)
             # The one that files, and the one that drops old snapshots, which waits from the start.
             wait_until(lambda process=process: threads_that_wait_for_a_lock(process.pid) == 2, process)
             process.terminate()
@@ -330,7 +333,8 @@ def test_a_missing_topic_and_an_unreachable_broker_write_nothing(bootstrap: str,
     assert f"has no topic {topic}" in told(done, 4)
     with pytest.raises(BrokerError, match=f"has no topic {topic}"):
         KafkaFeed(bootstrap, topic, "group")
-    done = dqmstream("consume", "--bootstrap", "127.0.0.1:1", "--topic", topic, "--archive", tmp_path / "A")
+    flags = ("--bootstrap", "127.0.0.1:1", "--topic", topic, "--archive", tmp_path / "A")
+    done = dqmstream("consume", *flags, before=end_waits_early)
     assert "no Kafka broker answers at 127.0.0.1:1" in told(done, 4)
     assert not list(tmp_path.iterdir())
 

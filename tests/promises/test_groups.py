@@ -28,10 +28,14 @@ from tests.commandline import Command, dqmstream, tell_messages
 from tests.maps import row
 from tests.promises.test_exactly_once import assert_equals, filed, wait_until
 from tests.runs import simulated_archive
+from tests.scale import SESSION_MS
 
 pytestmark = pytest.mark.kafka
 
 RUNS, LUMISECTIONS, PARTITIONS = 12, 20, 4
+FLUSH_S = 6
+"""What the zombie has read waits so long to be filed: longer than a session, so that another worker files it first."""
+
 MESSAGES = LUMISECTIONS + 2
 """Of each run: its start and stop too."""
 
@@ -43,7 +47,7 @@ class Worker:
         self.archive = archive
         self.log = archive.with_name(f"{archive.name}-worker-{len(list(archive.parent.glob('*-worker-*')))}")
         places = ("--bootstrap", bootstrap, "--topic", topic, "--archive", archive, "--group", topic)
-        env = os.environ | {"DQMSTREAM_SESSION_TIMEOUT_MS": "6000"} | settings
+        env = os.environ | {"DQMSTREAM_SESSION_TIMEOUT_MS": str(SESSION_MS)} | settings
         self.process = Command("--verbose", "consume", *places, *flags, env=env, log=self.log, before=tell_messages)
 
     def reads(self) -> list[int]:
@@ -179,7 +183,8 @@ def test_a_static_member_that_is_started_again_keeps_its_partitions_and_troubles
 
 def test_a_zombie_that_wakes_up_is_refused_and_goes_on_as_a_member(lab: Lab) -> None:
     """It had read what it could not file before it was stopped, and another worker has filed it since."""
-    zombie = lab.start(DQMSTREAM_FLUSH_S="8")  # what comes after a partition's first batch waits, and is due when it wakes up
+    # What comes after a partition's first batch waits, and is due when it wakes up.
+    zombie = lab.start(DQMSTREAM_FLUSH_S=str(FLUSH_S))
     lab.wait_until_shared(4)
     lab.publish(4)
     lab.wait(lambda: zombie.messages() == 4 * MESSAGES)
@@ -187,7 +192,7 @@ def test_a_zombie_that_wakes_up_is_refused_and_goes_on_as_a_member(lab: Lab) -> 
     # Not while it commits: a process that is stopped with the archive's lock in its hands keeps the others out.
     lab.wait(lambda: zombie.messages() == 8 * MESSAGES and lab.filed_partitions() == lab.used_partitions())
     zombie.process.send_signal(signal.SIGSTOP)
-    due = time.monotonic() + 8
+    due = time.monotonic() + FLUSH_S
     assert filed(lab.archive) < 8 * LUMISECTIONS
     lab.start()
     lab.wait_until_filed()

@@ -151,7 +151,7 @@ def test_a_benchmark_that_is_stopped_ends_in_seconds_and_keeps_what_is_finished(
     number: signal.Signals, code: int, tmp_path: Path
 ) -> None:
     """The signal goes to all processes of the group, as that of a terminal does."""
-    chosen = ["--strategy", "ring_means", "--stream", "small", "--runs", "5"]
+    chosen = ["--strategy", "ring_means", "--stream", "small", "--runs", "3", "--lumisections", "200"]
     chosen += [part for seed in range(100, 140) for part in ("--seed", str(seed))]
     command = [sys.executable, "-m", "dqmstream", "benchmark", *chosen, "--out", str(tmp_path), "--workers", "2"]
     with subprocess.Popen(

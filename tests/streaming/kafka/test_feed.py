@@ -26,6 +26,7 @@ from dqmstream.streaming.kafka.workarounds import private_names, untrusted_recor
 from dqmstream.streaming.kafka.workarounds.damaged_batches import BatchReader, Suspects
 from dqmstream.streaming.kafka.workarounds.recreated_topics import Incarnation
 from dqmstream.streaming.message import Message, Polled, Slice
+from tests.scale import SESSION_MS
 from tests.streaming.kafka.clients import recorded
 
 HERE = TopicPartition("hcal", 0)
@@ -317,10 +318,10 @@ def test_a_gap_in_the_midst_is_told_and_what_follows_is_read(bootstrap: str, top
 @pytest.mark.kafka
 def test_a_held_feed_gives_nothing_stays_in_its_group_and_goes_on(bootstrap: str, topic: str) -> None:
     create_topic(bootstrap, topic, 1)
-    with started(bootstrap, topic, session_timeout_ms=6000) as feed:
+    with started(bootstrap, topic, session_timeout_ms=SESSION_MS) as feed:
         feed.hold(True)
         send(bootstrap, topic, VALUES)
-        until = time.monotonic() + 7
+        until = time.monotonic() + SESSION_MS / 1000 + 0.5
         while time.monotonic() < until:
             assert feed.poll(0.2) == NOTHING
         feed.hold(False)
