@@ -1,4 +1,4 @@
-"""The evaluator's further figures of each learner and baseline: at any time, at worst, calibrated, and at what cost."""
+"""Further figures of each learner and baseline: any-time and worst-case accuracy, calibration, cost."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ from dqmstream.learners.evaluation.history import beside_joint, figures, results
 from dqmstream.learners.evaluation.history_line import HistoryLine
 
 LOWER, UPPER = "naive", "joint"
-"""Strategies between which a learner's share of the gap is measured, where both have learnt the same runs."""
+"""Strategies between which the gap closed by a learner is measured, if both have learnt the same runs."""
 
 
 @dataclass(frozen=True)
 class FurtherFigures:
-    """A row of the second table; None for what a history does not hold. The definitions are those of
-    `learners.evaluation.metrics`.
+    """Figures of a learner or baseline, as defined in `learners.evaluation.metrics`; None if the history does not hold one.
 
-    worst_case: at the ends of experiences; worst_case_within_training: also in the course of each training, where it was
-    watched. gap_closed: share of the way from the naive learner to the joint one. ece: expected calibration error, as given
-    and at `temperature`. learn_s: seconds of its learning alone. flops: of its learning.
+    worst_case: at the ends of experiences; worst_case_within_training: also during each training, if it was watched.
+    gap_closed: 0 for the naive learner, 1 for the joint one. ece: expected calibration error; ece_calibrated: at `temperature`.
+    learn_s: seconds of learning alone. flops: of learning.
     """
 
     name: str
@@ -38,7 +37,7 @@ class FurtherFigures:
 
 
 def further_figures(records: Sequence[LearnerRecord]) -> list[FurtherFigures]:
-    """One for each learner, then for each baseline, in the order of `summary.summarise`."""
+    """One entry for each learner, then one for each baseline, in the order of `summary.summarise`."""
     everyone = [(record.name, record.lines) for record in records]
     everyone += [(name, lines) for name, _, lines in baselines(records)]
     return [_figures_of(name, lines, records) for name, lines in everyone]
@@ -64,7 +63,7 @@ def _figures_of(name: str, lines: list[HistoryLine], records: Sequence[LearnerRe
 
 
 def _gap_closed(lines: list[HistoryLine], records: Sequence[LearnerRecord]) -> float | None:
-    """Beside the first naive and the first joint learner of the same runs in the same order; None where one is missing."""
+    """Compare with the first naive and the first joint learner of the same runs in the same order; None if one is missing."""
     runs = [line.run for line in lines]
     bounds = {record.strategy: record.lines for record in reversed(records) if record.runs == runs}
     if LOWER not in bounds or UPPER not in bounds:

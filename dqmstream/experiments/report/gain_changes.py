@@ -1,4 +1,4 @@
-"""Which channels changed from a run to the next: gain maps of both runs, and the pull of their difference.
+"""Which channels changed from one run to the next, by the pull of the difference of their gains.
 
     pull_c = (d_kc - d_jc) / sqrt(var_kc + var_jc)
 
@@ -24,15 +24,16 @@ from dqmstream.lumisection import IETA
 from dqmstream.storage.archive import Archive
 
 BEYOND = 5.0
-"""A pull larger than this is called a change: chance gives 6 in ten million channels."""
+"""A channel with a larger pull is called changed; by chance 6 in ten million channels have one."""
 
 
 @dataclass(frozen=True, eq=False)
 class GainChange:
-    """A run against the run before it, for each live channel of the reference: float64, shape (live,).
+    """A run compared with the run before it, for each live channel of the reference: float64, (live,).
 
-    gain_before, gain_after: response relative to the reference run (1 is alike, 0 is dead). width: half of the central
-    68.3 % of the pulls, 1 where nothing but counting moves them. from_reference: the run before is the reference run itself.
+    before: number of the run before. gain_before, gain_after: response relative to the reference run (1 unchanged, 0 dead).
+    width: half of the range of the central 68.3 % of the pulls, 1 if only counting noise moves them. from_reference: the run
+    before is the reference run itself.
     """
 
     before: int
@@ -44,27 +45,27 @@ class GainChange:
 
     @property
     def beyond(self) -> int:
-        """Channels whose pull is beyond ±5."""
+        """Number of channels whose pull is beyond ±5."""
         return int(np.sum(np.abs(self.pull) > BEYOND))
 
     @property
     def expected_beyond(self) -> float:
-        """How many would be, if nothing had changed."""
+        """The number expected beyond ±5 if nothing changed."""
         return float(2 * norm.sf(BEYOND) * self.pull.size)
 
     @property
     def expected_beyond_by_width(self) -> float:
-        """How many would be, if all channels scattered alike and as widely as the middle of them does."""
+        """The number expected beyond ±5 if all channels scattered with this width."""
         return float(2 * norm.sf(BEYOND / max(self.width, 1.0)) * self.pull.size)
 
 
 @dataclass(frozen=True, eq=False)
 class RunView:
-    """What the report shows of a run, from its train part. Maps are float64 (depth, 64, 72), nan where a cell never counts.
+    """What the report shows of a run's train part. Maps are float64, (depth, 64, 72), nan in cells that never count.
 
-    first, mean: the first lumisection and the mean, as counts per event where most numbers of events are known
-    (per_event), else as counts per lumisection. live: bool, (depth, 64, 72), of the reference. awake: channels outside it
-    that count in this run, as (ieta, iphi, depth). change: None for the first run.
+    first, mean: the first lumisection and the mean, in counts per event if most numbers of events are known (per_event), else
+    in counts per lumisection. live: live channels of the reference, bool, (depth, 64, 72). awake: other channels that count in
+    this run, as (ieta, iphi, depth). change: None for the first run.
     """
 
     run: int
@@ -79,9 +80,9 @@ class RunView:
 
 
 def run_views(archive: Archive, experiences: Sequence[Experience], last: int) -> Iterator[RunView]:
-    """The last runs of a stream, one at a time; the first run and the one before the first shown are read besides.
+    """Yield views of the last runs of a stream, one at a time. The first run and the run before the first shown are read too.
 
-    experiences: the ledger's learnt lines, the reference run first. last: how many runs to show at most.
+    experiences: learnt lines of the ledger, the reference run first. last: most runs to show.
     """
     start = max(0, len(experiences) - last)
     chosen = sorted({0, max(0, start - 1), *range(start, len(experiences))})
@@ -95,7 +96,7 @@ def run_views(archive: Archive, experiences: Sequence[Experience], last: int) ->
 
 
 def largest(change: GainChange, live: np.ndarray, count: int) -> list[dict[str, Any]]:
-    """The channels that changed most, the largest pull first: ieta, iphi, depth, gains, pull. live: (depth, 64, 72)."""
+    """The channels with the largest pulls, in falling order. live: bool, (depth, 64, 72). count: most channels to list."""
     channels = _channels(live)
     order = np.argsort(-np.abs(change.pull), kind="stable")[:count]
     return [
@@ -112,10 +113,10 @@ def largest(change: GainChange, live: np.ndarray, count: int) -> list[dict[str, 
 
 
 def _gain_change(gains: GainMap, before: int, from_reference: bool) -> GainChange:
-    """The last run that the gain map learnt against the one that it learnt before."""
+    """Compare the last run that the gain map learnt with the one before. before: number of that run."""
     old, new = gains.gains[-2:].astype(np.float64)
     variance = (gains.gain_errors[-2:].astype(np.float64) ** 2).sum(axis=0)
-    # A run that taught nothing of a channel has an infinite error there, or no gain: no change is claimed.
+    # Without a measurement of a channel its error is infinite or its gain undefined: no change is claimed.
     told = np.isfinite(new - old) & (variance > 0)
     pull = np.divide(new - old, np.sqrt(variance), out=np.zeros_like(new), where=told)
     low, high = np.quantile(pull, [norm.cdf(-1), norm.cdf(1)])
@@ -130,7 +131,7 @@ def _view(run: RunData, reference: Reference, change: GainChange | None) -> RunV
     used = train.take(known) if per_event else train
     mean = _mean(used) if per_event else used.counts.mean(axis=0, dtype=np.float64)
     first = used.counts[0] / used.n_events[0] if per_event else used.counts[0].astype(np.float64)
-    shown = reference.live | counting  # a channel that died stays on the map, as zero
+    shown = reference.live | counting  # a dead channel stays on the map, as zero
     return RunView(
         run=run.run,
         lumisections=len(train),
@@ -145,10 +146,10 @@ def _view(run: RunData, reference: Reference, change: GainChange | None) -> RunV
 
 
 def _mean(maps: Maps) -> np.ndarray:
-    """Counts over events, of all lumisections together: float64, shape (depth, 64, 72)."""
+    """Counts per event over all lumisections: float64, (depth, 64, 72)."""
     return np.asarray(maps.counts.sum(axis=0, dtype=np.float64) / maps.n_events.sum())
 
 
 def _channels(cells: np.ndarray) -> list[tuple[int, int, int]]:
-    """(ieta, iphi, depth) of the cells that are set in a bool map (depth, 64, 72), in its order."""
+    """(ieta, iphi, depth) of the cells that are set in a bool map, (depth, 64, 72)."""
     return [(int(IETA[row]), int(column) + 1, int(depth) + 1) for depth, row, column in np.argwhere(cells)]

@@ -1,4 +1,4 @@
-"""The report's maps of the detector: ieta on x, iphi on y, one row of panels a depth, cells that never count left blank."""
+"""The report's maps of the detector: ieta on x, iphi on y, one row of maps a depth, cells that never count left blank."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from dqmstream.experiments.report.gain_changes import BEYOND, GainChange, RunVie
 from dqmstream.lumisection import IETA
 
 _PANEL_IN = 4.4
-"""Height of a row of panels."""
+"""Height of a row of maps."""
 
 
 def draw_occupancy(path: Path, view: RunView, highest: float) -> None:
-    """The first lumisection and the mean of a run, on one scale. highest: upper end of the colours, alike for all runs."""
+    """Draw the first lumisection and the mean of a run. highest: upper end of the colour scale, the same for all runs."""
     depths = len(view.live)
     with canvas(path, _PANEL_IN * depths) as figure:
         panels = figure.subplots(depths, 2, squeeze=False, sharex=True, sharey=True)
@@ -39,7 +39,7 @@ def draw_occupancy(path: Path, view: RunView, highest: float) -> None:
 
 
 def draw_change(path: Path, change: GainChange, live: np.ndarray) -> None:
-    """Pulls on the map, with dead and recovered channels marked, and the pulls' histogram. live: bool, (depth, 64, 72)."""
+    """Draw pulls as a map, with dead and recovered channels marked, and as a histogram. live: bool, (depth, 64, 72)."""
     pulls = on_map(change.pull, live)
     before, after = on_map(change.gain_before, live), on_map(change.gain_after, live)
     limit = max(2 * BEYOND, float(np.abs(change.pull).max()))
@@ -64,7 +64,7 @@ def draw_change(path: Path, change: GainChange, live: np.ndarray) -> None:
 
 
 def _mark(axes: Axes, cells: np.ndarray, marker: str, label: str) -> list[Line2D]:
-    """Ring the cells that are set in a bool map (64, 72); nothing is drawn, and returned, where none is."""
+    """Mark the cells that are set in a bool map, (64, 72), and return the legend entry, if any is set."""
     rows, columns = np.nonzero(cells)
     if not len(rows):
         return []
@@ -80,7 +80,7 @@ def _ticks(limit: float) -> list[float]:
 
 
 def _histogram(axes: Axes, pulls: np.ndarray) -> None:
-    """Pulls of the channels of a depth, those beyond ±10 in the outer bins, over what chance alone gives."""
+    """Draw a histogram of the pulls of a depth, with those beyond ±10 in the outer bins, and the expectation from chance."""
     edges = np.linspace(-2 * BEYOND, 2 * BEYOND, 41)
     axes.hist(np.clip(pulls, edges[0], edges[-1]), edges.tolist(), color="#3f90da", label="channels")
     fine = np.linspace(edges[0], edges[-1], 401)

@@ -15,14 +15,14 @@ from dqmstream.experiments.figures import COLOURS, HALF_IN, MARKERS, WIDE_IN, ca
 from dqmstream.experiments.report.curves import Course, Roc
 
 COMPACT_RUNS = 10
-"""Matrices of so many runs are readable at half the page's width."""
+"""Matrices of up to this many runs are readable at half the width of the page."""
 
 ANNOTATED_RUNS = 24
-"""A matrix of more runs has no room for numbers in its cells."""
+"""Up to this many runs the cells of a matrix have room for numbers."""
 
 
 def draw_matrix(path: Path, values: np.ndarray, runs: Sequence[int], what: str) -> None:
-    """R[t, i] as a heat map from 0 to 1. values: (T, T), nan where nothing is defined. what: name of the colour scale."""
+    """Draw R[t, i] as a heat map from 0 to 1. values: (T, T), nan where undefined. what: name of the colour scale."""
     size = len(runs)
     width_in, height_in = (HALF_IN, 4.3) if size <= COMPACT_RUNS else (WIDE_IN, 8.4)
     with canvas(path, height_in, width_in) as figure:
@@ -42,7 +42,7 @@ def draw_matrix(path: Path, values: np.ndarray, runs: Sequence[int], what: str) 
 
 
 def _annotate(axes: Axes, values: np.ndarray, points: float) -> None:
-    """The number in each cell, light on dark and dark on light."""
+    """Write the number into each cell, light on dark and dark on light."""
     for (t, i), value in np.ndenumerate(values):
         if np.isfinite(value):
             ink = "black" if value > 0.5 else "white"
@@ -50,7 +50,7 @@ def _annotate(axes: Axes, values: np.ndarray, points: float) -> None:
 
 
 def draw_courses(path: Path, runs: int, courses: Sequence[Course]) -> None:
-    """Average accuracy and forgetting of all, over the stream, with the accuracy of guessing. runs: of the longest stream."""
+    """Draw average accuracy and forgetting over the stream, with the accuracy of guessing. runs: of the longest stream."""
     seen = np.arange(1, runs + 1)
     with canvas(path, 8.6) as figure:
         upper, lower = figure.subplots(2, 1, sharex=True)
@@ -81,7 +81,7 @@ def draw_courses(path: Path, runs: int, courses: Sequence[Course]) -> None:
 
 
 def draw_losses(path: Path, runs: Sequence[int], losses: Sequence[Sequence[float]]) -> None:
-    """Training loss at each step, experience after experience. losses: one curve a run, empty where nothing was trained."""
+    """Draw the training loss at each step, run after run. losses: one curve a run, empty if nothing was trained."""
     with canvas(path, 4.6) as figure:
         axes = figure.subplots()
         start = 0
@@ -108,7 +108,7 @@ def draw_losses(path: Path, runs: Sequence[int], losses: Sequence[Sequence[float
 
 
 def draw_windows(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    """Prequential accuracy over the windows of a windows.jsonl, with each window's own and that of naming the newest run."""
+    """Draw prequential accuracy over the windows of a windows.jsonl, of each window, and of always naming the newest run."""
     number = np.arange(1, len(lines) + 1)
     size, right, same = (np.array([line[name] for line in lines]) for name in ("lumisections", "right", "no_change"))
     known = np.array([line["known"] for line in lines])
@@ -132,7 +132,7 @@ def draw_windows(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
 
 
 def draw_rocs(path: Path, curves: Sequence[Roc]) -> None:
-    """ROC curves of runs against all others, with false positives linear and logarithmic."""
+    """Draw the ROC curve of each run against all others, with a linear and a logarithmic axis of false positives."""
     colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.92, len(curves)))
     with canvas(path, 5.0 if len(curves) <= 12 else 6.6) as figure:
         whole, low = figure.subplots(1, 2, sharey=True)

@@ -198,6 +198,14 @@ def test_a_null_stream_finds_nothing(nothing: tuple[Page, dict]) -> None:
         assert entry["width"] == pytest.approx(1, abs=0.15)
 
 
+def test_the_words_that_decide_are_explained_with_their_score(found: tuple[Page, dict]) -> None:
+    glossary = found[0].text.split("Glossary")[-1]
+    for term in ("known", "new", "flagged", "faulty", "failed", "changed"):
+        assert re.search(rf"^{term}$|^{term}\w*A ", glossary, re.MULTILINE), term
+    for score in ("new-run score", "fault score", "pull", "--alarms", "--rate"):
+        assert score in glossary
+
+
 def test_hostile_names_stay_text(nothing: tuple[Page, dict]) -> None:
     page, results = nothing
     assert results["about"]["source"] == HOSTILE_SOURCE

@@ -138,7 +138,7 @@ def test_the_command_line_makes_one_and_hands_it_on(archive: Archive, tmp_path: 
     assert stored["reference"] == made["version"]
     page = tmp_path / "report"
     result("report", "--archive", archive.path, "--state", state, "--out", page)
-    assert f"Seen relative to reference {made['version']}." in (page / "index.html").read_text()
+    assert f"Maps are taken relative to reference {made['version']}." in (page / "index.html").read_text()
     child = settings_of_child(archive, state, load_settings(reference=out), 1.0)
     assert from_json(as_json(child)).reference == out
     for words, says in (

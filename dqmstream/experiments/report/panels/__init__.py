@@ -7,6 +7,7 @@ from dqmstream.experiments.report.panels.archive import archive_panel
 from dqmstream.experiments.report.panels.changes import changes_panel
 from dqmstream.experiments.report.panels.contents import contents_panel
 from dqmstream.experiments.report.panels.further_figures import further_figures_panel
+from dqmstream.experiments.report.panels.glossary import glossary_panel
 from dqmstream.experiments.report.panels.headline import headline_panel
 from dqmstream.experiments.report.panels.learners import learners_panel
 from dqmstream.experiments.report.panels.stream import stream_panel
@@ -21,4 +22,5 @@ PANELS: tuple[MakePanel, ...] = (
     stream_panel,
     learners_panel,
     changes_panel,
+    glossary_panel,
 )
