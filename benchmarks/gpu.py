@@ -39,10 +39,10 @@ from dqmstream.experiments.simulator.learner_input import as_run_data
 from dqmstream.learners.gradient.naive import Naive
 from dqmstream.learners.gradient.trainer import Lesson, RunTemplate, decay_groups
 from dqmstream.learners.networks.base import Network
+from dqmstream.learners.networks.build import build
 from dqmstream.learners.networks.moe.experts import Experts
-from dqmstream.learners.networks.recipe import CNN, Recipe
-from dqmstream.learners.networks.registry import build
-from dqmstream.learners.registry import DEFAULT, GRADIENT, make_strategy
+from dqmstream.learners.networks.recipe import CNN_RECIPE, REDRAWN_RECIPE, Recipe
+from dqmstream.learners.registry import DEFAULT, make_strategy
 from dqmstream.learners.splits import Split
 from dqmstream.learners.threads import set_threads
 from dqmstream.lumisection import Geometry, he_depth1_mask
@@ -50,7 +50,7 @@ from dqmstream.lumisection import Geometry, he_depth1_mask
 CLASSES, ROWS = 10, 400
 SEED = 0
 LIVE = he_depth1_mask()[None]
-OWN = GRADIENT[DEFAULT].recipe
+OWN = REDRAWN_RECIPE
 LARGE = replace(OWN, dim=192, depth=6, heads=6)
 SIZES = {"default": OWN, "large": LARGE}
 BATCHES = (64, 256, 1024)
@@ -97,7 +97,7 @@ def forward(device: torch.device, tiny: bool) -> dict[str, Any]:
     found: dict[str, Any] = {
         "tf32_by_default": {"matmul": torch.backends.cuda.matmul.allow_tf32, "cudnn": torch.backends.cudnn.allow_tf32}
     }
-    for name, recipe in {"moe_vit": OWN, "vit": replace(OWN, model="vit"), "cnn": CNN, "large moe_vit": LARGE}.items():
+    for name, recipe in {"moe_vit": OWN, "vit": replace(OWN, model="vit"), "cnn": CNN_RECIPE, "large moe_vit": LARGE}.items():
         with torch.no_grad():
             true = network(recipe, torch.device("cpu")).double().eval()(x.double())
             model = network(recipe, device).eval()
@@ -329,16 +329,16 @@ def dearest(us: dict[str, float], steps: int) -> dict[str, float]:
 def scores(device: torch.device, tiny: bool) -> dict[str, Any]:
     runs = [as_run_data(run, Split()) for run in stream("small", seed=SEED, runs=2, lumisections=200 if tiny else 6800)]
     found: dict[str, Any] = {}
-    for name in ("replay", DEFAULT):
-        recipe = replace(GRADIENT[name].recipe, steps=5)
+    for name, own in {"replay": Recipe(), DEFAULT: OWN}.items():
+        recipe = replace(own, steps=5)
         strategy: Any = make_strategy(name, geometry=Geometry(1), seed=SEED, recipe=recipe, device=str(device))
         for i, run in enumerate(runs):
             strategy.learn(i, run, lambda past: runs[past])
         maps = runs[1].maps
         counts = maps.counts[:, strategy.reference.live]
-        inputs = torch.from_numpy(strategy._model.inputs(strategy.reference, counts)).to(device)
+        inputs = torch.from_numpy(strategy.network.inputs(strategy.reference, counts)).to(device)
 
-        def alone(model: Network = strategy._model, rows: Tensor = inputs) -> None:
+        def alone(model: Network = strategy.network, rows: Tensor = inputs) -> None:
             with torch.inference_mode():
                 for part in rows.split(256):
                     model(part)
@@ -347,7 +347,7 @@ def scores(device: torch.device, tiny: bool) -> dict[str, Any]:
             "scores": round(len(maps) / seconds(lambda s=strategy, m=maps: s.scores(m), device, 3)),
             "network_scores": round(len(maps) / seconds(lambda s=strategy, c=counts: s.network_scores(c), device, 3)),
             "residuals": round(
-                len(maps) / seconds(lambda s=strategy, c=counts: s._model.inputs(s.reference, c), torch.device("cpu"), 3)
+                len(maps) / seconds(lambda s=strategy, c=counts: s.network.inputs(s.reference, c), torch.device("cpu"), 3)
             ),
             "network": round(len(maps) / seconds(alone, device, 3)),
         }

@@ -18,8 +18,8 @@ import torch
 from timm.layers import Mlp
 from torch import Tensor, nn
 
+from dqmstream.learners.networks.moe.config import MoEConfig
 from dqmstream.learners.networks.moe.layer import MoE
-from dqmstream.learners.networks.recipe import Recipe
 
 SIZES = ({"tokens": 4096, "dim": 64, "hidden": 128}, {"tokens": 4096, "dim": 192, "hidden": 768})
 """That of the default recipe at a batch of 128, and one of a larger model."""
@@ -30,12 +30,12 @@ TOKENS_OF_ONE = 32
 
 def measure(tokens: int, dim: int, hidden: int, rounds: int, device: torch.device) -> dict[str, object]:
     """Milliseconds of the MLP, and of each layer over it: the median of the rounds' ratios, and half of them lie between."""
-    recipe = Recipe()
+    default = MoEConfig()
     torch.manual_seed(0)
-    mlp = Mlp(dim, recipe.top_k * hidden).to(device)
+    mlp = Mlp(dim, default.top_k * hidden).to(device)
     steps: dict[str, Callable[[], float]] = {"mlp": _step(mlp, tokens, dim, device)}
     for router, computation in (("top_k", "loop"), ("top_k", "grouped"), ("balanced", "loop"), ("soft", "")):
-        moe = MoE(dim, hidden, recipe=Recipe(router=router)).to(device)
+        moe = MoE(dim, hidden, config=MoEConfig(router=router)).to(device)
         moe.experts.computation = computation
         steps[f"{router} {computation}".strip()] = _step(moe, tokens, dim, device)
     seconds: dict[str, list[float]] = {name: [] for name in steps}
@@ -46,7 +46,7 @@ def measure(tokens: int, dim: int, hidden: int, rounds: int, device: torch.devic
                 seconds[name].append(took)
     over = {name: sorted(s / mlp_s for s, mlp_s in zip(seconds[name], seconds["mlp"], strict=True)) for name in steps}
     return {
-        "tokens": tokens, "dim": dim, "hidden": hidden, "experts": recipe.experts, "top_k": recipe.top_k,
+        "tokens": tokens, "dim": dim, "hidden": hidden, "experts": default.experts, "top_k": default.top_k,
         "mlp_ms": round(1000 * statistics.median(seconds["mlp"]), 2),
         "over_mlp": {
             name: [round(statistics.median(ratios), 3), [round(q, 3) for q in statistics.quantiles(ratios, n=4)[::2]]]

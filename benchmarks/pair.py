@@ -6,7 +6,7 @@ Cost is processor seconds an image times images needed, on one thread, until AUC
 lumisections of each run, drawn as the stream `pair` has them (luminosity gives it away, as in the originals). On a GPU it is
 the wall's seconds, up to when the GPU is done.
 
-* study: ViT-B/16 on maps resized to 224 x 224, cross-entropy, Adam at 1e-4, batches of 250 in micro-batches (`STUDY` in
+* study: ViT-B/16 on maps resized to 224 x 224, cross-entropy, Adam at 1e-4, batches of 250 in micro-batches (`STUDY_RECIPE` in
   `learners.networks.recipe`); seconds an image are the median of its first three steps. It is asked after each step: first on
   100
   test lumisections a run, and on all of them where no mistake was made there.
@@ -35,8 +35,8 @@ from dqmstream.experiments.simulator import stream
 from dqmstream.experiments.simulator.learner_input import as_run_data
 from dqmstream.learners.evaluation.evaluator import auc
 from dqmstream.learners.maps import Maps, RunData
-from dqmstream.learners.networks.recipe import STUDY
-from dqmstream.learners.networks.registry import build
+from dqmstream.learners.networks.build import build
+from dqmstream.learners.networks.recipe import STUDY_RECIPE
 from dqmstream.learners.registry import DEFAULT, make_strategy, recipe_of
 from dqmstream.learners.response.reference import Reference
 from dqmstream.learners.splits import Part, Split
@@ -117,9 +117,9 @@ def study_cost(
     clock = clock_of(device)
     torch.manual_seed(seed)
     reference = Reference.fit(runs[0].part(Part.TRAIN))
-    model = build(reference.live, replace(STUDY, micro_batch=micro_batch)).to(device)
+    model = build(reference.live, replace(STUDY_RECIPE, micro_batch=micro_batch)).to(device)
     model.grow(2)
-    optimizer = torch.optim.Adam(model.parameters(), lr=STUDY.lr)
+    optimizer = torch.optim.Adam(model.parameters(), lr=STUDY_RECIPE.lr)
 
     def inputs(maps: Maps) -> torch.Tensor:
         return torch.from_numpy(model.inputs(reference, maps.counts[:, reference.live])).to(device)
@@ -135,14 +135,14 @@ def study_cost(
 
     began, seconds, losses = clock(), [], []
     few, found, whole = [], 0.0, False
-    batches = drawn(len(label_M), STUDY.batch, seed)
+    batches = drawn(len(label_M), STUDY_RECIPE.batch, seed)
     while clock() - began < 60 * minutes and not (whole and found >= ENOUGH and len(seconds) >= 3):
         start = clock()
         model.train()
         optimizer.zero_grad()
         loss = torch.zeros((), device=device)
         for rows in torch.from_numpy(next(batches)).to(device).split(micro_batch):
-            part = nn.functional.cross_entropy(model(images_ML[rows]), label_M[rows]) * (len(rows) / STUDY.batch)
+            part = nn.functional.cross_entropy(model(images_ML[rows]), label_M[rows]) * (len(rows) / STUDY_RECIPE.batch)
             part.backward()
             loss += part.detach()
         optimizer.step()
@@ -153,10 +153,10 @@ def study_cost(
             whole = few[-1] >= ENOUGH
             found, needed = (asked(test) if whole else few[-1]), len(seconds)
         print(f"study, step {len(seconds)}: {seconds[-1]:.1f} s, loss {losses[-1]:.4f}, AUC {found:.6f}", file=sys.stderr)
-    each = statistics.median(seconds[:3]) / STUDY.batch
+    each = statistics.median(seconds[:3]) / STUDY_RECIPE.batch
     return {
-        "reached": bool(whole and found >= ENOUGH), "steps": needed, "images": needed * STUDY.batch, "s_an_image": each,
-        "cost_s": each * needed * STUDY.batch, "auc": found, "auc_of_few": few, "loss": losses,
+        "reached": bool(whole and found >= ENOUGH), "steps": needed, "images": needed * STUDY_RECIPE.batch, "s_an_image": each,
+        "cost_s": each * needed * STUDY_RECIPE.batch, "auc": found, "auc_of_few": few, "loss": losses,
         "micro_batch": micro_batch, "step_s": [round(s, 4) for s in seconds],
     }  # fmt: skip
 
@@ -168,7 +168,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60, help="time after which the study is given up")
     parser.add_argument("--device", default="cpu", help="cpu, cuda")
     parser.add_argument(
-        "--micro-batch", type=int, default=STUDY.micro_batch, help="images of the study that go through at once"
+        "--micro-batch", type=int, default=STUDY_RECIPE.micro_batch, help="images of the study that go through at once"
     )
     asked = parser.parse_args()
     set_threads(1)

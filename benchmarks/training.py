@@ -25,8 +25,8 @@ from dqmstream.learners.gradient.naive import Naive
 from dqmstream.learners.gradient.replay import Replay
 from dqmstream.learners.gradient.trainer import Lesson, RunTemplate, decay_groups, rate_at
 from dqmstream.learners.networks.base import Network
+from dqmstream.learners.networks.build import build
 from dqmstream.learners.networks.recipe import Recipe
-from dqmstream.learners.networks.registry import build
 from dqmstream.lumisection import he_depth1_mask
 
 CLASSES, ROWS = 10, 200

@@ -8,8 +8,11 @@ A package announces what it has in its `pyproject.toml`, and the decorator of th
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from functools import cache
+from importlib import import_module
 from importlib.metadata import entry_points
+from typing import Any, Generic, TypeVar
 
 from dqmstream.errors import InputError
 
@@ -35,3 +38,45 @@ def load_plugins(group: str) -> None:
                 f"the entry point {point.name} = {point.value} ({group}){package} cannot be loaded ({reason}): "
                 "mend or uninstall that package"
             ) from error
+
+
+Made = TypeVar("Made", bound=Callable[..., Any])
+
+
+class Registry(Generic[Made]):
+    """What makes objects of one kind, by name: this package's own, and what other packages register.
+
+    The modules of this package's own are imported when one is asked for, installed packages when a name is not known yet.
+    """
+
+    def __init__(self, kind: str, group: str, built_in: Mapping[str, str]) -> None:
+        """kind: for messages. group: of entry points. built_in: name, and the module that registers it when it is imported."""
+        self._kind, self._group, self._built_in = kind, group, built_in
+        self._registered: dict[str, Made] = {}
+
+    def register(self, name: str, made: Made) -> None:
+        """Raises ValueError if the name is taken. A definition that is run again, as in a notebook, replaces the old one."""
+        module = self._built_in.get(name, made.__module__)
+        if made.__module__ != module or _place(self._registered.get(name, made)) != _place(made):
+            raise ValueError(f"there is a {self._kind} {name!r} already: choose another name")
+        self._registered[name] = made
+
+    def names(self) -> tuple[str, ...]:
+        """All names: this package's, then those of other packages."""
+        load_plugins(self._group)
+        return tuple(dict.fromkeys((*self._built_in, *self._registered)))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._built_in or name in self._registered or name in self.names()
+
+    def __getitem__(self, name: str) -> Made:
+        """Raises KeyError for a name that nobody has registered."""
+        if name in self._built_in and name not in self._registered:
+            import_module(self._built_in[name])
+        elif name not in self:
+            raise KeyError(name)
+        return self._registered[name]
+
+
+def _place(made: Callable[..., Any]) -> tuple[str, str]:
+    return made.__module__, made.__qualname__

@@ -15,11 +15,11 @@ CORE = {"learners", "learners.threads"}
 _LEARNERS = BASE | CORE | {"storage", "libraries"}
 _RESPONSE = _LEARNERS | {"learners.response"}
 _MEMORY = _RESPONSE | {"learners.memory"}
-_NETWORKS = _MEMORY | {"learners.networks", "learners.gradient"}
+_NETWORKS = _MEMORY | {"learners.networks"}
 _CLOSED_FORM = _MEMORY | {"learners.closed_form"}
 _MONITORING = _CLOSED_FORM | {"learners.monitoring"}
 _EVALUATION = _MONITORING | {"learners.evaluation"}
-_EVERY_LEARNER = _NETWORKS | _EVALUATION | {"learners.stream"}
+_EVERY_LEARNER = _NETWORKS | _EVALUATION | {"learners.gradient", "learners.stream"}
 _EXPERIMENTS = BASE | _EVERY_LEARNER | {"experiments", "storage"}
 
 MAY_IMPORT = {
@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "learners.checks": _LEARNERS | {"learners.checks"},
     "learners.closed_form": _CLOSED_FORM,
     "learners.networks": _NETWORKS,
-    "learners.gradient": _NETWORKS | _CLOSED_FORM | {"learners.evaluation"},
+    "learners.gradient": _NETWORKS | _CLOSED_FORM | {"learners.gradient"},
     "learners.monitoring": _MONITORING,
     "learners.evaluation": _EVALUATION,
     "learners.stream": _EVERY_LEARNER,

@@ -186,7 +186,7 @@ def test_seeds_up_to_the_largest_that_generators_take_are_taken(tmp_path: Path) 
     [
         {"heads": 0}, {"dim": 0}, {"dim": 2**40}, {"depth": 0}, {"patch": (0, 9)}, {"patch": (-8, 9)}, {"mlp_ratio": 0.0},
         {"experts": 0}, {"steps": 0}, {"batch": -1}, {"lr": -1.0}, {"noise": -1.0}, {"warmup": 2.0}, {"ewc_decay": -1.0},
-        {"cnn_widths": ()}, {"cnn_widths": (16, 0)}, {"micro_batch": -1}, {"ema": 1.0}, {"lwf_temperature": 0.0},
+        {"cnn_widths": ()}, {"cnn_widths": (16, 0)}, {"micro_batch": -1}, {"lwf_temperature": 0.0},
     ],
 )  # fmt: skip
 def test_every_number_of_a_recipe_has_bounds(changes: dict[str, object]) -> None:

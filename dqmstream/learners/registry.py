@@ -1,102 +1,154 @@
-"""The strategies by name. Only those that learn by gradients import torch and Avalanche, and only when one is made."""
+"""Strategies by name: those of this package, and those that other packages register.
+
+A strategy meets `learners.strategy.Strategy`, and is made by a callable that is registered under its name:
+
+    @register_strategy("mine")
+    class Mine:
+        def __init__(self, geometry, seed): ...
+
+Of this package only names and recipes are kept here; a strategy's module is imported when one is made, so that only gradient
+strategies import PyTorch. Another package names its module in the entry-point group `dqmstream.strategies`
+(`dqmstream.plugins`), or is imported before.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from importlib import import_module
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 from dqmstream.errors import InputError
-from dqmstream.learners.closed_form.gain_map import GainMap
-from dqmstream.learners.closed_form.logistic import Logistic
-from dqmstream.learners.closed_form.naive_bayes import NaiveBayes
-from dqmstream.learners.closed_form.ridge import Ridge
-from dqmstream.learners.closed_form.ring_means import RingMeans
-from dqmstream.learners.closed_form.slda import Slda
-from dqmstream.learners.closed_form.statistical import Statistical
-from dqmstream.learners.networks.recipe import CNN, REDRAWN, Recipe
+from dqmstream.learners.networks.recipe import CNN_RECIPE, REDRAWN_RECIPE, Recipe
 from dqmstream.learners.strategy import Strategy
 from dqmstream.lumisection import Geometry
-
-STREAMING = {strategy.name: strategy for strategy in (GainMap, NaiveBayes, RingMeans)}
-"""Closed forms, by name."""
-
-CONVEX: dict[str, type[Logistic]] = {Logistic.name: Logistic}
-"""What is fitted to convergence on exemplars, without torch, by name."""
-
-BUDGETED: dict[str, type[Logistic] | type[Statistical] | type[Slda] | type[Ridge]] = {
-    **CONVEX,
-    Statistical.name: Statistical,
-    Slda.name: Slda,
-    Ridge.name: Ridge,
-}
-"""What is fitted without torch and keeps to a budget of bytes, by name."""
+from dqmstream.plugins import STRATEGIES, Registry
 
 
 @dataclass(frozen=True, slots=True)
-class Gradient:
-    """A strategy that learns by gradient steps. method: class of the method, and the module it stands in.
+class StrategyInfo:
+    """What is known of a strategy before it is made.
 
-    recipe: its own when none is given. model: the network it has whatever the recipe says, None where the recipe decides.
-    strategy: the class around it, and the module it stands in.
+    budgeted: whether it keeps past data, within `memory_bytes`. recipe: its own recipe, None for a strategy without one.
+    network: the network that it uses whatever the recipe says, None where the recipe decides.
     """
 
-    method: str
-    module: str
-    recipe: Recipe = field(default_factory=Recipe)
-    model: str | None = None
-    strategy: tuple[str, str] = ("DeepStrategy", "strategy")
+    budgeted: bool = False
+    recipe: Recipe | None = None
+    network: str | None = None
 
 
-GRADIENT = {
-    "naive": Gradient("Naive", "naive"),
-    "replay": Gradient("Replay", "replay"),
-    "er_ace": Gradient("ErAce", "er_ace"),
-    "der": Gradient("Der", "der"),
-    "agem": Gradient("Agem", "agem"),
-    "lwf": Gradient("Lwf", "lwf"),
-    "ewc": Gradient("Ewc", "ewc"),
-    "cumulative": Gradient("Cumulative", "cumulative"),
-    "joint": Gradient("Joint", "joint"),
-    "cnn": Gradient("Replay", "replay", CNN, CNN.model),
-    "statistical_replay": Gradient("Naive", "naive", REDRAWN, strategy=("StatisticalReplay", "statistical_replay")),
-    "hybrid": Gradient("Replay", "replay", REDRAWN, strategy=("Hybrid", "hybrid")),
+_GRADIENT, _REDRAWN = StrategyInfo(True, Recipe()), StrategyInfo(True, REDRAWN_RECIPE)
+
+_BUILT_IN: dict[str, tuple[str, StrategyInfo]] = {
+    "naive": ("gradient.naive", _GRADIENT),
+    "replay": ("gradient.replay", _GRADIENT),
+    "er_ace": ("gradient.er_ace", _GRADIENT),
+    "der": ("gradient.der", _GRADIENT),
+    "agem": ("gradient.agem", _GRADIENT),
+    "lwf": ("gradient.lwf", _GRADIENT),
+    "ewc": ("gradient.ewc", _GRADIENT),
+    "cumulative": ("gradient.cumulative", _GRADIENT),
+    "joint": ("gradient.joint", _GRADIENT),
+    "cnn": ("gradient.replay", StrategyInfo(True, CNN_RECIPE, CNN_RECIPE.model)),
+    "statistical_replay": ("gradient.statistical_replay", _REDRAWN),
+    "hybrid": ("gradient.hybrid", _REDRAWN),
+    "gain_map": ("closed_form.gain_map", StrategyInfo()),
+    "naive_bayes": ("closed_form.naive_bayes", StrategyInfo()),
+    "ring_means": ("closed_form.ring_means", StrategyInfo()),
+    "logistic": ("closed_form.logistic", StrategyInfo(budgeted=True)),
+    "statistical": ("closed_form.statistical", StrategyInfo(budgeted=True)),
+    "slda": ("closed_form.slda", StrategyInfo(budgeted=True)),
+    "ridge": ("closed_form.ridge", StrategyInfo(budgeted=True)),
 }
-"""Gradient strategies, by name."""
+"""Strategies of this package: the module of `learners` that registers each, and what is known of it."""
 
-BASELINES = (RingMeans.name, Logistic.name, NaiveBayes.name, GainMap.name, "cnn")
-"""In every table of a benchmark, those that look least at the map first."""
+NAMES = tuple(_BUILT_IN)
+"""Strategies of this package."""
+
+GRADIENT = tuple(name for name in NAMES if _BUILT_IN[name][1].recipe is not None)
+"""Strategies of this package that train a network."""
+
+CLOSED_FORMS = tuple(name for name in NAMES if name not in GRADIENT)
+"""Strategies of this package that need no PyTorch."""
+
+LIVE_BASELINES = tuple(name for name in CLOSED_FORMS if not _BUILT_IN[name][1].budgeted)
+"""Strategies that run beside every learner."""
+
+TABLE_BASELINES = ("ring_means", "logistic", "naive_bayes", "gain_map", "cnn")
+"""Strategies in every table of a benchmark, those that look least at the map first."""
 
 DEFAULT = "hybrid"
 """What `default` stands for: no other was measured above it by more than chance (README, the table of learners)."""
 
-NAMES = (*GRADIENT, *STREAMING, *BUDGETED)
 MEMORY_BYTES = 1_000_000
+
+_F = TypeVar("_F", bound=Callable[..., Strategy])
+_registry = Registry[Callable[..., Strategy]](
+    "strategy", STRATEGIES, {name: f"{__package__}.{module}" for name, (module, _) in _BUILT_IN.items()}
+)
+_registered: dict[str, StrategyInfo] = {}
+
+
+def register_strategy(
+    name: str, *, budgeted: bool = False, recipe: Recipe | None = None, network: str | None = None
+) -> Callable[[_F], _F]:
+    """Decorator: the callable makes the strategy of this name.
+
+    It is called with the keyword arguments `geometry` and `seed`; where budgeted, with `memory_bytes` too; where there is a
+    recipe, with `recipe`, a `Recipe`, and `device`, a string, too. Raises ValueError for a name that another strategy has.
+
+    Parameters
+    ----------
+    name
+        As `--strategy` and tables name it.
+    budgeted, recipe, network
+        See `StrategyInfo`. Those of this package's own strategies stand in this module.
+    """
+
+    def register(factory: _F) -> _F:
+        if name == "default":
+            raise ValueError("'default' stands for another strategy: choose another name")
+        _registry.register(name, factory)
+        if name not in _BUILT_IN:
+            _registered[name] = StrategyInfo(budgeted, recipe, network)
+        return factory
+
+    return register
+
+
+def strategy_names() -> tuple[str, ...]:
+    """Names of all strategies, also of installed packages."""
+    return _registry.names()
 
 
 def resolve(name: str) -> str:
-    """The strategy's own name, for an alias too. Raises InputError for a name that does not exist."""
+    """The strategy's own name, also of an alias. Raises InputError for a name that does not exist."""
     own = DEFAULT if name == "default" else name
-    if own not in NAMES:
-        raise InputError(f"there is no strategy {name!r}; choose one of default, {', '.join(NAMES)}")
+    if own not in _registry:
+        raise InputError(f"there is no strategy {name!r}; choose one of default, {', '.join(strategy_names())}")
     return own
 
 
-def recipe_of(name: str, changes: Mapping[str, Any]) -> Recipe | None:
-    """The strategy's own recipe with changes to it; None for a strategy that has no recipe, which no change concerns.
-
-    Raises InputError for an unknown strategy, and for an unknown or useless entry whatever the strategy.
-    """
+def strategy_info(name: str) -> StrategyInfo:
+    """What is known of a strategy. Raises InputError for a name that does not exist."""
     own = resolve(name)
-    recipe = (GRADIENT[own].recipe if own in GRADIENT else Recipe()).changed(changes)
-    return recipe if own in GRADIENT else None
+    return _BUILT_IN[own][1] if own in _BUILT_IN else _registered[own]
+
+
+def recipe_of(name: str, changes: Mapping[str, Any]) -> Recipe | None:
+    """The strategy's own recipe with these changes; None for a strategy without a recipe.
+
+    Raises InputError for an unknown strategy, and whatever the strategy for an entry or a value that recipes do not have.
+    """
+    own = strategy_info(name).recipe
+    changed = (own or Recipe()).changed(changes)
+    return None if own is None else changed
 
 
 def recipe_changes(name: str, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the changes that make the strategy another one than its own recipe does. Raises InputError as `recipe_of`."""
-    recipe = recipe_of(name, changes)
-    return {} if recipe is None else recipe.changes_from(GRADIENT[resolve(name)].recipe)
+    """Those of the changes that differ from the strategy's own recipe. Raises InputError as `recipe_of` does."""
+    own, changed = strategy_info(name).recipe, recipe_of(name, changes)
+    return {} if own is None or changed is None else changed.changes_from(own)
 
 
 def make_strategy(
@@ -108,32 +160,28 @@ def make_strategy(
     memory_bytes: int = MEMORY_BYTES,
     device: str = "auto",
 ) -> Strategy:
-    """A new strategy that has learnt nothing.
+    """A new strategy that has learnt nothing. Raises InputError for an unknown name or device.
 
-    recipe and device concern gradient strategies only, and memory_bytes those that keep exemplars: the closed forms keep a
-    few numbers a channel and run.
-    device: auto (CUDA where there is one), cpu, cuda or cuda:N. Raises InputError for an unknown name or device.
+    Parameters
+    ----------
+    name
+        Of `strategy_names`, or `default`.
+    geometry, seed
+        Of the maps; of all random numbers.
+    recipe
+        Network and training of a gradient strategy, its own where none is given. Other strategies ignore it.
+    memory_bytes
+        Budget for what is kept of past runs, in all. Strategies that keep a few numbers a channel and run ignore it.
+    device
+        auto (CUDA where there is one), cpu, cuda or cuda:N. Strategies without a network ignore it.
     """
     own = resolve(name)
-    if own in STREAMING:
-        return STREAMING[own](geometry, seed)
-    if own in BUDGETED:
-        return BUDGETED[own](geometry, seed, memory_bytes)
-    from dqmstream.learners.gradient.device import chosen_device
-
-    gradient = GRADIENT[own]
-    recipe = recipe or gradient.recipe
-    strategy: Strategy = _named(*gradient.strategy)(
-        own,
-        _named(gradient.method, gradient.module),
-        geometry=geometry,
-        seed=seed,
-        recipe=recipe if gradient.model is None else replace(recipe, model=gradient.model),
-        memory_bytes=memory_bytes,
-        device=chosen_device(device),
-    )
-    return strategy
-
-
-def _named(name: str, module: str) -> Any:
-    return getattr(import_module(f"dqmstream.learners.gradient.{module}"), name)
+    info = strategy_info(own)
+    arguments: dict[str, Any] = {"geometry": geometry, "seed": seed}
+    if info.budgeted:
+        arguments["memory_bytes"] = memory_bytes
+    if info.recipe is not None:
+        chosen = recipe or info.recipe
+        arguments["recipe"] = chosen if info.network is None else replace(chosen, model=info.network)
+        arguments["device"] = device
+    return _registry[own](**arguments)

@@ -18,7 +18,7 @@ from dqmstream.learners.monitoring.fault_score import FaultScore
 from dqmstream.learners.monitoring.novelty import Novelty
 from dqmstream.learners.monitoring.stretches import WINDOW
 from dqmstream.learners.networks.recipe import Recipe
-from dqmstream.learners.registry import BUDGETED, NAMES, STREAMING, make_strategy
+from dqmstream.learners.registry import CLOSED_FORMS, NAMES, make_strategy
 from dqmstream.learners.response.reference import Reference
 from dqmstream.learners.splits import Part
 from dqmstream.learners.strategy import Strategy
@@ -91,7 +91,7 @@ def test_no_strategy_is_taught_by_a_blank_lumisection_or_names_a_run_for_one(nam
     assert not scores[[3, 4, 60, 125, 20, 21, 22]].any()
 
 
-@pytest.mark.parametrize("name", [*STREAMING, *BUDGETED])
+@pytest.mark.parametrize("name", CLOSED_FORMS)
 def test_a_truncated_lumisection_in_training_moves_scores_by_no_more_than_one_lumisection_may(
     name: str, runs: list[RunData]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import subprocess
 import sys
 import weakref
@@ -13,8 +14,11 @@ import pytest
 
 from dqmstream.errors import InputError, StateError
 from dqmstream.learners.checks import check_strategy
-from dqmstream.learners.networks.recipe import Recipe
-from dqmstream.learners.registry import NAMES, STREAMING, make_strategy, resolve
+from dqmstream.learners.checks.strategy import assert_same_state
+from dqmstream.learners.closed_form.gain_map import GainMap
+from dqmstream.learners.networks.recipe import REMOVED, Recipe
+from dqmstream.learners.registry import NAMES, make_strategy, resolve
+from dqmstream.learners.saved_state import STAMP, stamp
 from dqmstream.learners.strategy import Strategy
 from dqmstream.lumisection import Geometry
 from tests.learners.streams import accuracy, make_stream, reader
@@ -123,6 +127,29 @@ def test_state_of_another_model_is_refused_by_name(other: object, named: str) ->
         other().restore(strategy.state())  # type: ignore[operator]
 
 
+def _with_recipe_entries(state: dict[str, np.ndarray], entries: dict[str, object]) -> dict[str, np.ndarray]:
+    """The state as a version would have written it whose recipes had these entries too."""
+    belongs_to = json.loads(state[STAMP].tobytes())
+    belongs_to["recipe"] |= entries
+    return state | {STAMP: stamp(belongs_to)}
+
+
+def test_a_state_of_a_recipe_with_entries_that_are_gone_opens_where_they_were_at_their_defaults() -> None:
+    stream = make_stream(2, drift=0.03, n=100)
+    strategy = make("replay", recipe=BRIEF)
+    for experience, run in enumerate(stream):
+        strategy.learn(experience, run, reader(stream))
+    assert {"augment", "ema", "grow_experts"} < REMOVED.keys()
+    resumed = make("replay", recipe=BRIEF)
+    resumed.restore(_with_recipe_entries(strategy.state(), REMOVED))
+    assert_same_state(resumed, strategy)
+    for name, other in (("grow_experts", 2), ("ema", 0.9), ("augment", ["thin"]), ("temperature", True)):
+        with pytest.raises(StateError, match=rf"recipe\.{name} is .* there"):
+            make("replay", recipe=BRIEF).restore(_with_recipe_entries(strategy.state(), REMOVED | {name: other}))
+        with pytest.raises(InputError, match=f"a recipe has no {name}; it has model, patch"):
+            BRIEF.changed({name: other})
+
+
 def test_unknown_names_and_devices_are_refused() -> None:
     with pytest.raises(InputError, match="choose one of default, naive, replay"):
         make("no_such")
@@ -143,9 +170,9 @@ def test_recipe_goes_through_json() -> None:
 def test_closed_forms_import_neither_torch_nor_avalanche() -> None:
     code = (
         "import sys\n"
-        "from dqmstream.learners.registry import STREAMING, make_strategy\n"
+        "from dqmstream.learners.registry import CLOSED_FORMS, make_strategy\n"
         "from dqmstream.lumisection import Geometry\n"
-        "for name in STREAMING: make_strategy(name, geometry=Geometry(1), seed=0)\n"
+        "for name in CLOSED_FORMS: make_strategy(name, geometry=Geometry(1), seed=0)\n"
         "assert not {'torch', 'avalanche', 'timm'} & sys.modules.keys()\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=240)
@@ -159,7 +186,7 @@ def test_avalanche_is_imported_without_a_warning() -> None:
 def test_gain_map_measures_the_gain_and_its_error() -> None:
     # On a stream without drift the gains over their errors are normal: the errors are what they claim to be.
     stream = make_stream(2, drift=0.0, seed=8, n=400)
-    strategy = STREAMING["gain_map"](Geometry(1), 0)
+    strategy = GainMap(Geometry(1), 0)
     for experience, run in enumerate(stream):
         strategy.learn(experience, run, reader(stream))
     errors = np.hypot(*strategy.gain_errors)

@@ -26,7 +26,7 @@ from dqmstream.learners.evaluation.evaluator import Evaluator, Scores, evaluate_
 from dqmstream.learners.evaluation.history_line import HistoryLine
 from dqmstream.learners.maps import Maps
 from dqmstream.learners.monitoring.novelty import Novelty
-from dqmstream.learners.registry import GRADIENT, make_strategy, recipe_of
+from dqmstream.learners.registry import make_strategy, recipe_of, strategy_info
 from dqmstream.learners.splits import Split
 from dqmstream.learners.stream.experience import learn_and_judge
 from dqmstream.learners.threads import set_threads
@@ -106,7 +106,7 @@ def learnt_lines(
     cell: BenchmarkCell, simulated: Sequence[SimulatedRun], split: Split
 ) -> tuple[list[HistoryLine], Scores | None]:
     """Learn the runs one after another and evaluate after each: history lines, and the scores of the last evaluation."""
-    if cell.strategy in GRADIENT:
+    if strategy_info(cell.strategy).recipe is not None:
         set_threads(1)
     strategy = make_strategy(
         cell.strategy,

@@ -16,7 +16,7 @@ from dqmstream.experiments.benchmark.bounds import BOUNDS
 from dqmstream.experiments.benchmark.cell import BenchmarkCell
 from dqmstream.experiments.benchmark.cell_figures import CellFigures, figures_of
 from dqmstream.experiments.benchmark.spec import Benchmark
-from dqmstream.learners.registry import GRADIENT, recipe_of
+from dqmstream.learners.registry import recipe_of, strategy_info
 
 FILE = "results.parquet"
 
@@ -56,10 +56,10 @@ def cell_table(benchmark: Benchmark, records: Mapping[BenchmarkCell, Mapping[str
 
 
 def _model(cell: BenchmarkCell) -> str | None:
-    if cell.strategy in BOUNDS or cell.strategy not in GRADIENT:
+    if cell.strategy in BOUNDS:
         return None
     recipe = recipe_of(cell.strategy, json.loads(cell.recipe) if cell.recipe else {})
-    return GRADIENT[cell.strategy].model or (recipe.model if recipe else None)
+    return strategy_info(cell.strategy).network or (recipe.model if recipe else None)
 
 
 def _columns(figures: CellFigures) -> dict[str, Any]:

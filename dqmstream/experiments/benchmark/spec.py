@@ -33,14 +33,14 @@ from dqmstream.experiments.simulator import LIVE
 from dqmstream.experiments.simulator.streams import named_stream, seed_use
 from dqmstream.learners.networks.recipe import Recipe
 from dqmstream.learners.registry import (
-    BASELINES,
-    BUDGETED,
+    CLOSED_FORMS,
     GRADIENT,
     MEMORY_BYTES,
-    STREAMING,
+    TABLE_BASELINES,
     recipe_changes,
     recipe_of,
     resolve,
+    strategy_info,
 )
 from dqmstream.learners.splits import Split
 
@@ -88,7 +88,7 @@ class Spec:
     name: str = "benchmark"
     title: str = ""
     streams: tuple[str, ...] = ("null", "moderate", "small", "structured")
-    strategies: tuple[str, ...] = (*BOUNDS, *BASELINES)
+    strategies: tuple[str, ...] = (*BOUNDS, *TABLE_BASELINES)
     models: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     seeds: tuple[int, ...] = (100, 101)
     orders: int = 1
@@ -152,9 +152,7 @@ class Spec:
         rows = []
         for strategy in self.strategies:
             for model, changes in (self.models if self.models and _takes_models(strategy) else {"": {}}).items():
-                budgets = (
-                    (MEMORY_BYTES,) if strategy in (*BOUNDS, *STREAMING) else self.memory_bytes
-                )  # which says nothing to them
+                budgets = self.memory_bytes if _is_budgeted(strategy) else (MEMORY_BYTES,)
                 for budget in budgets:
                     said = [strategy, model, _kilobytes(budget) if len(budgets) > 1 else ""]
                     label = ", ".join(part for part in said if part)
@@ -178,7 +176,7 @@ class Spec:
         return [cell for row in self.rows() for stream in self.streams for cell in self.cells_of(row, stream)]
 
     def _recipe_changes(self, strategy: str, of_model: Mapping[str, Any]) -> str:
-        if strategy not in GRADIENT:
+        if strategy in BOUNDS or strategy_info(strategy).recipe is None:
             return ""
         changes = {**self.recipe, **of_model}
         if self.compute != "own":
@@ -195,7 +193,7 @@ class Spec:
         if self.compute == "flops":
             from dqmstream.learners.gradient.flops import recipe_flops
 
-            model = GRADIENT[strategy].model or recipe.model
+            model = strategy_info(strategy).network or recipe.model
             own = replace(recipe, model=model)
             share = recipe_flops(reference, LIVE[None], self.runs // 2) / recipe_flops(own, LIVE[None], self.runs // 2)
         return max(1, round(reference.steps * share))
@@ -284,7 +282,14 @@ def _some(values: tuple[_T, ...]) -> tuple[_T, ...]:
 
 
 def _takes_models(strategy: str) -> bool:
-    return strategy in GRADIENT and GRADIENT[strategy].model is None
+    if strategy in BOUNDS:
+        return False
+    info = strategy_info(strategy)
+    return info.recipe is not None and info.network is None
+
+
+def _is_budgeted(strategy: str) -> bool:
+    return strategy not in BOUNDS and strategy_info(strategy).budgeted
 
 
 def _kilobytes(count: int) -> str:
@@ -292,5 +297,6 @@ def _kilobytes(count: int) -> str:
 
 
 def _slowest_first(strategy: str) -> int:
-    ranks = ["joint", *GRADIENT, IDEAL_PROFILED, *BUDGETED, *STREAMING]
+    closed_forms = sorted(CLOSED_FORMS, key=_is_budgeted, reverse=True)
+    ranks = ["joint", *GRADIENT, IDEAL_PROFILED, *closed_forms]
     return ranks.index(strategy) if strategy in ranks else len(ranks)

@@ -6,9 +6,11 @@ import numpy as np
 
 from dqmstream.learners.closed_form.row_per_run import RowPerRun
 from dqmstream.learners.maps import Maps
+from dqmstream.learners.registry import register_strategy
 from dqmstream.learners.response.reference import CLIP
 
 
+@register_strategy("gain_map")
 class GainMap(RowPerRun):
     """One gain d_kc a channel c and run k, relative to the reference; the map d shows what changed in the detector.
 

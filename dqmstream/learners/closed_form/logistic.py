@@ -15,6 +15,7 @@ from dqmstream.errors import StateError
 from dqmstream.learners.incremental import Incremental
 from dqmstream.learners.maps import Maps
 from dqmstream.learners.memory.exemplars import ExemplarMemory
+from dqmstream.learners.registry import register_strategy
 from dqmstream.learners.saved_state import STAMP, check_stamp, prefixed, stamp, within
 from dqmstream.learners.strategy import LearnLog, Past, Watch
 from dqmstream.lumisection import Geometry
@@ -28,6 +29,7 @@ TOLERANCE = 1e-5
 MOST_ITERATIONS = 1000
 
 
+@register_strategy("logistic")
 class Logistic(Incremental):
     """Multinomial logistic regression on the residuals r to the reference, with the same weight for each of K classes:
 

@@ -6,8 +6,10 @@ import numpy as np
 
 from dqmstream.learners.closed_form.row_per_run import RowPerRun
 from dqmstream.learners.maps import Maps
+from dqmstream.learners.registry import register_strategy
 
 
+@register_strategy("naive_bayes")
 class NaiveBayes(RowPerRun):
     """Independent Gaussians for the residuals r_c of the channels to the reference.
 

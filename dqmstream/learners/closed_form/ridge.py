@@ -27,6 +27,7 @@ from dqmstream.errors import InputError, StateError
 from dqmstream.learners.incremental import Incremental
 from dqmstream.learners.maps import Maps
 from dqmstream.learners.memory.class_means import ClassMeans
+from dqmstream.learners.registry import register_strategy
 from dqmstream.learners.saved_state import STAMP, check_stamp, prefixed, stamp, within
 from dqmstream.learners.strategy import LearnLog, Past, Watch
 from dqmstream.lumisection import Geometry
@@ -38,6 +39,7 @@ SHARE_GRAM = 0.5
 """Share of the budget for G; the means of the runs have the rest."""
 
 
+@register_strategy("ridge")
 class Ridge(Incremental):
     """Learns a run in one pass; where the budget of bytes is full, the two nearest means become one."""
 

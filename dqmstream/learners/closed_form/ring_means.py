@@ -6,11 +6,13 @@ import numpy as np
 
 from dqmstream.learners.closed_form.row_per_run import RowPerRun
 from dqmstream.learners.maps import Maps
+from dqmstream.learners.registry import register_strategy
 
 _LEAST_VARIANCE = 1e-6
 """Added to the variances of a run: constant conditions would otherwise make it infinitely sure of itself."""
 
 
+@register_strategy("ring_means")
 class RingMeans(RowPerRun):
     """A Gaussian with full covariance for each run, on the conditions c = (a, b) of a lumisection (`response.base`).
 

@@ -24,6 +24,7 @@ from dqmstream.errors import StateError
 from dqmstream.learners.incremental import Incremental
 from dqmstream.learners.maps import Maps
 from dqmstream.learners.memory.class_means import ClassMeans
+from dqmstream.learners.registry import register_strategy
 from dqmstream.learners.saved_state import STAMP, check_stamp, prefixed, stamp, within
 from dqmstream.learners.strategy import LearnLog, Past, Watch
 from dqmstream.lumisection import Geometry
@@ -37,6 +38,7 @@ SHARE_COVARIANCE = 0.125
 _ARRAYS = ("sketch", "squares", "lumisections")
 
 
+@register_strategy("slda")
 class Slda(Incremental):
     """Learns a run in one pass; where the budget of bytes is full, the two nearest means become one."""
 

@@ -30,6 +30,7 @@ from dqmstream.learners.incremental import Incremental
 from dqmstream.learners.maps import Maps
 from dqmstream.learners.memory.gain_codec import pack, unpack
 from dqmstream.learners.memory.merging import NearestRows, merged_rows
+from dqmstream.learners.registry import register_strategy
 from dqmstream.learners.response.boxes import ReadoutBoxes
 from dqmstream.learners.response.conditions import fit_conditions
 from dqmstream.learners.response.gains import fit_gains, smooth_gains
@@ -60,6 +61,7 @@ run, one number a ring; number of runs that share the row."""
 _ARRAYS = (*_ROWS, "row_of_class", "errors", "lumisections")
 
 
+@register_strategy("statistical")
 class Statistical(Incremental):
     """Learns a run as one row of numbers; where the budget of bytes is full, the two most similar rows become one."""
 

@@ -1,1 +1,1 @@
-"""Gradient strategies: one Avalanche template, one short module a method. Importing any of them imports torch and Avalanche."""
+"""Strategies that train a network: one Avalanche template, one short module a method. They import PyTorch and Avalanche."""

@@ -1,9 +1,10 @@
-"""A training step as one CUDA graph: a small network's step is some hundred kernels, which take longer to launch than to run.
+"""A training step recorded as a CUDA graph and replayed.
 
-The first calls run as they would without this module, and are steps like any other. The last of them is watched: where it has
-the GPU wait for the host, as experts in a loop do, no step is recorded. Where it has not, the next call is recorded and from
-there on replayed: the same kernels in the same order on the same memory. Numbers that torch's own generator draws inside a step
-(dropout) go on as they would without a recording.
+A step of a small network launches some hundred kernels, which takes longer than running them; a replay launches them at once.
+The first calls run the step as usual. During the last of these PyTorch reports where the host waits for the GPU; a step that
+makes it wait, as experts computed in a loop do, is never recorded. Otherwise the next call is recorded, and replayed from then
+on: the same kernels in the same order on the same memory. Random numbers of PyTorch's own generator (dropout) are those that
+unrecorded steps would draw.
 """
 
 from __future__ import annotations
@@ -16,21 +17,21 @@ from functools import cache
 import torch
 from torch import Tensor
 
-AS_EVER = 3
-"""Calls before a step is recorded. The first ones make what later ones find: handles, workspaces, an optimizer's state."""
+UNRECORDED = 3
+"""Calls before a step is recorded. The first ones create handles, workspaces and the optimizer's state."""
 
 Step = Callable[[Sequence[Tensor]], Tensor]
-"""A training step on a batch, which gives the loss."""
+"""A training step: a batch to its loss."""
 
 
 class CapturedStep:
-    """A step that is called again and again with batches of the same shapes; to be called within `on_stream_of_captures`.
+    """A step that is called many times with batches of one shape, inside `on_stream_of_captures`.
 
-    The step must do the same work at each call, all of it on the device, as far as its batches are concerned.
+    At each call the step must do the same work on its batch, all of it on the device.
     """
 
     def __init__(self, step: Step, before_capture: Callable[[], None]) -> None:
-        """before_capture: called before the recording, if there is one."""
+        """before_capture: called once, before the step is recorded."""
         self._step, self._before_capture = step, before_capture
         self._calls, self._waits = 0, False
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -39,15 +40,16 @@ class CapturedStep:
 
     @property
     def captured(self) -> bool:
+        """Whether the step has been recorded."""
         return self._graph is not None
 
     def __call__(self, batch: Sequence[Tensor]) -> Tensor:
         """The loss, on the device."""
         self._calls += 1
-        if self._calls < AS_EVER or self._waits:
+        if self._calls < UNRECORDED or self._waits:
             return self._step(batch)
-        if self._calls == AS_EVER:
-            with _waiting_noted() as found:
+        if self._calls == UNRECORDED:
+            with _host_waits() as found:
                 loss = self._step(batch)
             self._waits = bool(found)
             return loss
@@ -66,9 +68,9 @@ class CapturedStep:
 
 @contextmanager
 def on_stream_of_captures(device: torch.device) -> Iterator[None]:
-    """Have all work inside on a stream on which it may be recorded, which the default one is not; what is outside waits.
+    """Inside, work goes to a stream that can be recorded, which the default stream cannot; work outside waits for it.
 
-    Gradients remember the stream that they were first summed on, so the steps before the recording are on it too.
+    The steps before the recording must be on that stream too: gradients remember the stream that they were first summed on.
     """
     stream, outside = _stream(device), torch.cuda.current_stream(device)
     stream.wait_stream(outside)
@@ -79,13 +81,13 @@ def on_stream_of_captures(device: torch.device) -> Iterator[None]:
 
 @cache
 def _stream(device: torch.device) -> torch.cuda.Stream:
-    """Always the same: memory that was freed on one stream is not used again on another."""
+    """One stream a device: memory that was freed on one stream is not reused on another."""
     return torch.cuda.Stream(device)
 
 
 @contextmanager
-def _waiting_noted() -> Iterator[list[warnings.WarningMessage]]:
-    """Collect a warning for each time that the host waits for the GPU."""
+def _host_waits() -> Iterator[list[warnings.WarningMessage]]:
+    """Collects a warning for each time that the host waits for the GPU inside."""
     mode = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")

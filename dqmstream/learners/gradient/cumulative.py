@@ -1,9 +1,10 @@
-"""Cumulative: the same model goes on training, on every run seen so far, read again from the archive. A bound, as joint is.
+"""Cumulative: the same network goes on training, on all runs seen so far, read again from the archive.
 
-    L = mean over classes c of CE(f(x), c),    x from any run
+    L = mean over classes c of CE(f(x), c),    x from run c
 
-It keeps nothing and asks for everything, so the memory budget does not apply. Unlike joint it starts from what it knew, and
-takes as many steps as a learner without past data: what lies between the two is what forgetting proper costs.
+f: the network's logits. A bound, as joint is: it keeps nothing and reads every run again, so the memory budget does not apply.
+Unlike joint it starts from its weights, and takes as many steps as a learner without past data; what it has over such a
+learner is the cost of forgetting.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from __future__ import annotations
 import numpy as np
 
 from dqmstream.learners.gradient.method import Method, PastCounts
+from dqmstream.learners.gradient.strategy import register_method
 
 
+@register_method("cumulative")
 class Cumulative(Method):
-    """Reads all runs again for every training, and trains on."""
+    """Reads all runs again for every training."""
 
     name = "cumulative"
 

@@ -1,13 +1,10 @@
-"""DER++: replay, and beside it the logits that the network once gave its exemplars, which it is to give again.
+"""DER++: replay, and the logits that the network once gave its exemplars are held.
 
     L = mean over classes c of CE(f(x), c) + strength mean over x' and over classes k known then of (f_k(x') - z_k(x'))²
 
-x from the new run or the memory, x' from the memory in a batch of its own, z as stored. Source: Buzzega et al. 2020
-(arXiv:2004.07211), eq. 6. Two things are ours to decide. Logits are compared on the classes that were known when they were
-stored: of later ones nothing was said. And they are stored of residuals as they are, but asked for under the noise that
-training adds, as the paper asks under its augmentations: asked without it, a network learns to tell residuals that have noise
-from those that have none, gives the latter their old logits and no new class, and these are the ones that it is judged by (16
-runs of `small`, seed 0, steps 32: .40 for .82; of the newest run none for all).
+f: the network's logits; x: from the new run or the memory; x': from the memory, in a batch of its own; z: stored logits.
+Source: Buzzega et al. 2020 (arXiv:2004.07211), eq. 6. Logits are compared on the classes that were known when they were stored.
+They are stored for residuals without noise and compared under the training's noise, as in the paper under augmentations.
 """
 
 from __future__ import annotations
@@ -20,20 +17,22 @@ from torch import Tensor
 
 from dqmstream.errors import StateError
 from dqmstream.learners.gradient.replay import Replay
+from dqmstream.learners.gradient.strategy import register_method
 from dqmstream.learners.gradient.trainer import RunTemplate
 from dqmstream.learners.networks.base import Network
 from dqmstream.learners.networks.recipe import Recipe
 from dqmstream.learners.response.reference import Reference
 
 SHARE_LOGITS = 0.125
-"""Of the budget. With 1 MB it suffices for all exemplars up to 260 runs; then the last of each run go without."""
+"""Part of the budget for logits: at 1 MB those of all exemplars up to 260 runs, later those of a run's first exemplars."""
 
 
+@register_method("der")
 class Der(Replay):
-    """Keeps, with the exemplars of a run, the logits that they had at the end of its training.
+    """Keeps the logits of a run's exemplars at the end of its training, as float16.
 
-    They are asked for as the next training begins, when the weights are still those. Run 0 has its own after the first
-    training, since before it there is no model. They are float16, and for the first of a run's exemplars where not all fit.
+    They are computed when the next training begins, before the first step. Those of run 0 are of the first training, before
+    which there is no network. Where not all fit, a run's first exemplars have them.
     """
 
     name = "der"
@@ -42,18 +41,17 @@ class Der(Replay):
         self._logit_bytes = int(SHARE_LOGITS * memory_bytes)
         super().__init__(recipe, seed, memory_bytes - self._logit_bytes)
         self.logits: list[np.ndarray] = []
-        """Of each run, as far as they were asked for: float16, (exemplars with logits, classes known then)."""
+        """Stored logits, a run each: float16, (exemplars with logits, classes known then)."""
         self.places: list[np.ndarray] = []
-        """Which of the run's exemplars they belong to: int32."""
-        self._asked = 0
+        """Numbers of the exemplars that they belong to, a run each: int32."""
+        self._beside = 0
 
     def before_training_exp(self, strategy: RunTemplate, **kwargs: object) -> None:
         lesson, new = strategy.experience, strategy.model.classes - 1
-        self._asked = 0
+        self._beside = 0
         if new < 2:
             return
-        # A lesson may go on with augmented copies of a class's rows; the exemplars themselves stand first.
-        exemplars = [lesson.residuals_ML[lesson.label_M == i][:n] for i, n in enumerate(self.exemplars())]
+        exemplars = [lesson.residuals_ML[lesson.label_M == i] for i in range(len(self.exemplars()))]
         for residuals_NL in exemplars[len(self.logits) :]:
             self.logits.append(logits_of(strategy.model, residuals_NL)[:, :new].astype(np.float16))
             self.places.append(np.arange(len(residuals_NL), dtype=np.int32))
@@ -71,19 +69,19 @@ class Der(Replay):
             asked_BL = strategy.experience.with_noise(self._exemplar_ML[index_B])
             held = difference(strategy.model(asked_BL), self._logit_MC[index_B])
             strategy.loss = strategy.loss + self.recipe.der_strength * held
-            self._asked += len(index_B)
+            self._beside += len(index_B)
 
     def after_training_exp(self, strategy: RunTemplate, **kwargs: object) -> None:
         self._exemplar_ML = self._logit_MC = torch.zeros(0)
 
     def lumisections_beside(self) -> int:
-        return self._asked
+        return self._beside
 
     def keep(self, experience: int, counts: np.ndarray, reference: Reference) -> None:
         before = [self._rows(i)[places] for i, places in enumerate(self.places)]
         super().keep(experience, counts, reference)
         for i, rows in enumerate(before):
-            # Whatever the memory's policy let go, logits go with their exemplar.
+            # Logits of exemplars that the memory has dropped are dropped too.
             at = {row.tobytes(): place for place, row in enumerate(self._rows(i))}
             stay = [n for n, row in enumerate(rows) if row.tobytes() in at]
             self.places[i] = np.array([at[rows[n].tobytes()] for n in stay], dtype=np.int32)
@@ -121,7 +119,7 @@ class Der(Replay):
 
 @torch.no_grad()
 def logits_of(model: Network, residuals_NL: Tensor) -> np.ndarray:
-    """Logits of a model in evaluation: float32, (N, classes). The model is in training afterwards."""
+    """Logits of a model in evaluation mode: float32, (N, classes). The model is left in training mode."""
     model.eval()
     logits_NC = model(residuals_NL).cpu().numpy()
     model.train()
@@ -129,7 +127,7 @@ def logits_of(model: Network, residuals_NL: Tensor) -> np.ndarray:
 
 
 def padded(logits: list[np.ndarray], classes: int) -> np.ndarray:
-    """Logits of all runs below each other: float32, (M, classes), nan for the classes that were not known."""
+    """Logits of all runs in one array: float32, (M, classes), nan for classes that were not known."""
     out = np.full((sum(map(len, logits)), classes), np.nan, dtype=np.float32)
     start = 0
     for z in logits:
@@ -139,6 +137,6 @@ def padded(logits: list[np.ndarray], classes: int) -> np.ndarray:
 
 
 def difference(logits_BC: Tensor, stored_BC: Tensor) -> Tensor:
-    """Mean square of the differences where something was stored (is not nan)."""
+    """Mean square of the differences, over entries whose stored logit is not nan."""
     known_BC = ~stored_BC.isnan()
     return (logits_BC[known_BC] - stored_BC[known_BC]).square().mean()

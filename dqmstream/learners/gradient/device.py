@@ -1,4 +1,4 @@
-"""What torch computes on, and from which random state."""
+"""The device that PyTorch computes on, and its random state."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dqmstream.errors import InputError
 
 
 def chosen_device(name: str) -> torch.device:
-    """name: auto (CUDA where there is one), cpu, cuda or cuda:N. Raises InputError for one that is not here."""
+    """The device of a name: auto (CUDA where there is one), cpu, cuda or cuda:N. Raises InputError for one that is not here."""
     gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
     here = ["cpu", *(["cuda"] if gpus else []), *gpus]
     if name not in ("auto", *here):
@@ -22,9 +22,9 @@ def chosen_device(name: str) -> torch.device:
 
 @contextmanager
 def seeded(seed: int, number: int) -> Iterator[torch.Generator]:
-    """Seed torch for one experience or epoch and give a generator of its own; outside nothing has changed.
+    """Seed PyTorch inside from a seed and a number, and give a generator of its own; restore PyTorch's state at the end.
 
-    A training that starts from (seed, number) needs no random state in a checkpoint.
+    number: of an experience or epoch. A training that is seeded so needs no random state in a checkpoint.
     """
     first, second = (int(word) for word in np.random.SeedSequence([seed, number]).generate_state(2))
     with torch.random.fork_rng():

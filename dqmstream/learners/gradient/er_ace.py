@@ -1,11 +1,10 @@
-"""ER-ACE: replay with an asymmetric cross-entropy, by which the new run's rows do not push the old ones' logits down.
+"""ER-ACE: replay with an asymmetric cross-entropy, so that batches of the new run do not push the old runs' logits down.
 
-    L = CE(f(x)[all], y)  x from the memory, every class with the same share  +  CE(f(x)[new, unseen], y)  x from the new run
+    L = CE(f(x), y), x from the memory, every class with the same share,  +  log(1 + exp(-f_new(x))), x from the new run
 
-Source: Caccia et al. 2022 (arXiv:2104.05025), eq. 3. The new run is in the memory from its first lumisection on, as there. Its
-incoming rows compete with what was not known before alone: in the authors' code rows of the head for classes to come. Ours has
-none yet; they would be zero, so one logit of zero stands for them. Without it the second term would vanish, since a run is a
-single class. Where the new run is left out of the first term instead, it is never named (8 runs of `small`, seed 0).
+f: the network's logits; f_new: that of the new run. Source: Caccia et al. 2022 (arXiv:2104.05025), eq. 3. As there, the new run
+is in the memory from its first lumisection on. In the paper the new run's rows compete with classes not seen yet alone, whose
+head rows exist; here one logit of zero stands for these, which makes the second term the softplus above.
 """
 
 from __future__ import annotations
@@ -16,26 +15,28 @@ import torch
 from torch import Tensor
 
 from dqmstream.learners.gradient.replay import Replay
+from dqmstream.learners.gradient.strategy import register_method
 from dqmstream.learners.gradient.trainer import RunTemplate
 
 
+@register_method("er_ace")
 class ErAce(Replay):
-    """Replay, and beside each of its batches one of the new run alone."""
+    """Replay, with a second batch a step from the new run alone."""
 
     name = "er_ace"
     _incoming: Iterator[Sequence[Tensor]]
-    _left_BL: Tensor
-    """Of the batch of the new run alone, what no part of the batch beside it has been trained with yet."""
+    _unused_BL: Tensor
+    """Rows of the second batch that no part of the first one has been trained beside yet."""
 
     def before_training_exp(self, strategy: RunTemplate, **kwargs: object) -> None:
         self._incoming = strategy.experience.of([strategy.model.classes - 1]).batches()
 
     def before_training_iteration(self, strategy: RunTemplate, **kwargs: object) -> None:
-        self._left_BL, _ = next(self._incoming)
+        self._unused_BL, _ = next(self._incoming)
 
     def before_backward(self, strategy: RunTemplate, **kwargs: object) -> None:
         part = len(strategy.mb_x)
-        residuals_BL, self._left_BL = self._left_BL[:part], self._left_BL[part:]
+        residuals_BL, self._unused_BL = self._unused_BL[:part], self._unused_BL[part:]
         strategy.loss = strategy.loss + incoming_loss(strategy.model(residuals_BL))
 
     def after_training_exp(self, strategy: RunTemplate, **kwargs: object) -> None:
@@ -46,5 +47,5 @@ class ErAce(Replay):
 
 
 def incoming_loss(logits_BC: Tensor) -> Tensor:
-    """Cross-entropy of rows of the newest class among it and what is unseen: log(1 + exp(-its logit)), the mean over rows."""
+    """log(1 + exp(-z)) for the logit z of the newest class, the mean over rows."""
     return torch.nn.functional.softplus(-logits_BC[:, -1]).mean()

@@ -1,12 +1,11 @@
-"""Elastic weight consolidation, online: weights that mattered for past runs are held back where they were.
+"""Elastic weight consolidation, online: weights that mattered for past runs are held near their values.
 
-    L = CE(f(x), y) + strength / 2 * sum_i F_i (θ_i - θ*_i)²,    F <- decay F + mean over samples of (d log p(ŷ|x) / dθ_i)²
+    L = CE(f(x), y) + strength / 2 sum_i F_i (θ_i - θ*_i)²,    F <- decay F + mean over samples of (d log p(ŷ|x) / dθ_i)²
 
-θ* are the weights at the end of the run before, ŷ is drawn from the model's own prediction. Source: Kirkpatrick et al. 2017
-(arXiv:1612.00796), online form Schwarz et al. 2018 (arXiv:1805.06370). The square is taken sample by sample: the square of a
-batch's mean gradient, which libraries use because it is cheap, falls as 1/batch. Rows of the head that are new count for
-nothing: their Fisher information is zero. That is also why the method cannot help here: where a training holds one new label
-alone, the free row answers it, and the old rows lose every comparison (measured: as naive, at strengths up to 1e5).
+f: the network's logits; θ_i: its weights, θ*_i at the end of the run before; F_i: Fisher information; ŷ: drawn from the
+network's prediction p(.|x). Sources: Kirkpatrick et al. 2017 (arXiv:1612.00796); online form Schwarz et al. 2018
+(arXiv:1805.06370). Gradients are squared sample by sample: the square of a batch's mean gradient, which is common, falls as
+1/batch. New rows of the head have no Fisher information.
 """
 
 from __future__ import annotations
@@ -19,12 +18,14 @@ from torch import Tensor, nn
 
 from dqmstream.errors import StateError
 from dqmstream.learners.gradient.method import Method
+from dqmstream.learners.gradient.strategy import register_method
 from dqmstream.learners.gradient.trainer import RunTemplate
 from dqmstream.learners.networks.base import Network
 
 
+@register_method("ewc")
 class Ewc(Method):
-    """Keeps one Fisher information a weight, however many runs there were."""
+    """Keeps one Fisher information a weight, whatever the number of runs."""
 
     name = "ewc"
     _fisher: dict[str, Tensor] | None = None
@@ -68,9 +69,9 @@ class Ewc(Method):
 
 
 def fisher_information(model: nn.Module, samples: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-    """Diagonal Fisher information of each weight, by its name: the mean over samples of a squared gradient.
+    """Diagonal Fisher information, by the name of the weight: mean over samples of (d log p(ŷ|x) / dθ)².
 
-    samples: (n, features). The gradient is that of log p(ŷ|x), ŷ drawn from p(.|x) by the generator (on the CPU).
+    samples: (n, features). ŷ is drawn from p(.|x) by the generator, on the CPU.
     """
     was_training = model.training
     model.eval()
@@ -93,7 +94,7 @@ def penalty(model: nn.Module, fisher: Mapping[str, Tensor], anchor: Mapping[str,
 
 
 def padded(fisher: Tensor, weight: Tensor) -> Tensor:
-    """A Fisher information with zeros for the rows that the weight has grown since. StateError if it is of another shape."""
+    """Fisher information with zero rows for those that the weight has gained. Raises StateError for another shape."""
     if fisher.shape[1:] != weight.shape[1:] or len(fisher) > len(weight):
         raise StateError(f"a Fisher information of shape {tuple(fisher.shape)} is not of a weight {tuple(weight.shape)}")
     return torch.cat([fisher, fisher.new_zeros(len(weight) - len(fisher), *fisher.shape[1:])])

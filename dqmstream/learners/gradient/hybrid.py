@@ -1,20 +1,12 @@
-"""The statistical memory's verdict and a network's, weighted by lumisections that neither was fitted to.
+"""Hybrid: scores of the statistical memory and of a network, weighted by lumisections that neither was fitted to.
 
-    log p(k | x) = log softmax (α s_k(x) + β f_k(x))
+    log p(k | x) = log softmax_k (α s_k(x) + β f_k(x))
 
-s: log-probabilities by the statistical memory (`learners.closed_form.statistical`), which is the closed form and forgets
-nothing. f: those
-of a network that is taught, half and half, by lumisections redrawn from the statistics and by real ones that are kept, so that
-it knows what the statistics say and can learn what they do not. α: 0, 1/32, 1/16, ... 1, β: 0, 1/4, 1/2, 1, chosen after each
-run by the likelihood of its validation blocks and of a few lumisections that are held out of every past run. They stay at 1
-and 0, the closed form, unless another pair does better by more than two standard errors than the closed form at its best α,
-which leaves open who is right where both are too sure; since either part alone is among the pairs, the whole is not worse than
-a part by more than chance. A product of experts (Hinton, Neural Computation 14 (2002) 1771) with weights by
-stacking (Wolpert, Neural Networks 5 (1992) 241).
-
-Measured (seed 0, steps 32 and 60): on 12 runs of `small` the network has .77 taught by real lumisections, .83 by redrawn ones,
-.79 by both; on 8 runs that differ by what the statistics do not hold (`tests/learners/gradient/test_hybrid.py`) .57, below
-.33, .56.
+s_k: log-probability of run k by the statistical memory (`learners.closed_form.statistical`), f_k: by a network. The network
+trains half on lumisections redrawn from the statistics, half on real ones that are kept. After each run α and β are chosen from
+a grid by the likelihood of held-out lumisections: the run's validation blocks, and a few of every past run. They stay at 1 and
+0, the closed form alone, unless another pair beats the closed form at its best α by more than two standard errors.
+Sources: products of experts (Hinton, Neural Computation 14 (2002) 1771), stacking (Wolpert, Neural Networks 5 (1992) 241).
 """
 
 from __future__ import annotations
@@ -27,45 +19,45 @@ from scipy.special import log_softmax
 
 from dqmstream.errors import StateError
 from dqmstream.learners.gradient.method import PastCounts
+from dqmstream.learners.gradient.replay import Replay
 from dqmstream.learners.gradient.statistical_replay import StatisticalReplay
 from dqmstream.learners.maps import Maps
 from dqmstream.learners.memory.exemplars import ExemplarMemory
+from dqmstream.learners.registry import register_strategy
 from dqmstream.learners.saved_state import prefixed, within
 from dqmstream.learners.strategy import LearnLog, Past, Watch
 
 _CHOICE = 2
-"""Sets the choice of real lumisections apart from other uses of the strategy's seed."""
+"""Part of the seed of the choice of real lumisections."""
 
 REAL = 0.5
-"""Share of real lumisections among those of a class, where any are kept of it."""
+"""Share of real lumisections in the material of a class, if any of it are kept."""
 
 _CLOSED, _NETWORK = (1.0, *(2.0**-k for k in range(1, 6)), 0.0), (0.0, 0.25, 0.5, 1.0)
 WEIGHTS = np.array([(a, b) for b in _NETWORK for a in _CLOSED if a + b > 0])
-"""Pairs α, β that are tried, the closed form first. On `year` the closed form named .73 of the lumisections of 100 runs, and
-was so sure of the others that a grid without small α took the network alone, which names .70."""
+"""Grid of α, β, the closed form first. Small α are needed where the closed form is too sure of itself."""
 
-SURE = 2.0
-"""Standard errors by which another pair must do better: the best of 26 is better by one of them by chance."""
+STANDARD_ERRORS = 2.0
+"""By how many standard errors another pair must be better: the best of 26 is better by one of them by chance."""
 
-FEWEST = 40
-"""Lumisections of past runs that must be held out for it: an error by fewer says little. With 20 to 33 of 616 to 765 runs of
-`year` the network was let in four times, and took up to .08 of accuracy with it; with more of fewer runs never."""
+FEWEST_HELD_OUT = 40
+"""Held-out lumisections of past runs without which α, β stay at 1, 0."""
 
 
 class Hybrid(StatisticalReplay):
-    """A gradient strategy around which the statistical memory stands."""
+    """The statistical memory and a network beside it."""
 
     share_method = 0.625
     share_held_out = 0.125
-    """Of the budget at most. At 1 MB 330 lumisections are kept to train on and 64 held out until the statistics of 250 runs
-    have filled what is left; then these grow at the others' expense, up to 1002 runs and no lumisection."""
+    """Largest parts of the budget, for lumisections to train on and for held-out ones: at 1 MB 330 and 64 lumisections. From
+    250 runs on the statistics need more than the rest and take it from both, until at 1002 runs no lumisection is kept."""
 
     weights = WEIGHTS[0]
     """α, β."""
     _held: ExemplarMemory | None = None
 
     def __init__(self, *args: Any, memory_bytes: int, **kwargs: Any) -> None:
-        """As `StatisticalReplay`."""
+        """Arguments as for `StatisticalReplay`."""
         super().__init__(*args, memory_bytes=memory_bytes, **kwargs)
         self._most_bytes = {"method": self._method.budget_bytes, "held": int(self.share_held_out * memory_bytes)}
         self._held_bytes = self._most_bytes["held"]
@@ -77,7 +69,7 @@ class Hybrid(StatisticalReplay):
         self._held_bytes = min(self._most_bytes["held"], left - self._method.budget_bytes)
 
     def _learn(self, experience: int, train: Maps, validation: Maps, past: Past, watch: Watch | None) -> LearnLog:
-        self.weights = np.ones(2)  # in training, for who watches it
+        self.weights = np.ones(2)  # during the training, in which a watch may ask for scores
         log = super()._learn(experience, train, validation, past, watch)
         held = validation.counts[:, self.reference.live]
         if self._held is None:
@@ -90,8 +82,8 @@ class Hybrid(StatisticalReplay):
         return log
 
     def _empty(self, channels: int) -> ExemplarMemory:
-        # A uniform choice of all past lumisections. Equal shares leave out late runs once there are more runs than places,
-        # and speak for those that the network has real lumisections of: at 300 runs of `year` that lost .05 of accuracy.
+        # A uniform choice of all past lumisections. With equal shares a run each, late runs would have none once there are
+        # more runs than places, and the others would be those of which the network has real lumisections.
         return ExemplarMemory(channels, self._held_bytes, self._seed, "reservoir", least=0)
 
     def _material(self, experience: int, counts: np.ndarray, past: PastCounts) -> Mapping[int, np.ndarray]:
@@ -108,12 +100,9 @@ class Hybrid(StatisticalReplay):
         return np.asarray(log_softmax(self.statistical.scores_of_live(counts), axis=1))
 
     def _chosen_weights(self, rows: list[np.ndarray]) -> np.ndarray:
-        """α, β by held-out lumisections, counts (n, live) of each class, every class that has some with the same weight.
-
-        The last class is the new run's, by its validation blocks.
-        """
+        """α, β by held-out lumisections: counts (n, live) of each class, the new run's last. Classes have equal weights."""
         sizes = np.array([len(counts) for counts in rows])
-        if sizes[:-1].sum() < FEWEST:
+        if sizes[:-1].sum() < FEWEST_HELD_OUT:
             return WEIGHTS[0]
         label = np.repeat(np.arange(len(rows)), sizes)
         share = (1 / (np.count_nonzero(sizes) * np.maximum(sizes, 1)))[label]
@@ -125,7 +114,7 @@ class Hybrid(StatisticalReplay):
         best, alone = int(mean.argmax()), int(np.where(WEIGHTS[:, 1] == 0, mean, -np.inf).argmax())
         gain = log_p[best] - log_p[alone]
         error = np.sqrt((gain - gain @ share) ** 2 @ share**2)
-        return WEIGHTS[best] if gain @ share > SURE * error else WEIGHTS[0]
+        return WEIGHTS[best] if gain @ share > STANDARD_ERRORS * error else WEIGHTS[0]
 
     def _scores(self, maps: Maps) -> np.ndarray:
         counts = maps.counts[:, self.reference.live]
@@ -151,3 +140,9 @@ class Hybrid(StatisticalReplay):
 
     def memory_bytes(self) -> int:
         return super().memory_bytes() + (0 if self._held is None else self._held.memory_bytes())
+
+
+@register_strategy("hybrid")
+def hybrid(**arguments: Any) -> Hybrid:
+    """Hybrid with replay's memory of real lumisections."""
+    return Hybrid("hybrid", Replay, **arguments)

@@ -1,8 +1,9 @@
-"""Joint: a new model, trained on every run seen so far, read again from the archive. The bound that others are held against.
+"""Joint: a new network, trained on all runs seen so far, read again from the archive.
 
-    L = mean over classes c of CE(f(x), c),    x from any run
+    L = mean over classes c of CE(f(x), c),    x from run c
 
-It keeps nothing and asks for everything, so the memory budget does not apply. Its steps grow with the number of runs.
+f: the network's logits. The bound that other strategies are compared with: it keeps nothing and reads every run again, so the
+memory budget does not apply. The steps of a training grow with the number of runs.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ from __future__ import annotations
 import numpy as np
 
 from dqmstream.learners.gradient.method import Method, PastCounts
+from dqmstream.learners.gradient.strategy import register_method
 
 
+@register_method("joint")
 class Joint(Method):
-    """Reads all runs again for every training."""
+    """Reads all runs again for every training, and starts each from new weights."""
 
     name = "joint"
     starts_afresh = True

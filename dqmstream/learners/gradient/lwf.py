@@ -1,10 +1,10 @@
-"""Learning without forgetting: the model as it was before a run teaches the model that learns it, on the new run's rows.
+"""Learning without forgetting: the network before the run teaches the network that learns it, on the new run's lumisections.
 
     L = CE(f(x), y) + strength T² KL(softmax(f°(x)[old] / T) || softmax(f(x)[old] / T)),    x from the new run
 
-f° is the model before the run, asked for the same noisy rows. Source: Li and Hoiem 2017 (arXiv:1606.09282), with the
-distillation of Hinton et al. 2015 (arXiv:1503.02531). It keeps no data. As with every method that trains on the new run alone,
-the new row of the head is free to win everywhere; and the teacher from the third on passes on that its newest run did.
+f: the network's logits; f°: those of the network before the run, for the same noisy x; [old]: the classes known then; T:
+temperature. Sources: Li and Hoiem 2017 (arXiv:1606.09282); distillation by Hinton et al. 2015 (arXiv:1503.02531). It keeps no
+data.
 """
 
 from __future__ import annotations
@@ -17,21 +17,23 @@ from torch import Tensor
 from torch.func import functional_call
 
 from dqmstream.learners.gradient.method import Method
+from dqmstream.learners.gradient.strategy import register_method
 from dqmstream.learners.gradient.trainer import RunTemplate
 from dqmstream.learners.networks.base import Network
 
 
+@register_method("lwf")
 class Lwf(Method):
-    """The old weights stand beside the new ones in a training, from the third run on; between trainings nothing is kept."""
+    """Holds the old weights during a training, from the third run on; keeps nothing between trainings."""
 
     name = "lwf"
     teacher: Mapping[str, Tensor] | None = None
     """Weights and buffers before the run, by name."""
     _teacher_bytes = 0
-    _asked = 0
+    _beside = 0
 
     def before_training_exp(self, strategy: RunTemplate, **kwargs: object) -> None:
-        self._asked = 0
+        self._beside = 0
         if strategy.model.classes > 2:
             self.teacher = {name: tensor.detach().clone() for name, tensor in strategy.model.state_dict().items()}
             self._teacher_bytes = sum(weight.nbytes for weight in self.teacher.values())
@@ -42,7 +44,7 @@ class Lwf(Method):
             strategy.model.eval()
             self._taught_BC: Tensor = functional_call(strategy.model, self.teacher, (strategy.mb_x,))
             strategy.model.train()
-            self._asked += len(strategy.mb_x)
+            self._beside += len(strategy.mb_x)
 
     def before_backward(self, strategy: RunTemplate, **kwargs: object) -> None:
         if self.teacher is not None:
@@ -54,20 +56,20 @@ class Lwf(Method):
         self.teacher = None
 
     def lumisections_beside(self) -> int:
-        """The teacher goes forward alone, which is a third of a step."""
-        return self._asked // 3
+        """A third of the teacher's forward passes: a step is a forward and a backward pass, which costs twice as much."""
+        return self._beside // 3
 
     def restore(self, state: Mapping[str, np.ndarray], model: Network) -> None:
         super().restore(state, model)
         self._teacher_bytes = sum(tensor.nbytes for tensor in model.state_dict().values()) if model.classes > 2 else 0
 
     def state_bytes(self) -> int:
-        """Of the teacher in the last training."""
+        """Bytes of the teacher of the last training."""
         return self._teacher_bytes
 
 
 def distillation(student_BC: Tensor, teacher_BC: Tensor, temperature: float) -> Tensor:
-    """T² KL(teacher || student) at a temperature, the mean over rows; both are logits."""
+    """T² KL(teacher || student) at temperature T, the mean over rows, from logits (B, C)."""
     target_BC = (teacher_BC / temperature).log_softmax(dim=1)
     given_BC = (student_BC / temperature).log_softmax(dim=1)
     kl = torch.nn.functional.kl_div(given_BC, target_BC, reduction="batchmean", log_target=True)

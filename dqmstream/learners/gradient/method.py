@@ -1,4 +1,4 @@
-"""What a gradient method decides: which lumisections a training sees, what is added to its loss, what is kept afterwards."""
+"""A gradient method: which lumisections a training sees, what is added to its loss, and what is kept afterwards."""
 
 from __future__ import annotations
 
@@ -18,36 +18,39 @@ PastCounts = Callable[[int], np.ndarray]
 
 
 class Method(SupervisedPlugin):
-    """A method without any help: the base of all, an Avalanche plugin whose callbacks take part in training."""
+    """Base of all methods, and an Avalanche plugin: its callbacks (`before_backward`, ...) take part in training.
+
+    As it stands it trains on the new run alone and keeps nothing. `name` must be set; all else may be overridden.
+    """
 
     name: ClassVar[str]
     starts_afresh: ClassVar[bool] = False
-    """Whether each training begins with a new model."""
+    """Whether each training begins with a new network."""
 
     def __init__(self, recipe: Recipe, seed: int, memory_bytes: int) -> None:
-        """memory_bytes: of what is kept, for the whole stream; a strategy around it may set `budget_bytes` to less."""
+        """memory_bytes: budget for what is kept, for the whole stream. A strategy may lower `budget_bytes` later."""
         super().__init__()
         self.recipe = recipe
         self.seed = seed
         self.budget_bytes = memory_bytes
 
     def material(self, experience: int, counts: np.ndarray, past: PastCounts) -> dict[int, np.ndarray]:
-        """Counts (n, live) to train on, by class, from those of the new run. The first training has two runs."""
+        """Counts (n, live) to train on, by class. counts: of the new run. The first training has two runs."""
         return {0: past(0), 1: counts} if experience == 1 else {experience: counts}
 
     def steps(self, classes: int) -> int:
-        """Length of a training that ends with so many classes."""
+        """Steps of a training at whose end the network has so many classes."""
         return self.recipe.steps
 
     def lumisections_beside(self) -> int:
-        """Lumisections that go forward and backward beside the steps of a training, in order to find what to keep."""
+        """Lumisections that went forward and backward beside the batches of the last training, for the count of FLOPs."""
         return 0
 
     def keep(self, experience: int, counts: np.ndarray, reference: Reference) -> None:
-        """Called when an experience has been learnt, the first too, with the counts (n, live) of the live channels."""
+        """Called after each experience, the first too, with the counts (n, live) of its train part."""
 
     def notes(self) -> dict[str, float]:
-        """What the history is to record of what is kept."""
+        """Figures for the history about what is kept."""
         return {}
 
     def state(self) -> dict[str, np.ndarray]:
@@ -55,12 +58,14 @@ class Method(SupervisedPlugin):
         return {}
 
     def restore(self, state: Mapping[str, np.ndarray], model: Network) -> None:
-        """Take back what `state` gave; model: as it was then. Raises StateError for what does not belong to it."""
+        """Take back what `state` gave. model: the network of that state. Raises StateError for a damaged state."""
         if state:
             raise StateError(f"{self.name} keeps nothing, but the state holds {', '.join(sorted(state))}")
 
     def memory_bytes(self) -> int:
+        """Bytes kept of past data."""
         return 0
 
     def state_bytes(self) -> int:
+        """Bytes of all else that is kept (Fisher information, a teacher)."""
         return 0

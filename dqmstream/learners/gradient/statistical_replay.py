@@ -1,12 +1,10 @@
-"""Statistical replay: no past lumisection is kept, all are redrawn from what the statistical memory knows of each run.
+"""Statistical replay: no past lumisection is kept; all are redrawn from the statistical memory's 1 kB a run.
 
     L = mean over classes c of CE(f(x), c),    x redrawn from the statistics of run c
 
-1 kB a run (`learners.closed_form.statistical`) give as many lumisections as a training takes, each seen once, so none is
-learnt by heart.
-All are drawn under conditions of the new run, and the new run is redrawn as well: what sets drawn lumisections apart from real
-ones, and luminosity, are then the same in every class. Generative replay (Shin et al. 2017, arXiv:1705.08690) with a closed
-form in place of the generator, which therefore forgets nothing.
+f: the network's logits; statistics: `learners.closed_form.statistical`. Each lumisection is seen once. All are drawn under
+conditions of the new run, and the new run is redrawn too, so that neither luminosity nor the redrawing differs between classes.
+Generative replay (Shin et al. 2017, arXiv:1705.08690) with a closed form as the generator, which does not forget.
 """
 
 from __future__ import annotations
@@ -18,26 +16,28 @@ import numpy as np
 
 from dqmstream.learners.closed_form.statistical import Statistical
 from dqmstream.learners.gradient.method import Method, PastCounts
+from dqmstream.learners.gradient.naive import Naive
 from dqmstream.learners.gradient.strategy import DeepStrategy
 from dqmstream.learners.maps import Maps
+from dqmstream.learners.registry import register_strategy
 from dqmstream.learners.saved_state import prefixed, within
 from dqmstream.learners.strategy import LearnLog, Past, Watch
 from dqmstream.lumisection import Geometry
 
 _DRAWS = 1
-"""Sets the draws of a training apart from other uses of the strategy's seed."""
+"""Part of the seed of a training's draws."""
 
 
 class StatisticalReplay(DeepStrategy):
-    """A gradient strategy that is taught by the statistical memory it carries."""
+    """Trains a network on lumisections redrawn from a statistical memory."""
 
     share_method: ClassVar[float] = 0.0
-    """Of the budget, what the method keeps at most. The statistics have what they need before it."""
+    """Largest part of the budget for what the method keeps. The statistics come first."""
 
     def __init__(
         self, name: str, method: type[Method], *, geometry: Geometry, seed: int, memory_bytes: int, **network: Any
     ) -> None:
-        """memory_bytes: of all that is kept. network: recipe and device; all else as in `DeepStrategy`."""
+        """memory_bytes: budget for all that is kept. network: `recipe` and `device`. All else as in `DeepStrategy`."""
         beside_bytes = memory_bytes - int(self.share_method * memory_bytes)
         super().__init__(
             name, method, geometry=geometry, seed=seed, memory_bytes=memory_bytes, beside_bytes=beside_bytes, **network
@@ -54,7 +54,7 @@ class StatisticalReplay(DeepStrategy):
         return log
 
     def _share_out(self) -> None:
-        """Leave to all else what the statistics do not need."""
+        """Give the bytes that the statistics do not use to what else is kept."""
 
     def _material(self, experience: int, counts: np.ndarray, past: PastCounts) -> Mapping[int, np.ndarray]:
         classes = experience + 1
@@ -77,3 +77,9 @@ class StatisticalReplay(DeepStrategy):
 
     def state_bytes(self) -> int:
         return super().state_bytes() + self.statistical.state_bytes()
+
+
+@register_strategy("statistical_replay")
+def statistical_replay(**arguments: Any) -> StatisticalReplay:
+    """Statistical replay that keeps no lumisection."""
+    return StatisticalReplay("statistical_replay", Naive, **arguments)

@@ -1,8 +1,7 @@
-"""Avalanche's training loop on our data path: whole batches from tensors that lie ready, a budget of steps, nothing kept.
+"""Avalanche's training template on our own data path: batches from tensors in memory, and a fixed number of steps.
 
-The template is cheap and its callbacks are what methods hook into; its data path, dataset wrappers, metrics and optimizer
-bookkeeping are not used (measured: wrapping costs 5.7x with replay and keeps every past run in memory). An optimizer is made
-anew for each run, so a checkpoint needs no optimizer state; the head grows where we say, never because something was evaluated.
+Methods hook into Avalanche's callbacks. Its data loaders, dataset wrappers, metrics and optimizer bookkeeping are not used:
+they are slow, and keep every past run in memory. The optimizer is new for each run, so a checkpoint holds no optimizer state.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -26,35 +25,35 @@ from dqmstream.libraries import load_avalanche_paths
 
 load_avalanche_paths()
 with warnings.catch_warnings():
-    # Avalanche imports its GEM plugin, whose solver package warns that no solver is installed; we never call it.
+    # Avalanche imports its GEM plugin, whose solver package warns that no solver is installed; it is not used here.
     warnings.filterwarnings("ignore", message="no QP solver found", category=UserWarning)
     from avalanche.core import SupervisedPlugin
     from avalanche.training.templates import SupervisedTemplate
 
 
 WATCH_STEPS = 10
-"""Training steps between two calls of a watch."""
+"""Training steps between two calls of a `Watch`."""
 
 STEP_CALLBACKS = tuple(
     f"{when}_{what}" for what in ("training_iteration", "forward", "backward", "update") for when in ("before", "after")
 )
+"""Avalanche's callbacks within a training step."""
 
 UNDECAYED = ("position_ND", "pos_embed", "cls_token", "dist_token")
-"""Names of positions and tokens, ours and timm's."""
+"""Parameters of several axes without weight decay: positions and tokens, ours and timm's."""
 
 
 class Lesson:
-    """What one training sees: the residuals of some classes, drawn in batches in which every class has the same share.
+    """What one training sees: residuals of some classes, drawn in batches in which every class has the same share.
 
-    It takes the place of Avalanche's experience and data loader at once. Batches are drawn with replacement by a generator on
-    the CPU, so that without noise they are the same on every device. Noise is drawn where the rows lie: that of a batch of 1024
-    takes a CPU as long as a GPU takes for many steps.
+    It takes the place of Avalanche's experience and data loader. Batches are drawn with replacement by a generator on the CPU,
+    so that without noise they are the same on every device. Noise is drawn on the device, which is faster.
     """
 
     def __init__(
         self, residuals: Mapping[int, np.ndarray], recipe: Recipe, steps: int, device: torch.device, generator: torch.Generator
     ) -> None:
-        """residuals: class -> float32 (n, live), n > 0."""
+        """residuals: float32 (n, live), n > 0, by class."""
         sizes = [len(rows) for rows in residuals.values()]
         self.residuals_ML = torch.from_numpy(np.concatenate(list(residuals.values()))).to(device)
         self.label_M = torch.from_numpy(np.repeat(list(residuals), sizes)).to(device)
@@ -73,7 +72,7 @@ class Lesson:
         return len(self.label_M)
 
     def of(self, classes: Sequence[int]) -> Lesson:
-        """The same rows, steps and generator, with batches of these classes alone; each must be in the lesson."""
+        """A lesson with the same rows, steps and generator, whose batches are of these classes alone; it must have them all."""
         part = copy.copy(self)
         places = [self.classes.index(i) for i in classes]
         part.classes = list(classes)
@@ -84,15 +83,15 @@ class Lesson:
         """Residuals (B, L) and labels (B,), `steps` times."""
         batch = self._recipe.batch
         for step in range(self.steps):
-            # Going round the classes from where the last batch ended keeps shares equal where they do not divide the batch.
+            # Each batch starts at the class where the last one ended, so that shares are equal over many batches.
             which_B = (step * batch + torch.arange(batch)) % len(self._size_C)
             place_B = torch.rand(batch, generator=self.generator, dtype=torch.float64) * self._size_C[which_B]
-            # Without waiting: otherwise the host could not go on to the next step while the GPU is at this one.
+            # The host must not wait for the copy: it prepares the next step while the GPU computes this one.
             index_B = (self._start_C[which_B] + place_B.long()).to(self.label_M.device, non_blocking=True)
             yield [self.with_noise(self.residuals_ML[index_B]), self.label_M[index_B]]
 
     def with_noise(self, residuals_BL: Tensor) -> Tensor:
-        """Residuals (B, L) with the noise that the recipe's training adds, drawn anew."""
+        """Residuals (B, L) with new noise of the recipe's standard deviation."""
         if not self._recipe.noise:
             return residuals_BL
         noise_BL = torch.randn(residuals_BL.shape, generator=self._noise_generator, device=residuals_BL.device)
@@ -100,7 +99,7 @@ class Lesson:
 
 
 class _NoEvaluation(SupervisedPlugin):
-    """In the place of Avalanche's evaluation, which walks its metrics and loggers at every callback: we judge elsewhere."""
+    """No evaluation, in place of Avalanche's, which calls its metrics and loggers at every callback."""
 
     def get_last_metrics(self) -> dict[str, float]:
         return {}
@@ -109,12 +108,20 @@ class _NoEvaluation(SupervisedPlugin):
 class RunTemplate(SupervisedTemplate):
     """Trains a model on one lesson: cross-entropy and the routers' losses, AdamW, a cosine schedule with a warm-up.
 
-    On a GPU a step is recorded and replayed (`CapturedStep`) where the plugin takes no part in steps and nothing waits for the
-    host.
-    losses: the loss of each step, on the device, after `teach`. captured: whether the last steps were replayed.
+    On a GPU a step is recorded and replayed (`learners.gradient.cuda_graph`) if the plugin takes no part in steps and the step
+    does not make the host wait.
+
+    Attributes
+    ----------
+    losses
+        Loss of each step of the last `teach`, on the device.
+    captured
+        Whether steps of the last `teach` were recorded.
     """
 
     captured = False
+    experience: Lesson
+    model: Network
 
     def __init__(
         self,
@@ -124,13 +131,9 @@ class RunTemplate(SupervisedTemplate):
         device: torch.device,
         plugin: SupervisedPlugin,
         watch: Watch | None = None,
-        settle: Callable[[int], bool] | None = None,
         capture: bool = True,
     ) -> None:
-        """settle: called with the number of steps after each; where it says so the training ends.
-
-        capture: whether a step may be recorded.
-        """
+        """plugin: the method. watch: called every `WATCH_STEPS` steps but the last. capture: whether steps may be recorded."""
         super().__init__(
             model=model,
             optimizer=torch.optim.AdamW(model.parameters()),
@@ -143,17 +146,17 @@ class RunTemplate(SupervisedTemplate):
         )
         self.recipe = recipe
         self.losses: list[Tensor] = []
-        self._watch, self._settle = watch, settle
+        self._watch = watch
         self._capture = capture and device.type == "cuda" and not takes_part_in_steps(plugin)
 
     def teach(self, lesson: Lesson) -> None:
-        """Train on a lesson for all its steps."""
+        """Train on a lesson, for all of its steps."""
         self.losses = []
         self.train(lesson, eval_streams=[])
-        # An optimizer that has a schedule refers to itself, so what it holds would stay until Python looks for such cycles.
+        # An optimizer with a schedule is part of a reference cycle, so its state would live until the next garbage collection.
         self.optimizer.state.clear()
         self.optimizer.param_groups.clear()
-        # Gradients of a recorded step keep the memory of all of it.
+        # Gradients of a recorded step keep all of its memory alive.
         self.model.zero_grad()
 
     def train_dataset_adaptation(self, **kwargs: Any) -> None:
@@ -171,10 +174,10 @@ class RunTemplate(SupervisedTemplate):
         groups = decay_groups(self.model, recipe.weight_decay)
         self.optimizer = torch.optim.AdamW(groups, lr=lr, fused=self.device.type == "cuda" or None)
         self._schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: rate_at(step, total, recipe))
-        self.optimized_param_id: dict[str, Tensor] = {}  # Avalanche makes another optimizer while this is None
+        self.optimized_param_id: dict[str, Tensor] = {}  # Avalanche makes another optimizer if this is None
 
     def training_epoch(self, **kwargs: Any) -> None:
-        """Avalanche's own, but that steps may be recorded; see `_step` for what is in one."""
+        """One pass over the lesson's batches, as Avalanche's own, with steps that may be recorded."""
         captured = CapturedStep(self._step, self._before_capture) if self._capture else None
         with on_stream_of_captures(self.device) if captured else nullcontext():
             for batch in self.dataloader:
@@ -182,14 +185,14 @@ class RunTemplate(SupervisedTemplate):
                     break
                 self.losses.append((captured or self._step)(batch))
                 self._schedule.step()
-                self._look_up()
+                self._call_watch()
         self.captured = captured is not None and captured.captured
 
     def _step(self, batch: Sequence[Tensor]) -> Tensor:
-        """Train with one batch, which may go through the network in parts, whose gradients are added. The loss, detached.
+        """Train on one batch, which may go through the network in parts whose gradients are added. Returns the detached loss.
 
-        Callbacks around forward and backward see each part; those around an iteration and an update, and `after_backward`,
-        come once a batch. What is added to the loss in `before_backward` counts once a batch too.
+        Callbacks around forward and backward are called for each part; those around the iteration and the update, and
+        `after_backward`, once a batch. What a callback adds to the loss of a part is weighted as the part's own loss is.
         """
         self.mbatch = batch
         self._unpack_minibatch()
@@ -230,29 +233,23 @@ class RunTemplate(SupervisedTemplate):
     def criterion(self) -> Tensor:
         return super().criterion() + self.model.auxiliary_loss()
 
-    def _look_up(self) -> None:
-        """After a step: may the training end, and is it to be watched?"""
-        if self._settle is not None and self._settle(len(self.losses)):
-            self.stop_training()
+    def _call_watch(self) -> None:
+        """Call the watch if it is due, with the model in evaluation mode and a random state of its own."""
+        if self._watch is None or len(self.losses) % WATCH_STEPS or len(self.losses) == self.experience.steps:
             return
-        if self._watch is not None and len(self.losses) % WATCH_STEPS == 0 and len(self.losses) < self.experience.steps:
-            self._be_watched(self._watch)
-
-    def _be_watched(self, watch: Watch) -> None:
-        """Let it look at the model in evaluation mode; nothing that the training depends on has changed afterwards."""
         self.model.eval()
         with torch.random.fork_rng(), torch.no_grad():
-            watch()
+            self._watch()
         self.model.train()
 
 
 def takes_part_in_steps(plugin: SupervisedPlugin) -> bool:
-    """Whether a plugin has a callback of its own within a training step."""
+    """Whether a plugin has a callback within a training step."""
     return any(getattr(type(plugin), name) is not getattr(SupervisedPlugin, name) for name in STEP_CALLBACKS)
 
 
 def rate_at(step: int, total: int, recipe: Recipe) -> float:
-    """Learning rate of a step over the recipe's: it rises in the warm-up, and falls as a cosine where the recipe says so."""
+    """Learning rate of a step over the recipe's: linear in the warm-up, then constant or a cosine."""
     rising = max(int(recipe.warmup * total), 1)
     if step < rising or not recipe.cosine:
         return min(1.0, (step + 1) / rising)
@@ -260,7 +257,7 @@ def rate_at(step: int, total: int, recipe: Recipe) -> float:
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay; biases, norms, positions and tokens do not. Where those have several axes, their name decides."""
+    """Parameter groups of the optimizer: matrices decay; biases, norms and `UNDECAYED` do not."""
     decayed: list[nn.Parameter] = []
     free: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():

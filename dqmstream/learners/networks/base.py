@@ -1,4 +1,4 @@
-"""What every network is: numbers of the live channels in, a logit for each known run out, and a head that grows.
+"""What every network is: residuals of the live channels in, a logit for each known run out, and a head that grows.
 
 B lumisections, L live channels, F features, C classes.
 """
@@ -16,7 +16,7 @@ from dqmstream.learners.response.reference import Reference
 
 
 class GrowingLinear(nn.Module):
-    """A linear map to as many outputs as there are classes; a new one starts at zero, and leaves the old ones as they are."""
+    """A linear map with one output a class. Weights of new classes are zero; those of old ones stay as they are."""
 
     def __init__(self, features: int, bias: bool) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class GrowingLinear(nn.Module):
         return nn.functional.linear(x_BF, self.weight, self.bias)
 
     def grow(self, classes: int) -> None:
-        """Have `classes` outputs. Raises ValueError for fewer than there are."""
+        """Grow to `classes` outputs. Raises ValueError if there are more already."""
         new = classes - len(self.weight)
         if new < 0:
             raise ValueError(f"a head of {len(self.weight)} classes cannot shrink to {classes}")
@@ -40,7 +40,7 @@ class GrowingLinear(nn.Module):
 class Network(nn.Module, ABC):
     """Residuals (B, L) to logits (B, C); C is 0 until `grow` is called.
 
-    A row of logits depends on its own residuals alone.
+    The logits of a lumisection depend on its own residuals alone. A subclass defines `forward` and `heads`.
     """
 
     def __init__(self, live: np.ndarray) -> None:
@@ -56,10 +56,10 @@ class Network(nn.Module, ABC):
 
     @abstractmethod
     def heads(self) -> list[GrowingLinear]:
-        """The linear maps whose sum the logits are, or of an ensemble's members, of which the logits are the mean."""
+        """The linear maps that the logits are the sum of; of an ensemble, those of all members."""
 
     def inputs(self, reference: Reference, counts: np.ndarray) -> np.ndarray:
-        """What goes into `forward`, float32 (n, L), from counts of the live channels (n, L): their residuals."""
+        """Input of `forward`, float32 (n, L), from counts of the live channels (n, L): their residuals."""
         return reference.residuals_of_live(counts)
 
     def routers(self) -> list[Router]:
@@ -67,18 +67,18 @@ class Network(nn.Module, ABC):
         return []
 
     def auxiliary_loss(self) -> Tensor | float:
-        """Sum of what the routers add to the loss of the last forward in training."""
+        """What is to be added to the loss of the last forward pass in training."""
         losses = [router.auxiliary_loss for router in self.routers()]
         return sum(loss for loss in losses if loss is not None)
 
     def after_step(self) -> None:
-        """To be called after each training step."""
+        """Called after each training step."""
         for router in self.routers():
             router.after_step()
 
     @property
     def channels(self) -> int:
-        """Live channels that the input has."""
+        """Number of live channels."""
         return len(self.cell_L)
 
     @property
@@ -90,7 +90,7 @@ class Network(nn.Module, ABC):
         return len(self.heads()[0].weight)
 
     def grow(self, classes: int) -> None:
-        """Have a head of `classes` rows: the old ones exactly as they were, the new ones zero."""
+        """Grow the head to `classes`. Raises ValueError if there are more already."""
         for head in self.heads():
             head.grow(classes)
 

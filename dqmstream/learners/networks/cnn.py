@@ -1,9 +1,9 @@
-"""A small convolutional network on the map of residuals: what the earlier studies used, as the deep baseline of every table.
+"""A small convolutional network on the map of residuals, the deep baseline of the benchmark tables.
 
-Convolutions go round in iphi, which is periodic, and end in ieta, which is not. The head reads the features of all places side
-by side: an average over the map loses what one channel says.
+The head reads the features of all places: their average would lose what a single channel says. Convolutions are circular in
+iphi, which is periodic, and zero-padded in ieta.
 
-B lumisections, L live channels, F features, R x S a map, C classes.
+B lumisections, L live channels, F features, R x S places of a map, C classes.
 """
 
 from __future__ import annotations
@@ -17,24 +17,28 @@ from torch.nn import functional
 
 from dqmstream.learners.networks.base import GrowingLinear, Network
 from dqmstream.learners.networks.recipe import Recipe
+from dqmstream.learners.networks.registry import register_network
 
 
+@register_network("cnn")
 class CNN(Network):
-    """3 x 3 convolutions, each halving the map and followed by a ReLU, and a linear head over all that comes out.
+    """3 x 3 convolutions of stride 2, each followed by a ReLU, and a linear head on all places of the last map.
 
-    Rows of the map that are more than one cell away from every live channel are left out: 26 stay of HE's 64.
+    Rows more than one cell away from every live channel are left out: of HE's 64 rows 26 stay.
     """
 
     def __init__(self, live: np.ndarray, recipe: Recipe) -> None:
         super().__init__(live)
         near_R = np.convolve(live.any(axis=(0, 2)), np.ones(3), mode="same") > 0
+        self.row_R: Tensor
         self.register_buffer("row_R", torch.from_numpy(np.flatnonzero(near_R)), persistent=False)
         widths = (live.shape[0], *recipe.cnn_widths)
         self.convolutions = nn.ModuleList(
             nn.Conv2d(wide, next_, 3, stride=2, padding=(1, 0)) for wide, next_ in pairwise(widths)
         )
         for convolution in self.convolutions:
-            nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
+            if isinstance(convolution, nn.Conv2d):
+                nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
         rows, columns = len(self.row_R), live.shape[2]
         for _ in recipe.cnn_widths:
             rows, columns = -(-rows // 2), -(-columns // 2)
@@ -45,7 +49,7 @@ class CNN(Network):
         x_BFRS = self.to_map(residuals_BL).index_select(2, self.row_R)
         for convolution in self.convolutions:
             x_BFRS = convolution(functional.pad(x_BFRS, (1, 1, 0, 0), mode="circular")).relu()
-        logits_BC = self.head(x_BFRS.flatten(1))
+        logits_BC: Tensor = self.head(x_BFRS.flatten(1))
         return logits_BC if self.skip is None else logits_BC + self.skip(residuals_BL)
 
     def heads(self) -> list[GrowingLinear]:

@@ -1,4 +1,4 @@
-"""The simplest network: a weight for each live channel and run, which is what an open head makes of single channels.
+"""The linear network: one weight for each live channel and class.
 
 B lumisections, L live channels, C classes.
 """
@@ -10,10 +10,12 @@ from torch import Tensor
 
 from dqmstream.learners.networks.base import GrowingLinear, Network
 from dqmstream.learners.networks.recipe import Recipe
+from dqmstream.learners.networks.registry import register_network
 
 
+@register_network("linear")
 class Linear(Network):
-    """Multinomial logistic regression on the residuals, trained by the steps of any other network."""
+    """Multinomial logistic regression on the residuals, trained by gradient steps."""
 
     def __init__(self, live: np.ndarray, recipe: Recipe) -> None:
         super().__init__(live)

@@ -1,7 +1,7 @@
-"""The reference recipe of the earlier studies: vit_base_patch16_224 without pretrained weights, on counts scaled to about 0-1.
+"""The second study's network: timm's vit_base_patch16_224 without pretrained weights, on counts scaled to about 0-1.
 
-What it is held against is 25 times as much work a lumisection. The maps are padded with zeros from 64 x 72 to 64 x 76 and
-resized to 224 x 224; the head reads the class token. Adam at 1e-4, batches of 250: `learners.networks.recipe.STUDY`.
+Maps are padded with zeros from 64 x 72 to 64 x 76 and resized to 224 x 224; the head reads the class token. The study trained
+it with Adam at 1e-4 and batches of 250: `learners.networks.recipe.STUDY_RECIPE`.
 
 B lumisections, L live channels, C classes.
 """
@@ -14,13 +14,15 @@ from torch import Tensor, nn
 
 from dqmstream.learners.networks.base import GrowingLinear, Network
 from dqmstream.learners.networks.recipe import Recipe
+from dqmstream.learners.networks.registry import register_network
 from dqmstream.learners.response.reference import Reference
 
 PIXELS, PATCH, PADDED_IPHI = 224, 16, 76
 
 
+@register_network("study_vit")
 class StudyViT(Network):
-    """timm's vision transformer, one input channel a depth; with the width, depth and heads of `STUDY` it is ViT-B/16."""
+    """timm's VisionTransformer with one input channel a depth; with `STUDY_RECIPE` it is ViT-B/16."""
 
     def __init__(self, live: np.ndarray, recipe: Recipe) -> None:
         super().__init__(live)

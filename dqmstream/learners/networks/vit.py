@@ -1,8 +1,8 @@
-"""The deep learner's own network: a vision transformer, with Mixtures of Experts, whose head sees every token in its place.
+"""The default network: a vision transformer with Mixtures of Experts, whose head reads all tokens in their places.
 
-Its input are residuals to the reference, one number for each live channel. Measured: averaging the tokens, or reading a class
-token, loses what a single channel says, so the head reads all of them side by side. What one channel says alone takes a short
-way, a linear map from the residuals to the logits; what several say together takes the transformer.
+Its input is one residual for each live channel. The head reads all tokens, because their average and a class token lose what a
+single channel says. A linear map from the residuals to the logits (`linear_skip`) carries what single channels say; the
+transformer carries what several say together.
 
 B lumisections, L live channels, N tokens, P cells of a token's patch, D width, C classes.
 """
@@ -19,17 +19,19 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from dqmstream.learners.networks.base import GrowingLinear, Network
+from dqmstream.learners.networks.moe.config import MoEConfig
 from dqmstream.learners.networks.moe.layer import MoE
 from dqmstream.learners.networks.moe.routers import Router
 from dqmstream.learners.networks.recipe import Recipe
+from dqmstream.learners.networks.registry import register_network
 from dqmstream.lumisection import N_IPHI
 
 
 class Tokens(nn.Module):
-    """Residuals (B, L) to tokens (B, N, D): a linear map of each patch's cells, zero where nothing is live.
+    """Residuals (B, L) to tokens (B, N, D): a linear map of the cells of each patch, which are zero where nothing is live.
 
-    Patches begin `shift` columns before the map does, and go round in iphi: of 32 x 4 cells and shifted by 2, each is a readout
-    box. Those in which no channel is live are left out: of HE's 64 patches of 8 x 9 only 32 hold one.
+    Patches begin `shift` columns before the map does, and are periodic in iphi: with 32 x 4 cells and a shift of 2, each is a
+    readout box. Patches without a live channel are left out: 32 of HE's 64 patches of 8 x 9 cells.
     """
 
     def __init__(self, live: np.ndarray, patch: tuple[int, int], shift: int, dim: int) -> None:
@@ -41,6 +43,7 @@ class Tokens(nn.Module):
         cell_L = (depth * high + row % high) * wide + column % wide
         patches, token_L = np.unique(patch_L, return_inverse=True)
         self.tokens, self.cells = len(patches), depths * high * wide
+        self.place_L: Tensor
         self.register_buffer("place_L", torch.from_numpy(token_L * self.cells + cell_L), persistent=False)
         self.embed = nn.Linear(self.cells, dim)
 
@@ -52,13 +55,10 @@ class Tokens(nn.Module):
 
 
 class ViT(Network):
-    """A `Network` of tokens, each a patch of cells; depths are the input's channels.
+    """A transformer over patches of cells; the recipe's `readout` says what the head reads of its tokens."""
 
-    What the head reads is the recipe's `readout`: all tokens in their places, their mean, or a token for the class.
-    """
-
-    def __init__(self, live: np.ndarray, recipe: Recipe, chosen_mlp: Callable[..., nn.Module]) -> None:
-        """chosen_mlp: made, as timm makes an Mlp, in the blocks that the recipe names in `moe_blocks`; others have an Mlp."""
+    def __init__(self, live: np.ndarray, recipe: Recipe, moe_layer: Callable[..., nn.Module]) -> None:
+        """moe_layer: in place of the MLP of the recipe's `moe_blocks`, called as timm's Block calls its `mlp_layer`."""
         super().__init__(live)
         dim = recipe.dim
         self.tokens = Tokens(live, recipe.patch, recipe.patch_shift, dim)
@@ -66,7 +66,7 @@ class ViT(Network):
         self.class_D = nn.Parameter(nn.init.trunc_normal_(torch.empty(dim), std=0.02)) if recipe.readout == "class" else None
         block = partial(Block, dim, recipe.heads, mlp_ratio=recipe.mlp_ratio, qkv_bias=True)
         self.blocks = nn.ModuleList(
-            block(mlp_layer=chosen_mlp) if i in recipe.moe_blocks else block() for i in range(recipe.depth)
+            block(mlp_layer=moe_layer) if i in recipe.moe_blocks else block() for i in range(recipe.depth)
         )
         self._routers = [module for module in self.modules() if isinstance(module, Router)]
         self.norm = nn.LayerNorm(dim)
@@ -80,7 +80,7 @@ class ViT(Network):
             x_BND = torch.cat([self.class_D.expand(len(x_BND), 1, -1), x_BND], dim=1)
         for block in self.blocks:
             x_BND = block(x_BND)
-        logits_BC = self.head(self._read(self.norm(x_BND)))
+        logits_BC: Tensor = self.head(self._read(self.norm(x_BND)))
         return logits_BC if self.skip is None else logits_BC + self.skip(residuals_BL)
 
     def heads(self) -> list[GrowingLinear]:
@@ -95,16 +95,28 @@ READOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "mean": lambda x_BND: x_BND.mean(dim=1),
     "class": lambda x_BND: x_BND[:, 0],
 }
-"""What the head reads of the tokens (B, N, D), by the name that a recipe has for it."""
+"""What the head reads of the tokens (B, N, D), by the name that a recipe gives."""
 
 
+@register_network("moe_vit")
 def moe_vit(live: np.ndarray, recipe: Recipe) -> ViT:
-    """With a Mixture of Experts in the blocks that the recipe names."""
-    return ViT(live, recipe, partial(MoE, recipe=recipe))
+    """A transformer with a Mixture of Experts in the blocks that the recipe names."""
+    config = MoEConfig(
+        experts=recipe.experts,
+        top_k=recipe.top_k,
+        shared_expert=recipe.shared_expert,
+        router=recipe.router,
+        aux_weight=recipe.aux_weight,
+        z_weight=recipe.z_weight,
+        bias_rate=recipe.bias_rate,
+        places=recipe.places,
+    )
+    return ViT(live, recipe, partial(MoE, config=config))
 
 
+@register_network("vit")
 def plain_vit(live: np.ndarray, recipe: Recipe) -> ViT:
-    """With one MLP in their place, as wide as all experts together that a token goes through: the same operations."""
+    """A transformer with an MLP in those blocks, as wide as all experts of a token together: the same operations."""
 
     def wide_mlp(in_features: int, hidden_features: int, **more: object) -> nn.Module:
         return Mlp(in_features, hidden_features * (recipe.top_k + recipe.shared_expert), **more)

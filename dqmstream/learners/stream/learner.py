@@ -30,7 +30,7 @@ from dqmstream.learners.evaluation.stability_gap import Watcher
 from dqmstream.learners.learnable import why_left_out
 from dqmstream.learners.maps import RunData
 from dqmstream.learners.monitoring.novelty import Novelty
-from dqmstream.learners.registry import STREAMING, make_strategy, recipe_changes, recipe_of, resolve
+from dqmstream.learners.registry import LIVE_BASELINES, make_strategy, recipe_changes, recipe_of, resolve
 from dqmstream.learners.stream import checkpoint
 from dqmstream.learners.stream.experience import Clock
 from dqmstream.learners.stream.learned import Taught
@@ -111,7 +111,7 @@ class Learner:
         )
         self._taught = Taught(
             self.strategy,
-            {name: make_strategy(name, geometry=archive.geometry, seed=settings.seed) for name in STREAMING},
+            {name: make_strategy(name, geometry=archive.geometry, seed=settings.seed) for name in LIVE_BASELINES},
             Novelty(archive.geometry, settings.seed),
             Evaluator(settings.evaluation_samples),
             Watcher(settings.watch_samples) if settings.watch_samples else None,

@@ -18,8 +18,8 @@ from dqmstream.learners.memory.merging import NearestRows, merged_rows
 from dqmstream.learners.monitoring.drift import most_alike
 from dqmstream.learners.monitoring.novelty import Novelty
 from dqmstream.learners.monitoring.stretches import WINDOW
+from dqmstream.learners.networks.build import build
 from dqmstream.learners.networks.recipe import Recipe
-from dqmstream.learners.networks.registry import build
 from dqmstream.learners.registry import make_strategy
 from dqmstream.learners.response.reference import Reference
 from dqmstream.learners.splits import Part

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from scipy.special import log_softmax
 from sklearn import metrics
 
+from dqmstream.learners.closed_form.gain_map import GainMap
 from dqmstream.learners.evaluation.evaluator import NOTICED, VALIDATION_SHARE, Evaluator, Scores, auc, evaluate_row, roc_curve
 from dqmstream.learners.maps import Maps, RunData
 from dqmstream.learners.monitoring.novelty import NewRunScores
-from dqmstream.learners.registry import STREAMING
 from dqmstream.learners.splits import Part, assign
 from dqmstream.lumisection import Geometry
 from tests.learners.streams import make_stream, reader
@@ -154,7 +154,7 @@ def test_validation_stays_within_its_budget_when_there_are_more_runs() -> None:
 
 def test_a_run_is_judged_before_it_is_learnt_by_what_was_just_said_of_the_others() -> None:
     stream = make_stream(5, drift=0.003, n=400)
-    strategy = STREAMING["gain_map"](Geometry(1), 0)
+    strategy = GainMap(Geometry(1), 0)
     asked, not_asked = Evaluator(50), Evaluator(50)
     for number, run in enumerate(stream):
         if number >= 2:

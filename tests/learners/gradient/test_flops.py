@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from dqmstream.learners.gradient.flops import step_flops
+from dqmstream.learners.networks.build import build
+from dqmstream.learners.networks.moe.config import MoEConfig
 from dqmstream.learners.networks.moe.layer import MoE
-from dqmstream.learners.networks.recipe import CNN, Recipe
-from dqmstream.learners.networks.registry import build
+from dqmstream.learners.networks.recipe import CNN_RECIPE, Recipe
 from dqmstream.learners.registry import make_strategy
 from dqmstream.lumisection import Geometry, he_depth1_mask
 from tests.learners.streams import make_stream, reader
@@ -33,11 +34,11 @@ def test_a_mixture_of_experts(experts: int, top_k: int) -> None:
     router, layer = 2 * tokens * width * experts, 2 * tokens * top_k * width * hidden
     # Router and first layer: forward and weights; second layer: the gradient of its input too.
     by_hand = 2 * router + 2 * layer + 3 * layer
-    assert step_flops(MoE(width, hidden, recipe=Recipe(experts=experts, top_k=top_k)), tokens, width, CPU) == by_hand
+    assert step_flops(MoE(width, hidden, config=MoEConfig(experts=experts, top_k=top_k)), tokens, width, CPU) == by_hand
 
 
 def test_convolutions() -> None:
-    model = build(he_depth1_mask()[None], replace(CNN, cnn_widths=(4, 6)))
+    model = build(he_depth1_mask()[None], replace(CNN_RECIPE, cnn_widths=(4, 6)))
     model.grow(2)
     # 26 rows come near a live channel; maps of 13 x 36 and 7 x 18 are made of them.
     first, second, head = 2 * 9 * 4 * 13 * 36, 2 * 9 * 4 * 6 * 7 * 18, 2 * 6 * 7 * 18 * 2

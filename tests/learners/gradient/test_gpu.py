@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dqmstream.learners.checks import check_strategy
-from dqmstream.learners.gradient.cuda_graph import AS_EVER
+from dqmstream.learners.gradient.cuda_graph import UNRECORDED
 from dqmstream.learners.gradient.ewc import Ewc
 from dqmstream.learners.gradient.flops import step_flops
 from dqmstream.learners.gradient.method import Method
@@ -18,13 +18,13 @@ from dqmstream.learners.gradient.naive import Naive
 from dqmstream.learners.gradient.replay import Replay
 from dqmstream.learners.gradient.trainer import Lesson, RunTemplate, takes_part_in_steps
 from dqmstream.learners.networks.base import Network
+from dqmstream.learners.networks.build import build
 from dqmstream.learners.networks.moe.experts import counted
-from dqmstream.learners.networks.recipe import CNN, Recipe
-from dqmstream.learners.networks.registry import build
+from dqmstream.learners.networks.recipe import CNN_RECIPE, Recipe
 from dqmstream.learners.registry import GRADIENT, make_strategy
 from dqmstream.learners.strategy import Strategy
 from dqmstream.lumisection import Geometry, he_depth1_mask
-from tests.learners.networks.test_vit import needs_cuda
+from tests.learners.networks.test_moe import needs_cuda
 from tests.learners.streams import accuracy, make_stream
 from tests.learners.test_strategies import BRIEF, BUDGET, EXEMPT, TINY
 
@@ -33,7 +33,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 NETWORKS = {
     "moe_vit": Recipe(),
     "vit": Recipe(model="vit"),
-    "cnn": CNN,
+    "cnn": CNN_RECIPE,
     "soft": Recipe(router="soft"),
     "balanced": Recipe(router="balanced", shared_expert=True),
 }
@@ -64,7 +64,7 @@ def test_methods_that_take_part_in_steps_are_known_by_their_callbacks() -> None:
     found = {
         name
         for name in GRADIENT
-        if not takes_part_in_steps(make_strategy(name, geometry=Geometry(1), seed=0, device="cpu")._method)  # type: ignore[attr-defined]
+        if not takes_part_in_steps(make_strategy(name, geometry=Geometry(1), seed=0, device="cpu").method)  # type: ignore[attr-defined]
     }
     assert found == set(RECORDED)
 
@@ -142,7 +142,7 @@ LESSONS = {
     "balanced": replace(STEPS, router="balanced"),
     "soft": replace(STEPS, router="soft"),
     "vit": replace(STEPS, model="vit"),
-    "cnn": replace(CNN, steps=30),
+    "cnn": replace(CNN_RECIPE, steps=30),
     "dropout": replace(STEPS, model="deit", dropout=0.3),
     "bf16": replace(STEPS, bf16=True),
     "large, bf16": replace(STEPS, dim=192, depth=2, batch=1024, steps=12, bf16=True),
@@ -161,7 +161,7 @@ def test_a_recorded_step_learns_what_it_would_have_learnt(name: str) -> None:
     recorded, usual = (taught(recipe, Naive, capture)[0] for capture in (True, False))
     assert recorded.captured
     assert not usual.captured
-    assert len(recorded.losses) == recipe.steps > AS_EVER
+    assert len(recorded.losses) == recipe.steps > UNRECORDED
     near = {"rtol": 0.1, "atol": 0.02} if recipe.bf16 else {"rtol": 1e-4, "atol": 1e-4}
     torch.testing.assert_close(torch.stack(recorded.losses), torch.stack(usual.losses), **near)
 

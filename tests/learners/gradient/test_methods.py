@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dqmstream.learners.gradient.agem import Agem, project
-from dqmstream.learners.gradient.der import SHARE_LOGITS, difference, padded
+from dqmstream.learners.gradient.der import SHARE_LOGITS, Der, difference, padded
 from dqmstream.learners.gradient.er_ace import incoming_loss
 from dqmstream.learners.gradient.lwf import Lwf, distillation
 from dqmstream.learners.gradient.trainer import Lesson
@@ -111,15 +111,15 @@ def test_der_compares_logits_on_the_classes_that_were_known() -> None:
 def test_der_stores_what_the_network_said_when_the_run_had_been_learnt() -> None:
     strategy = make("der")
     learn(strategy, STREAM[:3])
-    exemplars = strategy._method._memory.of(2).copy()
+    exemplars = strategy.method.exemplars()[2].copy()
     residuals = torch.from_numpy(strategy.reference.residuals_of_live(exemplars))
     with torch.no_grad():
-        said = strategy._model.eval()(residuals).numpy()
+        said = strategy.network.eval()(residuals).numpy()
     learn(strategy, STREAM[3:])
-    logits = strategy._method.logits
+    logits = strategy.method.logits
     assert [z.shape[1] for z in logits] == [2, 2, 3]
     np.testing.assert_allclose(logits[2], said[: len(logits[2])], rtol=2e-3, atol=2e-3)
-    assert len(logits[2]) == strategy._method.exemplars()[2], "no logits without their exemplar, no exemplar without its logits"
+    assert len(logits[2]) == len(exemplars), "no logits without their exemplar, no exemplar without its logits"
 
 
 def test_der_asks_for_its_logits_under_the_noise_of_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,38 +138,43 @@ def test_der_asks_for_its_logits_under_the_noise_of_the_training(monkeypatch: py
     asked.clear()
     learn(strategy, STREAM[2:3])
     assert len(asked) == 2 * BRIEF.steps, "a batch to learn, and one to hold"
-    exemplars = strategy.reference.residuals_of_live(np.concatenate([strategy._method._memory.of(i) for i in (0, 1)]))
+    exemplars = strategy.reference.residuals_of_live(np.concatenate(strategy.method.exemplars()[:2]))
     for held_BL in asked[1::2]:
         nearest = (held_BL[:, None] - torch.from_numpy(exemplars)).square().mean(dim=-1).amin(dim=1)
         assert (nearest > 1).all(), "a variance of 2.25 at least, but for what is cut"
 
 
-def test_der_keeps_its_logits_within_its_share_of_the_budget() -> None:
-    budget = 40_000
+def test_der_keeps_its_logits_within_its_share_of_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    budget, share = 40_000, 60  # as few bytes a run as hundreds of runs leave
+    assert int(SHARE_LOGITS * budget) > share
+    monkeypatch.setattr("dqmstream.learners.gradient.der.SHARE_LOGITS", share / budget)
     strategy = make("der", budget)
     for run in range(4):
         learn(strategy, STREAM[run : run + 1])
         assert strategy.memory_bytes() <= budget
-        strategy._method._logit_bytes = 60  # what hundreds of runs would leave to each
-    method = strategy._method
-    assert int(SHARE_LOGITS * budget) > 60 >= sum(kept.nbytes for kept in (*method.logits, *method.places))
+    method = strategy.method
+    assert sum(kept.nbytes for kept in (*method.logits, *method.places)) <= share
     assert [len(z) for z in method.logits] == [2, 2, 2]
 
 
 def test_der_follows_its_exemplars_when_a_reservoir_lets_some_go() -> None:
     strategy = make("der", 30_000, replace(BRIEF, memory="reservoir"))
     learn(strategy, STREAM[:3])
-    method = strategy._method
-    said = {
-        row.tobytes(): z for i in range(2) for row, z in zip(method._rows(i)[method.places[i]], method.logits[i], strict=True)
-    }
+    said = dict(_exemplars_and_logits(strategy.method))
     learn(strategy, STREAM[3:])
-    kept = [
-        (row.tobytes(), z) for i in range(2) for row, z in zip(method._rows(i)[method.places[i]], method.logits[i], strict=True)
-    ]
+    kept = _exemplars_and_logits(strategy.method)
     assert 0 < len(kept) < len(said)
     for row, z in kept:
         np.testing.assert_array_equal(z, said[row])
+
+
+def _exemplars_and_logits(method: Der) -> list[tuple[bytes, np.ndarray]]:
+    """Of the first two runs."""
+    return [
+        (row.tobytes(), z)
+        for i in range(2)
+        for row, z in zip(method.exemplars()[i].astype(np.float32)[method.places[i]], method.logits[i], strict=True)
+    ]
 
 
 def test_lwf_holds_its_teacher_still_and_lets_it_go(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,15 +189,15 @@ def test_lwf_holds_its_teacher_still_and_lets_it_go(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(Lwf, "after_training_exp", after)
     strategy = make("lwf")
     learn(strategy, STREAM[:2])
-    assert not seen and strategy._method.state_bytes() == 0
+    assert not seen and strategy.method.state_bytes() == 0
     before = {name[len("model.") :]: array for name, array in strategy.state().items() if name.startswith("model.")}
     learn(strategy, STREAM[2:3])
     ((teacher, weights),) = seen
     for name, array in before.items():
         np.testing.assert_array_equal(teacher[name][: len(array)], array)
     assert any(not torch.equal(teacher[name], weight) for name, weight in weights.items())
-    assert strategy._method.state_bytes() == sum(weight.nbytes for weight in weights.values())
-    assert strategy._method.teacher is None
+    assert strategy.method.state_bytes() == sum(weight.nbytes for weight in weights.values())
+    assert strategy.method.teacher is None
     resumed = make("lwf")
     resumed.restore(strategy.state())
     assert resumed.state_bytes() == strategy.state_bytes()

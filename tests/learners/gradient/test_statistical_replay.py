@@ -11,7 +11,7 @@ from dqmstream.experiments.simulator import stream
 from dqmstream.experiments.simulator.learner_input import as_run_data
 from dqmstream.learners.closed_form.statistical import Statistical
 from dqmstream.learners.maps import RunData
-from dqmstream.learners.networks.recipe import REDRAWN, Recipe
+from dqmstream.learners.networks.recipe import REDRAWN_RECIPE, Recipe
 from dqmstream.learners.registry import make_strategy
 from dqmstream.learners.splits import Part, Split
 from dqmstream.lumisection import Geometry
@@ -87,7 +87,7 @@ def test_runs_are_redrawn_under_conditions_that_they_never_had() -> None:
 def test_a_network_learns_of_redrawn_lumisections_what_few_real_ones_do_not_teach_it() -> None:
     """At 100 kB: 50 runs of statistics, or 53 lumisections of all runs."""
     runs = [as_run_data(run, Split()) for run in stream("small", seed=5, runs=4, lumisections=400)]
-    recipe = replace(REDRAWN, dim=16, depth=2, heads=2, experts=4, steps=40, lr=3e-3)
+    recipe = replace(REDRAWN_RECIPE, dim=16, depth=2, heads=2, experts=4, steps=40, lr=3e-3)
 
     def learns(name: str, recipe: Recipe) -> float:
         strategy = make_strategy(name, geometry=Geometry(1), seed=0, recipe=recipe, memory_bytes=100_000, device="cpu")

@@ -17,7 +17,7 @@ from dqmstream.learners.networks.backbones.cswin import CSwin, CSwinBlock, Strip
 from dqmstream.learners.networks.backbones.ensemble import Ensemble
 from dqmstream.learners.networks.backbones.families import FAMILIES
 from dqmstream.learners.networks.backbones.weights import save_weights
-from dqmstream.learners.networks.recipe import BACKBONES
+from dqmstream.learners.networks.registry import BACKBONES
 
 OCCUPANCY, PHOTONS, JETS = (1, 64, 72), (2, 32, 32), (3, 125, 125)
 

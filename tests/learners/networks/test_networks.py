@@ -12,8 +12,10 @@ from torch import Tensor
 from dqmstream.errors import InputError
 from dqmstream.learners.gradient.flops import step_flops
 from dqmstream.learners.networks.base import Network
-from dqmstream.learners.networks.recipe import BACKBONES, CNN, MODELS, READOUTS, ROUTERS, STUDY, Recipe
-from dqmstream.learners.networks.registry import NETWORKS, build
+from dqmstream.learners.networks.build import build
+from dqmstream.learners.networks.moe.config import ROUTER_NAMES
+from dqmstream.learners.networks.recipe import CNN_RECIPE, READOUTS, STUDY_RECIPE, Recipe
+from dqmstream.learners.networks.registry import BACKBONES, BUILT_IN
 from dqmstream.learners.networks.vit import READOUTS as READ
 from dqmstream.learners.networks.vit import ViT
 from dqmstream.learners.registry import make_strategy
@@ -24,9 +26,9 @@ from tests.learners.streams import make_stream
 SMALL = {
     "moe_vit": Recipe(dim=16, depth=2, heads=2, experts=4),
     "vit": Recipe(model="vit", dim=16, depth=2, heads=2),
-    "cnn": replace(CNN, cnn_widths=(4, 6)),
+    "cnn": replace(CNN_RECIPE, cnn_widths=(4, 6)),
     "linear": Recipe(model="linear"),
-    "study_vit": replace(STUDY, dim=16, depth=1, heads=2),
+    "study_vit": replace(STUDY_RECIPE, dim=16, depth=1, heads=2),
     **{name: Recipe(model=name) for name in BACKBONES},
 }
 ENSEMBLE = "ensemble:cnn+resnet+moe_vit"
@@ -40,14 +42,14 @@ def make(model: str, depths: int = 1, **changes: object) -> Network:
 
 
 def test_networks_are_those_that_a_recipe_may_name() -> None:
-    assert set(NETWORKS) == set(MODELS) == set(SMALL)
+    assert set(BUILT_IN) == set(SMALL)
     with pytest.raises(InputError, match="no network 'alexnet'; choose one of moe_vit, vit, cnn"):
         Recipe(model="alexnet")
     assert make_strategy("cnn", geometry=Geometry(1), seed=0, recipe=Recipe(steps=3)).recipe == Recipe(model="cnn", steps=3)
-    assert make_strategy("cnn", geometry=Geometry(1), seed=0).recipe == CNN
+    assert make_strategy("cnn", geometry=Geometry(1), seed=0).recipe == CNN_RECIPE
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", tuple(BUILT_IN))
 def test_a_lumisection_is_scored_the_same_alone_and_in_any_batch(name: str) -> None:
     model = make(name)
     model.grow(3)
@@ -59,7 +61,7 @@ def test_a_lumisection_is_scored_the_same_alone_and_in_any_batch(name: str) -> N
 
 
 @pytest.mark.parametrize("depths", [1, 3])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", tuple(BUILT_IN))
 @pytest.mark.parametrize("linear_skip", [True, False])
 def test_head_grows_without_touching_old_rows(name: str, depths: int, linear_skip: bool) -> None:
     model = make(name, depths, linear_skip=linear_skip)
@@ -125,7 +127,7 @@ def test_tokens_are_a_convolution_by_patches() -> None:
 
 
 @pytest.mark.parametrize("readout", READOUTS)
-@pytest.mark.parametrize("router", ROUTERS)
+@pytest.mark.parametrize("router", ROUTER_NAMES)
 def test_a_recipe_makes_any_transformer(readout: str, router: str) -> None:
     model = make(
         "moe_vit", readout=readout, router=router, shared_expert=True, depth=3, moe_blocks=(0, 2, 7), linear_skip=False
@@ -162,7 +164,7 @@ def test_the_study_recipe_is_vit_base_on_scaled_counts() -> None:
     timm = pytest.importorskip("timm")
     with torch.device("meta"):
         theirs = timm.create_model("vit_base_patch16_224", in_chans=1, num_classes=0)
-        ours = build(np.ones((1, 64, 72), dtype=bool), STUDY)
+        ours = build(np.ones((1, 64, 72), dtype=bool), STUDY_RECIPE)
     shapes = {name: weight.shape for name, weight in theirs.named_parameters()}
     assert {name[12:]: w.shape for name, w in ours.named_parameters() if name.startswith("transformer.")} == shapes
     assert sum(weight.numel() for weight in ours.parameters()) == sum(shape.numel() for shape in shapes.values())

@@ -17,9 +17,9 @@ from dqmstream.learners.gradient.naive import Naive
 from dqmstream.learners.gradient.strategy import DeepStrategy
 from dqmstream.learners.gradient.trainer import Lesson, RunTemplate
 from dqmstream.learners.networks.base import Network
-from dqmstream.learners.networks.moe.routing_figures import RUNS, Routing
-from dqmstream.learners.networks.recipe import STUDY, Recipe
-from dqmstream.learners.networks.registry import build
+from dqmstream.learners.networks.build import build
+from dqmstream.learners.networks.moe.routing_figures import RUNS, RoutingFigures
+from dqmstream.learners.networks.recipe import STUDY_RECIPE, Recipe
 from dqmstream.learners.registry import make_strategy
 from dqmstream.lumisection import Geometry, he_depth1_mask
 from tests.learners.streams import make_stream, reader
@@ -76,12 +76,12 @@ def test_a_dead_expert_and_a_moved_token_are_counted() -> None:
     model = build(he_depth1_mask()[None], TINY)
     model.grow(2)
     (router,) = model.routers()
-    routing = Routing(seed=0)
-    first = routing.look(model, 1)
-    assert routing.look(model, 2)["routing_drift.0"] == [0.0]
+    routing = RoutingFigures(seed=0)
+    first = routing.measure(model, 1)
+    assert routing.measure(model, 2)["routing_drift.0"] == [0.0]
     with torch.no_grad():
         router.weight[[0, 1, 2]] = router.weight[[1, 2, 0]]
-    moved = routing.look(model, 3)
+    moved = routing.measure(model, 3)
     assert first["dead_experts.0"] == moved["dead_experts.0"] == 0
     # The three trade their names, so every token changes its first expert but those of the fourth.
     shares: list[torch.Tensor] = []
@@ -95,28 +95,28 @@ def test_a_dead_expert_and_a_moved_token_are_counted() -> None:
         model.blocks[1].norm2.bias.fill_(1.0)  # type: ignore[union-attr, index]
         model.blocks[1].norm2.weight.fill_(0.01)  # type: ignore[union-attr, index]
         router.weight[3] = 0.9
-    assert routing.look(model, 4)["dead_experts.0"] == 2
+    assert routing.measure(model, 4)["dead_experts.0"] == 2
 
 
 def test_routing_of_many_runs_is_bounded_and_a_damaged_one_refused() -> None:
     model = build(he_depth1_mask()[None], TINY)
     model.grow(2)
-    routing = Routing(seed=0)
+    routing = RoutingFigures(seed=0)
     for experience in range(1, 3 * RUNS):
-        routing.look(model, experience)
+        routing.measure(model, experience)
         assert routing.nbytes() <= RUNS * 16 * 32
     kept = routing.state()["runs"]
     assert kept[0] == 1
     assert kept[-1] == 3 * RUNS - 1
     assert RUNS // 2 <= len(kept) <= RUNS
     with pytest.raises(StateError, match="routing of shape"):
-        Routing(seed=0).restore(routing.state() | {"runs": kept[1:]}, model)
+        RoutingFigures(seed=0).restore(routing.state() | {"runs": kept[1:]}, model)
 
 
 @pytest.mark.parametrize(
     ("recipe", "inputs"),
     [
-        (replace(STUDY, dim=16, depth=1, heads=2, batch=10, micro_batch=4), "scaled counts"),
+        (replace(STUDY_RECIPE, dim=16, depth=1, heads=2, batch=10, micro_batch=4), "scaled counts"),
         (replace(TINY, model="vit", batch=10, micro_batch=3, noise=0.0), "residuals"),
         (replace(TINY, model="cnn", batch=10, micro_batch=7, noise=0.0), "residuals"),
     ],
@@ -160,7 +160,7 @@ def _with_head(recipe: Recipe) -> Network:
 
 def test_the_study_recipe_trains() -> None:
     """Shrunk: what distinguishes it is the way of the data, which are scaled counts, and that its rate stays as it is."""
-    recipe = replace(STUDY, dim=16, depth=1, heads=2, batch=8, micro_batch=3, steps=3)
+    recipe = replace(STUDY_RECIPE, dim=16, depth=1, heads=2, batch=8, micro_batch=3, steps=3)
     stream = make_stream(2, drift=0.03, n=100)
     learner = strategy(recipe)
     for experience, run in enumerate(stream):

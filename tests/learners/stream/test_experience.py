@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 from dqmstream.errors import InputError
+from dqmstream.learners.closed_form.gain_map import GainMap
+from dqmstream.learners.closed_form.naive_bayes import NaiveBayes
 from dqmstream.learners.evaluation.evaluator import Evaluator
 from dqmstream.learners.evaluation.history import beside_joint, results
 from dqmstream.learners.evaluation.history_line import HistoryLine
 from dqmstream.learners.evaluation.stability_gap import LUMISECTIONS, MOMENTS, Watcher
 from dqmstream.learners.maps import Maps, RunData
 from dqmstream.learners.monitoring.novelty import NewRunScores
-from dqmstream.learners.registry import STREAMING
 from dqmstream.learners.strategy import LearnLog, Past, Strategy, Watch
 from dqmstream.learners.stream.experience import learn_and_judge
 from dqmstream.lumisection import Geometry
@@ -117,7 +118,7 @@ def learn(
 @pytest.fixture(scope="module")
 def lines() -> list[HistoryLine]:
     """Naive Bayes with gain maps beside."""
-    made = {name: STREAMING[name](Geometry(1), 0) for name in ("naive_bayes", "gain_map")}
+    made = {made.name: made(Geometry(1), 0) for made in (NaiveBayes, GainMap)}
     return learn(made["naive_bayes"], STREAM, gain_map=made["gain_map"])
 
 
@@ -148,7 +149,7 @@ def test_results_have_every_figure_of_the_learner_and_of_what_ran_beside(lines: 
     assert beside["flops"] == sum(line.baseline_flops["gain_map"] for line in lines)
     assert beside["new_run_auc"] is None
     assert found["seconds"] == pytest.approx(sum(found["seconds_by_kind"].values()), abs=0.01)
-    alone = results(learn(STREAMING["gain_map"](Geometry(1), 0), STREAM))
+    alone = results(learn(GainMap(Geometry(1), 0), STREAM))
     for name in ("average_accuracy", "average_auc_fixed", "forgetting", "worst_case_per_experience", "calibration", "flops"):
         assert alone[name] == beside[name], f"{name} of a baseline is what it would be as a learner"
 

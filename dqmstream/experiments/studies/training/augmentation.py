@@ -1,7 +1,7 @@
 """Augmentations of images that keep their class: an electron's shower is one in any mirror image and a few cells off.
 
 They are for electron/photon and quark/gluon images. A map of occupancies is told by which channels changed, and stays what it
-is under none of them (`learners.gradient.augmentation.REFUSED`).
+is under none of them (`experiments.studies.recipes.REFUSED_MOVES`).
 """
 
 from __future__ import annotations

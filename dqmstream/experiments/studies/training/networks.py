@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from dqmstream.errors import InputError
 from dqmstream.experiments.studies.training.convnet import ConvNet
 from dqmstream.experiments.studies.training.plan import TrainingPlan
-from dqmstream.learners.networks import registry
 from dqmstream.learners.networks.backbones import build_classifier
 from dqmstream.learners.networks.backbones.backbone import Backbone
+from dqmstream.learners.networks.build import build as build_network
 from dqmstream.learners.networks.recipe import Recipe
 from dqmstream.lumisection import N_IETA, N_IPHI
 
@@ -28,7 +28,7 @@ class WholeMap(nn.Module):
 
     def __init__(self, shape: Shape, outputs: int, recipe: Recipe) -> None:
         super().__init__()
-        self.network = registry.build(np.ones(shape, dtype=bool), recipe)
+        self.network = build_network(np.ones(shape, dtype=bool), recipe)
         self.network.grow(outputs)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:

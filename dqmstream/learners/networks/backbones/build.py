@@ -11,7 +11,8 @@ from dqmstream.learners.networks.backbones.backbone import Backbone
 from dqmstream.learners.networks.backbones.ensemble import Ensemble
 from dqmstream.learners.networks.backbones.families import FAMILIES, Maps
 from dqmstream.learners.networks.backbones.weights import load_weights
-from dqmstream.learners.networks.recipe import SIZES, ensemble_members
+from dqmstream.learners.networks.recipe import SIZES
+from dqmstream.learners.networks.registry import ensemble_members
 
 NAMES = tuple(FAMILIES)
 READOUTS = ("native", "map")

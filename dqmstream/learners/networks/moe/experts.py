@@ -1,9 +1,9 @@
-"""The experts of a mixture: E small networks of one shape, and three ways to compute those that the tokens have chosen.
+"""The experts of a mixture: E two-layer networks of one shape, and three ways to compute those that the tokens have chosen.
 
-The three agree to rounding, in value and in gradient; they differ in what is fast where. `loop` computes one expert after
-another, each on its own tokens; `grouped` all of them in one grouped product of matrices, which a GPU from SM90 on does without
-a word to the host; `dense` every expert on every token, which is what the other two are checked against, and what a GPU has
-done first where the layer is small.
+The three agree to rounding, in value and in gradient. `loop` computes one expert after another, each on its own tokens.
+`grouped` computes all of them in one grouped matrix product, without a transfer to the host; it needs a GPU of compute
+capability 9.0 or later. `dense` computes every expert on every token, and is the reference that the others are tested against;
+on a GPU it is the fastest one for small layers.
 
 Letters at the end of a name are its axes: T tokens, D width, H hidden width, E experts, K choices of a token, S = T K slots (a
 token and one of its choices), P places of an expert.
@@ -18,14 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 DENSE_PRODUCTS = {torch.float32: 10**10, torch.bfloat16: 4 * 10**9}
-"""Multiplications of a layer up to which a GPU has put every token through every expert before it has sorted them: measured on
-an H200, `python -m benchmarks.gpu --only experts`."""
+"""Multiplications up to which `dense` is fastest on a GPU, by dtype; `python -m benchmarks.gpu --only experts` measures it."""
 
 
 class Experts(nn.Module):
-    """E experts: two layers with a bias each, and an activation between them.
+    """E experts: two linear layers with biases, and an activation between them.
 
-    computation: loop, grouped or dense; empty for the fastest of this device.
+    computation: loop, grouped or dense; empty for the fastest on the input's device.
     """
 
     def __init__(
@@ -49,19 +48,13 @@ class Experts(nn.Module):
     def __len__(self) -> int:
         return len(self.up_EHD)
 
-    @torch.no_grad()
-    def clone(self, expert: int) -> None:
-        """Have one more, the last, that is as this one is now."""
-        for name, weight in list(self.named_parameters(recurse=False)):
-            setattr(self, name, nn.Parameter(with_copy(weight, expert)))
-
     def forward(self, x_TD: Tensor, weight_TK: Tensor, expert_TK: Tensor) -> Tensor:
-        """Each token by its chosen experts, weighted and added: (T, D)."""
+        """Weighted sum of the outputs of each token's chosen experts: (T, D)."""
         ways = {"loop": self.loop, "grouped": self.grouped, "dense": self.dense}
         return ways[self.computation or self.fastest(x_TD)](x_TD, weight_TK, expert_TK)
 
     def fastest(self, x_TD: Tensor) -> str:
-        """Name of the computation to use for such an input."""
+        """The computation that is fastest for this input: loop, grouped or dense."""
         if x_TD.device.type != "cuda":
             return "loop"
         dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x_TD.dtype
@@ -71,9 +64,9 @@ class Experts(nn.Module):
         return "grouped" if dtype == torch.bfloat16 and tensor_cores else "loop"
 
     def loop(self, x_TD: Tensor, weight_TK: Tensor, expert_TK: Tensor) -> Tensor:
-        """Each expert in turn on its own slots, which lie side by side once they are sorted by expert."""
+        """Each expert in turn on its own slots: slots sorted by expert are contiguous."""
         slots = _Slots(expert_TK, len(self))
-        # unbind, not indexing: its backward writes the gradient of all experts once instead of E times.
+        # unbind, not indexing: its backward writes the gradient of all experts once, indexing E times.
         parts = zip(
             slots.sort(x_TD).split(slots.share_E.tolist()),
             self.up_EHD.unbind(),
@@ -86,10 +79,10 @@ class Experts(nn.Module):
         return slots.combine(y_SD, weight_TK)
 
     def grouped(self, x_TD: Tensor, weight_TK: Tensor, expert_TK: Tensor) -> Tensor:
-        """The same in two grouped products, whose groups end where `offs` says; the last one ends with the last slot.
+        """Two grouped products over slots sorted by expert; `offs` holds the end of each expert's slots.
 
-        The product's own bias has no gradient and autocast passes it by, so biases come by a second product, with a one where
-        a slot has its expert, and what autocast would do is done here.
+        `grouped_mm` has no gradient for its bias and ignores autocast. So biases are added by a product with one-hot rows, and
+        the cast to the autocast dtype is explicit.
         """
         slots = _Slots(expert_TK, len(self))
         kind = x_TD.device.type
@@ -102,42 +95,38 @@ class Experts(nn.Module):
         return slots.combine(y_SD, weight_TK)
 
     def dense(self, x_TD: Tensor, weight_TK: Tensor, expert_TK: Tensor) -> Tensor:
-        """The same by computing every expert on every token and weighting most of it with zero."""
+        """Every expert on every token, with weight zero for experts that a token has not chosen."""
         gate_TE = torch.zeros(len(x_TD), len(self), dtype=weight_TK.dtype, device=x_TD.device)
         gate_TE = gate_TE.scatter(1, expert_TK, weight_TK)
         hidden_TEH = self.act(F.linear(x_TD, self.up_EHD.flatten(0, 1), self.up_bias_EH.flatten())).unflatten(
             1, (len(self), -1)
         )
-        # Weighting before the second layer makes of it one product, whose sum over experts and hidden width is one.
+        # Weights are applied before the second layer, so that one product sums over experts and hidden width.
         weighted_TX = (hidden_TEH * gate_TE[..., None].to(hidden_TEH.dtype)).flatten(1)
         y_TD = F.linear(weighted_TX, self.down_EDH.transpose(0, 1).flatten(1))
         return y_TD + gate_TE.to(y_TD.dtype) @ self.down_bias_ED.to(y_TD.dtype)
 
     def of_places(self, x_EPD: Tensor) -> Tensor:
-        """Each expert on as many rows of its own: (E, P, D)."""
+        """Each expert on its own P rows: (E, P, D)."""
         hidden_EPH = self.act(torch.baddbmm(self.up_bias_EH[:, None], x_EPD, self.up_EHD.transpose(1, 2)))
         return torch.baddbmm(self.down_bias_ED[:, None], hidden_EPH, self.down_EDH.transpose(1, 2))
 
 
-def with_copy(rows: Tensor, row: int) -> Tensor:
-    """The rows, and below them this one once more."""
-    return torch.cat([rows, rows[row : row + 1]])
-
-
 def counted(expert: Tensor, experts: int) -> Tensor:
-    """How often each expert is named, (E,). Of a GPU's tensor bincount asks for the largest first, and has the host wait."""
+    """How often each expert is named: (E,)."""
     expert_S = expert.reshape(-1)
     if expert.device.type == "cpu":
         return torch.bincount(expert_S, minlength=experts)
+    # On a GPU bincount would make the host wait for the largest number.
     return (torch.arange(experts, device=expert.device)[:, None] == expert_S).sum(dim=1)
 
 
 class _Slots:
-    """Slots sorted by expert, from the tokens and back. share_E: slots of each expert; expert_S: the expert of each."""
+    """Slots sorted by expert. share_E: number of slots of each expert; expert_S: the expert of each slot."""
 
     def __init__(self, expert_TK: Tensor, experts: int) -> None:
         expert_S = expert_TK.reshape(-1)
-        # As bytes they are sorted by counting, in a tenth of the time.
+        # Bytes are sorted by counting, in a tenth of the time.
         order_S = torch.argsort(expert_S.to(torch.uint8), stable=True)
         self.share_E = counted(expert_S, experts)
         self.expert_S = expert_S.index_select(0, order_S)
@@ -146,18 +135,18 @@ class _Slots:
         self._place_S = torch.empty_like(order_S).scatter_(0, order_S, torch.arange(len(order_S), device=order_S.device))
 
     def sort(self, x_TD: Tensor) -> Tensor:
-        """Each slot's token: (S, D)."""
+        """The token of each slot: (S, D)."""
         gathered: Tensor = _Gather.apply(x_TD, self._token_S, self._place_S, self._choices)
         return gathered
 
     def combine(self, y_SD: Tensor, weight_TK: Tensor) -> Tensor:
-        """Each token's slots, weighted and added side by side: without atomics, so the sum is the same in every run."""
+        """Weighted sum over the slots of each token, (T, D); without atomic additions, so it is reproducible to the bit."""
         y_TKD = y_SD.index_select(0, self._place_S).view(-1, self._choices, y_SD.shape[-1])
         return (y_TKD * weight_TK[..., None].to(y_TKD.dtype)).sum(dim=1)
 
 
 class _Gather(torch.autograd.Function):
-    """Rows by their number, each as often as there are choices; the gradient is gathered too instead of scattered."""
+    """Rows of x_TD by slot; the backward pass gathers too, where that of `index_select` would scatter."""
 
     @staticmethod
     def forward(ctx: Any, x_TD: Tensor, token_S: Tensor, place_S: Tensor, choices: int) -> Tensor:

@@ -14,19 +14,21 @@ from dqmstream.learners.checks import assert_same_state
 from dqmstream.learners.gradient.method import Method
 from dqmstream.learners.gradient.trainer import Lesson, RunTemplate, decay_groups
 from dqmstream.learners.maps import RunData
-from dqmstream.learners.networks.backbone import BackboneNetwork, EnsembleNetwork
 from dqmstream.learners.networks.backbones import build_backbone
 from dqmstream.learners.networks.backbones.weights import save_weights
 from dqmstream.learners.networks.base import Network
-from dqmstream.learners.networks.recipe import BACKBONES, Recipe
-from dqmstream.learners.networks.registry import build
+from dqmstream.learners.networks.build import build
+from dqmstream.learners.networks.ensemble import EnsembleNetwork
+from dqmstream.learners.networks.published import PublishedNetwork
+from dqmstream.learners.networks.recipe import Recipe
+from dqmstream.learners.networks.registry import BACKBONES
 from dqmstream.learners.registry import make_strategy
 from dqmstream.learners.strategy import Strategy
 from dqmstream.lumisection import Geometry, he_depth1_mask
 from tests.learners.streams import make_stream, reader
 
 ENSEMBLE = "ensemble:cnn+moe_vit+resnet"
-BRIEF = Recipe(dim=16, depth=2, heads=2, experts=4, steps=3, batch=8, lr=3e-3, dropout=0.1, patience=1, ema=0.5)
+BRIEF = Recipe(dim=16, depth=2, heads=2, experts=4, steps=3, batch=8, lr=3e-3, dropout=0.1)
 CPU = torch.device("cpu")
 
 
@@ -57,7 +59,7 @@ def network(recipe: Recipe) -> Network:
     ],
 )
 def test_resumes_to_the_same_bits(model: str, size: str, strategy: str, runs: list[RunData]) -> None:
-    """Also where batch norm keeps running statistics, and weights are averaged, dropped out and gone back to."""
+    """Also with batch norm, which keeps running statistics, and with dropout."""
     recipe = replace(BRIEF, model=model, size=size)
     unbroken, resumed = make(recipe, strategy), make(recipe, strategy)
     for experience, run in enumerate(runs):
@@ -127,9 +129,9 @@ def test_a_recipe_says_where_a_backbone_begins(tmp_path: Path, runs: list[RunDat
     path = tmp_path / "resnet.safetensors"
     given = build_backbone("resnet", channels=1, height=64, width=72)
     save_weights(given.trunk, path)
-    recipe = replace(BRIEF, model="resnet", weights=str(path), ema=0.0, patience=0)
+    recipe = replace(BRIEF, model="resnet", weights=str(path))
     begun = network(recipe)
-    assert isinstance(begun, BackboneNetwork)
+    assert isinstance(begun, PublishedNetwork)
     assert torch.equal(begun.backbone.trunk.conv1.weight, given.trunk.conv1.weight)
     strategy = make(recipe)
     for experience, run in enumerate(runs[:2]):
