@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -36,6 +37,7 @@ from dqmstream.lumisection import Geometry, he_depth1_mask
 from dqmstream.plugins import NETWORKS, STRATEGIES
 from tests.learners.streams import make_stream, reader
 from tests.packages import installed
+from tests.runs import simulated_archive
 
 BRIEF = Recipe(steps=4, batch=16)
 
@@ -147,29 +149,17 @@ def test_the_command_line_takes_an_installed_strategy_by_its_name(package: Path)
         "@register_strategy('installed_map')\n"
         "class Installed(GainMap): name = 'installed_map'\n"
     )
+    archive = simulated_archive(package, runs=2)
     with installed(package, STRATEGIES, source, name="outside_commands"):
-        words = ["benchmark", "--stream", "small", "--strategy", "installed_map", "--runs", "2", "--lumisections", "200"]
         done = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "dqmstream",
-                *words,
-                "--seed",
-                "0",
-                "--out",
-                str(package / "out"),
-                "--workers",
-                "1",
-                "--json",
-            ],
+            [sys.executable, "-m", "dqmstream", "replay", "--archive", archive.path, "--strategy", "installed_map", "--json"],
             env=os.environ | {"PYTHONPATH": f"{package}{os.pathsep}{Path(__file__).parents[2]}"},
             capture_output=True,
             text=True,
             timeout=240,
         )
     assert done.returncode == 0, done.stderr
-    assert "installed_map" in done.stdout
+    assert json.loads(done.stdout)["strategy"] == "installed_map"
 
 
 def test_a_name_is_taken_once() -> None:

@@ -107,8 +107,6 @@ class DeepStrategy(Incremental):
                 self._model = build(live, self.recipe).to(self.device)
             self._model.grow(experience + 1)
             self._classes = experience + 1
-            for router in self._model.routers():
-                router.frozen = 0 < self.recipe.freeze_router < experience
             if experience > 0:
                 material = self._material(experience, counts, lambda i: past(i).part(Part.TRAIN).counts[:, live])
                 log = self._train(self._model, material, generator, watch)

@@ -39,7 +39,7 @@ _BOUNDS: Mapping[str, tuple[float, float]] = {
     **dict.fromkeys(("aux_weight", "z_weight", "bias_rate", "noise", "weight_decay"), _WEIGHT),
     **dict.fromkeys(("ewc_strength", "lwf_strength", "der_strength"), _WEIGHT),
     **dict.fromkeys(("steps", "batch", "fisher_samples"), (1, 1e9)),
-    **dict.fromkeys(("micro_batch", "freeze_router"), (0, 1e9)),
+    "micro_batch": (0, 1e9),
     "places": (1, 65_536),
     "lr": (0, 1e38),
     **dict.fromkeys(("warmup", "ewc_decay", "dropout"), (0, 1)),
@@ -52,6 +52,7 @@ REMOVED = {
     "augment": [],
     "augment_copies": 4,
     "ema": 0.0,
+    "freeze_router": 0,
     "grow_experts": 0,
     "most_experts": 16,
     "patience": 0,
@@ -78,8 +79,6 @@ class Recipe:
         moe_vit: the blocks with a Mixture of Experts. Numbers beyond the depth are ignored.
     experts, top_k, shared_expert, router, aux_weight, z_weight, bias_rate, places
         moe_vit: see `learners.networks.moe.config.MoEConfig`. A vit has an MLP of as many operations instead.
-    freeze_router
-        moe_vit: the last experience in which routers learn, 0 for all.
     linear_skip
         Whether a linear map from the residuals is added to the logits.
     steps, batch, micro_batch
@@ -123,7 +122,6 @@ class Recipe:
     z_weight: float = 1e-3
     bias_rate: float = 1e-3
     places: int = 8
-    freeze_router: int = 0
     linear_skip: bool = True
     steps: int = 100
     batch: int = 64

@@ -49,7 +49,7 @@ def test_features_come_from_all_weights_and_of_a_map_alone(name: str, shape: tup
         whole = backbone(x_BCHW)
         assert (whole.std(dim=0) > 0).any()
         torch.testing.assert_close(backbone(x_BCHW[2:3]), whole[2:3], rtol=1e-4, atol=1e-4)
-    with pytest.raises(ValueError, match="went into a backbone for maps of"):
+    with pytest.raises(ValueError, match="takes maps of shape"):
         backbone(x_BCHW[:, :, :-1])
 
 
@@ -183,12 +183,12 @@ def test_weights_come_back(name: str, tmp_path: Path) -> None:
     first.eval()
     x_BCHW = torch.randn(2, *OCCUPANCY)
     assert torch.equal(again(x_BCHW), first(x_BCHW))
-    assert again.taken is not None
-    assert (again.taken.adapted, again.taken.left) == ((), ())
+    assert again.loaded is not None
+    assert (again.loaded.adapted, again.loaded.left) == ((), ())
     deeper = build_backbone(name, channels=3, height=64, width=72, weights=path).eval()
-    assert deeper.taken is not None
-    assert len(deeper.taken.adapted) == 1
-    assert "adapted" in str(deeper.taken)
+    assert deeper.loaded is not None
+    assert len(deeper.loaded.adapted) == 1
+    assert "adapted" in str(deeper.loaded)
     torch.testing.assert_close(deeper(x_BCHW.expand(-1, 3, -1, -1)), first(x_BCHW), rtol=1e-3, atol=1e-4)
 
 
@@ -198,8 +198,8 @@ def test_published_weights_of_timm_fit_the_study_size(tmp_path: Path) -> None:
     published = timm.create_model("efficientnet_b0")
     save_file(published.state_dict(), path)
     backbone = make("efficientnet", OCCUPANCY, size="study", weights=path)
-    assert backbone.taken is not None
-    assert backbone.taken.left == ("classifier.bias", "classifier.weight")
+    assert backbone.loaded is not None
+    assert backbone.loaded.left == ("classifier.bias", "classifier.weight")
     kernel = published.conv_stem.weight.sum(dim=1, keepdim=True)
     torch.testing.assert_close(backbone.trunk.conv_stem.weight, kernel)
     assert torch.equal(backbone.trunk.conv_head.weight, published.conv_head.weight)
@@ -211,11 +211,11 @@ def test_wrong_weights_are_refused_and_change_nothing(tmp_path: Path) -> None:
     tensors = load_file(good)
     name = "convolutions.3.weight"
     for wrong, match in (
-        ({}, "another model: they lack convolutions.0.bias, .* and 3 more$"),
-        (tensors | {"head.weight": torch.zeros(2)}, "another model: they have head.weight$"),
+        ({}, "another network: they lack convolutions.0.bias, .* and 3 more$"),
+        (tensors | {"head.weight": torch.zeros(2)}, "another network: they have head.weight$"),
         (
             tensors | {name: torch.zeros(16, 9, 3, 3)},
-            r"convolutions.3.weight is of shape \(16, 9, 3, 3\) there and \(16, 8, 3, 3\)",
+            r"convolutions.3.weight has shape \(16, 9, 3, 3\) there and \(16, 8, 3, 3\)",
         ),
         (tensors | {name: torch.full_like(tensors[name], torch.nan)}, "damaged: convolutions.3.weight is not finite"),
     ):
@@ -226,9 +226,9 @@ def test_wrong_weights_are_refused_and_change_nothing(tmp_path: Path) -> None:
     for path in (bad, tmp_path / "none.safetensors"):
         with pytest.raises(InputError, match="cannot be read"):
             make("cnn", PHOTONS, weights=path)
-    with pytest.raises(InputError, match="of another model"):
+    with pytest.raises(InputError, match="of another network"):
         make("resnet", PHOTONS, weights=good)
-    with pytest.raises(InputError, match="of one backbone"):
+    with pytest.raises(InputError, match="of one network"):
         build_classifier("ensemble:cnn+cnn", channels=2, height=32, width=32, classes=2, weights=good)
 
 
@@ -245,7 +245,7 @@ def test_wrong_weights_are_refused_and_change_nothing(tmp_path: Path) -> None:
 def test_what_there_is_not_is_told(name: str, more: dict[str, object], match: str) -> None:
     with pytest.raises(InputError, match=match):
         make(name, PHOTONS, **more)
-    with pytest.raises(InputError, match="nothing to say"):
+    with pytest.raises(InputError, match="at least 1 class"):
         build_classifier("vit", channels=1, height=32, width=32, classes=0)
     with pytest.raises(InputError, match="without a name"):
         build_classifier("ensemble:vit+", channels=1, height=32, width=32, classes=2)

@@ -88,20 +88,6 @@ def test_shares_of_a_token_add_up_to_one_and_are_what_it_is_given(router: str) -
     assert router == "soft" or ((share_BNE > 0).sum(dim=-1) == 2).all()
 
 
-@pytest.mark.parametrize("router", ROUTER_NAMES)
-def test_a_frozen_router_learns_nothing_and_lets_gradients_through(router: str) -> None:
-    moe = _moe(router=router)
-    moe.router.frozen = True
-    x = torch.randn(2, 6, 16, requires_grad=True)
-    moe(x).sum().backward()
-    moe.router.after_step()
-    assert moe.router.auxiliary_loss is None
-    assert all(parameter.grad is None for parameter in moe.router.parameters())
-    assert not any(buffer.any() for buffer in moe.router.buffers())
-    assert x.grad is not None
-    assert x.grad.any()
-
-
 def test_an_expert_that_nobody_chose_has_no_part() -> None:
     moe = _moe()
     with torch.no_grad():

@@ -112,5 +112,5 @@ def taken_by(network: nn.Module, path: Path | None) -> str:
     """What was taken of a file of weights, in one line; "" where there was none."""
     if path is None:
         return ""
-    reports = [str(module.taken) for module in network.modules() if isinstance(module, Backbone) and module.taken is not None]
+    reports = [str(module.loaded) for module in network.modules() if isinstance(module, Backbone) and module.loaded is not None]
     return "; ".join(reports) or f"all of {path.name}"

@@ -1,4 +1,4 @@
-"""Backbones by name: a map of any size in, features out, and a linear head for whoever wants classes.
+"""Published network families by name, for maps of any size.
 
 build_backbone("swin", channels=1, height=64, width=72)              # (B, 1, 64, 72) -> (B, features)
 build_classifier("ensemble:vit+cnn", channels=2, height=32, width=32, classes=2)   # (B, 2, 32, 32) -> (B, 2)

@@ -1,8 +1,8 @@
-"""A backbone: the map brought to the size that a trunk takes, the trunk, and what is read of its last map.
+"""A backbone: maps padded or resized to what a trunk takes, the trunk, and the features that are read from its last map.
 
-A trunk is a module as timm makes them: `forward_features` (B, C, H, W) to its last map or tokens, `forward_head` with
-`pre_logits` from there to what it is published to classify by. That is the `native` readout: a class token, or a mean over all
-places. `map` keeps all places side by side: a mean loses what a single channel of a detector says.
+A trunk is a module as timm builds them: `forward_features` maps (B, C, H, W) to its last map or tokens, and `forward_head` with
+`pre_logits` maps these to what the family is published to classify by, a class token or a mean over all places. That is the
+readout `native`. The readout `map` keeps all places: a mean loses what a single channel of a detector says.
 
 B maps, C channels, H x W pixels, F features.
 """
@@ -16,17 +16,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dqmstream.learners.networks.backbones.weights import Taken
+from dqmstream.learners.networks.backbones.weights import LoadedWeights
 from dqmstream.lumisection import N_IPHI
 
 Places = Callable[[nn.Module, Tensor], Tensor]
-"""From a trunk and its `forward_features` to one tensor that holds every place's features."""
+"""From a trunk and the result of its `forward_features` to one tensor with the features of every place."""
 
 
 class Canvas(nn.Module):
-    """Maps (B, C, H, W) on as many pixels as a trunk takes: padded below and to the right, or resized to published pixels.
+    """Maps (B, C, H, W) padded below and to the right, or resized, to the pixels that a trunk takes.
 
-    A map of all 72 columns goes round in iphi, so columns that are added are its first ones again; all other padding is zero.
+    A map of all 72 columns is padded periodically in iphi, anything else with zeros.
     """
 
     def __init__(self, height: int, width: int, pixels: tuple[int, int], resize: bool) -> None:
@@ -45,7 +45,10 @@ class Canvas(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Trunk:
-    """A trunk for maps of one size. pixels: what it takes; resize: whether maps are resized to them; places: as `Places`."""
+    """A trunk for maps of one size.
+
+    pixels: height and width that it takes. resize: whether maps are resized to these, instead of padded. places: see `Places`.
+    """
 
     module: nn.Module
     pixels: tuple[int, int]
@@ -54,9 +57,14 @@ class Trunk:
 
 
 class Backbone(nn.Module):
-    """Maps (B, C, H, W) to features (B, F), each row from its own map alone in evaluation mode.
+    """Maps (B, C, H, W) to features (B, F); in evaluation mode each row depends on its own map alone.
 
-    features: F. taken: what a file of weights gave it, None without one.
+    Attributes
+    ----------
+    features
+        F.
+    loaded
+        What was loaded from a file of weights, None without one.
     """
 
     def __init__(self, trunk: Trunk, *, channels: int, height: int, width: int, readout: str, dropout: float) -> None:
@@ -66,9 +74,9 @@ class Backbone(nn.Module):
         self.canvas = Canvas(height, width, trunk.pixels, trunk.resize)
         self.trunk = trunk.module
         self.dropout = nn.Dropout(dropout)
-        self.taken: Taken | None = None
+        self.loaded: LoadedWeights | None = None
         self._places = trunk.places if readout == "map" else None
-        # The trunk says itself how many features it has: the map that is left of an image is its own affair.
+        # The number of features follows from the trunk's last map, so it is read from one forward pass.
         was_training = self.training
         self.eval()
         with torch.no_grad():
@@ -76,9 +84,9 @@ class Backbone(nn.Module):
         self.train(was_training)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Features (B, F). Raises ValueError for maps of another shape than it was built for."""
+        """Features (B, F). Raises ValueError for maps of a shape that the backbone was not built for."""
         if x_BCHW.ndim != 4 or x_BCHW.shape[1:] != self.map_shape:
-            raise ValueError(f"maps of shape {tuple(x_BCHW.shape[1:])} went into a backbone for maps of {self.map_shape}")
+            raise ValueError(f"the backbone takes maps of shape {self.map_shape}, not {tuple(x_BCHW.shape[1:])}")
         last = self.trunk.forward_features(self.canvas(x_BCHW))
         if self._places is None:
             return self.dropout(self.trunk.forward_head(last, pre_logits=True))

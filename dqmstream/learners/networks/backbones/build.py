@@ -1,4 +1,4 @@
-"""Backbones and classifiers by the names that a user gives."""
+"""Backbones and classifiers by name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 from dqmstream.errors import InputError
 from dqmstream.learners.networks.backbones.backbone import Backbone
 from dqmstream.learners.networks.backbones.ensemble import Ensemble
-from dqmstream.learners.networks.backbones.families import FAMILIES, Maps
+from dqmstream.learners.networks.backbones.families import FAMILIES, InputMaps
 from dqmstream.learners.networks.backbones.weights import load_weights
 from dqmstream.learners.networks.recipe import SIZES
 from dqmstream.learners.networks.registry import ensemble_members
@@ -29,23 +29,35 @@ def build_backbone(
     weights: Path | None = None,
     readout: str = "native",
 ) -> Backbone:
-    """A backbone for maps (B, channels, height, width), with weights from torch's random state or from a file.
+    """A backbone for maps (B, channels, height, width). Raises InputError for an unknown name and for unusable values.
 
-    name: one of `NAMES`; size: one of `SIZES` (`families`); dropout: of the features, in training; weights: a safetensors file
-    of this very trunk (`weights`); readout: one of `READOUTS` (`backbone`). Raises InputError for what there is not.
+    Parameters
+    ----------
+    name
+        One of `NAMES`.
+    channels, height, width
+        Of the maps.
+    size
+        One of `SIZES` (`learners.networks.backbones.families`).
+    dropout
+        Of the features, in training.
+    weights
+        A safetensors file of this trunk's weights; without one they are drawn from PyTorch's random state.
+    readout
+        `native` or `map` (`learners.networks.backbones.backbone`).
     """
     for what, value, known in (("backbone", name, NAMES), ("size", size, SIZES), ("readout", readout, READOUTS)):
         if value not in known:
-            hint = "; an ensemble has classes alone: build_classifier" if what == "backbone" and ":" in name else ""
+            hint = "; build_classifier builds ensembles" if what == "backbone" and ":" in name else ""
             raise InputError(f"there is no {what} {value!r}; choose one of {', '.join(known)}{hint}")
     if min(channels, height, width) < 1 or not 0 <= dropout < 1:
         raise InputError(
             f"a backbone for {channels} x {height} x {width} with dropout {dropout}: sizes are at least 1, dropout below 1"
         )
-    trunk = FAMILIES[name][size](Maps(channels, height, width, readout))
+    trunk = FAMILIES[name][size](InputMaps(channels, height, width, readout))
     backbone = Backbone(trunk, channels=channels, height=height, width=width, readout=readout, dropout=dropout)
     if weights is not None:
-        backbone.taken = load_weights(backbone.trunk, weights)
+        backbone.loaded = load_weights(backbone.trunk, weights)
     return backbone
 
 
@@ -61,18 +73,15 @@ def build_classifier(
     weights: Path | None = None,
     readout: str = "native",
 ) -> nn.Module:
-    """Maps (B, channels, height, width) to logits (B, classes): a backbone and a linear head, or an ensemble of such.
+    """A classifier from maps (B, channels, height, width) to logits (B, classes): a backbone and a linear head, or an ensemble.
 
-    `ensemble:vit+cnn+resnet` has a member for each name, of other first weights where a name comes twice, and the mean of their
-    logits (`ensemble`). The rest is as in `build_backbone`.
+    `ensemble:vit+cnn+resnet` has a member for each name, and returns the mean of their logits. All else as in `build_backbone`.
     """
     if classes < 1:
-        raise InputError(f"a classifier of {classes} classes has nothing to say; give at least 1")
+        raise InputError(f"a classifier needs at least 1 class, not {classes}")
     members = ensemble_members(name)
     if members and weights is not None:
-        raise InputError(
-            f"weights {weights} are of one backbone, and {name} has {len(members)}: load them into the one you mean"
-        )
+        raise InputError(f"weights {weights} are of one network, and {name} has {len(members)}: leave them out")
     made = []
     for member in members or (name,):
         backbone = build_backbone(

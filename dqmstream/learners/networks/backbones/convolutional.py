@@ -1,7 +1,7 @@
 """The studies' convolutional network: convolutions with ReLU and max-pooling, and a hidden layer before the head.
 
 The fourth study had two convolutions for electrons and photons and three for quarks and gluons, then two fully connected
-layers, of which the second is whoever's head reads this. B maps, D width, H x W places.
+layers. The second of these is the head of whoever uses this network. B maps, D width, H x W places.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 
 class ConvolutionalNetwork(nn.Module):
-    """3 x 3 convolutions, each behind it a ReLU and a maximum over 2 x 2; its head is a fully connected layer with a ReLU."""
+    """3 x 3 convolutions, each followed by a ReLU and a 2 x 2 max-pooling, and a fully connected layer with a ReLU."""
 
     pretrained_cfg: ClassVar[dict[str, Any]] = {"first_conv": "convolutions.0", "classifier": ()}
 
     def __init__(self, img_size: tuple[int, int], in_chans: int, *, widths: Sequence[int], hidden: int, readout: str) -> None:
-        """hidden: width of the fully connected layer, which is there in the readout `native` alone."""
+        """hidden: width of the fully connected layer, which only the readout `native` has."""
         super().__init__()
         height, width = img_size
         parts: list[nn.Module] = []

@@ -1,8 +1,8 @@
-"""CSWin: half of the heads attend within stripes of rows, the other half within stripes of columns (arXiv:2107.00652).
+"""CSwin: half of the heads attend within horizontal stripes, the other half within vertical ones (arXiv:2107.00652).
 
-Written for rectangular maps: a stripe that does not divide the map is padded with cells that nobody attends to. What each
-place adds to its values from its neighbours in the stripe, a 3 x 3 convolution of each channel alone, is the paper's locally
-enhanced position (LePE). A stage whose stripe covers the map has one branch of full attention, as the paper's last has.
+Written for maps of any shape: a stripe that does not divide the map is padded with cells that nobody attends to. A 3 x 3
+depthwise convolution of the values within a stripe is the paper's locally enhanced positional encoding (LePE). A stage whose
+stripe covers the map has one branch of full attention, as the paper's last stage has.
 
 B maps, D width, H x W places, S stripes, N places of a stripe.
 """
@@ -19,7 +19,7 @@ from torch.nn import functional
 
 
 class StripeAttention(nn.Module):
-    """Attention within stripes of high x wide places, from queries, keys and values (3, B, H, W, D) to (B, H, W, D)."""
+    """Attention within stripes of high x wide places: queries, keys and values (3, B, H, W, D) to (B, H, W, D)."""
 
     def __init__(self, dim: int, heads: int, stripe: tuple[int, int]) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class StripeAttention(nn.Module):
         rows, columns = -(-height // high), -(-width // wide)
         missing = (rows * high - height, columns * wide - width)
         padded = functional.pad(qkv_3BHWD, (0, 0, 0, missing[1], 0, missing[0]))
-        # (3, B, S, N, D): padding is zero, so that LePE adds nothing from beyond the map.
+        # (3, B, S, N, D). Padding is zero, so LePE adds nothing from outside the map.
         stripes = padded.view(3, batch, rows, high, columns, wide, dim).transpose(3, 4).reshape(3, batch, -1, high * wide, dim)
         q, k, v = stripes.unflatten(-1, (self.heads, -1)).transpose(3, 4)
         mask = self._mask(height, width, rows, columns, qkv_3BHWD.device) if any(missing) else None
@@ -43,7 +43,7 @@ class StripeAttention(nn.Module):
         return whole.reshape(batch, rows * high, columns * wide, dim)[:, :height, :width]
 
     def _mask(self, height: int, width: int, rows: int, columns: int, device: torch.device) -> Tensor:
-        """Which keys of a stripe are places of the map: bool, (S, 1, 1, N)."""
+        """Which places of each stripe are inside the map: bool, (S, 1, 1, N)."""
         high, wide = self.stripe
         inside = torch.zeros(rows * high, columns * wide, dtype=torch.bool, device=device)
         inside[:height, :width] = True
@@ -51,10 +51,10 @@ class StripeAttention(nn.Module):
 
 
 class CSwinBlock(nn.Module):
-    """Attention in both directions, half of the width each, and an MLP; each behind a norm and beside a way around."""
+    """Attention in both directions, with half of the width each, then an MLP, both with a norm before and a residual branch."""
 
     def __init__(self, dim: int, heads: int, split: int, places: tuple[int, int], mlp_ratio: float = 4.0) -> None:
-        """split: width of a stripe; places: H x W of the map, which stripes run across."""
+        """split: width of a stripe. places: H x W of the map."""
         super().__init__()
         height, width = places
         is_whole = split >= height and split >= width
@@ -88,14 +88,14 @@ class Embedding(nn.Module):
         return y_BHWD
 
     def places(self, height: int, width: int) -> tuple[int, int]:
-        """H' x W' of an input of H x W."""
+        """H', W' for an input of H x W."""
         sides = zip((height, width), self.conv.kernel_size, self.conv.stride, self.conv.padding, strict=True)
         high, wide = ((side + 2 * pad - kernel) // stride + 1 for side, kernel, stride, pad in sides)
         return high, wide
 
 
 class CSwin(nn.Module):
-    """Stages of blocks, each but the first behind a convolution that halves the map and doubles the width."""
+    """Stages of blocks; before each but the first a convolution halves the map and doubles the width."""
 
     pretrained_cfg: ClassVar[dict[str, Any]] = {"first_conv": "embeddings.0.conv", "classifier": "head"}
 
@@ -110,18 +110,19 @@ class CSwin(nn.Module):
         splits: Sequence[int] = (1, 2, 7, 7),
         stride: tuple[int, int] = (4, 4),
     ) -> None:
-        """Defaults are CSWin-T. stride: of the first convolution, whose kernel is 2 stride - 1, as 7 over 4 is the paper's."""
+        """Defaults are CSWin-T. stride: of the first convolution; its kernel is 2 stride - 1, as the paper's 7 is for 4."""
         super().__init__()
-        kernel, pad = tuple(2 * s - 1 for s in stride), tuple(s // 2 for s in stride)
+        down, across = stride
+        kernel, pad = (2 * down - 1, 2 * across - 1), (down // 2, across // 2)
         self.embeddings, self.stages = nn.ModuleList(), nn.ModuleList()
         places, dim = img_size, embed_dim
         for stage, (depth, head, split) in enumerate(zip(depths, heads, splits, strict=True)):
             embedding = (
-                Embedding(dim // 2, dim, (3, 3), (2, 2), (1, 1)) if stage else Embedding(in_chans, dim, kernel, stride, pad)  # type: ignore[arg-type]
+                Embedding(dim // 2, dim, (3, 3), (2, 2), (1, 1)) if stage else Embedding(in_chans, dim, kernel, stride, pad)
             )
             places = embedding.places(*places)
             self.embeddings.append(embedding)
-            # The paper's last stage attends to all of its map, as does one whose stripe is as wide as the map.
+            # The last stage attends to its whole map, as in the paper.
             whole = max(places) if stage == len(depths) - 1 else split
             self.stages.append(nn.Sequential(*(CSwinBlock(dim, head, whole, places) for _ in range(depth))))
             dim *= 2
@@ -139,7 +140,7 @@ class CSwin(nn.Module):
         return y_BHWD
 
     def forward_head(self, last_BHWD: Tensor, pre_logits: bool = True) -> Tensor:
-        """Mean over the places, (B, D): there is no layer behind it."""
+        """Mean over the places, (B, D)."""
         return last_BHWD.mean(dim=(1, 2))
 
 

@@ -1,13 +1,13 @@
-"""Ensembles: the mean of the members' log-probabilities, which is the softmax of the mean of their logits.
+"""Ensembles: the mean of the members' logits, whose softmax is that of the mean of their log-probabilities.
 
     log p(c|x) = mean_k log p_k(c|x) + const(x),    softmax(mean_k z_k) = softmax(mean_k log softmax(z_k))
 
-A mean of logarithms, not of probabilities, so that an ensemble has logits as any member has, for a softmax or a sigmoid. What
-its cross-entropy lacks to be the mean of the members' own is the spread of the members (Krogh and Vedelsby 1995, Heskes 1998):
+z_k: logits of member k, p_k: its probabilities. The mean of the members' cross-entropies is that of the mean plus the spread of
+the members (Krogh and Vedelsby 1995, Heskes 1998):
 
     mean_k CE(z_k) = CE(mean_k z_k) + mean_k logsumexp(z_k) - logsumexp(mean_k z_k)
 
-Added to the loss, it makes each member learn as if it were alone, which is what an ensemble lives on. B maps, C classes.
+With the spread added to the loss, each member is trained as if it were alone. B maps, K members, C classes.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from torch import Tensor, nn
 
 
 def spread(logits_KBC: Tensor) -> Tensor:
-    """What the mean of the members' cross-entropies is above that of their mean, over a batch: not negative, shape ()."""
+    """Mean over a batch of mean_k logsumexp(z_k) - logsumexp(mean_k z_k): not negative, shape ()."""
     return (logits_KBC.logsumexp(dim=-1).mean(dim=0) - logits_KBC.mean(dim=0).logsumexp(dim=-1)).mean()
 
 
 class Ensemble(nn.Module):
-    """Whatever the members take, B rows of it, to the mean of their logits (B, C).
+    """The input of the members, B rows, to the mean of their logits (B, C).
 
-    `auxiliary_loss` is to be added to the cross-entropy of the last forward in training where each member is to learn alone.
+    `auxiliary_loss`, added to the cross-entropy of the last forward pass in training, trains each member as if it were alone.
     """
 
     def __init__(self, members: Sequence[nn.Module]) -> None:
@@ -40,5 +40,5 @@ class Ensemble(nn.Module):
         return logits_KBC.mean(dim=0)
 
     def auxiliary_loss(self) -> Tensor | float:
-        """`spread` of the last forward in training, 0 after one in evaluation."""
+        """`spread` of the last forward pass; 0 if that was in evaluation mode."""
         return 0.0 if self._spread is None else self._spread

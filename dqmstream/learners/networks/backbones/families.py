@@ -1,17 +1,12 @@
-"""Every family in three sizes, as a trunk for maps of any height and width.
+"""Published families in three sizes, as trunks for maps of any height and width.
 
-tiny: a few ms an image of 64 x 72 on one CPU thread. small: the smallest published ones, on the map as it is. study: published
-ones on 224 x 224 pixels, to which the map is resized, so that published weights fit; a cnn takes the map as it is.
+tiny: a few ms an image of 64 x 72 on one CPU thread. small: the smallest published sizes, on the map as it is. study: published
+sizes on 224 x 224 pixels, to which the map is resized, so that published weights fit; the cnn takes the map as it is.
 
-Transformers cut the map into about 8 x 8 patches, Swin and CSwin into 16 x 16 places, of as many pixels as it then takes; what
-does not divide is padded (`Canvas`). In tiny and small sizes residual branches count from the first step on: published ResNets
-begin with branches of zero and ConvNeXts of 1e-6, for trainings of many thousand steps. Nor does any drop paths.
-
-Nothing tiny has batch norm: ResNet, EfficientNet and hybrid have group norm (Wu and He 2018, arXiv:1803.08494) in its place.
-With batch norm a batch in parts has other gradients than as a whole, and a stream's scores hang on running statistics.
-Replay, 4 runs of 400 lumisections of `small`, seed 0, steps=32, ResNet and EfficientNet: accuracy .61 and .53 with batch norm,
-.62 and .59 with group norm. Sizes small and study keep batch norm, as published weights need it. The tiny hybrid's stem has
-GELU: with ReLU and group norm it stood still for 40 steps of a small problem at a rate of 2e-3, with GELU for 20.
+Transformers cut the map into about 8 x 8 patches, Swin and CSwin into about 16 x 16 places; a map that these do not divide is
+padded (`learners.networks.backbones.backbone.Canvas`). Tiny and small sizes are for short trainings: residual branches are not
+initialized near zero as published, and there is no stochastic depth. Tiny sizes have group norm in place of batch norm, so that
+scores do not depend on running statistics.
 """
 
 from __future__ import annotations
@@ -38,8 +33,8 @@ PATCHES, PLACES = 8, 16
 
 
 @dataclass(frozen=True, slots=True)
-class Maps:
-    """What a trunk is made for. readout: native or map."""
+class InputMaps:
+    """The maps that a trunk is built for. readout: native or map."""
 
     channels: int
     height: int
@@ -47,47 +42,49 @@ class Maps:
     readout: str
 
 
-Build = Callable[[Maps], Trunk]
+Build = Callable[[InputMaps], Trunk]
 
 
 @dataclass(frozen=True, slots=True)
-class Fit:
-    """Pixels that a trunk takes, and the arguments that say so to it."""
+class InputSize:
+    """Pixels that a trunk takes, and the arguments of timm that set them."""
 
     pixels: tuple[int, int]
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
-def as_it_is(maps: Maps) -> Fit:
-    """For convolutions."""
-    return Fit((maps.height, maps.width))
+def as_it_is(maps: InputMaps) -> InputSize:
+    """The map's own pixels, for convolutional networks."""
+    return InputSize((maps.height, maps.width))
 
 
-def in_patches(maps: Maps) -> Fit:
-    """The patches that cover the map 8 x 8 times."""
+def in_patches(maps: InputMaps) -> InputSize:
+    """Patches of which 8 x 8 cover the map."""
     high, wide = ceil(maps.height / PATCHES), ceil(maps.width / PATCHES)
     pixels = (high * ceil(maps.height / high), wide * ceil(maps.width / wide))
-    return Fit(pixels, {"img_size": pixels, "patch_size": (high, wide)})
+    return InputSize(pixels, {"img_size": pixels, "patch_size": (high, wide)})
 
 
-def in_windows(maps: Maps) -> Fit:
-    """About 16 x 16 places in 2 x 2 windows; later stages have one window, which is their map."""
+def in_windows(maps: InputMaps) -> InputSize:
+    """About 16 x 16 places in 2 x 2 windows; the windows of later stages cover their maps."""
     patch = _places(maps)
     rows, columns = (2 * ceil(side / (2 * p)) for side, p in zip((maps.height, maps.width), patch, strict=True))
     pixels = (rows * patch[0], columns * patch[1])
-    return Fit(pixels, {"img_size": pixels, "patch_size": patch, "window_size": (rows // 2, columns // 2)})
+    return InputSize(pixels, {"img_size": pixels, "patch_size": patch, "window_size": (rows // 2, columns // 2)})
 
 
-def _places(maps: Maps) -> tuple[int, int]:
-    """Height and width of a place, where about 16 x 16 cover the map."""
+def _places(maps: InputMaps) -> tuple[int, int]:
+    """Height and width of places of which about 16 x 16 cover the map."""
     return max(1, round(maps.height / PLACES)), max(1, round(maps.width / PLACES))
 
 
-def from_timm(name: str, fit: Callable[[Maps], Fit] | None = None, places: Places | None = None, **changes: Any) -> Build:
-    """timm's model of that name with changes; without a fit on 224 x 224 pixels."""
+def from_timm(
+    name: str, fit: Callable[[InputMaps], InputSize] | None = None, places: Places | None = None, **changes: Any
+) -> Build:
+    """timm's model of that name, with changes to its arguments. fit: the size of its input, 224 x 224 pixels without one."""
 
-    def build(maps: Maps) -> Trunk:
-        fitted = Fit(PIXELS) if fit is None else fit(maps)
+    def build(maps: InputMaps) -> Trunk:
+        fitted = InputSize(PIXELS) if fit is None else fit(maps)
         module = timm.create_model(name, in_chans=maps.channels, num_classes=0, **(changes | dict(fitted.arguments)))
         more = {} if places is None else {"places": places}
         return Trunk(module, fitted.pixels, fit is None, **more)
@@ -96,20 +93,20 @@ def from_timm(name: str, fit: Callable[[Maps], Fit] | None = None, places: Place
 
 
 def patch_tokens(trunk: nn.Module, last_BND: Tensor) -> Tensor:
-    """A transformer's tokens without those for the class: all of its patches in their places."""
+    """A transformer's tokens without its class tokens."""
     return last_BND[:, trunk.num_prefix_tokens :]
 
 
 def normed(trunk: nn.Module, last_BDHW: Tensor) -> Tensor:
-    """ConvNeXt has its last norm behind the mean; here it is of each place."""
+    """ConvNeXt's last norm, which it applies to the mean over places, applied to each place."""
     y_BDHW: Tensor = trunk.head.norm(last_BDHW)
     return y_BDHW
 
 
 def cnn(widths: tuple[int, ...], hidden: int) -> Build:
-    """Convolutions on the map as it is."""
+    """The studies' convolutional network, on the map as it is."""
 
-    def build(maps: Maps) -> Trunk:
+    def build(maps: InputMaps) -> Trunk:
         size = (maps.height, maps.width)
         network = ConvolutionalNetwork(size, maps.channels, widths=widths, hidden=hidden, readout=maps.readout)
         return Trunk(network, size)
@@ -118,27 +115,27 @@ def cnn(widths: tuple[int, ...], hidden: int) -> Build:
 
 
 def cswin(**sizes: Any) -> Build:
-    """CSwin of such sizes on the map as it is."""
+    """A CSwin of these sizes, on the map as it is."""
 
-    def build(maps: Maps) -> Trunk:
+    def build(maps: InputMaps) -> Trunk:
         return Trunk(CSwin((maps.height, maps.width), maps.channels, stride=_places(maps), **sizes), (maps.height, maps.width))
 
     return build
 
 
 def cswin_224(**sizes: Any) -> Build:
-    """A published CSwin."""
+    """A published CSwin, on 224 x 224 pixels."""
     return lambda maps: Trunk(CSwin(PIXELS, maps.channels, **sizes), PIXELS, resize=True)
 
 
 def hybrid(dim: int, depth: int, heads: int, at_224: bool = False, **stem_layers: Any) -> Build:
-    """A transformer on what strided convolutions leave, in the place of patches (Xiao et al. 2021, arXiv:2106.14881).
+    """A transformer whose tokens are the output of strided convolutions (Xiao et al. 2021, arXiv:2106.14881).
 
-    As many convolutions halve the map as leave about 8 x 8 places, or 14 x 14 of 224 x 224 pixels; one of 1 x 1 follows.
-    stem_layers: norm_layer and act_layer of the convolutions, batch norm and ReLU as in the paper where nothing is said.
+    Convolutions halve the map until about 8 x 8 places are left, or 14 x 14 of 224 x 224 pixels; a 1 x 1 convolution follows.
+    stem_layers: `norm_layer` and `act_layer` of the convolutions; by default batch norm and ReLU, as in the paper.
     """
 
-    def build(maps: Maps) -> Trunk:
+    def build(maps: InputMaps) -> Trunk:
         pixels = PIXELS if at_224 else (maps.height, maps.width)
         halvings = 4 if at_224 else max(1, round(log2(max(pixels) / PATCHES)))
         step = 2**halvings
@@ -169,7 +166,7 @@ def hybrid(dim: int, depth: int, heads: int, at_224: bool = False, **stem_layers
 
 
 class _Stem:
-    """timm's `embed_layer` of a stem that stands already; it is deep enough to need no projection."""
+    """An `embed_layer` for timm from a stem that exists already, without a projection."""
 
     def __init__(self, stem: nn.Module) -> None:
         self.stem = stem
@@ -235,4 +232,4 @@ FAMILIES: dict[str, dict[str, Build]] = {
         "study": hybrid(384, 11, 6, at_224=True),
     },
 }  # fmt: skip
-"""How a trunk is made, by the names of the family and the size."""
+"""What builds a trunk, by family and size."""

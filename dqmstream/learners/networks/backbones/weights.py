@@ -1,9 +1,9 @@
-"""Weights of a trunk from a safetensors file on this machine: all of them, by name and shape, or the file is refused.
+"""Weights of a trunk in a safetensors file: a file whose names and shapes are not exactly the trunk's is refused.
 
-Names are the trunk's own: timm's, for what timm builds. Two things may differ. The first convolution may be of other input
-channels: its kernels are summed for one channel, and repeated and scaled for others, as timm does (`adapt_input_conv`), so that
-an input which is the same in all channels gives the same. And a classifier's own layer is left in the file: its classes are
-others.
+Names are those of the trunk, for families of timm those of timm. Two differences are accepted. The first convolution may have
+another number of input channels: its kernels are summed for one channel, and repeated and scaled for others, as timm does
+(`adapt_input_conv`), so that an input which is the same in all channels gives the same output. The layer of a classifier in
+the file is ignored.
 """
 
 from __future__ import annotations
@@ -24,8 +24,11 @@ _SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
-    """What a file gave. tensors: how many; adapted: of another number of channels; left: names of the classifier's."""
+class LoadedWeights:
+    """What was loaded from a file.
+
+    tensors: how many. adapted: names of those that were adapted to another number of channels. left: names of the classifier's.
+    """
 
     path: Path
     tensors: int
@@ -33,19 +36,19 @@ class Taken:
     left: tuple[str, ...]
 
     def __str__(self) -> str:
-        """In one line."""
+        """One line for a report."""
         adapted = f", {', '.join(self.adapted)} adapted to other channels" if self.adapted else ""
         left = f", {', '.join(self.left)} left" if self.left else ""
         return f"{self.tensors} tensors of {self.path}{adapted}{left}"
 
 
 def save_weights(trunk: nn.Module, path: Path) -> None:
-    """Write a trunk's weights and running statistics so that `load_weights` takes them back."""
+    """Write a trunk's weights and running statistics for `load_weights`."""
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in trunk.state_dict().items()}, path)
 
 
-def load_weights(trunk: nn.Module, path: Path) -> Taken:
-    """Fill a trunk from a file. Raises InputError, and changes nothing, for a file that is missing, damaged or of another."""
+def load_weights(trunk: nn.Module, path: Path) -> LoadedWeights:
+    """Load a file into a trunk. Raises InputError, and changes nothing, for a file that is damaged or of another trunk."""
     try:
         found = load_file(path)
     except (OSError, SafetensorError) as error:
@@ -65,21 +68,21 @@ def load_weights(trunk: nn.Module, path: Path) -> Taken:
             adapted = (name,)
         if found[name].shape != tensor.shape:
             raise InputError(
-                f"weights {path} are of another model: {name} is of shape {tuple(given.shape)} there and {tuple(tensor.shape)} "
-                "here; size 'study' is what published weights are of"
+                f"weights {path} are of another network: {name} has shape {tuple(given.shape)} there and {tuple(tensor.shape)} "
+                "here; published weights fit size 'study'"
             )
         if given.is_floating_point() and not torch.isfinite(given).all():
             raise InputError(f"weights {path} are damaged: {name} is not finite")
     trunk.load_state_dict({name: found[name].to(tensor.dtype) for name, tensor in wanted.items()})
-    return Taken(path, len(wanted), adapted, left)
+    return LoadedWeights(path, len(wanted), adapted, left)
 
 
 def _refuse_others(path: Path, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    """InputError where one has names that the other has not."""
+    """Raise InputError if the names in the file are not those of the trunk."""
     differing = []
     for what, names in (("lack", wanted.keys() - found.keys()), ("have", found.keys() - wanted.keys())):
         if names:
             shown = ", ".join(sorted(names)[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
             differing.append(f"{what} {shown}")
     if differing:
-        raise InputError(f"weights {path} are of another model: they {', and '.join(differing)}")
+        raise InputError(f"weights {path} are of another network: they {', and '.join(differing)}")

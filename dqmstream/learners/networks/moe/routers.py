@@ -29,8 +29,6 @@ class Router(nn.Module, ABC):
     ----------
     auxiliary_loss
         Term to be added to the loss of the last forward pass in training, None where there is none.
-    frozen
-        Whether the router has stopped learning.
     experts
         Number of experts.
     """
@@ -43,7 +41,6 @@ class Router(nn.Module, ABC):
         self.weight = nn.Parameter(nn.init.trunc_normal_(torch.empty(columns, width, **made), std=0.02))
         self.experts = config.experts
         self.auxiliary_loss: Tensor | None = None
-        self.frozen = False
 
     @abstractmethod
     def forward(self, x_BND: Tensor, experts: Experts) -> Tensor:
@@ -59,9 +56,8 @@ class Router(nn.Module, ABC):
 
     def _logits(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
         """Router logits in float32, also under autocast: rounding must not change which expert is chosen."""
-        weight = self.weight if weight is None else weight
         with torch.autocast(x.device.type, enabled=False):
-            return F.linear(x.float(), (weight.detach() if self.frozen else weight).float())
+            return F.linear(x.float(), (self.weight if weight is None else weight).float())
 
 
 class TopK(Router):
@@ -93,8 +89,7 @@ class TopK(Router):
         probability_ET = logits_ET.softmax(dim=0)
         expert_TK = probability_ET.detach().t().contiguous().topk(self.top_k, dim=-1).indices
         weight_TK = probability_ET.t().gather(1, expert_TK)
-        balanced = self.training and not self.frozen
-        self.auxiliary_loss = self._losses(logits_ET, probability_ET, expert_TK) if balanced else None
+        self.auxiliary_loss = self._losses(logits_ET, probability_ET, expert_TK) if self.training else None
         return weight_TK / weight_TK.sum(dim=-1, keepdim=True), expert_TK
 
     def _losses(self, logits_ET: Tensor, probability_ET: Tensor, expert_TK: Tensor) -> Tensor:
@@ -137,8 +132,7 @@ class Balanced(TopK):
         return weight_TK / weight_TK.sum(dim=-1, keepdim=True), expert_TK
 
     def after_step(self) -> None:
-        if not self.frozen:
-            self.bias_E += self.rate * (self.load_E.mean() - self.load_E).sign()
+        self.bias_E += self.rate * (self.load_E.mean() - self.load_E).sign()
         self.load_E.zero_()
 
 
@@ -168,8 +162,7 @@ class Soft(Router):
 
     def _of_places(self, x_BND: Tensor) -> Tensor:
         """Logits of each token and place, (B, N, Q)."""
-        scale = self.scale.detach() if self.frozen else self.scale
-        return scale * self._logits(F.normalize(x_BND.float(), dim=-1), F.normalize(self.weight, dim=-1))
+        return self.scale * self._logits(F.normalize(x_BND.float(), dim=-1), F.normalize(self.weight, dim=-1))
 
     def shares(self, x_BND: Tensor) -> Tensor:
         return self._of_places(x_BND).softmax(dim=2).unflatten(2, (self.experts, -1)).sum(dim=-1)
