@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 
 from dqmstream.errors import InputError, StateError
-from dqmstream.learners.checks import check_strategy
-from dqmstream.learners.checks.strategy import assert_same_state
+from dqmstream.learners.checks import assert_same_state, check_strategy
 from dqmstream.learners.closed_form.gain_map import GainMap
 from dqmstream.learners.networks.recipe import REMOVED, Recipe
 from dqmstream.learners.registry import NAMES, make_strategy, resolve
