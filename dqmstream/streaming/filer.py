@@ -20,7 +20,7 @@ from dqmstream.storage.writer import Appended, ArchiveWriter, DatasetConflict, O
 from dqmstream.streaming.counts import IngestCounts
 from dqmstream.streaming.dead_letters import DeadLetter, DeadLetters
 from dqmstream.streaming.filing_rules import FilingRules
-from dqmstream.streaming.log_limit import Repeats
+from dqmstream.streaming.log_limit import LogLimit
 from dqmstream.streaming.message import Message, Slice
 from dqmstream.streaming.pending import PendingBatch, end_of
 from dqmstream.streaming.sorting import Sorter
@@ -65,7 +65,7 @@ class Filer:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.counts = IngestCounts()
-        self.repeats = Repeats(clock=clock)
+        self.log_limit = LogLimit(clock=clock)
         self._name = name
         self._writer = writer
         self._dead_letters = dead_letters
@@ -80,7 +80,7 @@ class Filer:
             given=source,
             accept_others=accept_others,
             patience_s=flush_s,
-            repeats=self.repeats,
+            log_limit=self.log_limit,
             clock=clock,
         )
         self._rules = FilingRules(self._sources, max_rows=max_rows, flush_s=flush_s, clock=clock)
@@ -226,7 +226,7 @@ class Filer:
                 self.counts.stops += entry.kind is ControlKind.STOP
                 self.counts.gaps += entry.kind is ControlKind.GAP
         for letter in dead_letters:
-            self.repeats.tell(log.warning, "dead letter", letter.reason, key=letter.key)
+            self.log_limit.log(log.warning, "dead letter", letter.reason, key=letter.key)
 
     def _reject_other_sources(self, batch: PendingBatch) -> None:
         """Rows of another source than the archive's become dead letters: they were read before it was known."""

@@ -1,9 +1,9 @@
-"""The ingest pipeline: one thread polls, another files, and a bounded queue lies between them.
+"""Ingest: one thread polls the feed, another files, and a bounded queue lies between them.
 
-    poll | queue | decode -> batch -> dead letters kept -> archive.append | advisory commit
+    poll | queue | sort -> pending batch -> dead letters kept -> archive.append | advisory commit
 
-Polling goes on whatever the disk does, so the worker stays in its group; when the queue is full the feed is held, so memory
-stays bounded. All that the feed is asked, it is asked by the polling thread.
+Polling goes on whatever the disk does, so the worker stays in its group. When the queue is full the feed is held, so memory
+stays bounded. Only the polling thread calls the feed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dqmstream.streaming.message import Slice
 from dqmstream.streaming.source_agreement import ROOM
 
 MAX_WAITING_BYTES = 128 * 2**20
-"""Of message values that were read and are not filed yet: the feed is held above it, and let go below half of it."""
+"""Message values that were read and are not filed yet: the feed is held above it, and released below half of it."""
 
 log = structlog.get_logger("dqmstream.ingest")
 
@@ -44,7 +44,7 @@ class _Drop:
 
 @dataclass(frozen=True, slots=True)
 class _Drain:
-    """File all that came before this; `done` is set when it is filed. last: as `Filer.file_all` has it."""
+    """File everything before this in the queue, then set `done`. last: see `Filer.file_all`."""
 
     done: threading.Event
     last: bool
@@ -58,15 +58,15 @@ _Item = Slice | _Begin | _Drop | _Drain | _Close
 
 
 class Ingest:
-    """Files what a feed gives, once. Call `step` again and again, then `drain`, then `close`.
+    """Files each message of a feed once. Call `step` again and again, then `drain`, then `close`.
 
-    max_rows: rows filed in one commit under load; four times as many messages wait at most. flush_s: longest that a row
-    waits when little comes. topic: named in dead letters. max_events: the most that a lumisection can have. source: of an
-    archive that has none; where it is not given, many messages must agree on it (`streaming.source_agreement`). accept_others:
-    rows
-    of other sources become dead letters even while none fits. What goes wrong while filing (ArchiveError, OSError, InputError
-    where rows do not agree, or none fits) is raised by the next `step` or `drain`; what
-    the feed raises, as DataLostError where a topic was made again, comes from `step` at once.
+    max_rows: rows of one commit under load; four times as many messages wait at most. flush_s: longest that a row waits when
+    few come. topic: named in dead letters. max_events: most events that a lumisection can have. source: of an archive that has
+    none yet. accept_others: rows of other sources become dead letters even while none has the archive's source
+    (`source_agreement`).
+
+    An error while filing (ArchiveError, OSError, InputError where the source cannot be settled) is raised by the next `step`
+    or `drain`. An error of the feed, such as DataLostError where a topic was made again, is raised by `step` at once.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class Ingest:
         self._failure: BaseException | None = None
         self._held = False
         self._partitions: set[int] = set()
-        self._thread = threading.Thread(target=self._file_on, name="filer", daemon=True)
+        self._thread = threading.Thread(target=self._file_until_closed, name="filer", daemon=True)
         self._thread.start()
 
     @property
@@ -119,11 +119,11 @@ class Ingest:
         return self._filer.counts
 
     def step(self, timeout_s: float) -> int:
-        """Poll once, waiting up to timeout_s, and hand on what came. Returns how many messages came."""
-        self._settle()
-        self._filer.repeats.tell_due()
-        self._hold_or_let_go()
-        if self._held:  # the group must see polls, the queue needs time
+        """Poll once, waiting up to timeout_s, and queue what came. Returns the number of messages."""
+        self._take_outcomes()
+        self._filer.log_limit.log_suppressed()
+        self._hold_or_release()
+        if self._held:  # the group must see polls, and the queue needs time
             self._moved.clear()
             polled = self._feed.poll(0)
             if not polled.slices:
@@ -149,10 +149,10 @@ class Ingest:
         return came
 
     def drain(self, timeout_s: float | None = None, *, last: bool = False) -> bool:
-        """File all that was read, within timeout_s. False where that was not enough: what is not filed will be read again.
+        """File everything that was read, within timeout_s. False where that took longer: the rest will be read again.
 
-        Rows that wait until it is known of which source the archive is are left (`open_question`), unless it is the last
-        chance: the feed will not give them again.
+        Rows that wait until the archive's source is known stay unfiled (`open_question`), unless this is the last chance.
+        last: the feed ends and will not return these messages again.
         """
         done = threading.Event()
         self._queue.put(_Drain(done, last))
@@ -160,15 +160,14 @@ class Ingest:
         while not done.wait(min(0.1, max(deadline - time.monotonic(), 0.0))):
             if not self._thread.is_alive() or time.monotonic() >= deadline:
                 break
-        self._settle()
+        self._take_outcomes()
         return done.is_set()
 
     def close(self, timeout_s: float = 5.0) -> None:
-        """End the filing thread; what was not drained is dropped, and will be read again. A write that is under way is given
-        timeout_s to end."""
+        """End the filing thread, waiting timeout_s for a write to end. What was not drained will be read again."""
         self._queue.put(_Close())
         self._thread.join(timeout_s)
-        self._filer.repeats.tell_due(all_of_it=True)
+        self._filer.log_limit.log_suppressed(at_end=True)
 
     @property
     def waiting(self) -> int:
@@ -182,12 +181,12 @@ class Ingest:
 
     @property
     def open_question(self) -> str:
-        """What is to be done about rows that were read and wait for others that name the same source; empty where none."""
+        """What the operator can do about rows that wait until the archive's source is known, empty where none does."""
         return self._filer.open_question
 
     @property
     def held(self) -> bool:
-        """Whether the feed is held, since as much waits as may."""
+        """Whether the feed is held because the queue is full."""
         return self._held
 
     @property
@@ -196,7 +195,7 @@ class Ingest:
         return self._clock() - self._last_news
 
     def _begin(self, partition: int) -> None:
-        """Start a partition where the archive ends."""
+        """Start reading a partition where the archive ends."""
         stored = self._writer.archive.refresh().next_offset(self._name, partition)
         try:
             position = self._feed.start(partition, stored)
@@ -206,8 +205,8 @@ class Ingest:
             return
         self._queue.put(_Begin(partition, position))
 
-    def _settle(self) -> None:
-        """Tell the feed what was filed, begin anew where another worker has moved on, raise what went wrong."""
+    def _take_outcomes(self) -> None:
+        """Commit what was filed, begin anew where another worker has filed further, raise an error of the filing thread."""
         filed: dict[int, int] = {}
         while not self._outcomes.empty():
             outcome = self._outcomes.get()
@@ -219,17 +218,17 @@ class Ingest:
         if self._failure is not None:
             raise self._failure
 
-    def _hold_or_let_go(self) -> None:
+    def _hold_or_release(self) -> None:
         waiting, waiting_bytes = self.waiting, self._queued_bytes + self._filer.waiting_bytes
-        share = 2 if self._held else 1  # half of it must be filed before the feed is let go
+        share = 2 if self._held else 1  # half of it must be filed before the feed is released
         most = max(self._max_waiting, ROOM) if self._filer.undecided else self._max_waiting
         full = share * waiting >= most or share * waiting_bytes >= MAX_WAITING_BYTES
         if full != self._held:
             self._held = full
             self._feed.hold(full)
 
-    def _file_on(self) -> None:
-        """What the filing thread does until it is closed, or something goes wrong."""
+    def _file_until_closed(self) -> None:
+        """The filing thread: runs until it is closed, or until an error."""
         try:
             while not isinstance(item := self._next(), _Close):
                 if isinstance(item, _Drain):
@@ -244,7 +243,7 @@ class Ingest:
         self._moved.set()
 
     def _next(self) -> _Item | None:
-        """What was handed on next; None where a batch is due before anything comes."""
+        """The next item of the queue; None where a batch is due before one comes."""
         wait_s = self._filer.due_in(more_waits=not self._queue.empty())
         try:
             return self._queue.get(timeout=None if wait_s is None else max(wait_s, 0.0))

@@ -1,4 +1,4 @@
-"""Log lines that repeat: the first few of a kind are told, then how many more there were, once a minute."""
+"""A limit for log lines that repeat: the first five of a kind are logged, then their number once a minute."""
 
 from __future__ import annotations
 
@@ -9,63 +9,64 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-TOLD = 5
-"""Lines of a kind that are told in full in each interval."""
+LINES = 5
+"""Lines of a kind that are logged in each interval."""
 
-EVERY_S = 60.0
+INTERVAL_S = 60.0
 
 MOST_KINDS = 32
-"""Kinds that are told apart in an interval; all others are one."""
+"""Kinds that are distinguished in an interval; all others count as one."""
 
 VARIABLE = re.compile(r"b?'[^']*'|b?\"[^\"]*\"|\d+")
-"""Parts of a reason that tell no kinds apart: quoted text and numbers."""
+"""Parts of a reason in which events of one kind may differ: quoted text and numbers."""
 
-Tell = Callable[..., Any]
+LogMethod = Callable[..., Any]
 
 
 @dataclass
 class _Kind:
-    tell: Tell
+    log: LogMethod
     event: str
     until: float
-    told: int = 0
-    more: int = 0
+    logged: int = 0
+    suppressed: int = 0
     last: dict[str, Any] = field(default_factory=dict)
 
 
-class Repeats:
-    """Tells of what happens, and of what happens again and again in numbers. Any thread may call it."""
+class LogLimit:
+    """Logs events, and counts those that repeat. Any thread may call it."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._kinds: dict[tuple[str, str], _Kind] = {}
         self._lock = threading.Lock()
 
-    def tell(self, tell: Tell, event: str, reason: str, **facts: Any) -> None:
-        """Log the event, unless TOLD of its kind were logged since the interval began: then it is counted.
+    def log(self, method: LogMethod, event: str, reason: str, **facts: Any) -> None:
+        """Log the event, unless LINES of its kind were logged in this interval: then it is counted.
 
-        tell: method of the logger. reason: events with the same reason, but for numbers and quoted text, are of a kind.
+        method: of the logger, such as `log.warning`. Events are of one kind if their reasons differ in numbers and quoted
+        text only.
         """
-        self.tell_due()
+        self.log_suppressed()
         with self._lock:
             name = (event, VARIABLE.sub("", reason[:200])[:40])
             if name not in self._kinds and len(self._kinds) >= MOST_KINDS:
                 name = (event, "")
             kind = self._kinds.get(name)
             if kind is None:
-                kind = self._kinds[name] = _Kind(tell, event, self._clock() + EVERY_S)
-            if kind.told >= TOLD:
-                kind.more, kind.last = kind.more + 1, {"last_reason": reason, **facts}
+                kind = self._kinds[name] = _Kind(method, event, self._clock() + INTERVAL_S)
+            if kind.logged >= LINES:
+                kind.suppressed, kind.last = kind.suppressed + 1, {"last_reason": reason, **facts}
                 return
-            kind.told += 1
-        tell(event, reason=reason, **facts)
+            kind.logged += 1
+        method(event, reason=reason, **facts)
 
-    def tell_due(self, *, all_of_it: bool = False) -> None:
-        """Log how many were counted, of each kind whose interval is over, or of all."""
+    def log_suppressed(self, *, at_end: bool = False) -> None:
+        """Log the number of suppressed events of each kind whose interval is over; of every kind at the end."""
         now = self._clock()
         with self._lock:
-            over = [name for name, kind in self._kinds.items() if all_of_it or now >= kind.until]
+            over = [name for name, kind in self._kinds.items() if at_end or now >= kind.until]
             ended = [self._kinds.pop(name) for name in over]
         for kind in ended:
-            if kind.more:
-                kind.tell(f"{kind.event}: more of its kind", count=kind.more, **kind.last)
+            if kind.suppressed:
+                kind.log(f"{kind.event}: more of its kind", count=kind.suppressed, **kind.last)

@@ -1,4 +1,4 @@
-"""Archived runs as a data-acquisition feed: run start, its lumisections in order, run stop."""
+"""Archived runs as messages: a run start, the run's lumisections in order, a run stop."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from dqmstream.streaming import wire
 from dqmstream.streaming.message import Message
 
 UNNAMED_SOURCE = "/Local/Archive#Hcal/DigiTask/Occupancy/depth/depth1"
-"""Source told for an archive that has none, since its runs were imported from files."""
+"""Source of the messages of an archive that has none, since its runs were imported from files."""
 
 
 class Sender(Protocol):
-    """Where a publisher sends to."""
+    """Where messages are sent. `flush` returns when all were acknowledged."""
 
     def send(self, key: bytes, value: bytes | None, headers: Sequence[tuple[str, bytes]]) -> None: ...
 
@@ -28,7 +28,7 @@ class Sender(Protocol):
 
 
 def records(archive: Archive, runs: Sequence[int]) -> Iterator[Record]:
-    """Records of the runs in the order given; a run at a time is held in memory."""
+    """Records of the runs in this order; one run at a time is held in memory."""
     source = archive.source or UNNAMED_SOURCE
     for run in runs:
         view = archive.run(run)
@@ -49,7 +49,7 @@ def records(archive: Archive, runs: Sequence[int]) -> Iterator[Record]:
 
 
 def messages(archive: Archive, runs: Sequence[int]) -> Iterator[Message]:
-    """The same as the messages of one partition, for an in-process feed."""
+    """The same records as messages of one partition, for an in-process feed."""
     offsets = count()
     for record in records(archive, runs):
         key, value, headers = wire.encode(record)
@@ -66,10 +66,10 @@ def publish(
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> int:
-    """Send the runs, a lumisection every interval_s seconds (0: as fast as it goes). Returns how many lumisections.
+    """Send the runs, a lumisection every interval_s seconds (0: without a pause). Returns the number of lumisections.
 
-    The pace is kept against the clock, so a slow send does not slow the feed down for good. On return the broker has
-    acknowledged all; each run is acknowledged before the next begins.
+    The interval is kept on average: after a slow send the next ones follow sooner. Each run is acknowledged before the next
+    one begins, and all are on return. progress: called with the number of lumisections sent.
     """
     sent = 0
     due = clock()

@@ -18,7 +18,7 @@ import structlog
 from dqmstream.errors import InputError
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.entries import Row
-from dqmstream.streaming.log_limit import Repeats
+from dqmstream.streaming.log_limit import LogLimit
 
 log = structlog.get_logger("dqmstream.ingest")
 
@@ -59,7 +59,7 @@ class SourceAgreement:
         given: str,
         accept_others: bool,
         patience_s: float,
-        repeats: Repeats,
+        log_limit: LogLimit,
         clock: Callable[[], float],
     ) -> None:
         self.source = archive.source or given
@@ -70,7 +70,7 @@ class SourceAgreement:
         self._feed = feed
         self._accept_others = accept_others
         self._patience_s = patience_s
-        self._repeats = repeats
+        self._log_limit = log_limit
         self._clock = clock
         self._fits = bool(self.source) and (accept_others or archive.holds_rows(feed))
         self._undecided_since: float | None = None
@@ -117,7 +117,7 @@ class SourceAgreement:
         if no_room:
             raise InputError(self.question(rows))
         if self.asked_at >= self._undecided_since + TOLD_AFTER_S:
-            self._repeats.tell(log.warning, "rows wait for a source", self.question(rows))
+            self._log_limit.log(log.warning, "rows wait for a source", self.question(rows))
 
     def question(self, rows: Sequence[Row]) -> str:
         """What the operator can do about the rows that wait, empty where none does."""

@@ -1,4 +1,4 @@
-"""What repeats is told a few times in full, then in numbers, and no other kind of event is hidden by it."""
+"""An event that repeats is logged a few times, then counted, and hides no other kind of event."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dqmstream.storage.writer import ArchiveWriter
 from dqmstream.streaming.dead_letters import DeadLetter
 from dqmstream.streaming.in_process import InProcessFeed
 from dqmstream.streaming.ingest import Ingest
-from dqmstream.streaming.log_limit import EVERY_S, MOST_KINDS, TOLD, Repeats
+from dqmstream.streaming.log_limit import INTERVAL_S, LINES, MOST_KINDS, LogLimit
 from dqmstream.streaming.message import Message
 
 
@@ -24,37 +24,37 @@ class Clock:
         return self.now
 
 
-def test_a_few_are_told_the_rest_counted_and_another_reason_told_at_once() -> None:
+def test_a_few_are_logged_the_rest_counted_and_another_reason_is_logged_at_once() -> None:
     clock, lines = Clock(), []
 
     def tell(event: str, **facts: Any) -> None:
         lines.append((event, facts))
 
-    repeats = Repeats(clock=clock)
+    log_limit = LogLimit(clock=clock)
     for number in range(1000):
-        repeats.tell(tell, "dead letter", f"run {number} is not 'that'", key=number)
-    assert lines == [("dead letter", {"reason": f"run {k} is not 'that'", "key": k}) for k in range(TOLD)]
-    repeats.tell(tell, "dead letter", "the value is empty", key=5)
+        log_limit.log(tell, "dead letter", f"run {number} is not 'that'", key=number)
+    assert lines == [("dead letter", {"reason": f"run {k} is not 'that'", "key": k}) for k in range(LINES)]
+    log_limit.log(tell, "dead letter", "the value is empty", key=5)
     assert lines.pop() == ("dead letter", {"reason": "the value is empty", "key": 5})
     del lines[:]
-    repeats.tell_due()
+    log_limit.log_suppressed()
     assert lines == []
-    clock.now = EVERY_S
-    repeats.tell_due()
-    more = {"count": 1000 - TOLD, "last_reason": "run 999 is not 'that'", "key": 999}
+    clock.now = INTERVAL_S
+    log_limit.log_suppressed()
+    more = {"count": 1000 - LINES, "last_reason": "run 999 is not 'that'", "key": 999}
     assert lines == [("dead letter: more of its kind", more)]
-    repeats.tell(tell, "dead letter", "run 7 is not 'that'", key=7)
+    log_limit.log(tell, "dead letter", "run 7 is not 'that'", key=7)
     assert lines[-1] == ("dead letter", {"reason": "run 7 is not 'that'", "key": 7})
 
 
 def test_reasons_without_end_are_one_kind_from_some_number_on() -> None:
     lines: list[str] = []
-    repeats = Repeats(clock=Clock())
+    log_limit = LogLimit(clock=Clock())
     for k in range(10_000):
-        repeats.tell(lambda event, **facts: lines.append(event), "dead letter", "x" * (k % 40) + chr(1000 + k))
-    assert len(lines) <= TOLD * (MOST_KINDS + 1)
-    repeats.tell_due(all_of_it=True)
-    assert len(lines) <= (TOLD + 1) * (MOST_KINDS + 1)
+        log_limit.log(lambda event, **facts: lines.append(event), "dead letter", "x" * (k % 40) + chr(1000 + k))
+    assert len(lines) <= LINES * (MOST_KINDS + 1)
+    log_limit.log_suppressed(at_end=True)
+    assert len(lines) <= (LINES + 1) * (MOST_KINDS + 1)
 
 
 class Kept:
@@ -82,5 +82,5 @@ def test_a_flood_of_refused_messages_is_kept_letter_by_letter_and_logged_in_a_fe
     loop.close()
     assert [letter.message.offset for letter in kept.letters] == list(range(count))
     lines = [line for line in capsys.readouterr().out.splitlines() if "dead letter" in line]
-    assert len(lines) == TOLD + 1
-    assert f"count={count - TOLD}" in lines[-1]
+    assert len(lines) == LINES + 1
+    assert f"count={count - LINES}" in lines[-1]

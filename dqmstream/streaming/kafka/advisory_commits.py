@@ -10,7 +10,7 @@ from kafka.errors import FencedInstanceIdError, KafkaError
 from kafka.structs import OffsetAndMetadata
 
 from dqmstream.streaming.kafka.connection import reason
-from dqmstream.streaming.log_limit import Repeats
+from dqmstream.streaming.log_limit import LogLimit
 
 log = structlog.get_logger("dqmstream.kafka")
 
@@ -21,11 +21,11 @@ class AdvisoryCommits:
     fenced: whether another worker has taken this one's instance name. The client tells it in no other way.
     """
 
-    def __init__(self, consumer: KafkaConsumer, topic: str, repeats: Repeats) -> None:
+    def __init__(self, consumer: KafkaConsumer, topic: str, log_limit: LogLimit) -> None:
         self.fenced = False
         self._consumer = consumer
         self._topic = topic
-        self._repeats = repeats
+        self._log_limit = log_limit
         self._last: dict[TopicPartition, OffsetAndMetadata] = {}
 
     def commit(self, offsets: Mapping[int, int]) -> None:
@@ -36,7 +36,7 @@ class AdvisoryCommits:
             self._consumer.commit_async(found)
         except KafkaError as error:  # of an earlier commit
             self.fenced |= isinstance(error, FencedInstanceIdError)
-            self._repeats.tell(log.info, "an advisory commit was refused", reason(error), topic=self._topic)
+            self._log_limit.log(log.info, "an advisory commit was refused", reason(error), topic=self._topic)
 
     def commit_again(self, partitions: Collection[int], timeout_ms: int) -> None:
         """Commit the last offsets of these partitions once more, and wait."""

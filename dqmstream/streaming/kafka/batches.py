@@ -18,26 +18,27 @@ from dqmstream.streaming.kafka.old_formats import OldBatch
 from dqmstream.streaming.kafka.workarounds.untrusted_records import Batch
 
 PREFIX = struct.Struct(">qi4xb")
-"""Base offset, length of what follows it, and the format (magic), which lie alike in all formats."""
+"""Base offset, length of what follows, and the format (magic): at the same place in all formats."""
 
 DELTA = struct.Struct(">i")
 DELTA_AT = 23
-"""In format 2: last offset less base offset."""
+"""In format 2: place of the last offset minus the base offset."""
 
 PREFIX_BYTES = 12
-"""Base offset and length, which the length does not count."""
+"""Base offset and length; the length does not count them."""
 
 HEADER_BYTES = DefaultRecordBatch.HEADER_STRUCT.size
 MAGIC_AT = 16
 MAGIC = 2
 LEAST_BYTES = {0: 14, 1: 22, MAGIC: HEADER_BYTES - PREFIX_BYTES}
-"""What the length at least says, by format."""
+"""Smallest length, by format."""
 
 
-class _Place(NamedTuple):
-    """A batch as its header tells it: bytes [at, until) of the buffer, offsets first to last.
 
-    Of formats 0 and 1 the header tells the last only, which is first here too.
+class _Extent(NamedTuple):
+    """Where a batch lies by its own header: bytes [at, until) of the buffer, offsets first to last.
+
+    The header of formats 0 and 1 has the last offset only; first is the same.
     """
 
     at: int
@@ -48,7 +49,7 @@ class _Place(NamedTuple):
 
 
 class Batches:
-    """The batches in a buffer that was fetched, each checked to lie where it claims to.
+    """The batches in a fetched buffer.
 
     start: the offset that was asked for. end: the partition's end as the broker told it, None if it did not.
     """
@@ -63,13 +64,13 @@ class Batches:
         self._in_place = False
 
     def next_batch(self) -> Batch | OldBatch | None:
-        """The next batch, None behind the last whole one. Raises CorruptRecordError where it is not what it claims to be."""
+        """The next batch, None behind the last whole one. Raises CorruptRecordError where its place is wrong."""
         self._at, self._in_place = self._next, False
         left = len(self._buffer) - self._at
-        leads = self._at == 0  # the broker cuts what it sends anywhere, but never the first batch, which may begin early
+        leads = self._at == 0  # the broker may cut any batch but the first, which may begin before the offset asked for
         if left == 0:
             return None
-        place = self._place(self._at)
+        place = self._extent_at(self._at)
         if place is None:
             if left < HEADER_BYTES and not leads:
                 return None
@@ -88,8 +89,8 @@ class Batches:
         return self._batch(place)
 
     def skip(self, start: int) -> int:
-        """Go on behind the batch that could not be read. start: its first offset; returns the first one behind it."""
-        place = self._place(self._at)
+        """Go on behind the batch that could not be read. start: its first offset; returns the first offset behind it."""
+        place = self._extent_at(self._at)
         if place is not None and self._in_place and self._is_sound(place):
             return place.last + 1
         for behind in self._candidates():
@@ -99,8 +100,8 @@ class Batches:
         self._next = len(self._buffer)
         return place.last + 1 if place is not None and start <= place.last < self._end else start + 1
 
-    def _first(self, place: _Place) -> int:
-        """The first offset of a batch, which those of old formats tell only when they are unpacked; -1 where they cannot be."""
+    def _first(self, place: _Extent) -> int:
+        """The batch's first offset; a batch of an old format must be unpacked for it, -1 where that fails."""
         batch = self._batch(place)
         if isinstance(batch, Batch):
             return place.first
@@ -109,46 +110,46 @@ class Batches:
         except CorruptRecordError:
             return -1
 
-    def _runs_into_next(self, place: _Place) -> bool:
-        behind = self._place(place.until)
+    def _runs_into_next(self, place: _Extent) -> bool:
+        behind = self._extent_at(place.until)
         return behind is not None and behind.first <= place.last and self._is_sound(behind)
 
-    def _candidates(self) -> Iterator[_Place]:
-        """Where the next batch may begin: where the damaged one says that it ends, else wherever a sound one is found.
+    def _candidates(self) -> Iterator[_Extent]:
+        """Where the next batch may begin: where the damaged one ends by its own length, else wherever a sound one is found.
 
-        One of an old format is found in the first way only: no byte of it is rare enough to search for.
+        Batches of old formats are found in the first way only: no byte of them is rare enough to search for.
         """
         length = int.from_bytes(self._buffer[self._at + 8 : self._at + PREFIX_BYTES], "big")
-        framed = self._place(self._at + PREFIX_BYTES + length)
+        framed = self._extent_at(self._at + PREFIX_BYTES + length)
         if framed is not None:
-            was_cut = framed.until > len(self._buffer) and self._place(self._at) is not None
+            was_cut = framed.until > len(self._buffer) and self._extent_at(self._at) is not None
             if was_cut or self._is_sound(framed):
                 yield framed
         found = self._buffer.find(MAGIC, self._at + 1 + MAGIC_AT)
         while found >= 0:
-            place = self._place(found - MAGIC_AT)
+            place = self._extent_at(found - MAGIC_AT)
             if place is not None and place.until <= len(self._buffer) and self._is_sound(place):
                 yield place
             found = self._buffer.find(MAGIC, found + 1)
 
-    def _place(self, at: int) -> _Place | None:
-        """What the header there says, None if it is no header."""
+    def _extent_at(self, at: int) -> _Extent | None:
+        """The batch that begins there by its header, None if there is no header."""
         if at + PREFIX_BYTES + LEAST_BYTES[0] > len(self._buffer):
             return None
         first, length, magic = PREFIX.unpack_from(self._buffer, at)
         if length < LEAST_BYTES.get(magic, 2**31):
             return None
         if magic < MAGIC:
-            return _Place(at, at + PREFIX_BYTES + length, first, first, magic)
+            return _Extent(at, at + PREFIX_BYTES + length, first, first, magic)
         if at + DELTA_AT + 4 > len(self._buffer):
             return None
         (delta,) = DELTA.unpack_from(self._buffer, at + DELTA_AT)
-        return _Place(at, at + PREFIX_BYTES + length, first, first + delta, magic)
+        return _Extent(at, at + PREFIX_BYTES + length, first, first + delta, magic)
 
-    def _is_sound(self, place: _Place) -> bool:
-        """Whether its checksum is right."""
+    def _is_sound(self, place: _Extent) -> bool:
+        """Whether the batch lies in the buffer and its checksum is right."""
         return place.until <= len(self._buffer) and self._batch(place).validate_crc()
 
-    def _batch(self, place: _Place) -> Batch | OldBatch:
+    def _batch(self, place: _Extent) -> Batch | OldBatch:
         made = Batch if place.magic == MAGIC else OldBatch
         return made(self._view[place.at : place.until])

@@ -1,7 +1,7 @@
-"""The codecs that Kafka packs batches with: each unpacks within a bound, and tells damage apart from what is missing here.
+"""Kafka's codecs, each unpacking within a bound of bytes.
 
-A codec that is not installed, or that this version does not know, is no fault of a message: it raises BrokerError and ends the
-service, before any offset of the batch is passed. So does a lack of memory. Only damaged data raise CorruptRecordError.
+Only damaged data raise CorruptRecordError. A codec that is not installed or not known raises BrokerError, and a lack of memory
+MemoryError: neither is the message's fault, and both end the service before any offset of the batch is passed.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from kafka.errors import CorruptRecordError
 from dqmstream.errors import BrokerError
 
 PIECE_BYTES = 2**20
-"""Unpacked at a time where a frame does not tell its size."""
+"""Unpacked at a time where a frame does not give its size."""
 
 XERIAL = b"\x82SNAPPY\0"
-"""Magic of snappy in blocks, as Java's client writes it; two versions of 4 bytes follow."""
+"""Magic bytes of snappy in blocks, as Java's client writes it; two versions of 4 bytes each follow."""
 
 XERIAL_HEADER_BYTES = 16
 
 LZ4_HEADER = (7, 15)
-"""Bytes of an lz4 frame's header without and with the size of what is in it."""
+"""Bytes of an lz4 frame's header without and with the size of the content."""
 
 
 class TooLarge(CorruptRecordError):
@@ -35,7 +35,10 @@ class TooLarge(CorruptRecordError):
 
 
 class Codec(NamedTuple):
-    """unpack: (module, packed, most) to no more than `most` bytes; raises TooLarge, CorruptRecordError, MemoryError."""
+    """unpack: from (module, packed, most) at most `most` bytes; raises TooLarge, CorruptRecordError, MemoryError.
+
+    module: what is imported. package: what is installed for it.
+    """
 
     name: str
     module: str
@@ -44,8 +47,11 @@ class Codec(NamedTuple):
 
 
 def unpack(codec: int, packed: memoryview, most: int) -> bytes:
-    """What is packed. Raises TooLarge for more than `most` bytes, CorruptRecordError for damage, BrokerError where the codec
-    is missing here, MemoryError."""
+    """The unpacked bytes. codec: Kafka's number of it.
+
+    Raises TooLarge for more than `most` bytes, CorruptRecordError for damaged data, BrokerError where the codec is not
+    installed or not known, MemoryError.
+    """
     found = CODECS.get(codec)
     if found is None:
         raise BrokerError(
@@ -56,7 +62,7 @@ def unpack(codec: int, packed: memoryview, most: int) -> bytes:
 
 
 def missing_codecs() -> dict[str, str]:
-    """Names of the codecs that cannot be used on this machine, with the package that each needs."""
+    """Names of the codecs that are not installed, with the package that each needs."""
     missing = {}
     for codec in CODECS.values():
         try:
@@ -103,7 +109,7 @@ def _unpack_lz4(lz4: ModuleType, packed: memoryview, most: int) -> bytes:
 
 
 def unpack_old_lz4(packed: memoryview, most: int) -> bytes:
-    """lz4 in messages of format 0, whose frame headers carry a wrong checksum: it is replaced by the one that fits.
+    """lz4 of messages in format 0. Their frame headers have a wrong checksum, which is replaced by the right one.
 
     Raises as `unpack`.
     """
@@ -123,7 +129,7 @@ def _unpack_zstd(zstandard: ModuleType, packed: memoryview, most: int) -> bytes:
     pieces: list[bytes] = []
     left = most + 1
     try:
-        # The kernel makes the room that is asked for page by page: no more of it than the frame says that it needs.
+        # A large buffer costs time, so no more is asked for than the frame needs.
         told = zstandard.frame_content_size(packed)  # -1 where it does not say
         with zstandard.ZstdDecompressor().stream_reader(packed, read_across_frames=True) as reader:
             while left > 0 and (piece := reader.read(min(left, PIECE_BYTES if pieces or told <= 0 else told))):
@@ -141,10 +147,10 @@ def _unpack_snappy(cramjam: ModuleType, packed: memoryview, most: int) -> bytes:
     left = most
     try:
         for block in blocks:
-            told = cramjam.snappy.decompress_raw_len(block)  # as a number of bytes that will be made, so it is looked at first
+            told = cramjam.snappy.decompress_raw_len(block)
             if told > left:
                 raise TooLarge(f"the data unpack to more than {most} bytes")
-            piece = bytearray(told)  # made here: the library ends the process where it finds no memory
+            piece = bytearray(told)  # allocated here: without memory the library would end the process
             cramjam.snappy.decompress_raw_into(block, piece)
             pieces.append(bytes(piece))
             left -= told
@@ -154,7 +160,7 @@ def _unpack_snappy(cramjam: ModuleType, packed: memoryview, most: int) -> bytes:
 
 
 def _snappy_blocks(packed: memoryview) -> list[memoryview]:
-    """The blocks of a xerial stream: after its header each has its length before it, 4 bytes, big-endian."""
+    """The blocks of a xerial stream: behind the header, each follows its length (4 bytes, big-endian)."""
     blocks, at = [], XERIAL_HEADER_BYTES
     while at < len(packed):
         size = int.from_bytes(packed[at : at + 4], "big", signed=True)
@@ -166,7 +172,7 @@ def _snappy_blocks(packed: memoryview) -> list[memoryview]:
 
 
 def _raise_lack_of_memory(error: Exception) -> None:
-    """What the libraries in C say where the machine has no memory left, which is not the data's fault."""
+    """Raise MemoryError where a library's error says that no memory is left."""
     if any(word in str(error).lower() for word in ("not enough memory", "allocation")):
         raise MemoryError(str(error)) from error
 

@@ -27,7 +27,7 @@ from dqmstream.streaming.kafka.workarounds.raising_positions import position
 from dqmstream.streaming.kafka.workarounds.recreated_topics import Incarnation
 from dqmstream.streaming.kafka.workarounds.small_receives import receive_large_pieces
 from dqmstream.streaming.kafka.workarounds.stalled_partitions import StallWatch
-from dqmstream.streaming.log_limit import Repeats
+from dqmstream.streaming.log_limit import LogLimit
 from dqmstream.streaming.message import Message, Polled, Slice
 
 log = structlog.get_logger("dqmstream.kafka")
@@ -74,7 +74,7 @@ class KafkaFeed:
         self._look_at = self._polled_at + stall_s
         self._absent = False
         self._last_error = ""
-        self._repeats = Repeats()
+        self._log_limit = LogLimit()
         self._consumer = connect(
             KafkaConsumer,
             bootstrap,
@@ -92,12 +92,12 @@ class KafkaFeed:
             allow_auto_create_topics=False,
             metadata_max_age_ms=5000,  # how soon a topic that was made again is noticed where nothing comes of it
         )
-        survive_damage(self._consumer, self._last_known_end, self._repeats)
+        survive_damage(self._consumer, self._last_known_end, self._log_limit)
         self._stable_ends = StableEnds(self._consumer, topic)
         self._stall_watch = StallWatch(self._consumer)
         keep_freed_memory()
         receive_large_pieces(self._consumer)
-        self._commits = AdvisoryCommits(self._consumer, topic, self._repeats)
+        self._commits = AdvisoryCommits(self._consumer, topic, self._log_limit)
         self._assignments = Assignments(self._consumer)
         self._consumer.subscribe([topic], listener=self._assignments)
         try:
@@ -145,7 +145,7 @@ class KafkaFeed:
             if is_fatal(error):
                 raise BrokerError(f"reading topic {self.topic} failed: {error}") from error
             self._last_error = reason(error)
-            self._repeats.tell(log.info, "reading goes on", self._last_error, topic=self.topic)
+            self._log_limit.log(log.info, "reading goes on", self._last_error, topic=self.topic)
         revoked, assigned = self._assignments.take()
         self._forget({*revoked, *assigned})
         if lost is not None:
@@ -206,7 +206,7 @@ class KafkaFeed:
         try:
             self._incarnation.confirm({piece.partition for piece in self._unconfirmed}, CONFIRM_TIMEOUT_S)
         except KafkaError as error:
-            self._repeats.tell(log.info, "waiting for the broker to say which topic it has", reason(error), topic=self.topic)
+            self._log_limit.log(log.info, "waiting for the broker to say which topic it has", reason(error), topic=self.topic)
             self._await_confirmation(True)
             return []
         slices, self._unconfirmed = self._unconfirmed, []
@@ -280,7 +280,7 @@ class KafkaFeed:
 
         Raises BrokerError where the topic is gone, or where a partition gave nothing although the broker has more.
         """
-        self._repeats.tell_due()
+        self._log_limit.log_suppressed()
         now = time.monotonic()
         pause, self._polled_at = now - self._polled_at, now
         if pause > self._stall_s:  # nobody polled, as in a process that was stopped
@@ -340,7 +340,7 @@ class KafkaFeed:
 
     def close(self) -> None:
         """Leave the group, and commit once more, as far as the broker still answers."""
-        self._repeats.tell_due(all_of_it=True)
+        self._log_limit.log_suppressed(at_end=True)
         self._stable_ends.warn_of_unread(self._positions, self._last_known_ends())
         self._commits.commit_again(self._positions.keys(), CLOSE_TIMEOUT_MS)
         with suppress(KafkaError):  # a broker that is away forgets this worker by itself

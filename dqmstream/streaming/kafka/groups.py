@@ -1,4 +1,4 @@
-"""Who else is in a consumer group."""
+"""Other members of a consumer group."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ log = structlog.get_logger("dqmstream.kafka")
 
 
 def warn_of_others(bootstrap: str, group: str, client_id: str) -> int:
-    """Number of members of the group with another client id, of which it warns: partitions are shared with them.
+    """Number of members of the group with another client id; warns of them, since partitions are shared with them.
 
     0 where the broker does not tell. Raises BrokerError if no broker answers.
     """
     admin = connect(KafkaAdminClient, bootstrap)
     try:
         members = admin.describe_groups([group])[group]["members"]
-    except KafkaError as error:  # it may be forbidden, and a broker's first group takes it a moment
+    except KafkaError as error:  # a user may have no right to ask, and a broker's first group takes a moment
         log.info("the members of the group cannot be read", group=group, error=reason(error))
         return 0
     finally:

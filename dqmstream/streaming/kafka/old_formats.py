@@ -1,7 +1,8 @@
-"""Messages of Kafka's formats 0 and 1, which brokers up to 3.x keep where producers or topics are that old.
+"""Kafka's message formats 0 and 1, which brokers up to 3.x keep for old producers and topics.
 
-Each lies alone in the log, with a CRC32 of its own, or many lie compressed in the value of one that wraps them: offsets in it
-are absolute in format 0, in format 1 they count from the first, and the wrapper has the offset of the last. No headers.
+A message has no headers and a CRC32 of its own. It stands alone in the log, or many are compressed in the value of one that
+wraps them and has the offset of the last. Offsets of wrapped messages are absolute in format 0; in format 1 they count from
+the first.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from dqmstream.streaming.kafka.workarounds.untrusted_records import MAX_UNPACKED
 from dqmstream.streaming.message import Message
 
 OLD_HEADER = struct.Struct(">qiIbb")
-"""Offset, length of what follows it, CRC32 of what follows that, format, attributes; format 1 has a timestamp behind."""
+"""Offset, length of what follows, CRC32 of what follows, format, attributes; in format 1 a timestamp follows."""
 
 CRC_FROM = 16
 CODEC_MASK = 0x07
@@ -27,8 +28,8 @@ LOG_APPEND_TIME = 0x08
 LZ4 = 3
 
 
-class _Old(NamedTuple):
-    """One message of an old format as it lies in a buffer."""
+class _OldMessage(NamedTuple):
+    """One message as it lies in a buffer."""
 
     whole: memoryview
     offset: int
@@ -41,9 +42,9 @@ class _Old(NamedTuple):
 
 
 class OldBatch:
-    """A message of format 0 or 1, or the many that it wraps; read as a batch is.
+    """A message of format 0 or 1, or the many that it wraps, with the interface of `Batch`.
 
-    buffer: all of it; it is not copied, and must not change.
+    buffer: the whole message; it is not copied, and must not change.
     """
 
     leader_epoch = -1
@@ -56,7 +57,7 @@ class OldBatch:
 
     @property
     def base_offset(self) -> int:
-        """The offset of what it is or wraps; of many that of the last, since only unpacking tells the first."""
+        """The message's offset; of many wrapped ones the last one's, since only unpacking tells the first."""
         return self.last_offset
 
     @property
@@ -71,11 +72,11 @@ class OldBatch:
         return zlib.crc32(self._buffer[CRC_FROM:]) == self._crc
 
     def first_offset(self) -> int:
-        """Raises as `messages` does."""
+        """Offset of the first message. Raises as `messages`."""
         return _unwrap(_read(self._buffer, 0))[0].offset
 
     def messages(self, partition: int) -> Iterator[Message]:
-        """The messages, as ones of this partition. Raises as `Batch.messages` does."""
+        """The messages, of this partition. Raises as `Batch.messages`."""
         for found in _unwrap(_read(self._buffer, 0)):
             if zlib.crc32(found.whole[CRC_FROM:]) != found.crc:
                 raise CorruptRecordError(f"the message at offset {found.offset} failed crc check")
@@ -83,8 +84,8 @@ class OldBatch:
             yield Message(partition, found.offset, found.key, value, (), max(found.timestamp_ms, 0))
 
 
-def _unwrap(outer: _Old) -> list[_Old]:
-    """The message itself, or those that it wraps, at least one, in the order of their offsets, which are absolute here."""
+def _unwrap(outer: _OldMessage) -> list[_OldMessage]:
+    """The message itself, or those that it wraps, at least one, in the order of their offsets, with absolute offsets."""
     codec = outer.attributes & CODEC_MASK
     if codec == 0:
         return [outer]
@@ -94,7 +95,7 @@ def _unwrap(outer: _Old) -> list[_Old]:
         outer.value, MAX_UNPACKED_BYTES
     )
     buffer, at = memoryview(unpacked), 0
-    found: list[_Old] = []
+    found: list[_OldMessage] = []
     while at < len(buffer):
         message = _read(buffer, at)
         if message.format != outer.format or message.attributes & CODEC_MASK:
@@ -117,8 +118,8 @@ def _unwrap(outer: _Old) -> list[_Old]:
     ]
 
 
-def _read(buffer: memoryview, at: int) -> _Old:
-    """The message that begins there. Raises CorruptRecordError where its parts are not as long as it says."""
+def _read(buffer: memoryview, at: int) -> _OldMessage:
+    """The message that begins there. Raises CorruptRecordError where its length and those of its parts disagree."""
     try:
         offset, length, crc, kind, attributes = OLD_HEADER.unpack_from(buffer, at)
         place, until, timestamp_ms = at + OLD_HEADER.size, at + 12 + length, 0
@@ -133,7 +134,8 @@ def _read(buffer: memoryview, at: int) -> _Old:
         raise CorruptRecordError(f"a message ends early: {error}") from error
     if place != until:
         raise CorruptRecordError(f"a message of {length} bytes has {until - place} more than its parts")
-    return _Old(buffer[at:until], offset, crc, kind, attributes, timestamp_ms, None if key is None else bytes(key), value)
+    own_key = None if key is None else bytes(key)
+    return _OldMessage(buffer[at:until], offset, crc, kind, attributes, timestamp_ms, own_key, value)
 
 
 def _bytes(buffer: memoryview, at: int, until: int) -> tuple[memoryview | None, int]:

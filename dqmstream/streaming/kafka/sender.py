@@ -16,15 +16,15 @@ from dqmstream.streaming.kafka.workarounds.unreached_brokers import hint
 MAX_REQUEST_BYTES = 16 * 2**20
 DELIVERY_TIMEOUT_MS = 120_000
 ACKNOWLEDGE_TIMEOUT_S = DELIVERY_TIMEOUT_MS / 1000 + 10
-"""Longer than the producer itself tries, so that its own reason is told."""
+"""Longer than the producer itself tries, so that its own error is raised first."""
 
 
 class TooLargeError(BrokerError):
-    """A message is larger than the topic takes."""
+    """A message is larger than the topic accepts."""
 
 
 class KafkaSender:
-    """Sends messages to a topic; `flush` returns when all were acknowledged by all replicas, or raises BrokerError."""
+    """Sends messages to a topic; `flush` returns when all replicas have acknowledged them, or raises BrokerError."""
 
     def __init__(self, bootstrap: str, topic: str) -> None:
         self.topic = topic
@@ -55,7 +55,7 @@ class KafkaSender:
             self.flush()
 
     def flush(self) -> None:
-        """Wait until all was acknowledged. Raises TooLargeError, BrokerError.
+        """Wait until all messages were acknowledged. Raises TooLargeError, BrokerError.
 
         Of several errors the one of the size is raised: the others follow from it.
         """

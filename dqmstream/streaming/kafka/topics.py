@@ -1,4 +1,4 @@
-"""The topics of a broker: made, checked, and told apart from others that had their name."""
+"""Topics of a broker: creating and checking them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dqmstream.streaming.kafka.connection import connect, guarded, reason
 log = structlog.get_logger("dqmstream.kafka")
 
 NOT_TOLD = (AuthorizationError, UnsupportedVersionError)
-"""What the client raises where a broker does not tell settings to this user, or to anybody."""
+"""What the client raises where a broker does not tell its settings to this user, or to anybody."""
 
 
 def check_broker(bootstrap: str) -> None:
@@ -27,7 +27,7 @@ def check_broker(bootstrap: str) -> None:
 def create_topic(
     bootstrap: str, topic: str, partitions: int, settings: Mapping[str, str] | None = None, *, exist_ok: bool = False
 ) -> bool:
-    """Make a topic with as many replicas as the broker does by default. False if it stands already and exist_ok.
+    """Create a topic with the broker's default number of replicas. False if it exists already and exist_ok is given.
 
     Raises BrokerError where the broker cannot be reached, refuses, or has the topic and exist_ok is not given.
     """
@@ -46,7 +46,7 @@ def create_topic(
 
 
 def check_topic(bootstrap: str, topic: str) -> int:
-    """Number of partitions of the topic. Raises BrokerError if the broker has none of that name."""
+    """Number of partitions of the topic. Raises BrokerError if the broker has no topic of that name."""
     consumer = connect(KafkaConsumer, bootstrap, allow_auto_create_topics=False)
     try:
         with guarded(consumer, bootstrap, f"topic {topic} cannot be read"):
@@ -58,7 +58,7 @@ def check_topic(bootstrap: str, topic: str) -> int:
 
 
 def topic_settings(bootstrap: str, topic: str) -> dict[str, str]:
-    """The topic's settings by name, its own and the broker's defaults; none where the broker does not tell them."""
+    """The topic's settings by name, with the broker's defaults; empty where the broker does not tell them."""
     admin = connect(KafkaAdminClient, bootstrap)
     try:
         with guarded(admin, bootstrap, f"the settings of topic {topic} cannot be read", NOT_TOLD):
@@ -74,7 +74,7 @@ def topic_settings(bootstrap: str, topic: str) -> dict[str, str]:
 
 
 def check_codecs(bootstrap: str, topic: str) -> None:
-    """Raise BrokerError where the topic is set to a codec that cannot be used here; warn of others that are missing."""
+    """Raise BrokerError where the topic's codec is not installed or not known; warn of other codecs that are missing."""
     codec = topic_settings(bootstrap, topic).get("compression.type", "producer")
     lacking = missing_codecs()
     if codec not in {"producer", "uncompressed", *(known.name for known in CODECS.values())}:

@@ -28,7 +28,7 @@ from dqmstream.streaming.kafka.batches import Batches
 from dqmstream.streaming.kafka.old_formats import OldBatch
 from dqmstream.streaming.kafka.workarounds import private_names
 from dqmstream.streaming.kafka.workarounds.untrusted_records import Batch
-from dqmstream.streaming.log_limit import Repeats
+from dqmstream.streaming.log_limit import LogLimit
 from dqmstream.streaming.message import Message
 
 log = structlog.get_logger("dqmstream.kafka")
@@ -37,16 +37,16 @@ EndOf = Callable[[TopicPartition], int | None]
 """A partition's end as the broker told it last, None if it did not."""
 
 
-def survive_damage(consumer: KafkaConsumer, end_of: EndOf, repeats: Repeats | None = None) -> None:
-    """Let the consumer read with `BatchReader`. repeats: logs damage."""
-    private_names.fetcher(consumer).PartitionRecords = partial(BatchReader, Suspects(repeats), end_of)
+def survive_damage(consumer: KafkaConsumer, end_of: EndOf, log_limit: LogLimit | None = None) -> None:
+    """Let the consumer read with `BatchReader`. log_limit: logs damage."""
+    private_names.fetcher(consumer).PartitionRecords = partial(BatchReader, Suspects(log_limit), end_of)
 
 
 class Suspects:
     """The offset of each partition that could not be read when it was fetched last."""
 
-    def __init__(self, repeats: Repeats | None = None) -> None:
-        self.repeats = repeats or Repeats()
+    def __init__(self, log_limit: LogLimit | None = None) -> None:
+        self.log_limit = log_limit or LogLimit()
         self._offsets: dict[TopicPartition, int] = {}
 
     def confirm(self, tp: TopicPartition, offset: int) -> bool:
@@ -103,7 +103,7 @@ class BatchReader(Fetcher.PartitionRecords):
 
     def _tell(self, tell: Callable[..., Any], event: str, reason: str, **facts: int) -> None:
         tp = self.topic_partition
-        self._suspects.repeats.tell(tell, event, reason, topic=tp.topic, partition=tp.partition, **facts)
+        self._suspects.log_limit.log(tell, event, reason, topic=tp.topic, partition=tp.partition, **facts)
 
     def _messages(self, batches: Batches) -> Iterator[Message]:
         """What the client's own generator does, without an object of the client's for each record."""

@@ -18,13 +18,13 @@ from dqmstream.streaming.kafka.codecs import unpack
 from dqmstream.streaming.message import Message
 
 MAX_UNPACKED_BYTES = 256 * 2**20
-"""Of one batch. A broker takes a megabyte packed unless told otherwise, and occupancy maps pack to a tenth at best."""
+"""Of one batch. A broker accepts a packed megabyte unless set otherwise, and occupancy maps pack to a tenth at best."""
 
 
 class Batch(DefaultRecordBatch):
-    """A batch whose headers may have any bytes for names, and that is unpacked within bounds.
+    """A batch in format 2. Names of headers may be any bytes, and unpacking is bounded.
 
-    buffer: all of the batch; it is not copied, and must not change.
+    buffer: the whole batch; it is not copied, and must not change.
     """
 
     _buffer: memoryview
@@ -34,10 +34,10 @@ class Batch(DefaultRecordBatch):
         self._buffer = memoryview(buffer)
 
     def messages(self, partition: int) -> Iterator[Message]:
-        """The messages, as ones of this partition.
+        """The messages, of this partition.
 
-        Raises CorruptRecordError where they are not what the batch claims, or it unpacks to more than MAX_UNPACKED_BYTES;
-        BrokerError where its codec is missing here, MemoryError.
+        Raises CorruptRecordError where they are not what the batch claims, or unpack to more than MAX_UNPACKED_BYTES;
+        BrokerError where the codec is not installed or not known; MemoryError.
         """
         records, at = self._records(), 0
         for _ in range(self.records_count):
@@ -50,7 +50,7 @@ class Batch(DefaultRecordBatch):
             raise CorruptRecordError(f"{len(records) - at} unconsumed bytes after all records consumed")
 
     def _records(self) -> bytes | memoryview:
-        """What follows the header, unpacked."""
+        """The unpacked records."""
         packed = self._buffer[self.HEADER_STRUCT.size :]
         if self.compression_type == self.CODEC_NONE:
             return packed
@@ -59,8 +59,8 @@ class Batch(DefaultRecordBatch):
     def _message(self, records: bytes | memoryview, at: int, partition: int) -> tuple[Message, int]:
         """The message that begins at `at`, and where the next one begins.
 
-        Record => length attributes timestamp_delta offset_delta key value headers, where the attributes are one byte, all
-        numbers variable-length integers, and texts have their length before them, -1 where there is none.
+        Record => length attributes timestamp_delta offset_delta key value headers. The attributes are one byte, all numbers
+        are variable-length integers, and a text follows its length, which is -1 where there is no text.
         """
         length, start = decode_varint(records, at)
         later_ms, at = decode_varint(records, start + 1)
