@@ -27,7 +27,8 @@ from dqmstream.learners.monitoring.novelty import Novelty
 from dqmstream.learners.networks.recipe import Recipe
 from dqmstream.learners.registry import GRADIENT, make_strategy
 from dqmstream.learners.splits import Split
-from dqmstream.learners.stream.experience import learn_and_judge
+from dqmstream.learners.stream.experience import learn_and_evaluate
+from dqmstream.learners.stream.learner_state import LearnerState
 from dqmstream.lumisection import Geometry
 
 STRATEGIES = ("statistical", "replay", "hybrid")
@@ -56,7 +57,8 @@ class Course:
         )
         self.runs = 0
         self.resident_mb: list[float] = []
-        self._evaluator, self._novelty, self._drawn = Evaluator(EVALUATION_SAMPLES), Novelty(Geometry(1), 0), drawn
+        self._drawn = drawn
+        self._state = LearnerState(self.strategy, {}, Novelty(Geometry(1), 0), Evaluator(EVALUATION_SAMPLES))
 
     def go(self, runs: int) -> None:
         """On to so many runs learnt."""
@@ -67,7 +69,7 @@ class Course:
         """Learn and judge the next run: CPU seconds of both, and seconds of learning."""
         run = replace(self._drawn[self.runs % len(self._drawn)], run=self.runs + 1)
         began = time.process_time()
-        line, _ = learn_and_judge(self.strategy, {}, self._evaluator, self._novelty, self.runs, run, self._past)
+        line, _ = learn_and_evaluate(self._state, self.runs, run, self._past)
         spent = time.process_time() - began
         self.runs += 1
         self.resident_mb.append(resident_mb())

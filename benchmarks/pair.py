@@ -33,7 +33,7 @@ from torch import nn
 
 from dqmstream.experiments.simulator import stream
 from dqmstream.experiments.simulator.learner_input import as_run_data
-from dqmstream.learners.evaluation.evaluator import auc
+from dqmstream.learners.evaluation.roc import auc
 from dqmstream.learners.maps import Maps, RunData
 from dqmstream.learners.networks.build import build
 from dqmstream.learners.networks.recipe import STUDY_RECIPE

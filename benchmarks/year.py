@@ -38,7 +38,8 @@ from dqmstream.learners.registry import GRADIENT, NAMES, make_strategy
 from dqmstream.learners.saved_state import prefixed, within
 from dqmstream.learners.splits import Split
 from dqmstream.learners.stream import checkpoint
-from dqmstream.learners.stream.experience import learn_and_judge
+from dqmstream.learners.stream.experience import learn_and_evaluate
+from dqmstream.learners.stream.learner_state import LearnerState
 from dqmstream.learners.threads import set_threads
 from dqmstream.lumisection import Geometry
 from dqmstream.storage.locks import write_atomically
@@ -78,16 +79,16 @@ def learnt(name: str, runs: int, memory_bytes: int, folder: Path) -> History:
         memory_bytes=memory_bytes,
         device="cpu",
     )
-    evaluator, novelty = Evaluator(EVALUATION_SAMPLES), Novelty(Geometry(1), SEED)
+    state = LearnerState(strategy, {}, Novelty(Geometry(1), SEED), Evaluator(EVALUATION_SAMPLES))
     folder.mkdir(parents=True, exist_ok=True)
     history, begun = History(folder / "history.jsonl"), 0
     if found := checkpoint.load_newest(folder / "checkpoints"):
         meta, arrays = found
         strategy.restore(within(arrays, "strategy"))
-        novelty.restore(within(arrays, "novelty"))
+        state.novelty.restore(within(arrays, "novelty"))
         begun = meta.experience + 1
         for number in range(begun):
-            evaluator.add(drawn(number))
+            state.evaluator.add(drawn(number))
     history.cut(begun)
     if begun and not (folder / COSTS).exists():
         raise SystemExit(f"{folder} was written by an older version, which kept no {COSTS}: remove it, or give another --out")
@@ -95,16 +96,16 @@ def learnt(name: str, runs: int, memory_bytes: int, folder: Path) -> History:
     for number in range(begun, runs):
         run = drawn(number)
         cpu_s = time.process_time()
-        line, _ = learn_and_judge(strategy, {}, evaluator, novelty, number, run, drawn)
+        line, _ = learn_and_evaluate(state, number, run, drawn)
         cost = {"cpu_s": round(time.process_time() - cpu_s, 4), "resident_mb": round(resident_mb(), 1)}
         append_line(folder / COSTS, cost)
         history.append(line)
         if (number + 1) % BLOCK == 0 or number + 1 == runs:
             meta = checkpoint.CheckpointMeta(
-                experience=number, runs=evaluator.runs, strategy=name, seed=SEED, memory_bytes=memory_bytes,
+                experience=number, runs=state.evaluator.runs, strategy=name, seed=SEED, memory_bytes=memory_bytes,
                 archive_id="", snapshot="", threads=1, dqmstream=__version__,
             )  # fmt: skip
-            arrays = prefixed("strategy", strategy.state()) | prefixed("novelty", novelty.state())
+            arrays = prefixed("strategy", strategy.state()) | prefixed("novelty", state.novelty.state())
             checkpoint.save(folder / "checkpoints", meta, arrays)
             accuracy = np.mean(line.accuracy) if line.accuracy else float("nan")
             print(f"{name}: {number + 1} runs, accuracy {accuracy:.3f}, {cost}", file=sys.stderr, flush=True)

@@ -98,7 +98,7 @@ def test_a_strategy_that_no_registry_knows_is_evaluated_beside_others(runs: list
 
 
 def test_an_archive_is_evaluated_as_it_is_replayed(tmp_path: Path) -> None:
-    from dqmstream.learners.stream.learner import LearnerSettings
+    from dqmstream.learners.stream.learner_settings import LearnerSettings
     from dqmstream.learners.stream.replay import replay
 
     archive = simulated_archive(tmp_path, "moderate", seed=1, runs=3, lumisections=200)

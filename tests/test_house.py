@@ -9,17 +9,17 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "dqmstream"
 BASE = {"lumisection", "errors", "plugins"}
-CORE = {"learners", "learners.threads"}
-"""Of learners: the files beside its rooms that say what maps and strategies are."""
 
-_LEARNERS = BASE | CORE | {"storage", "libraries"}
-_RESPONSE = _LEARNERS | {"learners.response"}
-_MEMORY = _RESPONSE | {"learners.memory"}
-_NETWORKS = _MEMORY | {"learners.networks"}
-_CLOSED_FORM = _MEMORY | {"learners.closed_form"}
-_MONITORING = _CLOSED_FORM | {"learners.monitoring"}
-_EVALUATION = _MONITORING | {"learners.evaluation"}
-_EVERY_LEARNER = _NETWORKS | _EVALUATION | {"learners.gradient", "learners.stream"}
+_CORE = BASE | {"learners"}
+_RESPONSE = _CORE | {"learners.response"}
+_MEMORY = _CORE | {"learners.memory"}
+_NETWORKS = _RESPONSE | _MEMORY | {"learners.networks"}
+_CLOSED_FORM = _RESPONSE | _MEMORY | {"learners.registry", "learners.closed_form"}
+_GRADIENT = _NETWORKS | _CLOSED_FORM | {"learners.gradient", "libraries"}
+_MONITORING = _RESPONSE | {"learners.closed_form", "learners.monitoring"}
+_EVALUATION = _MEMORY | {"learners.evaluation", "storage"}
+_STREAM = _RESPONSE | {"learners.registry", "learners.monitoring", "learners.evaluation", "learners.stream", "storage"}
+_EVERY_LEARNER = _GRADIENT | _MONITORING | _STREAM
 _EXPERIMENTS = BASE | _EVERY_LEARNER | {"experiments", "storage"}
 
 MAY_IMPORT = {
@@ -30,27 +30,28 @@ MAY_IMPORT = {
     "settings": BASE,
     "storage": BASE | {"storage"},
     "streaming": BASE | {"streaming", "storage"},
-    "learners": _EVERY_LEARNER,
+    "learners": _RESPONSE,
     "learners.response": _RESPONSE,
     "learners.memory": _MEMORY,
-    "learners.checks": _LEARNERS | {"learners.checks"},
-    "learners.closed_form": _CLOSED_FORM,
+    "learners.checks": _CORE | {"learners.checks"},
     "learners.networks": _NETWORKS,
-    "learners.gradient": _NETWORKS | _CLOSED_FORM | {"learners.gradient"},
+    "learners.registry": _CORE | {"learners.networks"},
+    "learners.closed_form": _CLOSED_FORM,
+    "learners.gradient": _GRADIENT,
     "learners.monitoring": _MONITORING,
     "learners.evaluation": _EVALUATION,
-    "learners.stream": _EVERY_LEARNER,
+    "learners.stream": _STREAM,
     "experiments": _EXPERIMENTS,
     "service": BASE | {"settings", "service", "streaming", "storage"} | _EVERY_LEARNER,
     "cli": BASE | {"cli", "settings", "service", "streaming", "libraries"} | _EXPERIMENTS,
 }
-"""Room, and the rooms that it may import. A file beside the rooms of `learners` counts as `learners`."""
+"""Room, and the rooms that it may import. Files beside the rooms of `learners`, except the registry, count as `learners`."""
 
 
 def room_of(module: str) -> str:
     """Of `dqmstream.learners.memory.merging`: learners.memory; of `dqmstream.storage.archive`: storage."""
     parts = module.split(".")[1:]
-    if parts[:1] == ["learners"] and len(parts) > 1 and (ROOT / "learners" / parts[1]).is_dir():
+    if parts[:1] == ["learners"] and len(parts) > 1 and (parts[1] == "registry" or (ROOT / "learners" / parts[1]).is_dir()):
         return ".".join(parts[:2])
     return parts[0] if parts else ""
 

@@ -18,7 +18,7 @@ from dqmstream.cli.options import LEARNER
 from dqmstream.errors import InputError
 from dqmstream.learners.networks.recipe import Recipe
 from dqmstream.learners.registry import DEFAULT, NAMES
-from dqmstream.learners.stream.learner import LearnerSettings
+from dqmstream.learners.stream.learner_settings import LearnerSettings
 from dqmstream.service.learn import learner_settings
 from dqmstream.service.learner_process import settings_of_child
 from dqmstream.settings import MAX_SEED, Settings, as_json, from_json, load_settings

@@ -51,7 +51,8 @@ def flags(
 
     The learner may run at the same time; its state is only read. docs/glossary.md defines known, new, flagged, faulty, failed.
     """
-    from dqmstream.learners.stream.flags import Flagger, write_table
+    from dqmstream.learners.stream.flags import Flagger
+    from dqmstream.learners.stream.run_flags import write_table
     from dqmstream.storage.archive import Archive as Reader
 
     if out is not None and out.suffix != ".csv":

@@ -19,7 +19,8 @@ from dqmstream.learners.maps import RunData
 from dqmstream.learners.monitoring.novelty import Novelty
 from dqmstream.learners.registry import make_strategy
 from dqmstream.learners.strategy import Strategy
-from dqmstream.learners.stream.experience import learn_and_judge
+from dqmstream.learners.stream.experience import learn_and_evaluate
+from dqmstream.learners.stream.learner_state import LearnerState
 from dqmstream.learners.stream.ledger import describe, read_experience
 from dqmstream.lumisection import Geometry
 from dqmstream.storage.archive import Archive
@@ -177,11 +178,11 @@ def evaluate(
     names = [own.name, *(one.name for one in baselines)]
     if len(set(names)) < len(names):
         raise InputError(f"two of the strategies have one name: {', '.join(names)}")
-    evaluator, novelty = Evaluator(evaluation_samples), Novelty(geometry, seed)
-    lines: list[HistoryLine] = []
     by_name = {one.name: one for one in baselines}
+    state = LearnerState(own, by_name, Novelty(geometry, seed), Evaluator(evaluation_samples))
+    lines: list[HistoryLine] = []
     for number, run in enumerate(chosen):
-        line, _ = learn_and_judge(own, by_name, evaluator, novelty, number, run, chosen.__getitem__)
+        line, _ = learn_and_evaluate(state, number, run, chosen.__getitem__)
         lines.append(line)
         progress(number + 1, len(chosen))
     return Evaluation(own.name, [run.run for run in chosen], lines, left_out)

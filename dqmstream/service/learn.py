@@ -18,7 +18,7 @@ from dqmstream.settings import Settings
 from dqmstream.storage.archive import Archive
 
 if TYPE_CHECKING:
-    from dqmstream.learners.stream.learner import LearnerSettings
+    from dqmstream.learners.stream.learner_settings import LearnerSettings
 
 log = structlog.get_logger("dqmstream.service.learn")
 
@@ -57,7 +57,7 @@ def replay_archive(
 
 def learner_settings(settings: Settings) -> LearnerSettings:
     """The settings that concern the learner: those that have the name of one of its own. One that is None keeps its default."""
-    from dqmstream.learners.stream.learner import LearnerSettings
+    from dqmstream.learners.stream.learner_settings import LearnerSettings
 
     if settings.label_delay is not None and not settings.window:
         raise InputError("--label-delay is for a learner that takes windows: give --window too")
@@ -67,7 +67,7 @@ def learner_settings(settings: Settings) -> LearnerSettings:
 
 def check_learner(archive: Archive, settings: Settings) -> None:
     """Raise StateError if the state is that of another learner."""
-    from dqmstream.learners.stream.learner import identity
+    from dqmstream.learners.stream.learner_settings import identity
 
     check_identity(settings.state_path / settings.name, identity(archive, learner_settings(settings)))
 

@@ -16,7 +16,7 @@ from dqmstream import __version__
 from dqmstream.errors import InputError, StateError
 from dqmstream.learners.networks.recipe import Recipe
 from dqmstream.learners.registry import recipe_changes, recipe_of
-from dqmstream.learners.stream.learner import LearnerSettings, identity
+from dqmstream.learners.stream.learner_settings import LearnerSettings, identity
 from dqmstream.learners.stream.state_folder import check_identity
 from dqmstream.service.learn import learner_settings
 from dqmstream.service.learner_process import settings_of_child

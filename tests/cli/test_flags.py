@@ -13,7 +13,8 @@ import pytest
 from dqmstream.experiments.simulator import write
 from dqmstream.learners.splits import Part, assign
 from dqmstream.learners.stream.flags import Flagger
-from dqmstream.learners.stream.learner import Learner, LearnerSettings
+from dqmstream.learners.stream.learner import Learner
+from dqmstream.learners.stream.learner_settings import LearnerSettings
 from dqmstream.learners.stream.ledger import describe
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.imports.importer import import_files
@@ -32,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.save(last, counts)
     import_files([made / "runs"], lambda: Archive.open_or_create(made / "A"), dtype=np.dtype("float32"), depths=1)
     archive = Archive.open(made / "A")
-    learner = Learner(archive, made / "A.state" / "live", LearnerSettings(strategy="statistical"))
+    learner = Learner(archive, made / "A.state" / "live", LearnerSettings(strategy="statistical")).open()
     for number, run in enumerate([one.run for one in archive.runs()][:3]):
         learner.freeze([describe(archive, run, number)])
         learner.step()
@@ -50,7 +51,7 @@ def test_a_run_that_is_not_known_is_flagged_and_its_channels_named_beside_a_lear
 ) -> None:
     archive = Archive.open(folder / "A")
     before = _kept(folder / "A.state")
-    running = Learner(archive, folder / "A.state" / "live", LearnerSettings(strategy="statistical"))
+    running = Learner(archive, folder / "A.state" / "live", LearnerSettings(strategy="statistical")).open()
     try:
         done: dict[str, Any] = result("flags", "--archive", folder / "A", "--out", tmp_path / "flags.csv")
     finally:

@@ -24,7 +24,8 @@ os.sched_setaffinity(0, range(int(cores)))
 
 import numpy as np
 from dqmstream.learners.stream import checkpoint
-from dqmstream.learners.stream.learner import Learner, LearnerSettings
+from dqmstream.learners.stream.learner import Learner
+from dqmstream.learners.stream.learner_settings import LearnerSettings
 from dqmstream.learners.registry import make_strategy
 from dqmstream.storage.archive import Archive
 

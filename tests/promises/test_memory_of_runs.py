@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from dqmstream.experiments.report.summary import guessing_interval, guessing_p_value
-from dqmstream.learners.stream.learner import Learner, LearnerSettings
+from dqmstream.learners.stream.learner import Learner
+from dqmstream.learners.stream.learner_settings import LearnerSettings
 from dqmstream.learners.stream.replay import replay
 from dqmstream.storage.archive import Archive
 from tests.cli.test_cli import result
@@ -43,7 +44,7 @@ def test_a_learner_that_is_killed_resumes_to_the_same_bits_and_a_replay_gives_th
     assert result("learn", *flags, "--state", broken)["strategy"] == "hybrid"
 
     settings = LearnerSettings(strategy="default", recipe={"steps": 20}, seed=7, threads=1)
-    unbroken = Learner(archive, tmp_path / "unbroken" / "live", settings)
+    unbroken = Learner(archive, tmp_path / "unbroken" / "live", settings).open()
     unbroken.follow(lambda: False, once=True)
     unbroken.close()
     assert_same_bits(broken / "live", tmp_path / "unbroken" / "live")

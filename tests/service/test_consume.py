@@ -16,7 +16,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from dqmstream.errors import DataLostError
-from dqmstream.learners.stream.learner import Learner, LearnerSettings
+from dqmstream.learners.stream.learner import Learner
+from dqmstream.learners.stream.learner_settings import LearnerSettings
 from dqmstream.learners.stream.replay import replay
 from dqmstream.learners.stream.status import learner_status
 from dqmstream.service.consume import Consumed, consume, default_group
@@ -130,7 +131,7 @@ def test_a_state_that_another_process_holds_is_waited_for(
     monkeypatch.setattr("dqmstream.service.learner_process.IN_USE_RETRY_S", 0.1)
     settings = settings_for(tmp_path)
     archive = Archive.open_or_create(settings.need("archive"))
-    orphan = Learner(archive, settings.state_path / "live", learner_settings(settings))
+    orphan = Learner(archive, settings.state_path / "live", learner_settings(settings)).open()
     stop = Stop()
     filed_while_held: list[int] = []
 

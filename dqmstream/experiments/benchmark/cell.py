@@ -22,13 +22,15 @@ from dqmstream.experiments.provenance import code_digest, made_by
 from dqmstream.experiments.simulator import LIVE, SimulatedRun, stream
 from dqmstream.experiments.simulator.learner_input import as_run_data
 from dqmstream.experiments.statistics import effective_count
-from dqmstream.learners.evaluation.evaluator import Evaluator, Scores, evaluate_row
+from dqmstream.learners.evaluation.evaluator import Evaluator
 from dqmstream.learners.evaluation.history_line import HistoryLine
+from dqmstream.learners.evaluation.matrix_row import Scores, evaluate_row
 from dqmstream.learners.maps import Maps
 from dqmstream.learners.monitoring.novelty import Novelty
 from dqmstream.learners.registry import make_strategy, recipe_of, strategy_info
 from dqmstream.learners.splits import Split
-from dqmstream.learners.stream.experience import learn_and_judge
+from dqmstream.learners.stream.experience import learn_and_evaluate
+from dqmstream.learners.stream.learner_state import LearnerState
 from dqmstream.learners.threads import set_threads
 from dqmstream.lumisection import Geometry
 
@@ -116,11 +118,11 @@ def learnt_lines(
         memory_bytes=cell.memory_bytes,
         device="cpu",
     )
-    evaluator, novelty = Evaluator(cell.evaluation_samples), Novelty(Geometry(1), cell.seed)
+    state = LearnerState(strategy, {}, Novelty(Geometry(1), cell.seed), Evaluator(cell.evaluation_samples))
     lines, scores = [], None
     for number, run in enumerate(simulated):
-        line, scores = learn_and_judge(
-            strategy, {}, evaluator, novelty, number, as_run_data(run, split), lambda past: as_run_data(simulated[past], split)
+        line, scores = learn_and_evaluate(
+            state, number, as_run_data(run, split), lambda past: as_run_data(simulated[past], split)
         )
         lines.append(line)
     return lines, scores

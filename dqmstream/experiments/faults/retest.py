@@ -13,8 +13,8 @@ import numpy as np
 
 from dqmstream.experiments.faults.track import Track
 from dqmstream.experiments.simulator import SimulatedRun
-from dqmstream.learners.evaluation.evaluator import auc
 from dqmstream.learners.evaluation.metrics import Matrix, forgetting, matrix
+from dqmstream.learners.evaluation.roc import auc
 
 
 class Retest:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from dqmstream.experiments.report.learner_records import LearnerRecord
-from dqmstream.learners.evaluation.evaluator import auc, newest_of_run, roc_curve
 from dqmstream.learners.evaluation.history import results
 from dqmstream.learners.evaluation.history_line import HistoryLine
+from dqmstream.learners.evaluation.repeated_runs import newest_of_run
+from dqmstream.learners.evaluation.roc import auc, roc_curve
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,10 +14,10 @@ from zipfile import BadZipFile
 import numpy as np
 
 from dqmstream.errors import StateError
-from dqmstream.learners.evaluation.evaluator import newest_of_run
 from dqmstream.learners.evaluation.history import baseline_lines, read_history
 from dqmstream.learners.evaluation.history_line import HistoryLine
 from dqmstream.learners.evaluation.prequential import prequential_results
+from dqmstream.learners.evaluation.repeated_runs import newest_of_run
 from dqmstream.learners.stream.ledger import Experience, newest_lines, read_ledger
 from dqmstream.learners.stream.state_folder import LIVE, read_json, read_status
 from dqmstream.storage.archive import Archive

@@ -21,7 +21,7 @@ import numpy as np
 from scipy.special import logsumexp
 
 from dqmstream.errors import InputError
-from dqmstream.learners.evaluation.evaluator import auc
+from dqmstream.learners.evaluation.roc import auc
 from dqmstream.storage.locks import write_atomically
 
 COUNT_ENERGY = 0.05

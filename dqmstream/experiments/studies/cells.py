@@ -22,7 +22,7 @@ from dqmstream.experiments.studies.row_split import observations
 from dqmstream.experiments.studies.study import Study
 from dqmstream.experiments.studies.training.batches import SplitRows
 from dqmstream.experiments.studies.training.trainer import EpochProgress, Training, train
-from dqmstream.learners.evaluation.evaluator import one_against_rest
+from dqmstream.learners.evaluation.roc import one_against_rest
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,9 @@ from typing import Any
 
 from dqmstream.errors import InputError
 from dqmstream.learners.registry import resolve
-from dqmstream.learners.stream.learner import Learner, LearnerSettings
+from dqmstream.learners.strategy import Strategy
+from dqmstream.learners.stream.learner import Learner
+from dqmstream.learners.stream.learner_settings import LearnerSettings
 from dqmstream.learners.stream.ledger import Experience, describe, describe_windows, frozen_view, read_ledger
 from dqmstream.storage.archive import Archive
 
@@ -18,6 +20,7 @@ def replay(
     state: Path,
     settings: LearnerSettings,
     *,
+    strategy: Strategy | None = None,
     ledger: Path | None = None,
     resume: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -29,13 +32,13 @@ def replay(
     Windows: those of the ledger, or as they would have come had each run been filed in order. Raises InputError where fewer
     than two runs are long enough, where a resumed replay had another order, or where the ledger has windows of another size.
     """
-    name = f"replay-{resolve(settings.strategy)}-{settings.seed}"
+    name = f"replay-{resolve(settings.strategy) if strategy is None else strategy.name}-{settings.seed}"
     wanted = _of_ledger(ledger, settings.window) if ledger else _ascending(archive, settings.window)
     _need_two(archive, wanted)
     for line in wanted if ledger else ():
         if line.id is not None:
             frozen_view(archive, line, maps=False)  # a ledger of another archive is refused before an older replay is dropped
-    with Learner(archive, state / name, settings, anew=not resume) as learner:
+    with Learner(archive, state / name, settings, strategy=strategy, anew=not resume) as learner:
         frozen = learner.ledger.lines
         if ledger and [_place(line) for line in frozen] != [_place(line) for line in wanted[: len(frozen)]]:
             raise InputError(f"{ledger} has another order than the replay in {state / name}: leave out --resume to begin anew")

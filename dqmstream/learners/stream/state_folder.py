@@ -37,7 +37,10 @@ HANGS = "hangs"
 
 @dataclass(frozen=True)
 class Identity:
-    """What a learner is; a folder made for another one is refused. What an older folder does not say is the default."""
+    """What a learner is; a folder that was made for another one is refused. An entry that the folder lacks has its default.
+
+    stamp: of the state of a strategy object that no registry knows; "" for a strategy that is registered by its name.
+    """
 
     strategy: str
     seed: int
@@ -49,6 +52,12 @@ class Identity:
     reference: str = ""
     window: int = 0
     label_delay: int = 1
+    stamp: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """The entries of state.json; `stamp` only where there is one."""
+        entries = asdict(self)
+        return entries if self.stamp else {name: value for name, value in entries.items() if name != "stamp"}
 
 
 class StateFolder:
@@ -98,7 +107,7 @@ class StateFolder:
             check_identity(self.path, identity)
             return str(read_json(path)["id"])
         state_id = uuid.uuid4().hex[:8]
-        write_atomically(path, json.dumps({"id": state_id, "format": 1, **asdict(identity)}, indent=1).encode())
+        write_atomically(path, json.dumps({"id": state_id, "format": 1, **identity.to_json()}, indent=1).encode())
         return state_id
 
     @property

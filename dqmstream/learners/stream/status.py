@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from dqmstream.learners.evaluation.history import newest_average, read_history
 from dqmstream.learners.stream import checkpoint
-from dqmstream.learners.stream.ledger import late, newest_lines, read_ledger
+from dqmstream.learners.stream.ledger import Experience, late, newest_lines, read_ledger
 from dqmstream.learners.stream.state_folder import is_learner, life, read_json, read_status
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.row_index import RunSummary
@@ -28,11 +29,20 @@ def learner_status(archive: Archive, state_path: Path, hang_s: float = 300.0) ->
     }
 
 
+def changes_since_frozen(lines: Sequence[Experience], summaries: Sequence[RunSummary]) -> dict[str, dict[str, Any]]:
+    """Runs of a ledger that were left out, and why; how many lumisections came, or were revised, after a run was frozen."""
+    frozen = newest_lines(lines)
+    known = [(s, frozen[s.run]) for s in summaries if s.run in frozen]
+    return {
+        "left_out": {str(line.run): line.left_out for line in frozen.values() if line.left_out},
+        "late_lumisections": {str(s.run): late(line, s) for s, line in known if late(line, s)},
+        "revised_lumisections": {str(s.run): s.revisions - line.revisions for s, line in known if s.revisions > line.revisions},
+    }
+
+
 def _status(folder: Path, summaries: list[RunSummary], hang_s: float) -> dict[str, Any]:
     ledger, history = folder / "ledger.jsonl", folder / "history.jsonl"
     frozen = [line for line in read_ledger(ledger) if line.window is None] if ledger.exists() else []
-    newest = newest_lines(frozen)
-    came_late = {str(s.run): late(newest[s.run], s) for s in summaries if s.run in newest}
     lines = read_history(history) if history.exists() else []
     lines = lines[: checkpoint.learnt(folder / "checkpoints")]  # lines past the checkpoint will be learnt again
     not_frozen = {summary.run for summary in summaries if summary.complete} - {line.run for line in frozen}
@@ -43,7 +53,7 @@ def _status(folder: Path, summaries: list[RunSummary], hang_s: float) -> dict[st
         "experiences_behind": len(not_frozen) + sum(line.id is not None for line in frozen) - len(lines),
         "last_run": lines[-1].run if lines else None,
         "average_accuracy": newest_average(lines),
-        "late_lumisections": {run: lumisections for run, lumisections in came_late.items() if lumisections},
+        "late_lumisections": changes_since_frozen(frozen, summaries)["late_lumisections"],
     }
 
 

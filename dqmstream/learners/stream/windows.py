@@ -14,7 +14,7 @@ Runs that overlap take turns: only the one whose label came last is learnt from 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,9 +23,9 @@ from scipy.special import log_softmax
 
 from dqmstream.errors import StateError
 from dqmstream.learners.blank import informative
-from dqmstream.learners.evaluation.evaluator import by_run
 from dqmstream.learners.evaluation.json_lines import append_line, keep_lines
 from dqmstream.learners.evaluation.prequential import Judged, Prequential, WindowLine, read_windows
+from dqmstream.learners.evaluation.repeated_runs import merge_repeated
 from dqmstream.learners.learnable import FEWEST_TRAIN_LUMISECTIONS, has_counts
 from dqmstream.learners.maps import RunData
 from dqmstream.learners.saved_state import prefixed, within
@@ -63,17 +63,17 @@ class Windows:
         self,
         folder: StateFolder,
         strategy: Strategy,
-        runs: list[int],
+        runs: Callable[[], Sequence[int]],
         delay: int,
         read: Callable[[Experience], RunData],
         past: Past,
         meta: Callable[[int, str], checkpoint.CheckpointMeta],
     ) -> None:
-        """runs: those that are learnt, kept up to date by the caller. delay: windows that pass before a label is known.
+        """runs: gives the run of each experience learnt so far. delay: windows that pass before a label is known.
 
         meta: what a checkpoint says of itself, from its number and snapshot.
         """
-        self._folder, self._strategy, self._runs = folder, strategy, runs
+        self._folder, self._strategy, self._known_runs = folder, strategy, runs
         self._read, self._past, self._meta = read, past, meta
         self._delay = delay
         self._begin()
@@ -93,7 +93,7 @@ class Windows:
     @property
     def _names(self) -> np.ndarray:
         """Run of each class of the strategy as it is."""
-        return np.array([*self._runs, *([] if self._learnt is None else [self._learnt[0]])])
+        return np.array([*self._known_runs(), *([] if self._learnt is None else [self._learnt[0]])])
 
     def arrive(self, number: int, line: Experience) -> None:
         """Name a window, judge and learn the one whose label has come with it. number: of its line in the ledger."""
@@ -106,8 +106,8 @@ class Windows:
         own = run.maps.take(np.flatnonzero(run.maps.lumisection >= line.first))
         own = own.take(informative(own.counts))
         names = self._names
-        named = names[by_run(log_softmax(self._strategy.scores(own), axis=1), names.tolist()).argmax(axis=1)]
-        newest = self._runs[-1] if self._newest is None else self._newest
+        named = names[merge_repeated(log_softmax(self._strategy.scores(own), axis=1), names.tolist()).argmax(axis=1)]
+        newest = self._known_runs()[-1] if self._newest is None else self._newest
         self._waiting.append(_Waiting(number, line, named, len(names), line.run in names, newest))
         clock.lap("name")
         if self._prequential.arrive(named):
@@ -158,7 +158,7 @@ class Windows:
             return
         self._take_back()
         self._before = _copy(self._strategy.state())
-        self._strategy.learn(len(self._runs), run, self._past)
+        self._strategy.learn(len(self._known_runs()), run, self._past)
         self._learnt = line.run, line.train
 
     def _take_back(self) -> None:

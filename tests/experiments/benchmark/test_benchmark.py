@@ -30,7 +30,7 @@ from dqmstream.experiments.simulator import stream
 from dqmstream.experiments.statistics import chance_interval
 from dqmstream.learners.evaluation.history_line import HistoryLine
 from dqmstream.learners.registry import TABLE_BASELINES
-from dqmstream.learners.stream.learner import LearnerSettings
+from dqmstream.learners.stream.learner_settings import LearnerSettings
 from dqmstream.learners.stream.replay import replay
 from tests.runs import simulated_archive
 from tests.scale import SOAK

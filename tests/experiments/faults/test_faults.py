@@ -31,7 +31,7 @@ from dqmstream.experiments.simulator.learner_input import as_maps
 from dqmstream.experiments.simulator.runs import draw_runs
 from dqmstream.experiments.simulator.streams import STREAMS
 from dqmstream.experiments.statistics import clustered_figures
-from dqmstream.learners.evaluation.evaluator import auc
+from dqmstream.learners.evaluation.roc import auc
 from dqmstream.learners.monitoring.fault_score import FaultScore
 from dqmstream.learners.response.reference import Reference
 from dqmstream.lumisection import ieta_row

@@ -27,7 +27,8 @@ from dqmstream.experiments.report.report import write_report
 from dqmstream.learners.closed_form.gain_map import GainMap
 from dqmstream.learners.evaluation.history import baseline_lines, read_history, results
 from dqmstream.learners.evaluation.history_line import Watched
-from dqmstream.learners.stream.learner import Learner, LearnerSettings
+from dqmstream.learners.stream.learner import Learner
+from dqmstream.learners.stream.learner_settings import LearnerSettings
 from dqmstream.learners.stream.ledger import read_experience, read_ledger
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.imports.importer import import_files
@@ -46,7 +47,7 @@ def make(folder: Path, stream: str, *, seed: int, runs: int, lumisections: int, 
         dtype=np.dtype("uint16"),
         depths=1,
     )
-    learner = Learner(Archive.open(folder / "archive"), folder / "state" / "live", LearnerSettings(strategy="gain_map"))
+    learner = Learner(Archive.open(folder / "archive"), folder / "state" / "live", LearnerSettings(strategy="gain_map")).open()
     learner.follow(lambda: False, once=True)
     learner.close()
     return folder

@@ -12,7 +12,7 @@ from scipy.stats import poisson
 
 from dqmstream.errors import InputError
 from dqmstream.experiments.simulator.images import Law, electron_photon, ideal_of, write_images
-from dqmstream.learners.evaluation.evaluator import auc
+from dqmstream.learners.evaluation.roc import auc
 from dqmstream.storage.images.source import open_images
 
 

@@ -12,7 +12,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dqmstream.learners.evaluation.evaluator import Evaluator, Scores, auc, evaluate_row
+from dqmstream.learners.evaluation.evaluator import Evaluator
+from dqmstream.learners.evaluation.matrix_row import Scores, evaluate_row
+from dqmstream.learners.evaluation.roc import auc
 from dqmstream.learners.gradient.flops import StepFlops, step_flops
 from dqmstream.learners.memory.merging import NearestRows, merged_rows
 from dqmstream.learners.monitoring.drift import most_alike
@@ -23,8 +25,9 @@ from dqmstream.learners.networks.recipe import Recipe
 from dqmstream.learners.registry import make_strategy
 from dqmstream.learners.response.reference import Reference
 from dqmstream.learners.splits import Part
-from dqmstream.learners.stream.experience import learn_and_judge
-from dqmstream.learners.stream.heap import give_back
+from dqmstream.learners.stream.experience import learn_and_evaluate
+from dqmstream.learners.stream.learner_state import LearnerState
+from dqmstream.learners.stream.trim_heap import trim_heap
 from dqmstream.lumisection import Geometry
 from tests.learners.streams import make_stream, reader
 
@@ -111,10 +114,10 @@ def test_a_late_run_asks_the_response_as_often_as_an_early_one(name: str, monkey
 
     monkeypatch.setattr(Reference, "response", counted)
     strategy = make_strategy(name, geometry=Geometry(1), seed=0, recipe=RECIPE, memory_bytes=120_000, device="cpu")
-    evaluator, novelty, asked = Evaluator(60), Novelty(Geometry(1), 0), []
+    state, asked = LearnerState(strategy, {}, Novelty(Geometry(1), 0), Evaluator(60)), []
     for number, run in enumerate(RUNS):
         before = calls
-        learn_and_judge(strategy, {}, evaluator, novelty, number, run, reader(RUNS))
+        learn_and_evaluate(state, number, run, reader(RUNS))
         asked.append(calls - before)
     assert asked[-1] == asked[4]
 
@@ -153,6 +156,6 @@ def test_memory_between_what_stays_goes_back_to_the_system() -> None:
     stay = blocks[::100]
     blocks.clear()
     before = resident_mb()
-    assert give_back()
+    assert trim_heap()
     assert resident_mb() < before - 60
     assert len(stay) == 20

@@ -13,7 +13,9 @@ from scipy.special import log_softmax
 from sklearn import metrics
 
 from dqmstream.learners.closed_form.gain_map import GainMap
-from dqmstream.learners.evaluation.evaluator import NOTICED, VALIDATION_SHARE, Evaluator, Scores, auc, evaluate_row, roc_curve
+from dqmstream.learners.evaluation.evaluator import NOTICED, VALIDATION_SHARE, Evaluator
+from dqmstream.learners.evaluation.matrix_row import Scores, evaluate_row
+from dqmstream.learners.evaluation.roc import auc, roc_curve
 from dqmstream.learners.maps import Maps, RunData
 from dqmstream.learners.monitoring.novelty import NewRunScores
 from dqmstream.learners.splits import Part, assign
@@ -125,7 +127,7 @@ def test_an_evaluation_costs_the_same_at_the_thousandth_run() -> None:
             strategy.lumisections = strategy.calls = 0
             tests = evaluator.score(strategy)
             validation = evaluator.score_validation(strategy)
-            evaluator.before(strategy, noticed, tiny_run(1))
+            evaluator.before(strategy, noticed, tiny_run(1), tests.log_probability.max(axis=1))
             spent[number], calls[number] = strategy.lumisections, strategy.calls
             assert len(tests.labels) <= 6000
             assert len(validation.labels) <= 6000 // VALIDATION_SHARE
@@ -158,8 +160,8 @@ def test_a_run_is_judged_before_it_is_learnt_by_what_was_just_said_of_the_others
     asked, not_asked = Evaluator(50), Evaluator(50)
     for number, run in enumerate(stream):
         if number >= 2:
-            asked.score(strategy)
-            assert asked.before(strategy, Noticing(), run) == not_asked.before(strategy, Noticing(), run)
+            largest = asked.score(strategy).log_probability.max(axis=1)
+            assert asked.before(strategy, Noticing(), run, largest) == not_asked.before(strategy, Noticing(), run)
         strategy.learn(number, run, reader(stream))
         for evaluator in (asked, not_asked):
             evaluator.add(run)

@@ -8,7 +8,7 @@ import pytest
 from dqmstream.errors import InputError, StateError
 from dqmstream.experiments.simulator import stream
 from dqmstream.experiments.simulator.learner_input import as_run_data
-from dqmstream.learners.evaluation.evaluator import auc
+from dqmstream.learners.evaluation.roc import auc
 from dqmstream.learners.maps import Maps, RunData
 from dqmstream.learners.monitoring.novelty import Novelty
 from dqmstream.learners.monitoring.stretches import WINDOW

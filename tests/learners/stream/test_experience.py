@@ -20,7 +20,8 @@ from dqmstream.learners.evaluation.stability_gap import LUMISECTIONS, MOMENTS, W
 from dqmstream.learners.maps import Maps, RunData
 from dqmstream.learners.monitoring.novelty import NewRunScores
 from dqmstream.learners.strategy import LearnLog, Past, Strategy, Watch
-from dqmstream.learners.stream.experience import learn_and_judge
+from dqmstream.learners.stream.experience import learn_and_evaluate
+from dqmstream.learners.stream.learner_state import LearnerState
 from dqmstream.lumisection import Geometry
 from tests.learners.streams import make_stream, reader
 
@@ -106,10 +107,10 @@ def flat_stream(runs: int) -> list[RunData]:
 def learn(
     strategy: Strategy, stream: list[RunData], watcher: Watcher | None = None, **baselines: Strategy
 ) -> list[HistoryLine]:
-    evaluator, novelty = Evaluator(), NumbersOfRuns()
+    state = LearnerState(strategy, baselines, NumbersOfRuns(), Evaluator(), watcher)
     lines = []
     for number, run in enumerate(stream):
-        line, scores = learn_and_judge(strategy, baselines, evaluator, novelty, number, run, reader(stream), watcher)
+        line, scores = learn_and_evaluate(state, number, run, reader(stream))
         assert (scores is None) == (number == 0)
         lines.append(HistoryLine.from_json(json.loads(json.dumps(line.to_json(), allow_nan=False))))
     return lines

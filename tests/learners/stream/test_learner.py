@@ -18,7 +18,8 @@ from dqmstream.learners.maps import Maps
 from dqmstream.learners.splits import Part
 from dqmstream.learners.stream import checkpoint
 from dqmstream.learners.stream.flags import Flagger
-from dqmstream.learners.stream.learner import Learner, LearnerSettings
+from dqmstream.learners.stream.learner import Learner
+from dqmstream.learners.stream.learner_settings import LearnerSettings
 from dqmstream.learners.stream.ledger import Ledger, describe, read_experience, read_ledger
 from dqmstream.learners.stream.replay import replay
 from dqmstream.learners.stream.status import learner_status
@@ -45,7 +46,7 @@ def unbroken(archive: Archive, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def learn_all(archive: Archive, folder: Path, settings: LearnerSettings = SETTINGS) -> None:
-    learner = Learner(archive, folder, settings)
+    learner = Learner(archive, folder, settings).open()
     learner.follow(lambda: False, once=True)
     learner.close()
 
@@ -99,7 +100,7 @@ def test_a_learner_that_dies_resumes_to_the_same_bits(
     class Death(BaseException):
         pass
 
-    learner = Learner(archive, tmp_path / "broken", SETTINGS)
+    learner = Learner(archive, tmp_path / "broken", SETTINGS).open()
     real_save = checkpoint.save
 
     def save(folder: Path, meta: checkpoint.CheckpointMeta, arrays: dict[str, np.ndarray]) -> None:
@@ -136,7 +137,7 @@ def test_no_line_is_frozen_before_its_snapshot_is_tagged(
         raise Death
 
     copy = copied(archive, tmp_path)
-    learner = Learner(copy, tmp_path / "broken", SETTINGS)
+    learner = Learner(copy, tmp_path / "broken", SETTINGS).open()
     monkeypatch.setattr(Ledger, "append", die)
     with pytest.raises(Death):
         learner.follow(lambda: False, once=True)
@@ -169,7 +170,7 @@ def test_a_state_whose_snapshots_have_expired_goes_on_to_the_same_bits(
 ) -> None:
     """Its tags were never made, as an older version might have left it, and then the learner was down for long."""
     copy = copied(archive, tmp_path)
-    down = Learner(copy, tmp_path / "down", SETTINGS)
+    down = Learner(copy, tmp_path / "down", SETTINGS).open()
     down.freeze([describe(copy, summary.run, number) for number, summary in enumerate(copy.runs())])
     for _ in range(2):
         down.step()
@@ -195,7 +196,7 @@ def can_be_read(archive: Archive, run: int) -> bool:
 def test_runs_that_the_archive_has_lost_are_left_out_and_no_other(archive: Archive, tmp_path: Path) -> None:
     """One is not what was frozen, and the file that holds the end of the last one is damaged."""
     copy = copied(archive, tmp_path)
-    learner = Learner(copy, tmp_path / "live", SETTINGS)
+    learner = Learner(copy, tmp_path / "live", SETTINGS).open()
     learner.freeze([describe(copy, summary.run, number) for number, summary in enumerate(copy.runs())])
     learner.close()
     ledger = tmp_path / "live" / "ledger.jsonl"
@@ -228,7 +229,7 @@ def test_an_empty_run_first_is_left_out_with_its_reason(archive: Archive, tmp_pa
         paths.append(write_run(tmp_path, run, archive.run(run)["occupancy"].values[:, 0], sidecars=False))
     import_files(paths, lambda: empty, dtype=np.dtype("float32"), depths=1)
     empty = empty.refresh()
-    learner = Learner(empty, tmp_path / "live", settings)
+    learner = Learner(empty, tmp_path / "live", settings).open()
     if frozen:
         learner.freeze([describe(empty, 1, 0)])
     learner.close()
@@ -250,7 +251,7 @@ def test_a_learner_goes_on_without_reading_a_past_run(archive: Archive, unbroken
     shutil.copytree(unbroken, tmp_path / "live")
     for chunk in (copy.path / "chunks").iterdir():
         chunk.write_bytes(b"")
-    learner = Learner(Archive.open(copy.path), tmp_path / "live", SETTINGS)
+    learner = Learner(Archive.open(copy.path), tmp_path / "live", SETTINGS).open()
     scores = learner.evaluator.score(learner.strategy)
     assert learner.learnt == 4
     np.testing.assert_array_equal(scores.log_probability.astype(np.float32), stored_bits(unbroken)[2])
@@ -258,11 +259,11 @@ def test_a_learner_goes_on_without_reading_a_past_run(archive: Archive, unbroken
     found = checkpoint.load_newest(tmp_path / "live" / "checkpoints")
     assert found is not None
     copy.untag("")  # a removed name is never taken again: that the snapshot is not held is no reason not to go on
-    Learner(Archive.open(copy.path), tmp_path / "live", SETTINGS).close()
+    Learner(Archive.open(copy.path), tmp_path / "live", SETTINGS).open().close()
     older = {name: array for name, array in found[1].items() if not name.startswith("judged.")}
     assert len(older) < len(found[1])
     checkpoint.save(tmp_path / "live" / "checkpoints", found[0], older)
-    learner = Learner(archive, tmp_path / "live", SETTINGS)
+    learner = Learner(archive, tmp_path / "live", SETTINGS).open()
     np.testing.assert_array_equal(learner.evaluator.score(learner.strategy).log_probability, scores.log_probability)
     learner.close()
 
@@ -336,7 +337,7 @@ def test_late_lumisections_change_no_past_experience(archive: Archive, tmp_path:
     learn_all(late, tmp_path / "early")
     run = late.runs()[0].run
     ArchiveWriter(late).append("late", 0, rows(late, run, range(199, 211), 0, source="moderate"), 0, 12)
-    learner = Learner(late.refresh(), tmp_path / "early", SETTINGS)
+    learner = Learner(late.refresh(), tmp_path / "early", SETTINGS).open()
     learner.follow(lambda: False, once=True)
     learner.close()
     status = json.loads((tmp_path / "early" / "status.json").read_text())
@@ -398,12 +399,12 @@ def test_a_short_run_is_left_out_with_its_reason(archive: Archive, tmp_path: Pat
 def test_an_open_run_waits_until_it_is_stopped_or_idle(tmp_path: Path) -> None:
     archive = Archive.create(tmp_path / "A")
     ArchiveWriter(archive).append("f", 0, rows(archive, 5, range(1, 201), 0), 0, 200)
-    patient = Learner(archive.refresh(), tmp_path / "patient", SETTINGS)
+    patient = Learner(archive.refresh(), tmp_path / "patient", SETTINGS).open()
     patient.follow(lambda: False, once=True)
     assert patient.learnt == 0
     patient.close()
     assert json.loads((tmp_path / "patient" / "status.json").read_text())["open_runs"] == 1
-    hasty = Learner(archive.refresh(), tmp_path / "hasty", LearnerSettings(strategy="gain_map", idle_s=1e-9))
+    hasty = Learner(archive.refresh(), tmp_path / "hasty", LearnerSettings(strategy="gain_map", idle_s=1e-9)).open()
     hasty.follow(lambda: False, once=True)
     assert hasty.learnt == 1
     hasty.close()
@@ -417,7 +418,7 @@ def test_a_pause_of_the_service_is_no_silence_of_the_detector(tmp_path: Path) ->
     while time.time_ns() - last < 1_100_000_000:
         pass
     looks: list[int] = []
-    back = Learner(archive.refresh(), tmp_path / "back", LearnerSettings(strategy="gain_map", idle_s=1.0))
+    back = Learner(archive.refresh(), tmp_path / "back", LearnerSettings(strategy="gain_map", idle_s=1.0)).open()
     back.follow(lambda: len(looks) == 2, wait=looks.append)
     assert back.learnt == 0
     back.close()
@@ -432,16 +433,16 @@ def test_a_state_of_another_learner_is_refused_untouched(archive: Archive, tmp_p
         (LearnerSettings(strategy="gain_map", seed=3, memory_bytes=5), "memory_bytes 1000000, not 5"),
     ):
         with pytest.raises(StateError, match=says):
-            Learner(archive, tmp_path / "live", settings)
+            Learner(archive, tmp_path / "live", settings).open()
     assert before == {path: path.read_bytes() for path in (tmp_path / "live").rglob("*") if path.is_file()}
 
 
 def test_one_learner_at_a_time(archive: Archive, tmp_path: Path) -> None:
-    first = Learner(archive, tmp_path / "live", SETTINGS)
+    first = Learner(archive, tmp_path / "live", SETTINGS).open()
     with pytest.raises(StateError, match="in use by another learner"):
-        Learner(archive, tmp_path / "live", SETTINGS)
+        Learner(archive, tmp_path / "live", SETTINGS).open()
     first.close()
-    Learner(archive, tmp_path / "live", SETTINGS).close()
+    Learner(archive, tmp_path / "live", SETTINGS).open().close()
 
 
 def test_a_damaged_checkpoint_is_refused(archive: Archive, unbroken: Path, tmp_path: Path) -> None:
@@ -451,7 +452,7 @@ def test_a_damaged_checkpoint_is_refused(archive: Archive, unbroken: Path, tmp_p
     damaged[-1] ^= 1
     arrays.write_bytes(damaged)
     with pytest.raises(StateError, match=r"damaged \(SHA-256 differs\)"):
-        Learner(archive, tmp_path / "live", SETTINGS)
+        Learner(archive, tmp_path / "live", SETTINGS).open()
     shutil.rmtree(arrays.parent)  # as the message says
     learn_all(archive, tmp_path / "live")
     assert_same_bits(tmp_path / "live", unbroken)

@@ -18,7 +18,8 @@ from dqmstream.learners.registry import make_strategy
 from dqmstream.learners.response.reference import Reference
 from dqmstream.learners.splits import Part
 from dqmstream.learners.strategy import Strategy
-from dqmstream.learners.stream.learner import Learner, LearnerSettings
+from dqmstream.learners.stream.learner import Learner
+from dqmstream.learners.stream.learner_settings import LearnerSettings
 from dqmstream.learners.stream.reference_file import load_reference, make_reference, read_channels, save_reference
 from dqmstream.lumisection import Geometry, ieta_row
 from dqmstream.service.learner_process import settings_of_child
@@ -111,7 +112,7 @@ def test_a_learner_is_of_its_reference(archive: Archive, tmp_path: Path) -> None
     for file, run in ((path, first), (other, last)):
         save_reference(file, *make_reference(archive, [run]))
     settings = LearnerSettings("gain_map", reference=other)
-    learner = Learner(archive, tmp_path / "state", settings)
+    learner = Learner(archive, tmp_path / "state", settings).open()
     learner.follow(lambda: False, once=True)
     learner.close()
     assert isinstance(learner.strategy, GainMap)
@@ -119,10 +120,10 @@ def test_a_learner_is_of_its_reference(archive: Archive, tmp_path: Path) -> None
     assert gains[0] > 2 * gains[2], "the last run is what the others are measured against"
     status = json.loads((tmp_path / "state" / "status.json").read_text())
     assert (status["reference"], status["reference_runs"]) == (load_reference(other, ONE)[1].version, [last])
-    Learner(archive, tmp_path / "state", settings).close()
+    Learner(archive, tmp_path / "state", settings).open().close()
     for wrong in (replace(settings, reference=path), replace(settings, reference=None)):
         with pytest.raises(StateError, match="belongs to a learner with reference"):
-            Learner(archive, tmp_path / "state", wrong)
+            Learner(archive, tmp_path / "state", wrong).open()
 
 
 def test_the_command_line_makes_one_and_hands_it_on(archive: Archive, tmp_path: Path) -> None:

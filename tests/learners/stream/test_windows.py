@@ -13,7 +13,8 @@ import pytest
 from dqmstream.errors import InputError, StateError
 from dqmstream.experiments.report.report import write_report
 from dqmstream.learners.stream import checkpoint
-from dqmstream.learners.stream.learner import Learner, LearnerSettings
+from dqmstream.learners.stream.learner import Learner
+from dqmstream.learners.stream.learner_settings import LearnerSettings
 from dqmstream.learners.stream.ledger import read_ledger
 from dqmstream.learners.stream.replay import replay
 from dqmstream.storage.archive import Archive
@@ -128,7 +129,7 @@ def test_a_learner_that_dies_at_any_checkpoint_resumes_to_the_same_bits(
 def test_a_run_is_learnt_from_as_it_is_filed_and_its_ledger_replays_to_the_same_bits(tmp_path: Path) -> None:
     """A run of 200; then one in pieces, with four lumisections revised; then one that is too short, ended by the last."""
     archive = Archive.create(tmp_path / "A")
-    learner = Learner(archive, tmp_path / "live", SETTINGS)
+    learner = Learner(archive, tmp_path / "live", SETTINGS).open()
     writer, at = ArchiveWriter(archive), 0
     come: list[int] = []
     for run, numbers in (
@@ -162,9 +163,9 @@ def test_windows_of_another_size_are_refused(archive: Archive, unbroken: Path, t
     with pytest.raises(InputError, match="windows of 40 lumisections, not 50"):
         replay(archive, tmp_path, replace(SETTINGS, window=50), ledger=ledger)
     with pytest.raises(StateError, match="window 40, not 0"):
-        Learner(archive, unbroken, PLAIN)
+        Learner(archive, unbroken, PLAIN).open()
     with pytest.raises(StateError, match="label_delay 1, not 2"):
-        Learner(archive, unbroken, replace(SETTINGS, label_delay=2))
+        Learner(archive, unbroken, replace(SETTINGS, label_delay=2)).open()
     plain = replay(archive, tmp_path, PLAIN, ledger=ledger)
     assert plain["prequential"] is None, "the runs of a ledger with windows can be learnt without them"
     with pytest.raises(InputError, match="has no windows: leave out --window"):

@@ -23,7 +23,7 @@ from dqmstream.experiments.studies.training.batches import Batch, Images, SplitR
 from dqmstream.experiments.studies.training.networks import WholeMap, build, taken_by
 from dqmstream.experiments.studies.training.plan import TrainingPlan
 from dqmstream.experiments.studies.training.preprocessing import Preprocessing, to_device
-from dqmstream.learners.evaluation.evaluator import one_against_rest
+from dqmstream.learners.evaluation.roc import one_against_rest
 from dqmstream.learners.gradient.device import chosen_device, seeded
 
 SCORE_BATCH = 128

@@ -1,6 +1,7 @@
-"""All of a learner that a run changes, and that a checkpoint therefore holds: strategy, baselines, new-run score, and judges.
+"""Everything of a learner that a run changes: its strategy, the baselines, the new-run score, and what it is evaluated on.
 
-What the judges look at is kept with them, so that a learner goes on without reading a past run again.
+A checkpoint holds all of it. The lumisections used for evaluation are part of it, so a learner resumes without reading a past
+run again.
 """
 
 from __future__ import annotations
@@ -10,39 +11,37 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dqmstream.learners.evaluation.evaluator import Evaluator, Scores
-from dqmstream.learners.evaluation.history_line import HistoryLine
+from dqmstream.learners.evaluation.evaluator import Evaluator
 from dqmstream.learners.evaluation.stability_gap import Watcher
-from dqmstream.learners.maps import RunData
 from dqmstream.learners.monitoring.novelty import Novelty
 from dqmstream.learners.response.reference import Reference
 from dqmstream.learners.saved_state import prefixed, within
 from dqmstream.learners.strategy import Past, Strategy
-from dqmstream.learners.stream.experience import learn_and_judge
 
 
-@dataclass(frozen=True, eq=False)
-class Taught:
-    """Strategy, baselines by name, new-run score, evaluator, and watcher if there is one; all have seen the same runs."""
+@dataclass(eq=False)
+class LearnerState:
+    """The parts of a learner; all of them have learnt the same runs.
+
+    baselines: by name. watcher: None where trainings are not watched. largest: the largest log-probability of each test
+    lumisection in the last evaluation of the strategy, (n,); None where there was none since the state was made or restored.
+    """
 
     strategy: Strategy
     baselines: Mapping[str, Strategy]
     novelty: Novelty
     evaluator: Evaluator
-    watcher: Watcher | None
+    watcher: Watcher | None = None
+    largest: np.ndarray | None = None
 
     def set_reference(self, reference: Reference) -> None:
-        """Take this reference in place of the first run's, before anything is learnt or taken back."""
+        """Use this reference in place of the first run; to be called before anything is learnt or restored."""
         for one in (self.strategy, *self.baselines.values()):
             one.set_reference(reference)
         self.novelty.set_reference(reference)
 
-    def learn(self, number: int, run: RunData, past: Past) -> tuple[HistoryLine, Scores | None]:
-        """`learners.stream.experience.learn_and_judge`."""
-        return learn_and_judge(self.strategy, self.baselines, self.evaluator, self.novelty, number, run, past, self.watcher)
-
-    def state(self) -> dict[str, np.ndarray]:
-        """All of it, as named arrays."""
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The whole state as named arrays."""
         arrays = prefixed("strategy", self.strategy.state())
         for name, baseline in self.baselines.items():
             arrays |= prefixed(f"baseline.{name}", baseline.state())
@@ -50,10 +49,11 @@ class Taught:
         return arrays | (prefixed("watched", self.watcher.state()) if self.watcher is not None else {})
 
     def restore(self, arrays: Mapping[str, np.ndarray], learnt: int, past: Past) -> None:
-        """Take back what `state` gave after so many runs. Raises StateError if it is damaged or of another learner.
+        """Take back what `arrays` gave after `learnt` runs. Raises StateError if it is damaged or of another learner.
 
-        past: reads the runs once more for what a checkpoint of an older version lacks, and only then.
+        past: reads a run again. Used only for what the checkpoint of an older version does not hold.
         """
+        self.largest = None
         self.strategy.restore(within(arrays, "strategy"))
         for name, baseline in self.baselines.items():
             baseline.restore(within(arrays, f"baseline.{name}"))
