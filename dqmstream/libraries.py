@@ -1,4 +1,4 @@
-"""Where libraries write: in a folder of ours, or nowhere. They work without a home folder, or with one that is read-only."""
+"""Where libraries may write: in one folder, or nowhere. They then work without a home folder, or with a read-only one."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ FOLDERS = {
     "WANDB_CONFIG_DIR": "wandb",
     "WANDB_CACHE_DIR": "wandb",
 }
-"""Variable that tells a library where to write, and the name of its folder in ours. What the user has set stays."""
+"""Environment variable that tells a library where to write, and the name of its folder. A user's own setting stays."""
 
 AVALANCHE_PATHS = "avalanche.benchmarks.datasets.dataset_utils"
 
 
 def keep_in_our_folder() -> Path | None:
-    """Tell libraries, in this process and those that it starts, to write below our folder, which they make when they need it.
+    """Tell libraries, in this process and its children, to write below one folder, which they make when they need it.
 
-    It must come before they are imported. Returns the folder, None where no place can be written to.
+    Call it before they are imported. Returns the folder, None if no folder can be written.
     """
     folder = _folder()
     if folder is not None:
@@ -38,10 +38,10 @@ def keep_in_our_folder() -> Path | None:
 
 
 def _folder() -> Path | None:
-    """dqmstream in the user's cache folder where that can be written to, else one of this user's in the temporary folder."""
+    """`dqmstream` in the user's cache folder if that can be written, otherwise a folder in the system's temporary folder."""
     try:
-        home = Path() if os.environ.get("HOME") == "" else Path.home()  # else the empty name would be the root folder
-    except RuntimeError:  # no HOME, and the user is in no table
+        home = Path() if os.environ.get("HOME") == "" else Path.home()  # otherwise an empty name would be the root folder
+    except RuntimeError:  # no HOME, and the user is not in the password file
         home = Path()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
     if cache.is_absolute() and _can_hold(cache / "dqmstream"):
@@ -51,14 +51,14 @@ def _folder() -> Path | None:
         shared.mkdir(mode=0o700, exist_ok=True)
         found = shared.lstat()
         is_ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022
-        # Another user may have made that folder, to put in it what this process then reads.
+        # Another user may have made that folder, to place files in it that this process would read.
         return shared if is_ours and os.access(shared, os.W_OK) else Path(tempfile.mkdtemp(prefix="dqmstream-"))
     except OSError:
         return None
 
 
 def _can_hold(folder: Path) -> bool:
-    """Whether the folder can be written to, or made. At most itself and its parent are made: no home folder is."""
+    """Whether the folder can be written, or made together with at most its parent, so that no home folder is made."""
     try:
         nearest = next(place for place in (folder, folder.parent, folder.parent.parent) if place.exists())
     except (StopIteration, OSError):
@@ -67,11 +67,11 @@ def _can_hold(folder: Path) -> bool:
 
 
 def load_avalanche_paths() -> None:
-    """Import Avalanche's module of paths so that it writes nothing.
+    """Import Avalanche's module of paths without letting it write anything.
 
-    On import it makes ~/.avalanche/config.json where that is missing, fails where it cannot, and makes a folder named `~`
-    where there is no home. Here it finds a config of ours, which says what its own would: data sets lie in
-    ~/.avalanche/data. Call it before the first import of Avalanche; a user's own import of it is left as it is.
+    On import, that module makes ~/.avalanche/config.json if it is missing, fails if it cannot, and makes a folder named `~` if
+    there is no home. Here it finds a config file of this package with the same contents: data sets are in ~/.avalanche/data.
+    Call this before the first import of Avalanche. If the user has imported it already, nothing is done.
     """
     avalanche = importlib.util.find_spec("avalanche")
     if AVALANCHE_PATHS in sys.modules or avalanche is None or not avalanche.submodule_search_locations:

@@ -22,22 +22,22 @@ import numpy as np
 N_IETA = 64
 N_IPHI = 72
 LUMISECTION_S = 2**18 * 3564 / 40.0789e6
-"""Length of a lumisection in seconds: 2**18 orbits of 3564 bunch places at 40.0789 MHz, 23.31 s."""
+"""Length of a lumisection in seconds: 2**18 orbits of 3564 bunch crossings at 40.0789 MHz, 23.31 s."""
 
 MAX_NUMBER = 2**31 - 1
-"""Run and lumisection numbers are stored as int64, but CMS numbers fit in an int32; a larger one is damage."""
+"""Largest run or lumisection number. CMS numbers fit in an int32; a larger one is damage."""
 
 MAX_EVENTS = 3_000_000
-"""Most events that a lumisection can have, unless a setting says otherwise: Level-1 accepts at most 110 kHz, 2.6 million."""
+"""Default for the most events of a lumisection. The Level-1 trigger accepts at most 110 kHz, 2.6 million events."""
 
 CROSSINGS = 2**18 * 3564
-"""Bunch places that pass in a lumisection, 9.3e8: no channel can count more, whatever the settings say."""
+"""Bunch crossings in a lumisection, 9.3e8. No channel can count more, whatever the settings are."""
 
 MAX_PILEUP = 1000.0
-"""Five times what the High-Luminosity LHC is built for; a larger pileup is damage."""
+"""Largest pileup: five times that of the High-Luminosity LHC. A larger one is damage."""
 
 ROUNDING_EVENTS = 1.0
-"""By how much counts may be above `n_events`, which is a rate times 23.31 s where triggers tell it, and rounded."""
+"""How far a count may exceed `n_events`, which may be a rounded product of a trigger rate and 23.31 s."""
 
 IETA = np.concatenate([np.arange(-32, 0), np.arange(1, 33)])
 """ieta of each row, shape (64,)."""
@@ -47,17 +47,17 @@ IPHI = np.arange(1, N_IPHI + 1)
 
 
 def ieta_row(ieta: int) -> int:
-    """Row of a map that holds ieta. Raises ValueError for ieta 0 and beyond ±32, which no row holds."""
+    """Row of a map for ieta. Raises ValueError for ieta 0 and beyond ±32, which have no row."""
     if ieta == 0 or abs(ieta) > 32:
         raise ValueError(f"ieta must be in -32..-1 or 1..32, not {ieta}")
     return ieta + 32 if ieta < 0 else ieta + 31
 
 
 def he_depth1_mask() -> np.ndarray:
-    """The 932 channels that depth 1 of HE fills: bool, shape (64, 72).
+    """The 932 channels of depth 1 of HE: bool, shape (64, 72).
 
-    |ieta| 21-29 has 36 cells a ring (even columns); |ieta| 19 and 20 have columns 0-70, since the published histogram
-    overflows at iphi 72.
+    Rings |ieta| 21-29 have 36 cells (even columns). Rings 19 and 20 have columns 0-70, since the published histogram overflows
+    at iphi 72.
     """
     live = np.zeros((N_IETA, N_IPHI), dtype=bool)
     ring = np.abs(IETA)
@@ -80,7 +80,7 @@ def rbx_mask(side: int, n: int) -> np.ndarray:
 
 
 def readout_box(ieta: np.ndarray, iphi: np.ndarray) -> np.ndarray:
-    """Readout box of each channel, as `rbx_mask` has them: -18..-1 at negative ieta and 1..18 at positive; all (n,)."""
+    """Readout box of each channel, as in `rbx_mask`: -18..-1 at negative ieta, 1..18 at positive. All arrays (n,)."""
     sector = (iphi + 5) // 4 % (N_IPHI // 4)
     return np.sign(ieta) * np.where(sector == 0, N_IPHI // 4, sector)
 
@@ -106,7 +106,7 @@ class Geometry:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Lumisection:
-    """One lumisection as it came.
+    """One lumisection as it was received or read.
 
     occupancy: counts, shape (depth, 64, 72), any real dtype. time_ns: start, UTC, nanoseconds since 1970, 0 if unknown.
     n_events, pileup: events and mean pileup of the lumisection, nan if unknown. source: dataset and monitoring element,
@@ -124,7 +124,7 @@ class Lumisection:
 
 @dataclass(frozen=True, slots=True)
 class RunStart:
-    """A run has begun (wire schema pl72). time_ns: UTC, nanoseconds since 1970, 0 if unknown."""
+    """The start of a run (wire schema pl72). time_ns: UTC, nanoseconds since 1970, 0 if unknown."""
 
     run: int
     time_ns: int = 0
@@ -132,7 +132,7 @@ class RunStart:
 
 @dataclass(frozen=True, slots=True)
 class RunStop:
-    """A run has ended (wire schema 6s4t). time_ns: UTC, nanoseconds since 1970, 0 if unknown."""
+    """The end of a run (wire schema 6s4t). time_ns: UTC, nanoseconds since 1970, 0 if unknown."""
 
     run: int
     time_ns: int = 0
@@ -145,7 +145,7 @@ MAX_TIME_NS = 2**62
 """The year 2116. A later time is damage, and so is one before 1970."""
 
 MAX_SOURCE = 512
-"""Characters of a dataset and monitoring element."""
+"""Most characters of a source, the dataset and monitoring element."""
 
 
 Faults = Iterator[tuple[Any, Callable[[], str]]]
@@ -291,10 +291,10 @@ _TWO_DOUBLES = Struct("<dd").pack
 
 
 def content_hash(stored: np.ndarray, n_events: float, pileup: float) -> int:
-    """What decides whether two lumisections are the same: the first 8 bytes of a SHA-256, as uint64.
+    """Hash that decides whether two lumisections have the same contents: the first 8 bytes of a SHA-256, as uint64.
 
-    Hashed are the stored row (archive dtype, little-endian), then n_events and pileup as float64. Time is left out: the
-    same map sent twice with two clocks is still the same map. Every NaN is hashed as one NaN.
+    The hash is of the stored map (archive dtype, little-endian), then n_events and pileup as float64, with all NaN equal. Time
+    is not part of it: the same map sent twice with two times is the same.
     """
     digest = hashlib.sha256(np.ascontiguousarray(stored, stored.dtype.newbyteorder("<")).data)
     digest.update(_TWO_DOUBLES(*(nan if isnan(value) else value for value in (n_events, pileup))))
@@ -302,7 +302,7 @@ def content_hash(stored: np.ndarray, n_events: float, pileup: float) -> int:
 
 
 def utf8(text: str) -> str:
-    """The text with escapes for what UTF-8 has no bytes for, as in names of files that are not UTF-8."""
+    """The text with escapes for bytes that are not UTF-8, as names of files may have."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
@@ -310,4 +310,4 @@ RUN_FILE = re.compile(r"^Run(?P<run>\d+)_Dataset_(?P<name>.+)\.(?i:npy)$")
 """The original layout: Run355456_Dataset_x.npy, shape (lumisection, ieta, iphi)."""
 
 SIDECAR_FILE = re.compile(r"^Run(?P<run>\d+)_(?P<what>events|pileup)\.(?i:npy)$")
-"""What the simulator writes beside it, shape (lumisection,)."""
+"""Files beside it with events and pileup, shape (lumisection,)."""

@@ -1,9 +1,8 @@
 """Commits on a machine whose clock was set back.
 
-Icechunk refuses a commit whose time is not after its parent's, and takes the time from the machine. A snapshot that was
-committed while the clock was ahead would stop all writing until time has caught up. A short lead is waited for. For a long
-one, the times of the snapshots that lie in the future are moved back, in their files, as `expire_snapshots` edits the parent:
-nothing else of a snapshot changes.
+Icechunk refuses a commit whose time, by the machine's clock, is not after its parent's. A snapshot that was committed while the
+clock was ahead would stop all writing until the clock has caught up. If the lead is short, commits wait. If it is long, the
+times of snapshots in the future are moved back in their files, and nothing else of them changes.
 
     snapshot file: 36 bytes of magic and client, version 1, type 1 (snapshot), compression 1 (zstd), then a FlatBuffer
 """
@@ -23,32 +22,32 @@ from dqmstream.errors import ArchiveError
 from dqmstream.storage.locks import write_atomically
 
 LONGEST_WAIT_S = 60.0
-"""A lead of the newest commit that is waited for."""
+"""Longest lead of the newest commit for which commits wait."""
 
 EARLIEST_NS = 1_735_689_600_000_000_000
-"""2025-01-01: a clock that is before it was never set."""
+"""2025-01-01. A clock before that was never set."""
 
 _MAGIC, _HEADER, _KIND = "ICE🧊CHUNK".encode(), 39, b"\x01\x01\x01"
 _FLUSHED_AT = 3
-"""Number of the field in Icechunk's flatbuffers/snapshot.fbs."""
+"""Number of the field `flushed_at` in Icechunk's flatbuffers/snapshot.fbs."""
 
 log = structlog.get_logger("dqmstream.storage")
 
 
 class ClockSetBack(ArchiveError):
-    """The clock was set back while a commit was made: nothing was filed, and the same can be filed again at once."""
+    """The clock was set back during a commit. Nothing was filed, and the caller can file the same again at once."""
 
 
 def lead_s(repository: icechunk.Repository, snapshot: str) -> float:
-    """Seconds by which a snapshot's time is ahead of this machine's clock; negative where it is in the past."""
+    """Seconds by which a snapshot's time is ahead of this machine's clock; negative if it is in the past."""
     return float(repository.lookup_snapshot(snapshot).written_at.timestamp() - time.time())
 
 
 def settle(path: Path, repository: icechunk.Repository) -> icechunk.Repository:
-    """Wait, or move times back, until a commit can follow the newest. Called with the archive's lock held.
+    """Wait, or move times back, until a commit can follow the newest one. The caller holds the archive's lock.
 
-    Returns the repository, opened anew where another one must be used from now on. Raises ArchiveError where the clock was
-    never set, or where times would have to be moved and the files are not as expected.
+    Returns the repository to use from now on, which may have been reopened. Raises ArchiveError if the clock was never set, or
+    if times must be moved and a file is not as expected.
     """
     head = repository.lookup_branch("main")
     if lead_s(repository, head) < 0:
@@ -71,7 +70,7 @@ def settle(path: Path, repository: icechunk.Repository) -> icechunk.Repository:
 
 
 def wait(repository: icechunk.Repository, snapshot: str) -> None:
-    """Sleep until the clock has passed the snapshot's time. Raises ClockSetBack where that would take longer than may be."""
+    """Sleep until the clock has passed the snapshot's time. Raises ClockSetBack if that takes longer than LONGEST_WAIT_S."""
     while (lead := lead_s(repository, snapshot)) >= 0:
         if lead > LONGEST_WAIT_S:
             raise ClockSetBack(f"the clock was set back by {lead:.0f} s while a commit was made: nothing was filed, try again")
@@ -79,7 +78,7 @@ def wait(repository: icechunk.Repository, snapshot: str) -> None:
 
 
 def _move_back(path: Path, repository: icechunk.Repository, head: str, lead: float) -> int:
-    """Move the times of all snapshots in main's history that lie in the future back by the lead; returns how many."""
+    """Move the times of all future snapshots of main back by the lead. Returns how many there were."""
     back, now = timedelta(seconds=lead + 0.001), time.time()
     ahead, before = [], datetime.min
     for info in repository.ancestry(snapshot_id=head):
@@ -87,7 +86,7 @@ def _move_back(path: Path, repository: icechunk.Repository, head: str, lead: flo
             before = info.written_at
             break
         ahead.append(info)
-    # The oldest first: a process that is killed here leaves the newest ahead, and the next one goes on.
+    # The oldest first: if this process is killed, the newest is still ahead, and the next process continues.
     for info in reversed(ahead):
         moved = info.written_at - back
         if before != datetime.min and moved <= before:
@@ -98,7 +97,7 @@ def _move_back(path: Path, repository: icechunk.Repository, head: str, lead: flo
 
 
 def set_time(file: Path, before: datetime, after: datetime) -> None:
-    """Replace the time `before` in a snapshot's file. Raises ArchiveError, with nothing changed, where it says another."""
+    """Replace the time `before` in a snapshot's file. Raises ArchiveError, with nothing changed, if it has another time."""
     data = file.read_bytes()
     try:
         if not (data.startswith(_MAGIC) and data[_HEADER - 3 : _HEADER] == _KIND):
@@ -117,7 +116,7 @@ def set_time(file: Path, before: datetime, after: datetime) -> None:
 
 
 def _field(buffer: bytearray, number: int) -> int:
-    """Where a field of the root table of a FlatBuffer lies. Raises ValueError where it has none."""
+    """Position of a field of a FlatBuffer's root table. Raises ValueError if it has no such field."""
     (table,) = struct.unpack_from("<I", buffer, 0)
     names = table - struct.unpack_from("<i", buffer, table)[0]
     length, offset = struct.unpack_from("<H", buffer, names)[0], 0

@@ -1,4 +1,4 @@
-"""Which copy of an archive a folder is: a copy has the archive's id, and everything else that is written in it."""
+"""Identity of one copy of an archive. All copies contain the same archive id, so it comes from the folder."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ AT_FDCWD, STATX_INO, STATX_BTIME = -100, 0x100, 0x800
 """From linux/fcntl.h and linux/stat.h."""
 STATX_SIZE = 256
 INO_AT, BTIME_AT = 32, 80
-"""Where struct statx has the inode's number, and the seconds and nanoseconds of its birth."""
+"""Positions in struct statx of the inode's number, and of the seconds and nanoseconds of its birth."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def copy_id(path: Path) -> str:
-    """8 hexadecimal digits of the folder at path, which a copy of it does not share.
+    """8 hexadecimal digits that identify the folder at path, and differ for a copy of it.
 
-    They stay when the folder is moved within its filesystem, mounted elsewhere, as in a container, or reached by a link:
-    they are of its inode and the time at which that was made. Where the filesystem keeps no such time they are of the path.
-    A clone of a whole volume shares them. Raises OSError where there is no folder.
+    They are made of the folder's inode and its time of birth, or of the path if the filesystem keeps no such time. They stay
+    the same if the folder is moved within its filesystem, mounted elsewhere (as in a container), or reached by a link. A clone
+    of a whole volume has the same digits. Raises OSError if there is no folder.
     """
     path = path.resolve(strict=True)
     answer = ctypes.create_string_buffer(STATX_SIZE)

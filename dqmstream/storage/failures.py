@@ -1,7 +1,7 @@
-"""What the storage raises, told as an ArchiveError in one line: which archive, what failed, and what to do.
+"""Errors of the storage as an ArchiveError of one line: which archive, what failed, and what to do.
 
-Icechunk reports every failure as one type, with the number of the system's error in its text. `telling` is the one place that
-turns these, and the system's own errors, into ours.
+Icechunk reports all failures as one type, with the number of the system's error in the text. `telling` turns these into an
+ArchiveError, `telling_system` the system's own errors.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ADVICE = {
     errno.ENFILE: "too many files are open on this machine",
     errno.ENOTDIR: "a part of the path is no folder",
 }
-"""What is wrong and what to do, by the number of the system's error."""
+"""What is wrong and what to do, by number of the system's error."""
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.ENOLCK)
 
@@ -42,11 +42,11 @@ DAMAGED = "run `dqmstream archive verify` to list what is lost"
 
 
 class Unreadable(ArchiveError):
-    """Values of an array that cannot be read, since a file is gone or damaged. `telling` adds which archive it is."""
+    """Values of an array cannot be read, since a file is missing or damaged. `telling` adds the archive's path."""
 
 
 def system_error(error: BaseException) -> int:
-    """Number of the system's error behind an exception; 0 where there is none."""
+    """Number of the system's error behind an exception, 0 if there is none."""
     if isinstance(error, OSError):
         return error.errno or 0
     found = re.search(r"\(os error (\d+)\)", str(error))
@@ -54,7 +54,7 @@ def system_error(error: BaseException) -> int:
 
 
 def is_damage(error: ArchiveError) -> bool:
-    """Whether a file is gone or damaged: to read again cannot help, as it can after an error of the system."""
+    """Whether a file is missing or damaged, so that reading again cannot help, as it can after an error of the system."""
     causes: list[BaseException] = [error]
     while (cause := causes[-1].__cause__) is not None:
         causes.append(cause)
@@ -78,18 +78,18 @@ def reason(error: BaseException) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of Icechunk says, without the frame around it."""
+    """First line of an error of Icechunk, without the frame around it."""
     lines = str(error).strip().splitlines()
     return lines[0].strip(" x×") if lines else type(error).__name__
 
 
 CODEC_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, EOFError)
-"""What codecs raise for damaged bytes."""
+"""Errors that codecs raise for damaged bytes."""
 
 
 @contextmanager
 def reading(what: str) -> Iterator[None]:
-    """Raise what storage and codecs raise for a chunk that is gone or damaged as Unreadable. For calls of zarr alone."""
+    """Turn errors of storage and codecs about a missing or damaged chunk into Unreadable. Only for calls of zarr."""
     try:
         with decoding(what, CODEC_ERRORS):
             yield
@@ -99,7 +99,7 @@ def reading(what: str) -> Iterator[None]:
 
 @contextmanager
 def decoding(what: str, errors: tuple[type[Exception], ...]) -> Iterator[None]:
-    """Raise these errors of codecs as Unreadable."""
+    """Turn these errors of codecs into Unreadable."""
     try:
         yield
     except errors as error:
@@ -108,7 +108,7 @@ def decoding(what: str, errors: tuple[type[Exception], ...]) -> Iterator[None]:
 
 @contextmanager
 def telling(path: Path, what: str) -> Iterator[None]:
-    """Raise what the storage raises within as an ArchiveError that begins with the path and what failed."""
+    """Turn errors of the storage into an ArchiveError that begins with the path and what failed."""
     try:
         yield
     except Unreadable as error:
@@ -119,7 +119,7 @@ def telling(path: Path, what: str) -> Iterator[None]:
 
 @contextmanager
 def telling_system(path: Path, what: str) -> Iterator[None]:
-    """As `telling`, of the system's own errors. Not for code of a caller, whose files may be others."""
+    """As `telling`, for the system's own errors. Do not put a caller's code inside: its files may be others."""
     try:
         yield
     except OSError as error:
@@ -127,10 +127,10 @@ def telling_system(path: Path, what: str) -> Iterator[None]:
 
 
 def of_system(error: OSError) -> DqmstreamError | None:
-    """What a command tells of an error of the system that nothing else has told; None where it says too little.
+    """The error that a command reports for an uncaught error of the system; None if that names no file and no known cause.
 
-    A disk that is full, read-only or failing is an ArchiveError, whatever file was written; any other file, which cannot be
-    used, an InputError.
+    A full, read-only or failing disk is an ArchiveError, whatever file was written. Any other file that cannot be used is an
+    InputError.
     """
     place = error.filename or error.filename2
     if error.errno in DISK_ERRORS:

@@ -1,7 +1,7 @@
-"""What a local filesystem needs so that a commit is one: a lock around it and a sync after it.
+"""Locks and syncs that make commits on a local filesystem atomic and durable, and files that are replaced atomically.
 
-Icechunk's local storage is not safe for concurrent commits (8-25 % of acknowledged rows were lost with 2-4 writers) and
-never syncs. Object stores need neither.
+Icechunk's local storage is not safe for concurrent commits (8-25 % of acknowledged rows were lost with 2-4 writers) and never
+syncs. Object stores need neither.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Lock:
-    """A lock on the folder at path that this process holds."""
+    """A lock on the folder at path, held by this process."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self.path = path
         self._descriptor = descriptor
 
     def sync(self) -> None:
-        """Put all that was written to the folder's filesystem on the disk.
+        """Write everything in the folder's filesystem to the disk.
 
-        Raises OSError where the disk reported an error since the lock was taken, also one that another process was told of.
+        Raises OSError if the disk has reported an error since the lock was taken, even if another process was told of it.
         """
         _syncfs(self._descriptor, self.path)
 
 
 @contextmanager
 def exclusive(path: Path) -> Iterator[Lock]:
-    """Hold an advisory lock on the folder at path. Waits for its holder; the kernel frees a dead one's.
+    """Hold an advisory lock on the folder at path. Waits for another holder; the kernel frees the lock of a dead process.
 
-    The folder itself is locked, so that no file of ours lies among those that Icechunk keeps. Raises ArchiveError where the
-    folder cannot be opened or its filesystem keeps no locks.
+    The folder itself is locked, so there is no lock file among those of Icechunk. Raises ArchiveError if the folder cannot be
+    opened or its filesystem has no locks.
     """
     with telling_system(path, "cannot be locked"):
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -53,10 +53,10 @@ def exclusive(path: Path) -> Iterator[Lock]:
 
 
 def try_exclusive(path: Path) -> int | None:
-    """Lock the folder for the life of this process; the descriptor, or None where another process holds it.
+    """Lock the folder for the life of this process. Returns the descriptor, None if another process holds the lock.
 
-    Beside the lock that excludes others, a record lock is set, which `is_held` can ask for. Raises ArchiveError where the
-    folder cannot be opened or its filesystem keeps no locks.
+    Also sets a record lock, which `is_held` can query. Raises ArchiveError if the folder cannot be opened or its filesystem has
+    no locks.
     """
     with telling_system(path, "cannot be locked"):
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -73,10 +73,10 @@ def try_exclusive(path: Path) -> int | None:
 
 
 def is_held(path: Path) -> bool:
-    """Whether a process holds the folder by `try_exclusive`. Takes no lock, so no start can fail because of the question.
+    """Whether a process holds the folder by `try_exclusive`. Takes no lock, so the query cannot make another start fail.
 
-    The kernel has no way to ask for a flock(2) without taking it; it has one for record locks (F_OFD_GETLK). A read lock
-    is what a folder can have, since it cannot be opened for writing.
+    The kernel can query record locks (F_OFD_GETLK), but not a flock(2) without taking it. The record lock is a read lock, since
+    a folder cannot be opened for writing.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -95,10 +95,7 @@ def _whole(kind: int) -> bytes:
 
 
 def sync_filesystem(path: Path) -> None:
-    """Ask the kernel to put all that was written to path's filesystem on the disk.
-
-    Raises OSError where the disk reports an error, so that nobody is told of a commit that is not there.
-    """
+    """Write everything in path's filesystem to the disk. Raises OSError if the disk reports an error."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         _syncfs(descriptor, path)
@@ -114,10 +111,10 @@ def _syncfs(descriptor: int, path: Path) -> None:
 
 
 def filesystem_kind(path: Path, table: str | None = None) -> str:
-    """Kind of the filesystem that holds path, or will hold it, links followed: "ext4", "nfs4", ...; "" where the system does
-    not tell. A Lustre that is not mounted with `flock` is "lustre without flock".
+    """Kind of the filesystem that holds path, or will hold it, with links followed: "ext4", "nfs4", ...
 
-    table: what /proc/self/mountinfo says (Linux).
+    "" if the system does not tell. A Lustre that is not mounted with `flock` is "lustre without flock". table: contents of
+    /proc/self/mountinfo (Linux).
     """
     mounts = Path("/proc/self/mountinfo")
     if table is None:
@@ -135,13 +132,13 @@ def filesystem_kind(path: Path, table: str | None = None) -> str:
 
 
 def empty_folder(path: Path) -> None:
-    """Remove all that the folder holds; the folder, and a lock on it, stay."""
+    """Remove everything in the folder. The folder itself, and a lock on it, stay."""
     for entry in path.iterdir():
         remove(entry)
 
 
 def remove(path: Path) -> None:
-    """Remove a file, or a folder with all that it holds; what is not there is no error."""
+    """Remove a file, or a folder with its contents, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -149,9 +146,9 @@ def remove(path: Path) -> None:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Replace the file at path by data: a reader sees the old bytes or the new ones, also after a crash.
+    """Replace the file at path. A reader sees the old bytes or the new ones, also after a crash.
 
-    On return the new ones are on the disk, under that name. Where they cannot be written, nothing is left behind.
+    When this returns, the new bytes are on the disk under that name. If they cannot be written, no partial file stays.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -169,7 +166,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Have the system's errors of a write say which file it was: those of an open file name none."""
+    """Add the file's name to errors of the system that have none, as those of an open file."""
     try:
         yield
     except OSError as error:
@@ -179,7 +176,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def sync_folder(path: Path) -> None:
-    """Put the names of the folder's files on the disk: a rename, or a new file, may else be gone after a crash."""
+    """Write the folder's list of files to the disk. Without it, a rename or a new file can be lost in a crash."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""An Icechunk repository on a local disk: made whole or not at all, and refused where locks keep no two writers apart."""
+"""Making and opening an Icechunk repository on a local disk. A filesystem whose locks do not exclude writers is refused."""
 
 from __future__ import annotations
 
@@ -19,38 +19,38 @@ UNTRUSTED_FILESYSTEMS = frozenset({
     "nfs", "nfs4", "afs", "cifs", "smb3", "smbfs", "fuse.eosxd", "fuse.eos", "fuse.sshfs", "fuse.cvmfs2",
     "lustre without flock",
 })  # fmt: skip
-"""Network filesystems on which flock is local to a machine, or not there: NFS, AFS, EOS, SMB, Lustre without `-o flock`."""
+"""Network filesystems without flock, or with one that is local to a machine: NFS, AFS, EOS, SMB, Lustre without `flock`."""
 
 TRUSTED_FILESYSTEMS = frozenset({
     "ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "jfs", "nilfs2", "bcachefs", "reiserfs", "tmpfs", "ramfs", "overlay",
     "ceph", "fuse.ceph", "fuse.ceph-fuse", "gfs2", "lustre", "",
 })  # fmt: skip
-"""Disks of one machine, and filesystems that keep flock among all their machines; "" where the system does not tell."""
+"""Disks of one machine, and filesystems whose flock excludes writers on all machines; "" if the system does not tell."""
 
 PARTIAL = ".partial"
-"""Folder in that of an archive in which the archive is made."""
+"""Folder inside the archive's, in which the archive is made."""
 
 PARTS = ("chunks", "manifests", "snapshots", "transactions", "refs", "config.yaml")
-"""What Icechunk makes in the folder of a repository."""
+"""Entries that Icechunk makes in the folder of a repository."""
 
 log = structlog.get_logger("dqmstream.storage")
 
 _warned: set[Path] = set()
 
-# Icechunk logs on stdout, which belongs to results; what it logs as an error it raises too.
+# Icechunk logs on stdout, which is for results. It also raises what it logs as an error.
 icechunk.set_logs_filter("off")
 
 
 def is_repository(path: Path) -> bool:
-    """Whether there is a repository at path; it may still be unreadable."""
+    """Whether there is a repository at path. It may still be unreadable."""
     return (path / "refs").is_dir()
 
 
 def make_repository(path: Path, write: Callable[[icechunk.IcechunkStore], None]) -> None:
-    """Make a repository at path, a folder that is missing or empty, a mount point or a link to one; write fills its first
-    snapshot.
+    """Make a repository at path, whole or not at all. write: fills its first snapshot.
 
-    Raises ArchiveError where something else is there, or where it cannot be made.
+    path: a folder that is missing or empty, a mount point, or a link to one of them. Raises ArchiveError if the folder is not
+    empty or cannot be written.
     """
     check_local(path)
     warn_of_locks(path)
@@ -69,9 +69,9 @@ def make_repository(path: Path, write: Callable[[icechunk.IcechunkStore], None])
 
 
 def _make(path: Path, place: Path, write: Callable[[icechunk.IcechunkStore], None]) -> None:
-    """Make it in a folder within, since a mount point cannot be replaced; `refs`, which makes it a repository, comes last."""
+    """Make it in a folder inside, since a mount point cannot be replaced, and move its parts up: `refs` makes it complete."""
     partial = place / PARTIAL
-    # What a process left that was killed here may be moved in part.
+    # A process that was killed here may have moved some of the parts.
     ours = (PARTIAL, *(PARTS if partial.exists() and not is_repository(place) else ()))
     if any(entry.name not in (*ours, "lost+found") for entry in place.iterdir()):
         raise ArchiveError(f"{path} is not empty: give the path of a new archive")
@@ -82,7 +82,7 @@ def _make(path: Path, place: Path, write: Callable[[icechunk.IcechunkStore], Non
     session = repository.writable_session("main")
     write(session.store)
     session.commit("make the archive")
-    # Icechunk makes a repository before its first commit; a kill between the two would leave half an archive.
+    # Icechunk makes a repository before its first commit; a kill in between would leave half an archive. So `refs` is last.
     for entry in sorted(partial.iterdir(), key=lambda entry: entry.name == "refs"):
         if entry.name == "refs":
             sync_filesystem(place)
@@ -92,7 +92,7 @@ def _make(path: Path, place: Path, write: Callable[[icechunk.IcechunkStore], Non
 
 
 def open_repository(path: Path) -> tuple[icechunk.Repository, str]:
-    """The repository at path, and its newest snapshot. Raises ArchiveError if there is none, or it cannot be read."""
+    """The repository at path, and its newest snapshot. Raises ArchiveError if it is missing or cannot be read."""
     check_local(path)
     if not is_repository(path):
         raise ArchiveError(f"{path} is no archive: make one with `dqmstream import` or `dqmstream consume`")
@@ -106,7 +106,7 @@ def open_repository(path: Path) -> tuple[icechunk.Repository, str]:
 
 
 def check_local(path: Path) -> None:
-    """Raise ArchiveError unless path is, or can become, a folder on a disk of this machine."""
+    """Raise ArchiveError unless path is, or can become, a folder on a filesystem with trusted locks."""
     if "://" in str(path) or ":/" in str(path):
         raise ArchiveError(f"{path} is an address: this version keeps archives on local disks only")
     try:
@@ -123,7 +123,7 @@ def check_local(path: Path) -> None:
 
 
 def warn_of_locks(path: Path) -> None:
-    """Warn, once for each path, where it is not known whether the filesystem keeps locks among machines."""
+    """Warn, once for each path, if it is unknown whether the filesystem's locks exclude writers on other machines."""
     kind = filesystem_kind(path)
     if kind not in TRUSTED_FILESYSTEMS and path not in _warned:
         _warned.add(path)

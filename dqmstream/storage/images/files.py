@@ -1,6 +1,6 @@
-"""Image data sets as they are published: electron/photon HDF5, quark/gluon Parquet, and runs of occupancy maps as images.
+"""Files of labelled images: electron/photon HDF5, quark/gluon Parquet, and runs of occupancy maps as images.
 
-Each file is an `ImageFile`, which reads the rows that it is asked for and never the whole of it.
+Each is an `ImageFile`, which reads only the rows that are asked for.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from dqmstream.storage.imports.nested_lists import Ragged, batches, check_lists,
 from dqmstream.storage.imports.run_file import RunFile
 
 BLOCK_BYTES = 4 << 20
-"""Of images that are held at once while a file goes by."""
+"""Most bytes of images in memory while a file is read piece by piece."""
 
 CONTIGUOUS_ROWS = 8
-"""Rows of HDF5 without chunks that are read at once where any of them is wanted."""
+"""Rows that are read together from HDF5 without chunks."""
 
 MAX_IMAGE_VALUES = 1 << 22
-"""Of one image, all channels together: 4 million."""
+"""Most values of an image, all channels together: 4 million."""
 
 HDF5_SUFFIXES = (".hdf5", ".h5")
 JET_COLUMN = "X_jets"
@@ -39,9 +39,9 @@ _NAMED = re.compile(r"Single(Electron|Photon)Pt", re.IGNORECASE)
 class ImageFile(Protocol):
     """A file of labelled images.
 
-    what: "y" where labels are the file's own, "run" where they are run numbers. size: (n, C, H, W). labels: int64, (n,).
-    names: what labels are called, as far as the file's name tells. group: int64, (n,), rows that belong together have the same
-    or neighbouring numbers. columns: further numbers of each row, float64, (n,).
+    what: "y" if labels are the file's own, "run" if they are run numbers. size: (n, C, H, W). labels: int64, (n,).
+    names: of labels, as far as the file's name tells them. group: int64, (n,); rows that belong together have the same or
+    neighbouring numbers. columns: further numbers of each row, float64, (n,).
     """
 
     @property
@@ -60,7 +60,7 @@ class ImageFile(Protocol):
     def columns(self) -> Mapping[str, np.ndarray]: ...
 
     def read(self, rows: np.ndarray) -> np.ndarray:
-        """Images of these rows, which ascend: float32, (len(rows), C, H, W). Raises InputError for damage, NaN and infinity."""
+        """Images of these ascending rows: float32, (len(rows), C, H, W). Raises InputError for damage, NaN and infinity."""
 
 
 def open_image_file(path: Path) -> ImageFile:
@@ -79,7 +79,7 @@ def open_image_file(path: Path) -> ImageFile:
 
 
 def is_image_file(path: Path) -> bool:
-    """Whether `import` takes the file for one of images, not of lumisections."""
+    """Whether `import` treats the file as one of images, not of lumisections."""
     if path.suffix.lower() in HDF5_SUFFIXES:
         return True
     return path.suffix.lower() == ".parquet" and JET_COLUMN in open_parquet(path).schema_arrow.names
@@ -88,14 +88,14 @@ def is_image_file(path: Path) -> bool:
 def blocks(file: ImageFile, first: int = 0, chunk: int = 1) -> Iterator[tuple[int, np.ndarray]]:
     """(first row, images) of the whole file, piece by piece.
 
-    first, chunk: where the file's first row will lie, and in chunks of how many rows: pieces then end where chunks do.
+    first, chunk: row at which the file will begin in an archive, and rows in each of its chunks; pieces end where chunks do.
     """
     for start, stop in cut(file, file.size[0], first, chunk):
         yield start, file.read(np.arange(start, stop))
 
 
 def cut(file: ImageFile, size: int, first: int = 0, chunk: int = 1) -> Iterator[tuple[int, int]]:
-    """[start, stop) of pieces of `size` of the file's images, of which the first lies at row `first` of chunks."""
+    """[start, stop) of pieces of the file's first `size` images. first, chunk: as in `blocks`."""
     rows = max(1, BLOCK_BYTES // (4 * int(np.prod(file.size[1:]))))
     rows = max(rows // chunk, 1) * chunk
     start = 0
@@ -106,17 +106,17 @@ def cut(file: ImageFile, size: int, first: int = 0, chunk: int = 1) -> Iterator[
 
 
 class Contents:
-    """What tells two sets of images apart: a SHA-256 of shape, images, labels and columns, whatever file they lie in."""
+    """SHA-256 of shape, images, labels and columns, which is the same for the same contents in any file."""
 
     def __init__(self, size: tuple[int, int, int, int]) -> None:
         self._digest = hashlib.sha256(f"images {size}".encode())
 
     def add(self, images: np.ndarray) -> None:
-        """Take the next images, float32."""
+        """Add the next images, float32."""
         self._digest.update(np.ascontiguousarray(images, "<f4").data)
 
     def hexdigest(self, labels: np.ndarray, columns: Mapping[str, np.ndarray]) -> str:
-        """The digest, once all images were added."""
+        """The digest. All images must have been added."""
         self._digest.update(np.ascontiguousarray(labels, "<i8").data)
         for name in sorted(columns):
             self._digest.update(name.encode())
@@ -126,7 +126,7 @@ class Contents:
 
 @dataclass(frozen=True, eq=False)
 class Hdf5Images:
-    """X (n, H, W, C) and y (n,) of an HDF5 file. together: rows that are inflated together, and so are read at once."""
+    """X (n, H, W, C) and y (n,) of an HDF5 file. together: rows that are decompressed, and therefore read, together."""
 
     path: Path
     size: tuple[int, int, int, int]
@@ -150,7 +150,7 @@ class Hdf5Images:
 
 
 def open_hdf5(path: Path) -> Hdf5Images:
-    """An electron/photon file: X (n, 32, 32, 2) = energy, time (any height, width and channels will do), y (n,)."""
+    """Open an electron/photon file: X (n, 32, 32, 2) = energy, time, or of any other height, width and channels; y (n,)."""
     with open_data_sets(path, ["X", "y"]) as (images, y):
         shape, dtype = images.shape, images.dtype
         if len(shape) != 4 or 0 in shape or dtype.kind not in "iuf":
@@ -183,7 +183,7 @@ class JetImages:
         images = np.empty((len(rows), *self.size[1:]), np.float32)
         groups = np.unique(np.searchsorted(self.bounds, rows, side="right") - 1)
         held = np.concatenate([np.arange(self.bounds[g], self.bounds[g + 1]) for g in groups])
-        wanted = np.searchsorted(held, rows)  # places among the rows of the row groups that are read
+        wanted = np.searchsorted(held, rows)  # places among the rows of these row groups
         batch_rows = max(1, BLOCK_BYTES // (8 * int(np.prod(self.size[1:]))))
         file = open_parquet(self.path, self.metadata)
         first = done = 0
@@ -199,7 +199,7 @@ class JetImages:
 
 
 def open_jets(path: Path) -> JetImages:
-    """A quark/gluon file: X_jets, lists of 3 x 125 x 125 (any shape that all rows have will do), pt, m0, y."""
+    """Open a quark/gluon file: X_jets, lists of 3 x 125 x 125, or of any other shape common to all rows; pt, m0, y."""
     file = open_parquet(path)
     names = file.schema_arrow.names
     if missing := [name for name in (JET_COLUMN, "y") if name not in names]:
@@ -223,7 +223,7 @@ def open_jets(path: Path) -> JetImages:
 
 @dataclass(frozen=True, eq=False)
 class RunImages:
-    """The maps of a run as images of one channel a depth; the label is the run, the group the lumisection."""
+    """The maps of a run as images with a channel for each depth. The label is the run, the group the lumisection."""
 
     path: Path
     size: tuple[int, int, int, int]
@@ -239,7 +239,7 @@ class RunImages:
 
 
 def open_run(path: Path) -> RunImages:
-    """A run in the original layout, checked as an import checks it."""
+    """Open a run in the original layout, checked as an import checks it."""
     data = read_run_file(path).data
     size = (data.size, data.depths, N_IETA, N_IPHI)
     labels = np.full(data.size, data.run, np.int64)
@@ -247,15 +247,15 @@ def open_run(path: Path) -> RunImages:
 
 
 def check_finite(path: Path, rows: np.ndarray, images: np.ndarray) -> np.ndarray:
-    """The images, or InputError for the first row that holds NaN or infinity."""
-    if not np.isfinite(images.sum(dtype=np.float64)):  # a NaN or an infinity is carried on
+    """The images. Raises InputError for the first row that holds NaN or infinity."""
+    if not np.isfinite(images.sum(dtype=np.float64)):  # NaN and infinity propagate
         bad = ~np.isfinite(images).reshape(len(images), -1).all(axis=1)
         raise InputError(f"{path}, row {int(rows[np.argmax(bad)])}: the image holds NaN or infinity")
     return images
 
 
 def check_image_size(path: Path, shape: Sequence[int]) -> None:
-    """Raise InputError for images of more values than are taken."""
+    """Raise InputError for images of more than MAX_IMAGE_VALUES values."""
     if prod(shape) > MAX_IMAGE_VALUES:
         raise InputError(
             f"{path}: an image has {'x'.join(map(str, shape))} values, and no more than {MAX_IMAGE_VALUES} are taken"
@@ -289,6 +289,6 @@ def _labels(path: Path, y: np.ndarray, rows: int) -> np.ndarray:
 
 
 def _names(path: Path, labels: np.ndarray) -> Mapping[int, str]:
-    """electron or photon, where a file holds one class and its name tells which."""
+    """electron or photon, if the file holds one class and its name tells which."""
     named = _NAMED.search(path.name)
     return {int(labels[0]): named[1].lower()} if named and (labels == labels[0]).all() else {}

@@ -1,7 +1,7 @@
-"""Data sets of an HDF5 file that may come from anybody: what lies in this file, all of it stored, in pieces of a bounded size.
+"""Opening HDF5 data sets that may come from anybody: stored in this file, complete, and in pieces of a bounded size.
 
-HDF5 can name other files to be read in its place (external links, external storage, virtual data sets), can claim any shape
-without storing a value, and can ask for a filter that is loaded as a library. None of these is followed.
+HDF5 can refer to other files (external links, external storage, virtual data sets), can claim any shape without storing a
+value, and can ask for a filter that is loaded as a library. All of these are refused.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import h5py
 from dqmstream.errors import InputError
 
 MAX_ROWS = 1 << 24
-"""Of a data set: 17 million, some 20 times the largest that is published."""
+"""Most rows of a data set: 17 million, about 20 times the largest published one."""
 
 MAX_CHUNK_BYTES = 256 << 20
-"""Of values that are inflated together."""
+"""Most bytes of values that are decompressed together."""
 
 BUILT_IN_FILTERS = {
     h5py.h5z.FILTER_DEFLATE,
@@ -36,13 +36,18 @@ BUILT_IN_FILTERS = {
 def open_data_sets(path: Path, names: Sequence[str]) -> Iterator[list[h5py.Dataset]]:
     """The data sets of these names at the root of the file at path, open for reading.
 
-    Raises InputError, with the reason, for what cannot be read or trusted, here and while they are read.
+    Raises InputError, with the reason, for a file that cannot be read or trusted: at the start and while it is read.
     """
     with ExitStack() as opened:
         try:
             file = opened.enter_context(h5py.File(path, "r"))
             found = [_checked(path, file, name, names) for name in names]
-        except (OSError, KeyError, RuntimeError, ValueError) as error:  # by which of them HDF5 tells it, depends on the place
+        except (
+            OSError,
+            KeyError,
+            RuntimeError,
+            ValueError,
+        ) as error:  # HDF5 raises any of them
             raise InputError(f"{path} cannot be read as HDF5: {error}") from error
         try:
             yield found
@@ -51,7 +56,7 @@ def open_data_sets(path: Path, names: Sequence[str]) -> Iterator[list[h5py.Datas
 
 
 def _checked(path: Path, file: h5py.File, name: str, names: Sequence[str]) -> h5py.Dataset:
-    """The data set, found to lie in this file whole."""
+    """The data set, if it is stored completely in this file. Raises InputError otherwise."""
     link = file.get(name, getlink=True) if name in file.keys() else None  # noqa: SIM118  `in file` would follow a link
     if link is None:
         held = ", ".join(sorted(file.keys())[:10]) or "nothing"
@@ -73,7 +78,7 @@ def _checked(path: Path, file: h5py.File, name: str, names: Sequence[str]) -> h5
 
 
 def _check_stored(path: Path, name: str, found: h5py.Dataset) -> None:
-    """Raise InputError where values are only claimed, or cannot be read in pieces."""
+    """Raise InputError for a data set whose values are not stored, or cannot be read in pieces."""
     rows = found.shape[0] if found.shape else 0
     if rows > MAX_ROWS:
         raise InputError(f"{path}: {name} has {rows} rows, and no more than {MAX_ROWS} are taken: split the file")

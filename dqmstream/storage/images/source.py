@@ -1,4 +1,4 @@
-"""Labelled images to train on, of one file, many, or an image archive: any rows, in any order, and never all in memory."""
+"""Labelled images to train on, from one file, many, or an image archive: any rows in any order, never all in memory."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _SUFFIXES = (*HDF5_SUFFIXES, ".parquet", ".npy")
 
 
 class ImageSource:
-    """Images of all files given, one behind the other.
+    """Images of all files given, one file after another.
 
-    shape: (n, C, H, W). classes: their names, in the order of their labels. labels: int64, (n,), places in classes.
-    group: int64, (n,), rows of one class that must not be split at random have neighbouring numbers: the lumisection of
-    occupancy maps, else the row. columns: further numbers of each row that all files have, float64, (n,) (pt and m0 of jets).
+    shape: (n, C, H, W). classes: names of the classes, in the order of their labels. labels: int64, (n,), places in classes.
+    group: int64, (n,); rows of a class that must not be split at random have neighbouring numbers: the lumisection for
+    occupancy maps, otherwise the row. columns: further numbers of each row that all files have, float64, (n,), as pt of jets.
     """
 
     def __init__(self, parts: Sequence[ImageFile]) -> None:
@@ -48,10 +48,10 @@ class ImageSource:
         self.columns = {name: np.concatenate([part.columns[name] for part in parts]) for name in sorted(shared)}
 
     def read(self, rows: np.ndarray) -> np.ndarray:
-        """Images of these rows, in their order, which may repeat: float32, (len(rows), C, H, W).
+        """Images of these rows, in their order; rows may repeat: float32, (len(rows), C, H, W).
 
-        Rows that lie together are read together: draw batches from shuffled chunks of rows rather than from all rows.
-        Raises IndexError for a row that is not there, InputError where a file is damaged or holds NaN or infinity.
+        Neighbouring rows are read together, so draw batches from shuffled chunks of rows rather than from all rows. Raises
+        IndexError for a row that does not exist, InputError for a file that is damaged or holds NaN or infinity.
         """
         asked = np.asarray(rows, np.int64)
         ascending, places = np.unique(asked, return_inverse=True)
@@ -66,15 +66,15 @@ class ImageSource:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of all contents, hexadecimal: the same for files and for an archive that they were imported into.
+        """SHA-256 of all contents, hexadecimal: the same for files and for an archive of these files.
 
-        Files are read once from end to end for it; an archive knows it.
+        Files are read once from end to end for it. An archive has it stored.
         """
         return hashlib.sha256(" ".join(digest for part in self._parts for digest in digests(part)).encode()).hexdigest()
 
 
 def digests(part: ImageFile) -> list[str]:
-    """Digest of a file's contents; of an archive, those of the files that it was made of."""
+    """Digest of a file's contents; for an archive, those of its imported files."""
     if isinstance(part, ImageArchive):
         return part.digests
     contents = Contents(part.size)
@@ -95,7 +95,7 @@ def class_names(parts: Sequence[ImageFile]) -> dict[int, str]:
 def open_images(paths: Sequence[Path | str]) -> ImageSource:
     """Images of files (.hdf5, .h5, .parquet, Run<number>_Dataset_<name>.npy), of folders of them, or of one image archive.
 
-    Raises InputError for what cannot be used, ArchiveError for an archive of another kind.
+    Raises InputError for a file that cannot be used, ArchiveError for an archive of lumisections.
     """
     given = [Path(path) for path in paths]
     if len(given) == 1 and is_repository(given[0]):
@@ -113,9 +113,9 @@ def open_images(paths: Sequence[Path | str]) -> ImageSource:
 
 
 def images_among(paths: Sequence[Path]) -> list[Path]:
-    """Files of images, where all that are given (files, and folders of them) are such; empty where none is.
+    """The files of images among files and folders; empty if there are none.
 
-    Raises InputError for a mixture, and for a path that does not exist.
+    Raises InputError for a mixture of images and other files, and for a path that does not exist.
     """
     found: list[Path] = []
     others: list[Path] = []
@@ -131,7 +131,7 @@ def images_among(paths: Sequence[Path]) -> list[Path]:
 
 
 def left_out(paths: Sequence[Path]) -> list[str]:
-    """What `images_among` and `image_files` leave out of folders although its name is that of data, each with the reason."""
+    """Notes on files that `images_among` and `image_files` leave out of folders although their names are those of data."""
     named = (file for path in paths if path.is_dir() for file in sorted(path.iterdir()) if file.suffix.lower() in _SUFFIXES)
     return [
         f"{file} is a hidden file: left out" if is_hidden(file) else f"{file} holds no row: left out"
@@ -141,7 +141,7 @@ def left_out(paths: Sequence[Path]) -> list[str]:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Files of images in a folder, by name. Raises InputError where there is none."""
+    """Files of images in a folder, by name. Raises InputError if there are none."""
     found = [path for path in _data_in(folder) if path.suffix.lower() != ".npy" or "_Dataset_" in path.name]
     if not found:
         raise InputError(f"{folder} holds no file of images (.hdf5, .h5, .parquet, Run<number>_Dataset_<name>.npy)")
@@ -149,6 +149,6 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def _data_in(folder: Path) -> list[Path]:
-    """Files of a folder whose names may be of images or maps, without hidden ones and Parquet of no rows."""
+    """Files of a folder that are images or maps by their names, without hidden files and Parquet without rows."""
     named = (path for path in sorted(folder.iterdir()) if path.suffix.lower() in _SUFFIXES and not is_hidden(path))
     return [path for path in named if path.suffix.lower() != ".parquet" or has_rows(path)]
