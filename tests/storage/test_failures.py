@@ -171,7 +171,7 @@ def _new_feed(archive: Archive, out: Path) -> object:
 
 
 OF_MAPS: Sequence[tuple[str, Callable[[Archive, Path], object]]] = (
-    ("run", lambda archive, out: archive.run(1)),
+    ("run", lambda archive, out: archive.run(1).load()),
     ("export", lambda archive, out: export(archive, out)),
     ("append", lambda archive, out: ArchiveWriter(archive).append("f", 0, [row(archive, 1, 11, 11)], 11, 12)),
 )
