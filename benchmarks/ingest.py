@@ -37,6 +37,8 @@ from dqmstream.streaming.wire import encode
 
 LUMISECTIONS_A_RUN = 1000
 
+SOURCE = "/Bench#occupancy"
+
 WARM_UP = 4
 """Rates are of what comes behind the first so-manieth part: a consumer runs for months, and its memory is made once."""
 
@@ -59,7 +61,7 @@ def produce(bootstrap: str, topic: str, messages: int, partitions: int, compress
         if lumisection == 1:
             send(*encode(RunStart(run)))
         occupancy[live] = rng.binomial(1500, 0.5, int(live.sum()))
-        record = Lumisection(run, lumisection, occupancy, n_events=1500.0, source="/Bench#occupancy")
+        record = Lumisection(run, lumisection, occupancy, n_events=1500.0, source=SOURCE)
         send(*encode(record))
         if lumisection == LUMISECTIONS_A_RUN:
             send(*encode(RunStop(run)))
@@ -102,7 +104,7 @@ def bare_poll(bootstrap: str, topic: str, expected: int) -> float:
 
 def consume(bootstrap: str, topic: str, expected: int, folder: Path, profile: Path | None = None) -> float:
     """Rows that are committed a second, till the last one is."""
-    archive = Archive.create(folder / "A")
+    archive = Archive.create(folder / "A", source=SOURCE)
     feed = KafkaFeed(bootstrap, topic, f"bench-{archive.archive_id}")
     ingest = Ingest(feed, ArchiveWriter(archive), FolderDeadLetters(folder / "letters"), topic=topic)
     while ingest.counts.messages < expected // WARM_UP:
@@ -129,7 +131,7 @@ def delays(bootstrap: str, folder: Path, messages: int, interval_s: float) -> li
     """Seconds from the producer's acknowledgement-free send to the commit, one lumisection every interval_s."""
     topic = f"delay-{os.getpid()}"
     create_topic(bootstrap, topic, 1)
-    archive = Archive.create(folder / "D")
+    archive = Archive.create(folder / "D", source=SOURCE)
     feed = KafkaFeed(bootstrap, topic, f"bench-{archive.archive_id}")
     ingest = Ingest(feed, ArchiveWriter(archive), FolderDeadLetters(folder / "letters"), topic=topic)
     sender = KafkaSender(bootstrap, topic)
@@ -139,7 +141,7 @@ def delays(bootstrap: str, folder: Path, messages: int, interval_s: float) -> li
     for number in range(1, messages + 1):
         due = time.perf_counter() + interval_s
         sent = time.perf_counter()
-        sender.send(*encode(Lumisection(1, number, np.full((64, 72), number, np.float32), source="/Bench#occupancy")))
+        sender.send(*encode(Lumisection(1, number, np.full((64, 72), number, np.float32), source=SOURCE)))
         sender.flush()
         while ingest.counts.rows < number:
             ingest.step(0.05)

@@ -18,8 +18,9 @@ from typing import Any, NoReturn
 import icechunk
 
 from dqmstream.lumisection import RunStart, RunStop
+from dqmstream.storage import writer
 from dqmstream.storage.archive import Archive
-from dqmstream.storage.commits import Change, Commits
+from dqmstream.storage.commits import Change
 from dqmstream.storage.writer import ArchiveWriter
 from dqmstream.streaming.dead_letters import FolderDeadLetters
 from dqmstream.streaming.in_process import InProcessFeed
@@ -67,29 +68,34 @@ def die_after(delay_s: float) -> None:
 
 
 def arm(step: str, commit: int, delay_s: float) -> None:
-    """Have the process die at the step of its commit number `commit` (from 1 on)."""
+    """Let the process die at this step of its commit number `commit` (from 1 on)."""
     commits = 0
 
-    def at_commit(function: Callable[..., Any], ending: Callable[[], object]) -> Any:
+    def at_commit(function: Callable[..., Any], ending: Callable[[], object], *, behind: bool = False) -> Any:
+        """behind: the end comes when the function has returned, rather than before it is called."""
+
         def wrapped(*arguments: Any, **keywords: Any) -> Any:
             nonlocal commits
             commits += 1
-            if commits == commit:
+            if commits == commit and not behind:
                 ending()
-            return function(*arguments, **keywords)
+            returned = function(*arguments, **keywords)
+            if commits == commit and behind:
+                ending()
+            return returned
 
         return wrapped
 
     if step == "anywhere":
         die_after(delay_s)
     elif step == "before the rows":
-        ArchiveWriter._sort_out = at_commit(ArchiveWriter._sort_out, die)  # type: ignore[method-assign]
+        writer.check_tiling = at_commit(writer.check_tiling, die)
     elif step == "after the rows":
         Change.commit = at_commit(Change.commit, die)  # type: ignore[method-assign]
     elif step == "inside the commit":
         icechunk.Session.commit = at_commit(icechunk.Session.commit, lambda: die_after(delay_s))  # type: ignore[method-assign]
     elif step == "after the commit":
-        Commits._keep = at_commit(Commits._keep, die)  # type: ignore[method-assign]
+        icechunk.Session.commit = at_commit(icechunk.Session.commit, die, behind=True)  # type: ignore[method-assign]
     elif step == "before the Kafka commit":
         InProcessFeed.commit = at_commit(InProcessFeed.commit, die)  # type: ignore[method-assign]
     else:

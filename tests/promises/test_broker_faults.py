@@ -25,7 +25,7 @@ from tests.maps import SOURCE, check_tiling, lumisection
 from tests.promises.test_exactly_once import assert_equals, filed, read_letters, start_consume, wait_until
 from tests.runs import simulated_archive
 from tests.scale import SESSION_MS
-from tests.streaming.kafka.test_feed import FORMATS
+from tests.streaming.kafka.segments import FORMATS
 from tools.broker import NOWHERE, Broker
 
 pytestmark = pytest.mark.kafka

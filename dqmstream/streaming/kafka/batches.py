@@ -34,7 +34,6 @@ LEAST_BYTES = {0: 14, 1: 22, MAGIC: HEADER_BYTES - PREFIX_BYTES}
 """Smallest length, by format."""
 
 
-
 class _Extent(NamedTuple):
     """Where a batch lies by its own header: bytes [at, until) of the buffer, offsets first to last.
 
