@@ -1,16 +1,16 @@
-"""What `dqmstream compare` names on simulated truth, what it names where nothing changed, and how long it takes.
+"""What `dqmstream compare` names on simulated runs with and without changes, and how long it takes.
 
-    python -m benchmarks.compare                           # runs of 400 lumisections; some 7 minutes on a core
+    python -m benchmarks.compare                           # runs of 400 lumisections; about 7 minutes on one core
     python -m benchmarks.compare --seeds 2 --null-seeds 2  # a quick look
-    python -m benchmarks.compare --only real               # conditions as they are in data taking; some 3 minutes
+    python -m benchmarks.compare --only real               # conditions of data taking; about 3 minutes
 
-null      pairs of runs between which nothing changed: the share of pairs with any discovery must be at most the rate. It takes
-          more streams than the others to see whether it is: seeds 100 to 139 for null, 100 to 109 for the others
-brighter  the same, the second run at 0.8 of the pileup and 0.7 of the events
-sparse    80 channels changed and all others exactly as before, so that precision has its plain meaning
-real      conditions as they are in data taking (`benchmarks.real_conditions`), nothing changed, and the changes of `sparse`;
-          `saturated`: with five times the rates, so that hardly a channel misses an event at the highest pileup
-moderate, small   every channel drifts, so that no discovery is false; precision is by the size of the true change
+null      nothing changed between the runs of a pair: the share of pairs with any discovery must be at most the rate. Measuring
+          this share takes more streams than the rest: seeds 100 to 139, against 100 to 109
+brighter  nothing changed, but the second run has 0.8 of the pileup and 0.7 of the events
+sparse    80 channels changed and all others stayed exactly the same, so that precision is well defined
+real      conditions of data taking (`benchmarks.real_conditions`), without a change and with those of `sparse`; saturated: five
+          times the rates, so that hardly a channel misses an event at the highest pileup
+moderate, small   every channel drifts, so no discovery is false; precision is given by the size of the true change
 """
 
 from __future__ import annotations
@@ -46,7 +46,10 @@ BOX_FACTOR = 0.95
 
 @dataclass(frozen=True, eq=False)
 class Known:
-    """Two runs whose truth is known. gain: of the second over the first, live channels, (932,). boxes: moved, by name."""
+    """Two runs whose truth is known.
+
+    gain: of the second over the first, live channels, (932,). boxes: names of the readout boxes that changed.
+    """
 
     first: RunCounts
     second: RunCounts
@@ -58,29 +61,29 @@ class Known:
 
 
 def counts_of(run: SimulatedRun, *, events_known: bool = True) -> RunCounts:
-    """A simulated run as `compare` reads it."""
+    """A simulated run in the form that `pair_of` takes."""
     events = run.events if events_known else np.full(len(run.events), np.nan)
     return RunCounts(run.run, f"run {run.run}", run.counts, events, np.arange(1, len(events) + 1), 1)
 
 
 def stream_pairs(name: str, seed: int, lumisections: int, *, runs: int = 8, events_known: bool = True) -> Iterator[Known]:
-    """Runs 0 and 1, 2 and 3, ... of a stream: no run is in two pairs."""
+    """Pair runs 0 and 1, 2 and 3, ... of a stream, so that no run is in two pairs."""
     drawn = stream(name, seed=seed, runs=runs, lumisections=lumisections)
     for first in drawn:
         second = next(drawn)
         before, after = first.rate[LIVE], second.rate[LIVE]
-        # One that is dead in both runs has not changed, one that is repaired has changed without a bound.
+        # A channel that is dead in both runs has not changed; for one that is repaired the ratio is infinite.
         gain = np.divide(after, before, out=np.where(after > 0, np.inf, 1.0), where=before > 0)
         boxes = frozenset(box["side"] * box["n"] for run in (first, second) for box in run.truth["rbx"])
         one, other = (counts_of(run, events_known=events_known) for run in (first, second))
-        # What all channels share is luminosity's, and no truth of theirs.
+        # A factor common to all channels counts as luminosity, not as a change.
         yield Known(one, other, gain / np.median(gain), boxes)
 
 
 def redrawn(
     seed: int, lumisections: int, gain: np.ndarray, *, events: float = 1.0, pileup: float = 1.0
 ) -> tuple[RunCounts, RunCounts]:
-    """The first two runs of `null`, the second drawn anew with gains (64, 72), and conditions multiplied."""
+    """The first two runs of `null`, the second drawn anew with a gain, (64, 72), and with scaled events and pileup."""
     first, second = stream("null", seed=seed, runs=2, lumisections=lumisections)
     n, r = np.round(second.events * events), second.pileup * pileup
     counts = draw_counts(second.rate * gain, n, r, np.random.default_rng((seed, 1)))
@@ -88,20 +91,20 @@ def redrawn(
 
 
 def brighter_pair(seed: int, lumisections: int) -> Known:
-    """Nothing changed but luminosity."""
+    """A pair in which only luminosity changed."""
     first, second = redrawn(seed, lumisections, np.ones(LIVE.shape), events=0.7, pileup=0.8)
     return Known(first, second, np.ones(LIVE.sum()), frozenset())
 
 
 def sparse_pair(seed: int, lumisections: int) -> Known:
-    """A readout box at 0.95, 40 channels changed by 1 to 5 %, 10 at 0.2 to 0.8, 3 dead, 2 hot; all others exactly as before."""
+    """A readout box at 0.95, 40 channels changed by 1 to 5 %, 10 at 0.2 to 0.8, 3 dead, 2 hot; all others unchanged."""
     gain, box = sparse_gain(np.random.default_rng((seed, 2)))
     first, second = redrawn(seed, lumisections, gain)
     return Known(first, second, gain[LIVE], frozenset({box}))
 
 
 def sparse_gain(rng: np.random.Generator) -> tuple[np.ndarray, int]:
-    """The changes of `sparse_pair`: gains, (64, 72), and the name of the readout box."""
+    """Draw the changes of `sparse_pair`: gains, (64, 72), and the name of the readout box."""
     side, n = READOUT_BOXES[rng.integers(len(READOUT_BOXES))]
     box = rbx_mask(side, n)
     gain = np.where(box, BOX_FACTOR, 1.0)
@@ -127,7 +130,7 @@ def real_pair(
     saturated: bool = False,
     lengths: Sequence[int] = LENGTHS,
 ) -> Known:
-    """Two runs of the kinds of pileup, each of one of the lengths, without a change or with those of `sparse_pair`."""
+    """Two runs with these kinds of pileup and lengths drawn from `lengths`, without a change or with those of `sparse_pair`."""
     rng = np.random.default_rng((seed, 3, PAIRS.index(kinds)))
     gain, boxes = np.ones(LIVE.shape), frozenset[int]()
     if changed:
@@ -144,7 +147,7 @@ def real_pair(
 
 @dataclass(frozen=True)
 class Score:
-    """Named channels and boxes against truth, over pairs."""
+    """Numbers of named channels and boxes, and of true ones, over all pairs. By threshold: of the size of the true change."""
 
     named: int
     changed_of_named: dict[float, int]
@@ -160,7 +163,7 @@ THRESHOLDS = (0.0, 0.003, 0.01, 0.03, 0.1)
 
 
 def score(known: list[Known], comparisons: list[Comparison]) -> Score:
-    """Count. A channel changed at a threshold if its true gain differs from 1 by more. dead: found and all newly dead ones."""
+    """Compare what was named with the truth. A channel changed at a threshold if its true gain differs from 1 by more."""
     named = np.concatenate([_on_live(c, c.channel_tests.changed) for c in comparisons])
     size = np.concatenate([np.abs(k.gain - 1) for k in known])
     died = np.concatenate([k.gain == 0 for k in known])
@@ -179,7 +182,7 @@ def score(known: list[Known], comparisons: list[Comparison]) -> Score:
 
 
 def _on_live(comparison: Comparison, cells: np.ndarray) -> np.ndarray:
-    """Flags of the compared channels on all 932: one that is dead in both runs is not compared."""
+    """Flags of the compared channels as flags of all 932 live ones; a channel that is dead in both runs is not compared."""
     flags = np.zeros(LIVE.shape, dtype=bool)
     flags[comparison.pair.channels.live[0]] = cells
     return flags[LIVE]
@@ -232,7 +235,7 @@ REAL = (
 
 
 def print_real(seeds: Sequence[int]) -> None:
-    """False channels and boxes for each kind of pair and over all, what was tested, and how much of known changes is named."""
+    """Print false channels and boxes, what was tested, and how many changes were named, for each kind of pair and over all."""
     for what, options in REAL:
         print(f"\nreal conditions, {what}: {len(seeds)} pairs of each kind without a change, as many with those of sparse")
         everything: list[Comparison] = []
@@ -264,7 +267,7 @@ def _tested(done: Sequence[Comparison]) -> str:
 
 
 def _found(known: Sequence[Known], done: Sequence[Comparison]) -> str:
-    """Recall of changes by more than 10 %, of the dead channels, and the precision of what is named."""
+    """Recall of changes above 10 % and of dead channels, and precision of what is named."""
     large = dead = named_large = named_dead = named = true = 0
     for one, comparison in zip(known, done, strict=True):
         said, died = _on_live(comparison, comparison.channel_tests.changed), _on_live(comparison, comparison.died)
@@ -276,7 +279,7 @@ def _found(known: Sequence[Known], done: Sequence[Comparison]) -> str:
 
 
 def print_times() -> None:
-    """Two files of 10000 lumisections, as a user runs it."""
+    """Time the command on two files of 10000 lumisections."""
     with tempfile.TemporaryDirectory() as folder:
         paths = write(Path(folder) / "runs", "moderate", FIRST_SEED, 2, 10_000)
         files = [str(path) for path in paths if "_Dataset_" in path.name]
@@ -294,9 +297,9 @@ def print_times() -> None:
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--seeds", type=int, default=10)
-    options.add_argument("--null-seeds", type=int, default=40, help="of null, four pairs each")
-    options.add_argument("--only", choices=["simulated", "real"], help="one part alone")
-    options.add_argument("--first-seed", type=int, default=FIRST_SEED, help="what was tuned was tuned on seeds 0 to 9")
+    options.add_argument("--null-seeds", type=int, default=40, help="number of seeds of null, four pairs each")
+    options.add_argument("--only", choices=["simulated", "real"], help="run one part only")
+    options.add_argument("--first-seed", type=int, default=FIRST_SEED, help="seeds 0 to 9 were used for tuning")
     given = options.parse_args()
     seeds, null_seeds = (range(given.first_seed, given.first_seed + count) for count in (given.seeds, given.null_seeds))
     print(f"seeds {seeds[0]} to {seeds[-1]} (null: {null_seeds[-1]}), runs of {LUMISECTIONS} lumisections, rate {RATE}")
@@ -328,7 +331,7 @@ def main() -> None:
 
 
 def _bare(run: RunCounts) -> RunCounts:
-    """The run without its counts, which would pile up to gigabytes over the pairs."""
+    """The run without its counts, which over all pairs would take gigabytes."""
     return RunCounts(run.run, run.name, run.counts[:0], run.events, run.lumisection, run.scale)
 
 

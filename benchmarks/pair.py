@@ -1,19 +1,18 @@
-"""The default learner against the recipe of the second study on the two published runs: what an AUC of .9999 costs each.
+"""Cost of an AUC of .9999 on the two published runs: the default learner against the recipe of the second study.
 
     python -m benchmarks.pair [--only default | study] [--seed 0] [--minutes 60] [--device cuda [--micro-batch 250]]
 
-Cost is processor seconds an image times images needed, on one thread, until AUC is at least .9999 on more than 1000 test
-lumisections of each run, drawn as the stream `pair` has them (luminosity gives it away, as in the originals). On a GPU it is
-the wall's seconds, up to when the GPU is done.
+Cost is CPU seconds per image times images needed, on one thread, until the AUC reaches .9999 on more than 1000 test
+lumisections of each run of the stream `pair` (where luminosity tells the runs apart, as in the published runs). On a GPU it is
+wall-clock time until the GPU has finished.
 
 * study: ViT-B/16 on maps resized to 224 x 224, cross-entropy, Adam at 1e-4, batches of 250 in micro-batches (`STUDY_RECIPE` in
-  `learners.networks.recipe`); seconds an image are the median of its first three steps. It is asked after each step: first on
-  100
-  test lumisections a run, and on all of them where no mistake was made there.
-* default: what `dqmstream learn` does with two runs of 200 lumisections (100 to train on), with 1, 2, 4, ... steps of its
-  network; seconds are of the whole learning, reference, memories and closed form too, the median of three.
+  `learners.networks.recipe`). Seconds per image are the median of the first three steps. It is evaluated after each step, on
+  100 test lumisections of each run, and on all of them once these are without a mistake.
+* default: what `dqmstream learn` does with two runs of 200 lumisections (100 to train on), with 1, 2, 4, ... training steps.
+  Seconds are those of all learning, including reference, memories and closed form, the median of three.
 
-Prints one JSON object, the last line of stdout; what is seen on the way goes to stderr. The study takes up to an hour.
+Prints one JSON object as the last line of stdout; progress goes to stderr. The study takes up to an hour.
 """
 
 from __future__ import annotations
@@ -44,19 +43,21 @@ from dqmstream.learners.strategy import Strategy
 from dqmstream.learners.threads import set_threads
 from dqmstream.lumisection import Geometry
 
-ENOUGH = 0.9999
+TARGET_AUC = 0.9999
 LUMISECTIONS = 6800
-"""A run: 34 cycles of the split, with 3400 lumisections to train on and 1020 to test."""
+"""Of a run: 34 cycles of the split, with 3400 lumisections to train on and 1020 to test."""
 
-SHORT = 200
-"""Lumisections a run that the default learns from; it needs no more."""
+DEFAULT_LUMISECTIONS = 200
+"""Of a run for the default, which needs no more."""
 
-FEW = 100
+QUICK_TEST = 100
+"""Test lumisections of a run that the study is evaluated on until it makes no mistake there."""
+
 STEPS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 def clock_of(device: torch.device) -> Callable[[], float]:
-    """Seconds that work took: of a GPU all that it was given, of a CPU those of its processors."""
+    """A clock in seconds: wall-clock time after all work of a GPU, or CPU time."""
 
     def on_gpu() -> float:
         torch.cuda.synchronize(device)
@@ -76,10 +77,10 @@ def told_apart(scores: list[np.ndarray]) -> float:
 
 
 def default_cost(learnt: list[RunData], test: list[Maps], seed: int, device: torch.device) -> dict[str, Any]:
-    """The fewest steps after which the default has it, and what they took."""
+    """The fewest steps after which the default reaches the AUC, and their cost."""
     clock, tried = clock_of(device), {}
     if device.type == "cuda":
-        default_taught(learnt, seed, device, 1)  # What the first training of a process loads and compiles is not counted.
+        default_taught(learnt, seed, device, 1)  # Loading and compiling in the first training of a process is not counted.
     for steps in STEPS:
         seconds = []
         for _ in range(3):
@@ -88,14 +89,14 @@ def default_cost(learnt: list[RunData], test: list[Maps], seed: int, device: tor
             seconds.append(clock() - began)
         tried[steps] = told_apart([strategy.scores(maps) for maps in test])
         print(f"{DEFAULT}, {steps} steps: {images} images, {seconds[-1]:.2f} s, AUC {tried[steps]:.6f}", file=sys.stderr)
-        if tried[steps] >= ENOUGH:
+        if tried[steps] >= TARGET_AUC:
             took = statistics.median(seconds)
             return {"steps": steps, "images": images, "s_an_image": took / images, "cost_s": took, "auc": tried}
     return {"cost_s": None, "auc": tried}
 
 
 def default_taught(learnt: list[RunData], seed: int, device: torch.device, steps: int) -> tuple[Strategy, int]:
-    """The default after both runs, and the images it was trained on."""
+    """The default after learning both runs, and the number of images that it was trained on."""
     recipe = recipe_of(DEFAULT, {"steps": steps})
     strategy = make_strategy(DEFAULT, geometry=Geometry(1), seed=seed, recipe=recipe, device=str(device))
     logs = [strategy.learn(i, run, lambda past: learnt[past]) for i, run in enumerate(learnt)]
@@ -103,7 +104,7 @@ def default_taught(learnt: list[RunData], seed: int, device: torch.device, steps
 
 
 def drawn(images: int, batch: int, seed: int) -> Iterator[np.ndarray]:
-    """Rows of batches for ever: all of them in an order of its own in each epoch."""
+    """Yield rows of batches without end, shuffled anew in each epoch."""
     rng = np.random.default_rng(seed)
     while True:
         order = rng.permutation(images)
@@ -113,7 +114,7 @@ def drawn(images: int, batch: int, seed: int) -> Iterator[np.ndarray]:
 def study_cost(
     runs: list[RunData], test: list[Maps], seed: int, minutes: float, device: torch.device, micro_batch: int
 ) -> dict[str, Any]:
-    """The study's training, until it has it or the time is up. Maps lie on the device as scaled counts, and grow there."""
+    """Train as the study did until the AUC is reached or the time is up. Maps are on the device as counts, resized there."""
     clock = clock_of(device)
     torch.manual_seed(seed)
     reference = Reference.fit(runs[0].part(Part.TRAIN))
@@ -136,7 +137,7 @@ def study_cost(
     began, seconds, losses = clock(), [], []
     few, found, whole = [], 0.0, False
     batches = drawn(len(label_M), STUDY_RECIPE.batch, seed)
-    while clock() - began < 60 * minutes and not (whole and found >= ENOUGH and len(seconds) >= 3):
+    while clock() - began < 60 * minutes and not (whole and found >= TARGET_AUC and len(seconds) >= 3):
         start = clock()
         model.train()
         optimizer.zero_grad()
@@ -148,15 +149,15 @@ def study_cost(
         optimizer.step()
         seconds.append(clock() - start)
         losses.append(round(loss.item(), 5))
-        if not (whole and found >= ENOUGH):
-            few.append(asked([maps.take(np.linspace(0, len(maps) - 1, FEW).astype(int)) for maps in test]))
-            whole = few[-1] >= ENOUGH
+        if not (whole and found >= TARGET_AUC):
+            few.append(asked([maps.take(np.linspace(0, len(maps) - 1, QUICK_TEST).astype(int)) for maps in test]))
+            whole = few[-1] >= TARGET_AUC
             found, needed = (asked(test) if whole else few[-1]), len(seconds)
         print(f"study, step {len(seconds)}: {seconds[-1]:.1f} s, loss {losses[-1]:.4f}, AUC {found:.6f}", file=sys.stderr)
     each = statistics.median(seconds[:3]) / STUDY_RECIPE.batch
     return {
-        "reached": bool(whole and found >= ENOUGH), "steps": needed, "images": needed * STUDY_RECIPE.batch, "s_an_image": each,
-        "cost_s": each * needed * STUDY_RECIPE.batch, "auc": found, "auc_of_few": few, "loss": losses,
+        "reached": bool(whole and found >= TARGET_AUC), "steps": needed, "images": needed * STUDY_RECIPE.batch,
+        "s_an_image": each, "cost_s": each * needed * STUDY_RECIPE.batch, "auc": found, "auc_of_few": few, "loss": losses,
         "micro_batch": micro_batch, "step_s": [round(s, 4) for s in seconds],
     }  # fmt: skip
 
@@ -165,10 +166,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=("default", "study"))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--minutes", type=float, default=60, help="time after which the study is given up")
+    parser.add_argument("--minutes", type=float, default=60, help="time limit of the study")
     parser.add_argument("--device", default="cpu", help="cpu, cuda")
     parser.add_argument(
-        "--micro-batch", type=int, default=STUDY_RECIPE.micro_batch, help="images of the study that go through at once"
+        "--micro-batch", type=int, default=STUDY_RECIPE.micro_batch, help="images in a forward pass of the study"
     )
     asked = parser.parse_args()
     set_threads(1)
@@ -179,7 +180,7 @@ def main() -> None:
     found: dict[str, Any] = {"device": name, "torch": torch.__version__, "seed": asked.seed}
     found |= {"test_lumisections": [len(maps) for maps in test]}
     if asked.only != "study":
-        found["default"] = default_cost(pair(asked.seed, SHORT), test, asked.seed, device)
+        found["default"] = default_cost(pair(asked.seed, DEFAULT_LUMISECTIONS), test, asked.seed, device)
     if asked.only != "default":
         found["study"] = study_cost(runs, test, asked.seed, asked.minutes, device, asked.micro_batch)
     if asked.only is None and found["default"]["cost_s"]:

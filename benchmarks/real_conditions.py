@@ -1,9 +1,9 @@
-"""Runs under conditions as they are in data taking, which the named streams do not have.
+"""Runs under the conditions of data taking, which the named streams of the simulator do not have.
 
-Read off OMS and trigger files of 2022 to 2025: the number of events of a lumisection is a constant of the era times the live
-fraction, with Poisson noise; pileup is level near 62 for hours, falls from there, ramps up at a fill's start, or is 1 to 8 in
-special fills; some lumisections are truncated, some empty; runs last 20 to 1000 lumisections. Some channels have a gain far
-from their ring's. Pileup 60 is R = 12 of the response, as in run 357479.
+From OMS and trigger files of 2022 to 2025: the number of events of a lumisection is a constant of the era times the live
+fraction, with Poisson noise; pileup is levelled near 62 for hours, then falls, ramps up at the start of a fill, or is 1 to 8 in
+special fills; some lumisections are truncated or empty; runs last 20 to 1000 lumisections. Some channels have a gain far from
+that of their ring. Pileup 60 corresponds to R = 12 of the response, as in run 357479.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dqmstream.lumisection import ieta_row
 R_A_PILEUP = 0.2
 LEVEL, JITTER = 62.0, 0.3
 RAMP = 60
-"""Lumisections until a fill has reached its pileup."""
+"""Lumisections until the pileup of a fill is reached."""
 
 EVENTS = (1100.0, 3800.0)
 LENGTHS = (20, 50, 100, 300, 1000)
@@ -27,38 +27,38 @@ EMPTY = 20
 
 FAR = ((-29, 55, 0.39), (20, 61, 0.7), (21, 61, 0.65), (23, 61, 0.7), (25, 61, 0.72), (27, 61, 0.76), (24, 57, 0.65),
        (26, 57, 0.7), (28, 57, 0.75), (29, 57, 0.8), (19, 58, 1.6), (20, 58, 1.3))  # fmt: skip
-"""ieta, iphi and gain of channels that stand apart from their ring in the two published runs."""
+"""ieta, iphi and gain of the channels that are far from their ring in the two published runs."""
 
 
 @dataclass(frozen=True, eq=False)
-class Conditions:
-    """Of a run: number of events and pileup of each lumisection, (n,) each."""
+class RunConditions:
+    """Number of events and pileup of each lumisection of a run, (n,) each."""
 
     events: np.ndarray
     pileup: np.ndarray
 
 
 def rates(seed: int) -> np.ndarray:
-    """Rate of each channel, (64, 72): ring, fingerprint, and the channels that stand apart."""
+    """Rate of each channel, (64, 72): that of its ring, the fingerprint, and the gains of FAR."""
     rate = nominal_rate() * fingerprint(seed)
     for ieta, iphi, gain in FAR:
         rate[ieta_row(ieta), iphi - 1] *= gain
     return rate
 
 
-def conditions(kind: str, lumisections: int, rng: np.random.Generator) -> Conditions:
-    """Conditions of a run of a kind of `PILEUP`."""
+def conditions(kind: str, lumisections: int, rng: np.random.Generator) -> RunConditions:
+    """Draw the conditions of a run. kind: a key of PILEUP."""
     live = np.clip(1 - rng.exponential(0.03, lumisections), 0.6, 1.0)
     truncated = rng.random(lumisections) < rng.uniform(0.002, 0.025)
     live[truncated] = rng.uniform(0.1, 0.6, int(truncated.sum()))
     empty = rng.permutation(lumisections)[: rng.integers(min(EMPTY, lumisections // 4) + 1)]
     live[empty] = 0.0
     constant = np.exp(rng.uniform(*np.log(EVENTS)))
-    return Conditions(rng.poisson(constant * live).astype(np.float64), np.maximum(PILEUP[kind](lumisections, rng), 0.5))
+    return RunConditions(rng.poisson(constant * live).astype(np.float64), np.maximum(PILEUP[kind](lumisections, rng), 0.5))
 
 
-def draw(rate: np.ndarray, given: Conditions, rng: np.random.Generator, *, r_a_pileup: float = R_A_PILEUP) -> np.ndarray:
-    """Counts, float32 (n, 64, 72), of channels with these rates (64, 72)."""
+def draw(rate: np.ndarray, given: RunConditions, rng: np.random.Generator, *, r_a_pileup: float = R_A_PILEUP) -> np.ndarray:
+    """Draw counts: float32, (n, 64, 72). rate: (64, 72)."""
     return draw_counts(np.where(LIVE, rate, 0.0), given.events, given.pileup * r_a_pileup, rng).astype(np.float32)
 
 

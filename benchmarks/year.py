@@ -1,11 +1,10 @@
-"""A year of runs through a learner: what it still knows after 10, 30, 100, 300 and 1000 of them, and what a run costs by then.
+"""A year of runs through a learner: accuracy and forgetting after 10, 30, 100, 300 and 1000 runs, and the cost of a run.
 
     python -m benchmarks.year [--runs 1000] [--strategy NAME ...] [--memory-bytes N] [--out year-out] [--figure docs/year.png]
 
-Runs of the stream `year` are drawn one at a time and go through the code of the live learner (`learners.stream.experience`),
-as a
-benchmark's cells do: an archive of the year would take 15 GB. History and a checkpoint every 25 runs lie under --out, and a
-second call goes on from there. Progress goes to stderr, one JSON object to stdout and to <out>/year.json.
+Runs of the stream `year` are drawn one at a time and go through the code of the live learner (`learners.stream.experience`);
+an archive of the year would take 15 GB. The history and a checkpoint every 25 runs are written to --out, and a second call
+continues from them. Progress goes to stderr, one JSON object to stdout and to <out>/year.json.
 """
 
 from __future__ import annotations
@@ -50,25 +49,25 @@ SEED, LUMISECTIONS = 100, 200
 MEMORY_BYTES = 1_000_000
 
 EVALUATION_SAMPLES = 1000
-"""As many as runs: an evaluation of the last run costs what one of the 34th does, and is of one lumisection a run."""
+"""Test lumisections of an evaluation, one a run at the end; from the 34th run on an evaluation costs the same."""
 
 COSTS = "costs.jsonl"
-"""Beside history.jsonl: CPU seconds and resident memory of each run."""
+"""File beside history.jsonl with CPU seconds and resident memory of each run."""
 
 BLOCK = 25
-"""Runs between two checkpoints, and those of which the median cost is told."""
+"""Runs between two checkpoints, and runs over which the median cost is given."""
 
 KEPT = ("rows", "exemplars_most", "exemplars_fewest", "runs_without_exemplars")
-"""Notes that say what the memory holds."""
+"""Notes of a history line about the contents of the memory."""
 
 
 def drawn(number: int) -> RunData:
-    """Experience `number` of the year, from nothing."""
+    """Draw experience `number` of the year."""
     return as_run_data(simulated_run("year", number, seed=SEED, lumisections=LUMISECTIONS), Split())
 
 
 def learnt(name: str, runs: int, memory_bytes: int, folder: Path) -> History:
-    """The history of a strategy over so many runs; what the folder has of it is not learnt again."""
+    """Learn so many runs and return the history; runs that the folder has a checkpoint of are not learnt again."""
     if name in GRADIENT:
         set_threads(1)
     strategy = make_strategy(
@@ -113,7 +112,7 @@ def learnt(name: str, runs: int, memory_bytes: int, folder: Path) -> History:
 
 
 def summary(lines: list[HistoryLine], costs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Figures of a history of the year at its milestones, and the cost of its runs."""
+    """Figures at the milestones of the year, and the cost of its runs."""
     reached = [runs for runs in MILESTONES if runs <= len(lines)]
     milestones, since = [], 0
     for runs in reached:
@@ -148,14 +147,14 @@ def summary(lines: list[HistoryLine], costs: list[dict[str, Any]]) -> dict[str, 
 
 
 def draw(path: Path, found: dict[str, dict[str, Any]]) -> None:
-    """Accuracy over all runs known with that of guessing, CPU seconds and resident memory, over the runs learnt."""
+    """Draw accuracy over all known runs, CPU seconds and resident memory against the number of runs learnt."""
     with canvas(path, 8.0) as figure:
         accuracy, cpu, memory = figure.subplots(3, 1, sharex=True, height_ratios=(2, 1, 1))
         most = max(len(of["accuracy"]) for of in found.values())
         runs = np.arange(2, most + 1)
         accuracy.plot(runs, 1 / runs, ":", color="black", label="guessing")
         for (name, of), style in zip(found.items(), cycle(("-", "--", "-.")), strict=False):
-            # Strategies that say the same lie on each other: what is broken lets see what is below.
+            # Curves of strategies may coincide: broken lines let the ones below show through.
             accuracy.plot(np.arange(2, len(of["accuracy"]) + 1), of["accuracy"][1:], style, label=name)
             at = [block["runs"] for block in of["cost"]]
             cpu.plot(at, [block["cpu_s"] for block in of["cost"]])
@@ -175,12 +174,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=MILESTONES[-1])
     parser.add_argument("--strategy", action="append", choices=NAMES)
-    parser.add_argument("--memory-bytes", type=int, default=MEMORY_BYTES, help="kept of past runs; --out is of one size")
+    parser.add_argument(
+        "--memory-bytes", type=int, default=MEMORY_BYTES, help="memory of past runs; one --out holds results for one size"
+    )
     parser.add_argument("--out", type=Path, default=Path("year-out"))
     parser.add_argument("--figure", type=Path)
     asked = parser.parse_args()
     if asked.runs < MILESTONES[0]:
-        parser.error(f"--runs must be {MILESTONES[0]} at least, the first milestone")
+        parser.error(f"--runs must be at least {MILESTONES[0]}, the first milestone")
     names = asked.strategy or STRATEGIES
     with threadpool_limits(1):
         found = {

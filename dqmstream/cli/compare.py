@@ -13,7 +13,7 @@ from dqmstream.cli.options import LEAST_RATE, MAX_RATE, Archive, Interpolated, J
 from dqmstream.errors import NOT_COMPARABLE
 from dqmstream.settings import load_settings
 
-_HELP = "a .npy file of a run, or with --archive the number of one"
+_HELP = "a .npy file of a run, or a run number with --archive"
 
 
 def compare(
@@ -22,19 +22,20 @@ def compare(
     archive: Archive = None,
     interpolated: Interpolated = False,
     rate: Annotated[
-        float, typer.Option(min=LEAST_RATE, max=MAX_RATE, callback=finite, help="share of what is named that may be chance")
+        float,
+        typer.Option(min=LEAST_RATE, max=MAX_RATE, callback=finite, help="false-discovery rate of what is named"),
     ] = 0.05,
     out: Annotated[
-        Path | None, typer.Option("--out", help="folder for map (PNG) and tables (CSV, JSON)", show_default=False)
+        Path | None, typer.Option("--out", help="folder for the map (PNG) and the tables (CSV, JSON)", show_default=False)
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Compare two runs: which channels and readout boxes changed, how well they are told apart, and by luminosity alone.
+    """Compare two runs: which channels and readout boxes changed, and whether luminosity alone tells the runs apart.
 
-    Files are Run<number>_Dataset_<name>.npy of shape (n, 64, 72); Run<number>_events.npy is taken where it lies beside.
-    Channels are compared under the same conditions, so that luminosity is no change. A ratio is B's response over A's.
-    A factor common to all channels is taken for luminosity or calibration, and not seen. Where the runs share no conditions,
-    channels are compared with their rings, with a larger error. If most channels cannot be tested, the exit code is 10.
+    Files are named Run<number>_Dataset_<name>.npy, with shape (n, 64, 72); Run<number>_events.npy in the same folder is used.
+    Channels are compared under the same conditions, so changes of luminosity are ignored. A ratio is B's response over A's.
+    A factor common to all channels is taken for luminosity or calibration, and is not seen. If the runs share no conditions,
+    channels are compared with their rings, with larger errors. If most channels cannot be tested, the exit code is 10.
     """
     from dqmstream.experiments.compare.compare import compare_pair
     from dqmstream.experiments.compare.output import as_json as describe
@@ -54,7 +55,7 @@ def compare(
 
 
 def describe_comparison(result: dict[str, Any]) -> list[Any]:
-    """Both AUC side by side with what they mean, then boxes and channels that changed."""
+    """Tables of both AUC and of what changed, with the verdict and the warnings."""
     rows = [
         [what, f"{auc['value']:.3f}", f"{auc['low']:.3f} to {auc['high']:.3f}"]
         for what, auc in (("channels, under their conditions", result["auc"]), ("luminosity alone", result["luminosity_auc"]))
@@ -69,9 +70,7 @@ def describe_comparison(result: dict[str, Any]) -> list[Any]:
     ]
     if result["boxes"]:
         found = [[f"RBX {box['rbx']:+d}", str(box["channels"]), *_change(box)] for box in result["boxes"]]
-        parts.append(
-            output.table("readout boxes that moved together", ["box", "channels", *_CHANGE], found[: output.SHOWN_CHANGES])
-        )
+        parts.append(output.table("readout boxes that changed", ["box", "channels", *_CHANGE], found[: output.SHOWN_CHANGES]))
     if result["changed"]:
         found = [
             [f"{c['ieta']}, {c['iphi']}, {c['depth']}", f"{c['rbx']:+d}", *_change(c), c["state"].replace("changed", "")]
@@ -85,10 +84,10 @@ def describe_comparison(result: dict[str, Any]) -> list[Any]:
     left = max(len(result["changed"]) - output.SHOWN_CHANGES, 0)
     parts.append(
         f"{len(result['changed'])} of {result['channels_tested']} channels"
-        + (f" ({inside} of them in boxes that moved)" if inside else "")
+        + (f" ({inside} of them in boxes that changed)" if inside else "")
         + f" and {len(result['boxes'])} of {result['boxes_tested']} readout boxes changed"
         + f", at a false-discovery rate of {result['rate']:g} each"
-        + (f"; {left} more channels than are shown: --out and --json list all" if left else "")
+        + (f"; {left} channels are not shown: --out and --json list all" if left else "")
     )
     parts.append(result["unseen"])
     if "files" in result:

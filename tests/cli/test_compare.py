@@ -74,7 +74,7 @@ def test_the_table_says_what_both_auc_mean_and_neither_torch_nor_a_broker_is_nee
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    said = ("luminosity alone", "95% interval", "RBX +12", "in boxes that moved", "dead", "rate of 0.05", "Not seen:")
+    said = ("luminosity alone", "95% interval", "RBX +12", "in boxes that changed", "dead", "rate of 0.05", "Not seen:")
     for words in said:
         assert words in done.stdout
 

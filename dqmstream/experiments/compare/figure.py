@@ -85,6 +85,6 @@ def _keys(found: Findings) -> list[Line2D]:
         (found.channel_tests.changed.any(), {"marker": "s", "markerfacecolor": "none"}, "changed"),
         (found.died.any(), {"marker": "x", "markeredgewidth": 2}, "newly dead"),
         (found.woke.any(), {"marker": "+", "markeredgewidth": 2}, "newly alive"),
-        (found.box_tests.changed.any(), {"linestyle": "--", "linewidth": 2.2}, "readout box moved together"),
+        (found.box_tests.changed.any(), {"linestyle": "--", "linewidth": 2.2}, "readout box changed"),
     )
     return [Line2D([], [], color="black", **{"linestyle": "", **style}, label=label) for drawn, style, label in kinds if drawn]
