@@ -17,20 +17,25 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _PLACES = {
-    "Archive": "storage.archive",
-    "Evaluation": "experiments.evaluate",
-    "evaluate": "experiments.evaluate",
-    "simulate_runs": "experiments.simulated_runs",
-    "LearnLog": "learners.strategy",
-    "Maps": "learners.maps",
-    "Part": "learners.splits",
-    "RunData": "learners.maps",
-    "Strategy": "learners.strategy",
+    "Archive": "storage.archive:Archive",
+    "Comparison": "experiments.compare.comparison:Comparison",
+    "Evaluation": "experiments.evaluate:Evaluation",
+    "LearnLog": "learners.strategy:LearnLog",
+    "Maps": "learners.maps:Maps",
+    "Part": "learners.splits:Part",
+    "RunData": "learners.maps:RunData",
+    "Strategy": "learners.strategy:Strategy",
+    "check_strategy": "learners.checks:check_strategy",
+    "compare": "experiments.compare.compare:compare_runs",
+    "evaluate": "experiments.evaluate:evaluate",
+    "reader": "storage.imports.readers.registry:reader",
+    "simulate_runs": "experiments.simulated_runs:simulate_runs",
 }
-"""The module of each public name, below this package."""
+"""Where each public name stands: module below this package, and its name there."""
 
 __all__ = [
     "Archive",
+    "Comparison",
     "Evaluation",
     "LearnLog",
     "Maps",
@@ -38,20 +43,27 @@ __all__ = [
     "RunData",
     "Strategy",
     "__version__",
+    "check_strategy",
+    "compare",
     "evaluate",
     "open_archive",
+    "reader",
     "simulate_runs",
 ]
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from dqmstream.experiments.compare.compare import compare_runs as compare
+    from dqmstream.experiments.compare.comparison import Comparison
     from dqmstream.experiments.evaluate import Evaluation, evaluate
     from dqmstream.experiments.simulated_runs import simulate_runs
+    from dqmstream.learners.checks import check_strategy
     from dqmstream.learners.maps import Maps, RunData
     from dqmstream.learners.splits import Part
     from dqmstream.learners.strategy import LearnLog, Strategy
     from dqmstream.storage.archive import Archive
+    from dqmstream.storage.imports.readers.registry import reader
 
 
 def open_archive(path: str | Path, snapshot: str | None = None) -> Archive:
@@ -82,7 +94,8 @@ def open_archive(path: str | Path, snapshot: str | None = None) -> Archive:
 def __getattr__(name: str) -> Any:
     if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)
+    module, _, there = _PLACES[name].partition(":")
+    found = getattr(import_module(f"{__name__}.{module}"), there)
     globals()[name] = found  # the next use does not come here
     return found
 

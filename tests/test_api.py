@@ -9,13 +9,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import numpy as np
 import pytest
+from nbclient import NotebookClient
 
 import dqmstream as dq
 from tests.runs import simulated_archive
 
 ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 
 
 class NearestMean:
@@ -80,7 +83,10 @@ def test_every_public_name_is_there_and_has_a_docstring() -> None:
     assert (Path(dq.__file__).parent / "py.typed").exists()
 
 
-@pytest.mark.parametrize("module", ["dqmstream", *sorted({f"dqmstream.{place}" for place in dq._PLACES.values()})])
+MODULES = ["dqmstream", *sorted({f"dqmstream.{place.partition(':')[0]}" for place in dq._PLACES.values()})]
+
+
+@pytest.mark.parametrize("module", MODULES)
 def test_examples_of_docstrings_run(module: str) -> None:
     failed, _ = doctest.testmod(importlib.import_module(module), optionflags=doctest.NORMALIZE_WHITESPACE)
     assert not failed
@@ -133,3 +139,13 @@ def test_runs_without_counts_are_left_out_with_the_reason(runs: list[dq.RunData]
     found = dq.evaluate([runs[0], dark, runs[1]], "gain_map", beside=[])
     assert found.runs == [runs[0].run, runs[1].run] and "no lumisection" in found.left_out[9]
     assert "run 9 left out" in repr(found)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_run(path: Path, tmp_path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
+
+
+def test_there_are_notebooks() -> None:
+    assert [path.stem for path in NOTEBOOKS] == ["open-and-plot-an-archive", "write-a-strategy"]

@@ -142,3 +142,12 @@ def test_modules_and_targets_that_the_documents_name_are_there(document: Path) -
         assert all(f'"{word}"' in source for word in words if word.startswith("--")), line
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     assert {shlex.split(line, comments=True)[1] for line in commands(text, "make")} <= targets
+
+
+def test_tests_that_the_readme_names_are_there() -> None:
+    rows = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| **")]
+    named = [name for row in rows for name in re.findall(r"`((?:[a-z_]+/)*test_[a-z_]+)`", row.split(" | ")[1])]
+    assert len(rows) >= 15 and len(named) >= len(rows)
+    for name in named:
+        folder = ROOT / "tests" / ("" if "/" in name else "promises")
+        assert (folder / f"{name}.py").exists(), name

@@ -51,9 +51,7 @@ def published(source: Archive, bootstrap: str, topic: str) -> str:
     return topic
 
 
-def start_consume(
-    bootstrap: str, topic: str, archive: Path, *flags: str, before: Callable[[], None] | None = None
-) -> Command:
+def start_consume(bootstrap: str, topic: str, archive: Path, *flags: str, before: Callable[[], None] | None = None) -> Command:
     return Command("consume", "--bootstrap", bootstrap, "--topic", topic, "--archive", archive, *flags, before=before)
 
 
