@@ -20,9 +20,11 @@ _PLACES = {
     "Archive": "storage.archive:Archive",
     "Comparison": "experiments.compare.comparison:Comparison",
     "Evaluation": "experiments.evaluate:Evaluation",
+    "Geometry": "lumisection:Geometry",
     "LearnLog": "learners.strategy:LearnLog",
     "Maps": "learners.maps:Maps",
     "Part": "learners.splits:Part",
+    "RowPerRun": "learners.closed_form.row_per_run:RowPerRun",
     "RunData": "learners.maps:RunData",
     "Strategy": "learners.strategy:Strategy",
     "check_strategy": "learners.checks:check_strategy",
@@ -37,9 +39,11 @@ __all__ = [
     "Archive",
     "Comparison",
     "Evaluation",
+    "Geometry",
     "LearnLog",
     "Maps",
     "Part",
+    "RowPerRun",
     "RunData",
     "Strategy",
     "__version__",
@@ -59,9 +63,11 @@ if TYPE_CHECKING:
     from dqmstream.experiments.evaluate import Evaluation, evaluate
     from dqmstream.experiments.simulated_runs import simulate_runs
     from dqmstream.learners.checks import check_strategy
+    from dqmstream.learners.closed_form.row_per_run import RowPerRun
     from dqmstream.learners.maps import Maps, RunData
     from dqmstream.learners.splits import Part
     from dqmstream.learners.strategy import LearnLog, Strategy
+    from dqmstream.lumisection import Geometry
     from dqmstream.storage.archive import Archive
     from dqmstream.storage.imports.readers.registry import reader
 
