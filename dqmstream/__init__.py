@@ -22,6 +22,9 @@ _PLACES = {
     "Evaluation": "experiments.evaluate:Evaluation",
     "Geometry": "lumisection:Geometry",
     "LearnLog": "learners.strategy:LearnLog",
+    "Learner": "learners.stream.learner:Learner",
+    "LearnerSettings": "learners.stream.learner_settings:LearnerSettings",
+    "LoadedLearner": "learners.stream.loaded:LoadedLearner",
     "Maps": "learners.maps:Maps",
     "Part": "learners.splits:Part",
     "RowPerRun": "learners.closed_form.row_per_run:RowPerRun",
@@ -41,6 +44,9 @@ __all__ = [
     "Evaluation",
     "Geometry",
     "LearnLog",
+    "Learner",
+    "LearnerSettings",
+    "LoadedLearner",
     "Maps",
     "Part",
     "RowPerRun",
@@ -50,6 +56,7 @@ __all__ = [
     "check_strategy",
     "compare",
     "evaluate",
+    "load_learner",
     "open_archive",
     "reader",
     "simulate_runs",
@@ -67,6 +74,9 @@ if TYPE_CHECKING:
     from dqmstream.learners.maps import Maps, RunData
     from dqmstream.learners.splits import Part
     from dqmstream.learners.strategy import LearnLog, Strategy
+    from dqmstream.learners.stream.learner import Learner
+    from dqmstream.learners.stream.learner_settings import LearnerSettings
+    from dqmstream.learners.stream.loaded import LoadedLearner
     from dqmstream.lumisection import Geometry
     from dqmstream.storage.archive import Archive
     from dqmstream.storage.imports.readers.registry import reader
@@ -95,6 +105,30 @@ def open_archive(path: str | Path, snapshot: str | None = None) -> Archive:
     from dqmstream.storage.archive import Archive
 
     return Archive.open(path, snapshot)
+
+
+def load_learner(folder: str | Path, strategy: Strategy | None = None) -> LoadedLearner:
+    """Load a learner as it was at its newest checkpoint, to score maps. Nothing is written.
+
+    Parameters
+    ----------
+    folder : str or Path
+        State folder of one learner, such as `A.state/live`.
+    strategy : Strategy, optional
+        For a strategy that is not registered: a new object like the one that wrote the state.
+
+    Returns
+    -------
+    LoadedLearner
+
+    Raises
+    ------
+    StateError
+        If there is no checkpoint, if it is damaged, or if its strategy is not registered and none is given.
+    """
+    from dqmstream.learners.stream.loaded import LoadedLearner
+
+    return LoadedLearner(folder, strategy)
 
 
 def __getattr__(name: str) -> Any:

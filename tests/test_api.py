@@ -114,6 +114,18 @@ def test_an_archive_is_evaluated_as_it_is_replayed(tmp_path: Path) -> None:
         assert all(found[name] == replayed[name] for name in ("accuracy_matrix", "auc_matrix", "new_run_auc", "baselines"))
 
 
+def test_a_strategy_object_is_learnt_with_checkpoints_and_loaded_to_score_maps(tmp_path: Path) -> None:
+    archive = simulated_archive(tmp_path, "moderate", seed=1, runs=3, lumisections=200)
+    with dq.Learner(archive, tmp_path / "S", strategy=NearestMean()) as learner:
+        learner.follow(once=True)
+        learnt = learner.results()
+    loaded = dq.load_learner(tmp_path / "S", NearestMean())
+    assert loaded.runs == learnt["runs"] == [summary.run for summary in archive.runs()]
+    for run in dq.simulate_runs("moderate", seed=1, runs=3, lumisections=200):
+        named = loaded.predict(run.part(dq.Part.TEST))
+        assert np.mean(named == run.run) == learnt["accuracy_matrix"][-1][loaded.runs.index(run.run)]
+
+
 def test_what_cannot_be_evaluated_is_told(runs: list[dq.RunData], tmp_path: Path) -> None:
     known = NearestMean()
     known.learn(0, runs[0], None)
