@@ -7,7 +7,7 @@ OUT ?= demo-out
 WORKERS ?= 2
 SOAK := tests/promises/test_kills.py tests/promises/test_hostile_messages.py tests/promises/test_exactly_once.py \
   tests/promises/test_broker_faults.py tests/promises/test_groups.py tests/storage/maintenance/test_expiry.py \
-  tests/learners/test_bounded.py tests/learners/response/test_levelled.py tests/learners/test_threads.py \
+  tests/learners/test_bounded.py tests/learners/response/test_later_runs.py tests/learners/test_threads.py \
   tests/promises/test_real_conditions.py tests/experiments/benchmark/test_benchmark.py tests/experiments/compare/test_compare.py
 
 .PHONY: demo null demo-kafka test soak bench year tables lint setup check-python check-java clean
