@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import zarr
@@ -62,6 +62,17 @@ class Appended:
     rows: int
     duplicates: int
     revisions: int
+
+
+@dataclass
+class _Batch:
+    """What was appended so far. contents: of its rows. columns: of rows and control entries, part by part, for the index."""
+
+    contents: Contents = field(default_factory=dict)
+    columns: list[tuple[dict[str, Column] | None, dict[str, np.ndarray] | None]] = field(default_factory=list)
+    rows: int = 0
+    duplicates: int = 0
+    revisions: int = 0
 
 
 class ArchiveWriter:
@@ -119,52 +130,62 @@ class ArchiveWriter:
         ClockSetBack if the same call can be repeated at once.
         """
         with self._commits.begin() as change:
-            if layout.check_version(change.root, self.archive.path) < layout.LAYOUT_VERSION:
-                self._migrate(change)
-            root = change.root
-            stored = stored_next_offset(root, feed, partition)
-            if stored is not None and stored != expected_offset:
-                raise OffsetConflict(expected_offset, stored)
-            if change.parent != self._own_snapshot:
-                self._index.update(root)
-                self._imported.update(root)
+            log = self._log_at(change, feed, partition, expected_offset)
             # This time orders rows of different partitions, so it must grow even if the clock was set back.
             committed_ns = max(time.time_ns(), self._index.last_committed_ns + 1)
-            if stored is None:
-                layout.make_log(root, feed, partition, expected_offset, self.archive.geometry, self.archive.dtype.name)
-            log = subgroup(root, layout.feed_path(feed, partition))
-            at, filed, duplicates, revisions = expected_offset, 0, 0, 0
-            fresh: Contents = {}
-            for_index: list[tuple[dict[str, Column] | None, dict[str, np.ndarray] | None]] = []
+            at, batch = expected_offset, _Batch()
             for entries in parts:
                 at = check_tiling(entries, at)
-                _take_source(root, entries)
+                _take_source(change.root, entries)
                 if feed != IMPORT_FEED and self._imported.by_run:
                     self._check_datasets(entries)
-                rows, control, revised = self._sort_out(entries, fresh)
-                row_values = row_columns(rows, self.archive.dtype, committed_ns) if rows else None
-                control_values = control_columns(control) if control else None
-                if row_values:
-                    append_columns(log, row_values)
-                if control_values:
-                    append_columns(subgroup(log, "control"), control_values)
-                kept = row_values and {name: row_values[name] for name in ROW_FIELDS}
-                for_index.append((kept, control_values))
-                filed, revisions = filed + len(rows), revisions + revised
-                duplicates += sum(entry.kind is ControlKind.DUPLICATE for entry in control)
+                self._append_part(log, entries, committed_ns, batch)
             if at != next_offset or next_offset <= expected_offset:
                 raise ValueError(f"the entries end at {at}, the batch at {next_offset}")
             log.attrs["next_offset"] = next_offset
             if ledger is not None:
-                append_line(subgroup(root, "imports"), layout.IMPORT_COLUMNS, ledger)
+                append_line(subgroup(change.root, "imports"), layout.IMPORT_COLUMNS, ledger)
             snapshot = change.commit(
                 f"{feed}/{partition} [{expected_offset}, {next_offset})",
                 lambda committed: stored_next_offset(committed, feed, partition) == next_offset,
             )
-            for columns in for_index:
+            for columns in batch.columns:
                 self._index.add((feed, partition), *columns)
             self._own_snapshot = snapshot
-        return Appended(snapshot, filed, duplicates, revisions)
+        return Appended(snapshot, batch.rows, batch.duplicates, batch.revisions)
+
+    def _log_at(self, change: Change, feed: str, partition: int, offset: int) -> zarr.Group:
+        """The partition's log in the change, made if missing, with the index brought up to date.
+
+        Raises OffsetConflict unless the log ends at this offset.
+        """
+        if layout.check_version(change.root, self.archive.path) < layout.LAYOUT_VERSION:
+            self._migrate(change)
+        root = change.root
+        stored = stored_next_offset(root, feed, partition)
+        if stored is not None and stored != offset:
+            raise OffsetConflict(offset, stored)
+        if change.parent != self._own_snapshot:
+            self._index.update(root)
+            self._imported.update(root)
+        if stored is None:
+            layout.make_log(root, feed, partition, offset, self.archive.geometry, self.archive.dtype.name)
+        return subgroup(root, layout.feed_path(feed, partition))
+
+    def _append_part(self, log: zarr.Group, entries: Sequence[Entry], committed_ns: int, batch: _Batch) -> None:
+        """Append a part's rows and control entries to the log, and note them in the batch."""
+        rows, control, revised = self._sort_out(entries, batch.contents)
+        row_values = row_columns(rows, self.archive.dtype, committed_ns) if rows else None
+        control_values = control_columns(control) if control else None
+        if row_values:
+            append_columns(log, row_values)
+        if control_values:
+            append_columns(subgroup(log, "control"), control_values)
+        kept = row_values and {name: row_values[name] for name in ROW_FIELDS}  # not the maps
+        batch.columns.append((kept, control_values))
+        batch.rows += len(rows)
+        batch.revisions += revised
+        batch.duplicates += sum(entry.kind is ControlKind.DUPLICATE for entry in control)
 
     def _migrate(self, change: Change) -> None:
         """Bring the archive to the present layout, in a commit before that of the change."""
