@@ -49,7 +49,8 @@ class Outside(Reader):
 
 @pytest.fixture
 def _no_reader_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_READERS", dict(registry._READERS))
+    registry.readers()  # registers the built-in ones, which stay
+    monkeypatch.setattr(registry._READERS, "_registered", dict(registry._READERS._registered))
 
 
 def write_lines(folder: Path, run: int) -> Path:
@@ -113,7 +114,7 @@ def test_a_reader_that_was_registered_later_is_asked_first(tmp_path: Path) -> No
 
 
 @pytest.mark.usefixtures("_no_reader_stays")
-def test_two_readers_of_one_name_are_an_error_that_names_both() -> None:
+def test_two_readers_of_one_name_are_an_error() -> None:
     class Twin(Reader):
         def takes(self, path: Path) -> bool:
             return False
@@ -121,8 +122,7 @@ def test_two_readers_of_one_name_are_an_error_that_names_both() -> None:
         def read(self, paths: Sequence[Path], request: ReadRequest) -> Sequence[RunFile]:
             return []
 
-    assert reader_of(Path("x.npy")) is not None  # so that the built-in ones are registered
-    with pytest.raises(ValueError, match=r"arrays is that of the reader .*readers.arrays.Arrays: give .*Twin another"):
+    with pytest.raises(ValueError, match="there is a reader 'arrays' already: choose another name"):
         reader("arrays")(Twin)
 
 

@@ -16,11 +16,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
+from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
-from dqmstream.plugins import READERS, load_plugins
+from dqmstream.plugins import READERS, Registry
 from dqmstream.storage.imports.run_file import RunFile
 
 BUILT_IN = ("arrays", "groups", "dials")
@@ -75,26 +75,17 @@ class Reader(ABC):
 
 ReaderClass = TypeVar("ReaderClass", bound=type[Reader])
 
-_READERS: dict[str, Reader] = {}
+_READERS: Registry[type[Reader]] = Registry("reader", READERS, {name: f"{__package__}.{name}" for name in BUILT_IN})
 
 
 def reader(name: str) -> Callable[[ReaderClass], ReaderClass]:
     """Register a reader, a class made without arguments, under a name. Raises ValueError for a name that another one has."""
 
     def register(made: ReaderClass) -> ReaderClass:
-        known = _READERS.get(name)
-        if known is not None and _whole_name(type(known)) != _whole_name(made):
-            raise ValueError(
-                f"the name {name} is that of the reader {_whole_name(type(known))}: give {_whole_name(made)} another"
-            )
-        _READERS[name] = made()
+        _READERS.register(name, made)
         return made
 
     return register
-
-
-def _whole_name(made: type) -> str:
-    return f"{made.__module__}.{made.__qualname__}"
 
 
 def readers() -> list[Reader]:
@@ -102,11 +93,12 @@ def readers() -> list[Reader]:
 
     Raises InputError where a package that announces a reader cannot be loaded.
     """
-    for name in BUILT_IN:
-        import_module(f"{__package__}.{name}")
-    load_plugins(READERS)
-    others = [name for name in _READERS if name not in BUILT_IN]
-    return [_READERS[name] for name in (*BUILT_IN, *others)]
+    return [_made(_READERS[name]) for name in _READERS.names()]
+
+
+@cache
+def _made(kind: type[Reader]) -> Reader:
+    return kind()
 
 
 def reader_of(path: Path) -> Reader | None:
