@@ -1,4 +1,4 @@
-"""A corpus of messages that a broken, careless or hostile producer might send, each with what must become of it."""
+"""A corpus of messages from broken, careless or hostile producers, each with the fate that it must have."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def good(draw: Draw) -> Made:
 
 
 def corpus(seed: int, size: int, good_every: int) -> Iterator[Sent]:
-    """`size` messages; each good_every-th is good, and now and then a good one comes again."""
+    """`size` messages: one in good_every is good, and one in fifty of the others repeats a good one."""
     names = sorted(KINDS)
     for index in range(size):
         draw = Draw(np.random.default_rng((seed, index)), index)

@@ -1,4 +1,4 @@
-"""What messages are made from, and the table that every kind enters its maker into.
+"""How messages are drawn, and the table of all kinds of them.
 
 Seeded: the same seed gives the same messages. Each is built around a lumisection of its own, (run, number) of its index, so
 what is stored of it can be told from all others.
@@ -28,7 +28,7 @@ MAP_AXES = ["ieta", "iphi"]
 
 
 class Sent(NamedTuple):
-    """A message and its fate in a uint16 archive of SOURCE: row, control, duplicate, dead, or either row or dead."""
+    """A message and its fate in a uint16 archive of SOURCE: row, control, duplicate, dead, or either of row and dead."""
 
     kind: str
     key: bytes | None
@@ -39,7 +39,7 @@ class Sent(NamedTuple):
 
 @dataclass(frozen=True)
 class Draw:
-    """What a kind is made from: a random generator and the index, which names a lumisection."""
+    """The input of a maker: a random generator, and an index that identifies a lumisection."""
 
     rng: np.random.Generator
     index: int
@@ -58,7 +58,7 @@ class Draw:
 
     @property
     def counts(self) -> np.ndarray:
-        """A map of whole counts that no other index has."""
+        """A map of whole counts, different for each index."""
         counts = base_map(self.index % 16).copy()
         counts[0, :3] = [self.index % 60_000, self.index // 60_000, 7]
         return counts
@@ -67,7 +67,7 @@ class Draw:
         return choices[int(self.rng.integers(len(choices)))]
 
     def da00(self, *, time_ns: int = TIME_NS, source: str = SOURCE, **changes: Variable | None) -> bytes:
-        """The lumisection as da00, with variables changed, added, or left out where None."""
+        """The lumisection as da00, with variables changed or added, or left out where None."""
         variables = {
             "occupancy": occupancy(self.counts),
             "run": Variable("run", np.array(self.run)),
@@ -84,11 +84,11 @@ class Draw:
 
     @property
     def numbers(self) -> Headers:
-        """Run and lumisection in headers, as an .npy message has them."""
+        """Headers with run and lumisection, as for a .npy message."""
         return [("run", self.key), ("lumisection", b"%d" % self.number), ("source", SOURCE.encode())]
 
     def any_value(self) -> tuple[bytes, Headers]:
-        """A sound value of any schema, and the headers that it needs beside its checksum."""
+        """A valid value in a random format, and the headers that it needs beside its checksum."""
         which = self.one_of("da00", "pl72", "6s4t", "npy")
         if which == "pl72":
             return serialise_pl72("", "", run_name=str(self.run), start_time=TIME_NS // 10**6, stop_time=0), []
@@ -107,7 +107,7 @@ def base_map(which: int) -> np.ndarray:
 
 
 def signed(value: bytes, *more: tuple[str, bytes]) -> Headers:
-    """Headers with the right checksum, whatever the value says."""
+    """Headers with the right checksum of a value, which may be anything."""
     return [("crc32c", checksum(value)), *more]
 
 
@@ -116,7 +116,7 @@ KINDS: dict[str, tuple[Callable[[Draw], Made], str]] = {}
 
 
 def kind(fate: str) -> Callable[[Callable[[Draw], Made]], Callable[[Draw], Made]]:
-    """Enter a maker into the corpus under its name."""
+    """Add a maker to the corpus under its name."""
 
     def enter(make: Callable[[Draw], Made]) -> Callable[[Draw], Made]:
         KINDS[make.__name__.strip("_")] = (make, fate)
@@ -126,5 +126,5 @@ def kind(fate: str) -> Callable[[Callable[[Draw], Made]], Callable[[Draw], Made]
 
 
 def plain(draw: Draw, value: bytes) -> Made:
-    """The value with its right key and checksum: all that is wrong lies in it."""
+    """The value with its right key and checksum: only the value may be wrong."""
     return draw.key, value, signed(value)

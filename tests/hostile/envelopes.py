@@ -1,4 +1,4 @@
-"""Sizes that nobody has, keys and headers that do not fit, and what is unusual and right."""
+"""Kinds with impossible sizes, with wrong keys and headers, and unusual ones that are valid."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def absurd_npy(draw: Draw) -> Made:
 
 @kind("either")
 def absurd_da00(draw: Draw) -> Made:
-    """Some offset or length made absurd."""
+    """An offset or length in the buffer is made absurd."""
     value = bytearray(draw.da00())
     places = [p for p in range(8, len(value) - 4, 4) if not 800 < p < len(value) - 800]
     place = draw.one_of(*places)
@@ -45,7 +45,7 @@ def absurd_da00(draw: Draw) -> Made:
 
 @cache
 def bomb(listed: int, length: int) -> bytes:
-    """A da00 whose every variable has every axis, each axis a text of all that follows: `listed`^2 * `length` bytes told."""
+    """A da00 in which every variable has every axis, and each axis is a long text: it claims `listed`^2 * `length` bytes."""
     out = bytearray(struct.pack("<I4s", 0, b"da00"))
     out += struct.pack("<HHHHH", 10, 16, 0, 0, 4)  # vtable of the array: data alone
     out += struct.pack("<HHHHHHHHHH", 20, 40, 4, 0, 0, 0, 8, 12, 0, 16)  # of a variable: name, data_type, axes, data
@@ -126,7 +126,7 @@ def odd_headers(draw: Draw) -> Made:
 
 
 class Name(str):
-    """The name of a header that goes out as bytes that are no UTF-8, and comes back escaped."""
+    """A header name that is sent as bytes that are not UTF-8, and comes back escaped."""
 
     def encode(self, *_: object) -> bytes:
         return b"x\xff\xfe"

@@ -1,4 +1,4 @@
-"""Values that are not whole, maps that are none, numbers that are none."""
+"""Kinds with damaged values, with maps of wrong shape or dtype, and with impossible numbers."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def text_for_a_map(draw: Draw) -> Made:
 
 
 class Witness:
-    """Says so when it is unpickled."""
+    """Records that it was unpickled."""
 
     unpickled = 0
 
@@ -203,7 +203,7 @@ def bad_conditions(draw: Draw) -> Made:
 
 @kind("row")
 def conditions_with_a_payload(draw: Draw) -> Made:
-    """Any NaN means unknown, and there is one zero."""
+    """Every NaN means unknown, and -0.0 is 0.0."""
     bits = draw.one_of(0x7FF8000000000001, 0xFFF8DEADBEEF0000, 0x7FF0000000000001, 0x8000000000000000)
     data = np.array([bits], np.uint64).view(np.float64).reshape(())
     return plain(draw, draw.da00(pileup=Variable("pileup", data)))

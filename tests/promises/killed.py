@@ -1,7 +1,7 @@
-"""A writer that files a feed and ends itself by SIGKILL at a named step around the one commit that the promise is about.
+"""A writer that files a feed and kills itself at a named step of a commit.
 
-It runs in a process of its own, forked from a server that has imported everything and opened nothing. What is patched only
-adds the kill, and then goes on.
+It runs in a process of its own, forked from a server that has imported everything and opened nothing. Patched functions add
+the kill and are otherwise unchanged.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from tests.maps import SOURCE, lumisection
 FEED = "hcal@cluster.topic"
 STEPS = ("before the rows", "after the rows", "inside the commit", "after the commit", "before the Kafka commit", "anywhere")
 BAD_EVERY = 41
-"""One message in so many cannot be stored."""
+"""One message in BAD_EVERY cannot be stored."""
 
 
 def messages(runs: int, length: int) -> list[Message]:
-    """What the feed holds: runs with start and stop, every 41st message damaged, every 29th sent twice."""
+    """The feed's messages: runs with start and stop, every 41st message damaged, every 29th sent twice."""
     found: list[Message] = []
     for run in range(1, runs + 1):
         records = [RunStart(run), *(lumisection(run, n) for n in range(1, length + 1)), RunStop(run)]
@@ -56,7 +56,7 @@ def die() -> NoReturn:
 
 
 def die_after(delay_s: float) -> None:
-    """From another thread: it ends the process wherever it then is, also inside Rust."""
+    """Kill the process from another thread, wherever it is by then, also inside compiled code."""
 
     def wait() -> None:
         end = time.perf_counter() + delay_s
@@ -72,7 +72,7 @@ def arm(step: str, commit: int, delay_s: float) -> None:
     commits = 0
 
     def at_commit(function: Callable[..., Any], ending: Callable[[], object], *, behind: bool = False) -> Any:
-        """behind: the end comes when the function has returned, rather than before it is called."""
+        """behind: the kill comes after the function has returned, rather than before it is called."""
 
         def wrapped(*arguments: Any, **keywords: Any) -> Any:
             nonlocal commits
@@ -117,7 +117,7 @@ def file_all(spec: dict[str, Any]) -> None:
 
 
 def exit_code_of_writer(spec: dict[str, Any]) -> int | None:
-    """Run a writer; -9 if SIGKILL ended it, 0 if it came to the end of the feed."""
+    """Run a writer; -9 if SIGKILL ended it, 0 if it reached the end of the feed."""
     process = forks().Process(target=file_all, args=(spec,))
     process.start()
     process.join()
@@ -125,7 +125,7 @@ def exit_code_of_writer(spec: dict[str, Any]) -> int | None:
 
 
 def draw(rng: random.Random, step: str) -> dict[str, Any]:
-    """What differs from kill to kill."""
+    """Random parameters of one kill."""
     return {
         "step": step,
         "commit": rng.randint(1, 2),

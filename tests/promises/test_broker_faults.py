@@ -1,4 +1,4 @@
-"""README: what the broker does to its log is survived in silence where nothing is lost, and told loudly where something is."""
+"""README: faults of the broker that lose nothing are survived in silence; a loss is reported with its number."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def flags_of(bootstrap: str, topic: str, archive: Path) -> tuple[object, ...]:
 
 
 def kinds(archive: Archive, kind: ControlKind) -> list[tuple[int, int]]:
-    """The spans of this kind in the archive's one log."""
+    """The spans of offsets of this kind in the archive's only log."""
     ((feed, partitions),) = archive.offsets().items()
     assert list(partitions) == [0]
     control = archive.control(feed, 0)
@@ -63,7 +63,7 @@ def kinds(archive: Archive, kind: ControlKind) -> list[tuple[int, int]]:
 
 @contextmanager
 def batches(bootstrap: str, topic: str, codec: str | None = None) -> Iterator[KafkaProducer]:
-    """A producer that makes one batch of all that is sent to it."""
+    """A producer that puts everything into one batch."""
     producer = KafkaProducer(bootstrap_servers=bootstrap, compression_type=codec, linger_ms=60_000, batch_size=2**20)
     yield producer
     producer.flush()
@@ -79,8 +79,8 @@ def send_batch(bootstrap: str, topic: str, records: Sequence[Record], codec: str
 def test_a_batch_that_cannot_be_read_becomes_dead_letters_and_the_next_good_message_is_stored(
     broker: Broker, topic: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A damaged batch, sound ones, and at the end a damaged batch with nothing behind it. Messages of old formats, which a
-    broker keeps and no longer takes, are sound."""
+    """A damaged batch, sound ones, and a damaged batch at the end. Messages of old formats, which a broker keeps but no longer
+    accepts, are sound."""
     create_topic(broker.bootstrap, topic, 1)
     send_batch(broker.bootstrap, topic, [lumisection(7, n, source=SOURCE) for n in (1, 2)])
     with batches(broker.bootstrap, topic) as producer:
@@ -199,7 +199,7 @@ def test_a_topic_that_is_made_again_while_it_is_read_ends_the_feed_and_is_anothe
 def test_a_broker_that_is_at_an_address_that_cannot_be_reached_is_told_by_every_command(
     broker: Broker, topic: str, tmp_path: Path
 ) -> None:
-    """It answers at --bootstrap, and advertises a host that does not exist."""
+    """The broker answers at --bootstrap, and advertises a host that does not exist."""
     create_topic(broker.bootstrap, topic, 1)
     flags = ("--bootstrap", broker.lost_bootstrap, "--topic", topic)
     for command in (

@@ -1,4 +1,4 @@
-"""README: a topic is read whatever it is compressed with, and a codec that is missing ends the service, no message passed."""
+"""README: a topic in any codec is read; a missing codec ends the service, and no message is passed over."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""README: every lumisection that the broker acknowledged is in the archive once; a kill changes that in no way."""
+"""README: every lumisection that the broker acknowledged is in the archive once, whatever is killed."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def start_consume(bootstrap: str, topic: str, archive: Path, *flags: str, before
 
 
 def wait_until(condition: Callable[[], Any], process: Command) -> None:
-    """Look until the condition holds; the process must live that long (the test's own timeout bounds the wait)."""
+    """Wait until the condition holds; the process must not end before (the test's timeout bounds the wait)."""
     while not condition():
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)  # looking costs a processor, which the process needs to get there
@@ -72,7 +72,7 @@ def filed(archive: Path) -> int:
 
 
 def assert_equals(archive: Archive, source: Archive) -> None:
-    """Lost 0, repeated 0, and every value as it was sent."""
+    """Nothing is lost or repeated, and every value is as it was sent."""
     runs = source.runs()
     assert {s.run: (s.lumisections, s.rows, s.duplicates) for s in archive.runs()} == {
         s.run: (s.lumisections, s.lumisections, 0) for s in runs
@@ -155,7 +155,7 @@ def test_sigterm_drains_and_ends(source: Archive, bootstrap: str, published: str
 def test_a_disk_that_hangs_is_waited_for_within_a_bound_and_a_second_sigterm_ends_at_once(
     source: Archive, bootstrap: str, published: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The disk hangs since the test holds the archive's lock; what was not filed is filed by the next start."""
+    """The disk seems to hang, since the test holds the archive's lock; the next start files the rest."""
     monkeypatch.setenv("DQMSTREAM_MAX_ROWS", "20")
     archive = Archive.create(tmp_path / "A").path
     for drain_s in (1, 3600):
@@ -182,7 +182,7 @@ def test_a_disk_that_hangs_is_waited_for_within_a_bound_and_a_second_sigterm_end
 
 
 def test_what_was_filed_is_also_told_to_kafka(bootstrap: str, published: str, tmp_path: Path) -> None:
-    """Advice for monitors of lag; the archive's own offsets rule."""
+    """For monitors of lag; the archive's own offsets say where to read on."""
     done = result(
         "consume", "--bootstrap", bootstrap, "--topic", published, "--archive", tmp_path / "A", "--no-learn", "--until-idle", 1
     )
@@ -306,7 +306,7 @@ def test_a_broker_that_is_away_at_the_advisory_commit_stops_nothing(broker: Brok
 
 
 def test_what_is_too_large_for_the_dead_letter_topic_is_cut_and_says_so(bootstrap: str, topic: str, tmp_path: Path) -> None:
-    """Letters carry headers on top of the message: one of the greatest size has no room for them."""
+    """A letter has headers on top of its message, for which a message of the greatest size leaves no room."""
     create_topic(bootstrap, topic, 1, {"max.message.bytes": str(MAX_LETTER_BYTES)})
     create_topic(bootstrap, f"{topic}.deadletter", 1)  # with the broker's own limit of about a megabyte
     sender = KafkaSender(bootstrap, topic)

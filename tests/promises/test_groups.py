@@ -1,4 +1,4 @@
-"""README: workers of one archive come, go, die and rise from the dead, and each lumisection is filed once all the same."""
+"""README: workers of one archive come, go, die and wake up again, and each lumisection is filed once."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ pytestmark = pytest.mark.kafka
 
 RUNS, LUMISECTIONS, PARTITIONS = 12, 20, 4
 FLUSH_S = 6
-"""What the zombie has read waits so long to be filed: longer than a session, so that another worker files it first."""
+"""How long rows of the zombie wait to be filed: longer than a session, so that another worker files them first."""
 
 MESSAGES = LUMISECTIONS + 2
-"""Of each run: its start and stop too."""
+"""Messages of a run, with its start and stop."""
 
 
 class Worker:
-    """A `dqmstream consume` process on the archive, and what it logs."""
+    """A `dqmstream consume` process on the archive, and its log."""
 
     def __init__(self, bootstrap: str, topic: str, archive: Path, *flags: str, **settings: str) -> None:
         self.archive = archive
@@ -51,12 +51,12 @@ class Worker:
         self.process = Command("--verbose", "consume", *places, *flags, env=env, log=self.log, before=tell_messages)
 
     def reads(self) -> list[int]:
-        """Each partition it was ever given, in order: a rebalance gives all anew."""
+        """Each partition that it was given, in order; a rebalance gives all anew."""
         told = re.findall(r"reading .* partition=(\d+)", self.log.read_text())
         return [int(partition) for partition in told]
 
     def messages(self) -> int:
-        """How many it has read so far, as it told last."""
+        """Number of messages that it has read, as it reported last."""
         told = re.findall(r"^messages (\d+)$", self.log.read_text(), re.MULTILINE)
         return int(told[-1]) if told else 0
 
@@ -86,13 +86,13 @@ class Lab:
         return worker
 
     def publish(self, runs: int = RUNS) -> None:
-        """The next so many runs."""
+        """Publish the next runs."""
         with closing(KafkaSender(self.bootstrap, self.topic)) as sender:
             publish(self.source, sender, self._runs[self._sent : self._sent + runs])
         self._sent = min(self._sent + runs, len(self._runs))
 
     def wait(self, condition: Callable[[], Any]) -> None:
-        """Until it holds; no worker may have ended by itself (the test's own timeout bounds the wait)."""
+        """Wait until the condition holds; no worker may end by itself (the test's timeout bounds the wait)."""
         while not condition():
             for worker in self.workers:
                 assert worker.process.poll() in (None, 0, -signal.SIGKILL), worker.log.read_text()
@@ -117,17 +117,17 @@ class Lab:
         }
 
     def wait_until_shared(self, *sizes: int) -> None:
-        """Until the group has given each member so many partitions."""
+        """Wait until the group has given each member this many partitions."""
         self.wait(lambda: sorted(map(len, self.members().values())) == sorted(sizes))
 
     def used_partitions(self) -> set[int]:
-        """Those that hold messages."""
+        """Partitions that hold messages."""
         with closing(KafkaConsumer(bootstrap_servers=self.bootstrap)) as consumer:
             ends = consumer.end_offsets([TopicPartition(self.topic, p) for p in range(PARTITIONS)])
         return {tp.partition for tp, end in ends.items() if end > 0}
 
     def filed_partitions(self) -> set[int]:
-        """Those of which something is in the archive."""
+        """Partitions that have rows in the archive."""
         return {partition for log in Archive.open(self.archive).offsets().values() for partition in log}
 
     def check(self) -> None:
@@ -182,7 +182,7 @@ def test_a_static_member_that_is_started_again_keeps_its_partitions_and_troubles
 
 
 def test_a_zombie_that_wakes_up_is_refused_and_goes_on_as_a_member(lab: Lab) -> None:
-    """It had read what it could not file before it was stopped, and another worker has filed it since."""
+    """It was stopped before it could file what it had read, and another worker has filed that since."""
     # What comes after a partition's first batch waits, and is due when it wakes up.
     zombie = lab.start(DQMSTREAM_FLUSH_S=str(FLUSH_S))
     lab.wait_until_shared(4)
@@ -206,7 +206,7 @@ def test_a_zombie_that_wakes_up_is_refused_and_goes_on_as_a_member(lab: Lab) -> 
 
 
 def test_a_batch_that_another_worker_has_filed_is_refused_whoever_sends_it(lab: Lab, tmp_path: Path) -> None:
-    """Two workers that both believe to have all partitions: groups of their own take the group's part away."""
+    """Two workers that both believe they have all partitions, since each is in a group of its own."""
     with ExitStack() as stack:
         feeds, loops = [], []
         for group, flush_s in (("slow", 3600.0), ("quick", 0.01)):
@@ -271,7 +271,7 @@ def learners_of(workers: Sequence[Worker]) -> list[int]:
 def test_a_copy_of_an_archive_takes_nothing_from_the_original(
     bootstrap: str, topic: str, source: Archive, tmp_path: Path
 ) -> None:
-    """Both have one archive id. By default each has a group of its own; in the same group, it is told."""
+    """Both have the same archive id. By default each has a group of its own; in the same group, a warning says so."""
     create_topic(bootstrap, topic, 1)
     original, copy = Archive.create(tmp_path / "A").path, tmp_path / "B"
     shutil.copytree(original, copy)

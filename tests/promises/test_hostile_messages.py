@@ -1,4 +1,4 @@
-"""README: whatever a message is, it becomes a row or a dead letter, and the next good one is stored.
+"""README: any message becomes a row or a dead letter, and the next good one is stored.
 
 Ten thousand fuzzed messages go through a real broker; DQMSTREAM_SOAK=1 makes it a hundred thousand and prints figures.
 """
@@ -42,16 +42,16 @@ SOAK = os.environ.get("DQMSTREAM_SOAK") == "1"
 SIZE = 100_000 if SOAK else 10_000
 GOOD_EVERY = 4
 MEMORY_BYTES = 2**20
-"""Taken at most to decode a message, beside what it is long itself."""
+"""Memory for decoding a message at most, beside its own length."""
 
 DECODE_S = 0.5
-"""Far above the 50 us that a good message takes, and far below what a hang would."""
+"""Far above the 50 us of a good message, and far below a hang."""
 
 GEOMETRY, DTYPE = Geometry(), np.dtype("uint16")
 
 
 def fate(message: Message) -> str:
-    """What becomes of a message in a uint16 archive of SOURCE; every other exception is a failure."""
+    """The fate of a message in a uint16 archive of SOURCE; any other exception is a failure."""
     try:
         record = decode(message)
         if not isinstance(record, Lumisection):
@@ -65,7 +65,7 @@ def fate(message: Message) -> str:
 
 
 def bounded_fate(message: Message) -> str:
-    """The same, with an eye on memory and time."""
+    """The same, with bounds on memory and time."""
     tracemalloc.start()
     began = time.perf_counter()
     try:
@@ -92,7 +92,7 @@ def test_each_kind_has_its_fate_and_takes_little(name: str, seed: int) -> None:
 @settings(max_examples=500, deadline=None)
 @given(data=st.data())
 def test_any_damage_behind_a_right_checksum_is_refused_or_read(data: st.DataObject) -> None:
-    """Hypothesis chooses the bytes, where seeds chose them in the corpus."""
+    """Hypothesis chooses the damaged bytes, which seeds choose in the corpus."""
     whole, more = Draw(np.random.default_rng(data.draw(st.integers(0, 3))), 1).any_value()
     damaged = bytearray(whole)
     for _ in range(data.draw(st.integers(1, 5))):
@@ -125,7 +125,7 @@ def test_a_small_buffer_that_tells_of_terabytes_takes_no_memory(listed: int) -> 
 
 @pytest.mark.parametrize("dtype", ["float32", "uint16"])
 def test_the_next_good_message_is_stored_without_a_broker_too(dtype: str, tmp_path: Path) -> None:
-    """A float32 archive takes what a uint16 one refuses: large and broken counts."""
+    """A float32 archive accepts large and fractional counts, which a uint16 one refuses."""
     sent = list(corpus(11, 600, GOOD_EVERY))
     messages = [Message(0, offset, one.key, one.value, one.headers) for offset, one in enumerate(sent)]
     archive = Archive.create(tmp_path / "A", dtype=dtype, source=SOURCE)
@@ -157,7 +157,7 @@ def send(bootstrap: str, topic: str, messages: Sequence[Sent]) -> None:
 
 
 def check_letters(bootstrap: str, topic: str, messages: Sequence[Sent], dead: set[int]) -> None:
-    """Each dead message, and no other, lies whole on the dead-letter topic, with where it was and why it is dead."""
+    """Each dead message, and no other, is whole in the dead-letter topic, with its place and its reason."""
     found = set()
     for letter in read_letters(bootstrap, f"{topic}.deadletter"):
         sent = messages[letter.offset]
@@ -169,7 +169,7 @@ def check_letters(bootstrap: str, topic: str, messages: Sequence[Sent], dead: se
 
 
 def good_contents(messages: Sequence[Sent]) -> Counter[tuple[int, int, int]]:
-    """(run, lumisection, content) of each good message, made anew from its index."""
+    """(run, lumisection, content) of each good message, computed again from its index."""
     found: Counter[tuple[int, int, int]] = Counter()
     for index in range(0, len(messages), GOOD_EVERY):
         draw = Draw(np.random.default_rng(0), index)

@@ -1,4 +1,4 @@
-"""README: a kill at any step loses nothing and repeats nothing; what was filed is on the disk before Kafka is told."""
+"""README: a kill at any step loses nothing and repeats nothing; rows are on the disk before offsets are committed to Kafka."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ RUNS, LENGTH = 3, 30
 
 
 def assert_equals_oracle(archive: Path, letters: Path, sent: Sequence[Message]) -> int:
-    """The archive holds of every offset below next_offset just what it should, and nothing else. Returns next_offset."""
+    """The archive holds exactly what it should of every offset below next_offset. Returns next_offset."""
     if not Archive.exists(archive):
         return 0
     head = Archive.open(archive)
@@ -71,7 +71,7 @@ def assert_equals_oracle(archive: Path, letters: Path, sent: Sequence[Message]) 
 
 @pytest.mark.timeout(scaled(600, 3600))
 def test_a_kill_at_any_step_loses_nothing_and_repeats_nothing(tmp_path: Path) -> None:
-    """Writers are killed one after another until the feed is filed, in archive after archive; the oracle is what was sent."""
+    """Writers are killed one after another until the feed is filed, in several archives; compared with what was sent."""
     rng = random.Random(20)
     sent = messages(RUNS, LENGTH)
     killed: Counter[str] = Counter()
@@ -96,7 +96,7 @@ def test_a_kill_at_any_step_loses_nothing_and_repeats_nothing(tmp_path: Path) ->
 
 
 class _Recorder:
-    """Notes what happens in which order."""
+    """Records events in their order."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.events: list[str] = []
@@ -139,7 +139,7 @@ def test_what_is_filed_is_on_the_disk_before_the_feed_is_told(tmp_path: Path, mo
 
 
 def _fail_sync(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    """Have the disk report an error at the sync of that number, from 0, and at those after it."""
+    """Let the disk report an error at the sync of this number (from 0) and at all later ones."""
     real, done = Lock.sync, itertools.count()
 
     def sync(lock: Lock) -> None:
@@ -154,7 +154,7 @@ def _fail_sync(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
 def test_a_commit_that_the_disk_did_not_take_is_withdrawn_and_filed_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, filed_before: int
 ) -> None:
-    """Nobody is told of it, and nobody builds on it: the kernel may have dropped its pages, and report them no more."""
+    """Nothing is built on it or committed to Kafka: the kernel may have dropped its pages without a further error."""
     archive = Archive.create(tmp_path / "A", source=SOURCE)
     sent = messages(1, 10)
     feed = InProcessFeed(FEED, lambda: iter(sent))
@@ -205,7 +205,7 @@ def test_nothing_is_built_on_a_commit_whose_writer_ended_before_the_disk_had_it(
 def test_a_commit_whose_answer_was_lost_is_found_by_reading_the_head_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, landed: bool
 ) -> None:
-    """A store that drops the answer: icechunk raises, although the commit is there. One that did not land is an error."""
+    """The store drops the answer: icechunk raises, although the commit landed. A commit that did not land is an error."""
     archive = Archive.create(tmp_path / "A", source=SOURCE)
     real, lost = icechunk.Session.commit, []
 

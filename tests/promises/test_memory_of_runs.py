@@ -1,4 +1,4 @@
-"""README: a learner that dies resumes to the same bits, a replay gives them again, and on the null stream all is at chance."""
+"""README: a learner that dies resumes to the same bits, a replay repeats them; the null stream stays at chance."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def null(tmp_path_factory: pytest.TempPathFactory) -> Archive:
 def test_on_the_null_stream_everything_is_at_chance(
     strategy: str, recipe: dict[str, int], null: Archive, tmp_path: Path
 ) -> None:
-    """Nothing differs but luminosity. Neighbours share it, so four lumisections count as one in the interval (99.9 %)."""
+    """Runs differ in luminosity only. Neighbours share it, so four lumisections count as one in the interval (99.9 %)."""
     found = replay(null, tmp_path, LearnerSettings(strategy=strategy, recipe=recipe))
     tested = np.full(4, 60)
     accuracies = {strategy: found["average_accuracy"], **found["baselines"]}

@@ -1,4 +1,4 @@
-"""README: runs as they are really taken go from import to report without a wrong word.
+"""README: runs under real conditions go from import to report without a wrong statement.
 
 Short runs, levelled pileup, empty and truncated lumisections; a readout box and channels that do fail.
 """
@@ -25,14 +25,14 @@ from tests.scale import scaled
 
 DEPTHS = scaled(1, 7)
 NOISE = re.compile(r"[a-z]Warning\b|Traceback|\b[nN]a[nN]\b|\b[iI]nf(inity)?\b")
-"""What no output may hold: warnings of a library, and numbers that are none."""
+"""What no output may contain: warnings of a library, and NaN."""
 BOX = {(ieta, iphi) for ieta in range(1, 33) for iphi in range(15, 19)}
 """Channels of RBX +5, at .8 in the last two runs."""
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Files of the campaign, and archive A of them."""
+    """Files of the campaign, imported into archive A."""
     made = tmp_path_factory.mktemp("campaign")
     for plan in campaign.campaign():
         campaign.write(made / "files", plan, DEPTHS)
@@ -42,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def flags(folder: Path) -> dict[str, Any]:
-    """What `flags` tells of each run, by run, after all were learnt."""
+    """The flags of each run, by run, after all were learnt."""
     learnt = quiet("learn", "--archive", folder / "A", "--strategy", "statistical")
     assert learnt["runs"] == [380105, 380115, 380120, 380125]
     told = quiet("flags", "--archive", folder / "A", "--out", folder / "flags.csv")
@@ -50,7 +50,7 @@ def flags(folder: Path) -> dict[str, Any]:
 
 
 def quiet(*arguments: object) -> dict[str, Any]:
-    """The result of a command that says nothing wrong on the way."""
+    """The result of a command, whose output has none of NOISE."""
     done = dqmstream(*arguments, "--json")
     assert done.returncode == 0, done.stderr
     assert not NOISE.search(done.stdout + done.stderr), done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""Disorder: whatever comes late, twice, revised or interleaved, and wherever ingest is restarted, the archive is right.
+"""Disorder: lumisections come late, twice, revised or interleaved, ingest restarts anywhere, and the archive is right.
 
 A plain dictionary is the oracle: what each lumisection's revisions are, what was a duplicate, and how each run ended.
 """
@@ -34,7 +34,7 @@ SCALE = 20 if os.environ.get("DQMSTREAM_SOAK") == "1" else 1
 
 @dataclass(frozen=True)
 class Event:
-    """What the data acquisition sends. what: start, stop, or the seed of a lumisection's content."""
+    """A message of the data acquisition. what: start, stop, or the seed of a lumisection's content."""
 
     run: int
     what: str | int
@@ -59,7 +59,7 @@ def whole(run: int, numbers: Iterable[int]) -> list[Event]:
 
 @dataclass
 class Oracle:
-    """What should be in the archive after events in the order of their filing."""
+    """The expected archive after events in the order of their filing."""
 
     revisions: dict[tuple[int, int], list[int]] = field(default_factory=dict)
     """Seeds of (run, lumisection), in the order of filing."""
@@ -67,7 +67,7 @@ class Oracle:
     duplicates: dict[int, int] = field(default_factory=dict)
     stopped: set[int] = field(default_factory=set)
     appeared: dict[int, dict[int, bool]] = field(default_factory=dict)
-    """Of each partition the runs that began there, in order, and whether a row of it lies there."""
+    """By partition, the runs that began there, in order, and whether a row of them lies there."""
 
     def file(self, event: Event, partition: int = 0) -> None:
         appeared = self.appeared.setdefault(partition, {})
@@ -97,7 +97,7 @@ class Oracle:
 
 
 def check(archive: Archive, oracle: Oracle) -> None:
-    """Assert that the archive holds what the oracle says, no more and no less."""
+    """Assert that the archive holds exactly what the oracle says."""
     check_tiling(archive)
     summaries = {s.run: (s.lumisections, s.rows, s.duplicates, s.complete) for s in archive.runs()}
     assert summaries == oracle.summaries()
@@ -121,7 +121,7 @@ class NoLetters:
 
 
 class Scripted:
-    """A feed of several partitions, that gives one slice a poll: (partition, messages), in the order of the script."""
+    """A feed of several partitions that returns one slice a poll: (partition, messages), in the order of the script."""
 
     name = FEED
     exhausted = True
@@ -162,7 +162,7 @@ def ingest(archive: Archive, feed: object, max_rows: int = 1024) -> Ingest:
 
 
 def file_all(archive: Archive, events: Sequence[Event], kept: Sequence[int] = ()) -> Archive:
-    """Ingest the events of one partition. kept: at each, a worker that ends after so many polls without a drain."""
+    """Ingest the events of one partition. kept: for each number, a worker that ends after so many polls without a drain."""
     messages = as_messages(events)
     for polls in kept:
         loop = ingest(archive, InProcessFeed(FEED, lambda: iter(messages), max_records=3), max_rows=2)
@@ -218,7 +218,7 @@ EVENTS = st.builds(
 
 @pytest.fixture(scope="module")
 def template() -> Iterable[Path]:
-    """An empty archive to copy, which is quicker than to make one."""
+    """An empty archive to copy, which is faster than creating one."""
     folder = Path(tempfile.mkdtemp())
     Archive.create(folder / "A", source=SOURCE)
     yield folder
@@ -248,7 +248,7 @@ def test_any_order_with_restarts_gives_what_a_dictionary_gives(template: Path, e
     restarts=st.sets(st.integers(0, 7), max_size=3),
 )
 def test_a_run_in_two_partitions_is_one_run(template: Path, pieces: list[tuple[int, list[Event]]], restarts: set[int]) -> None:
-    """The producer's partitioner changed, say. What is filed last is the newest, wherever it lies."""
+    """As when the producer's partitioner was changed. The row filed last is the newest, in whichever partition."""
     archive, oracle = fresh(template), Oracle()
     partitions: dict[int, list[Event]] = {0: [], 1: []}
     for partition, events in pieces:
@@ -271,7 +271,7 @@ def test_a_run_in_two_partitions_is_one_run(template: Path, pieces: list[tuple[i
 
 
 def test_two_workers_that_take_turns_agree(tmp_path: Path) -> None:
-    """Each has its own index of what is stored; what the other filed is a duplicate all the same."""
+    """Each has its own index of the stored rows; rows that the other filed are recognised as duplicates."""
     archive, oracle = Archive.create(tmp_path / "A", source=SOURCE), Oracle()
     pieces = {0: [*data(1, [1, 2]), *data(1, [3])], 1: [*data(1, [2, 3]), *data(1, [3], seed=1)]}
     messages = {partition: as_messages(events, partition) for partition, events in pieces.items()}
@@ -292,7 +292,7 @@ def test_two_workers_that_take_turns_agree(tmp_path: Path) -> None:
 
 @pytest.mark.kafka
 def test_disorder_through_a_broker_with_a_restart(bootstrap: str, topic: str, tmp_path: Path) -> None:
-    """All scenarios one after another, each with runs of its own, on two partitions; the worker is restarted in between."""
+    """All scenarios one after another, each with its own runs, on two partitions; the worker is restarted in between."""
     create_topic(bootstrap, topic, 2)
     events = [
         Event(10 * place + event.run, event.what, event.number)

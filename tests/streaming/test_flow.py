@@ -1,4 +1,4 @@
-"""Flow: a slow disk never grows memory, polling goes on meanwhile, and nothing is lost for it."""
+"""Flow control: with a slow disk memory stays bounded, polling goes on, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FEED = "hcal@cluster.topic"
 
 
 class SlowDisk(ArchiveWriter):
-    """Files nothing until it is let."""
+    """Files nothing until `free` is set."""
 
     def __init__(self, archive: Archive) -> None:
         super().__init__(archive)
@@ -36,7 +36,7 @@ class SlowDisk(ArchiveWriter):
 
 
 class CountedFeed(InProcessFeed):
-    """Counts how often it is polled, held or not."""
+    """Counts its polls, held or not."""
 
     polls = 0
 

@@ -1,4 +1,4 @@
-"""Messages of a run that was imported: those of another data set never become its revisions."""
+"""Messages of an imported run: those of another data set never become its revisions."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from tests.maps import SOURCE, check_tiling, lumisection, row
 FEED = "hcal@cluster.topic"
 RUN = 355400
 BLANK = 2
-"""A lumisection without a count, whose maps are the same in all data sets."""
+"""A lumisection without counts: its map is the same in all data sets."""
 
 
 def sent(numbers: range, *, seed: int = 0, source: str = SOURCE, run: int = RUN) -> list[Lumisection]:
-    """What comes as messages; with seed 0 the maps of the file."""
+    """Lumisections that come as messages; with seed 0 they have the maps of the file."""
     records = [lumisection(run, number, seed=seed, source=source, n_events=np.nan) for number in numbers]
     return [replace(r, occupancy=np.zeros_like(r.occupancy)) if r.lumisection == BLANK else r for r in records]
 
@@ -43,7 +43,7 @@ def imported(folder: Path, dataset: str, source: str = SOURCE) -> Archive:
 
 
 def file(archive: Archive, records: Sequence[Lumisection], *, max_records: int = 500) -> tuple[Archive, Ingest]:
-    """The archive after these messages, and the ingest that took them."""
+    """The archive after these messages, and the ingest that filed them."""
     messages = [Message(0, offset, *encode(record)) for offset, record in enumerate(records)]
     feed = InProcessFeed(FEED, lambda: iter(messages), max_records=max_records)
     loop = Ingest(feed, ArchiveWriter(archive), FolderDeadLetters(archive.path.parent / "L"), topic="hcal")

@@ -1,4 +1,4 @@
-"""The ingest loop over an in-process feed: every offset accounted for, whatever the messages are."""
+"""Ingest of an in-process feed: every offset is accounted for, whatever the messages are."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def ingest(archive: Archive, feed: object, **flags: object) -> Ingest:
 
 
 def run_dry(loop: Ingest) -> None:
-    """Step until an assigned feed gives nothing more, then file the rest."""
+    """Step until the feed gives nothing more, then file the rest."""
     loop.step(0)
     while loop.step(0) or loop.held:
         pass
@@ -63,7 +63,7 @@ def archive(tmp_path: Path) -> Archive:
 
 
 def unnamed(archive: Archive) -> Archive:
-    """An archive beside it that has no source yet: few rows are read and not filed."""
+    """Another archive without a source: it files no row until many have come."""
     return Archive.create(archive.path.with_name("unnamed"))
 
 

@@ -71,7 +71,7 @@ class Kept:
 def test_a_flood_of_refused_messages_is_kept_letter_by_letter_and_logged_in_a_few_lines(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The clock stands, so nothing is filed for want of time: a full room is due at once, rows or not."""
+    """The clock stands still, so no batch is due by time: a full one is due at once, with rows or without."""
     count, kept = 6 * 64, Kept()
     feed = InProcessFeed("hcal", lambda: (Message(0, offset, None, b"x") for offset in range(count)), max_records=32)
     archive = Archive.create(tmp_path / "A")

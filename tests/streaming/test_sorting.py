@@ -1,4 +1,4 @@
-"""Messages that are taken together become what each would become alone, whatever is among them."""
+"""Messages that are sorted together become the same as one by one, in any mixture."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def with_count(count: float) -> Callable[[Draw], Made]:
 
 
 def with_events_and_count(n_events: float, count: float) -> Callable[[Draw], Made]:
-    """A largest count that is, or is not, one that so many events can give."""
+    """A largest count that these events can, or cannot, give."""
 
     def make(draw: Draw) -> Made:
         counts = np.minimum(draw.counts, np.float32(count))
@@ -83,7 +83,7 @@ def traced(draw: Draw) -> Made:
     return draw.key, value, signed(value, ("trace", b"1"))
 
 
-LAID_OUT_ALIKE: list[Callable[[Draw], Made]] = [
+OF_ONE_LAYOUT: list[Callable[[Draw], Made]] = [
     *(with_number(name, number) for name in ("run", "lumisection") for number in (0, -1, 2**31 - 1, 2**31, 2**40)),
     *map(with_events, (0.0, -0.0, -1.0, np.inf, -np.inf, np.nan, NAN_WITH_A_PAYLOAD, 5e-324, 900.0, 3e6, 3e6 + 1, 1e300)),
     *map(with_events_and_count, (900.0, 900.0, 1.5e6, np.nan, np.nan), (901.0, 902.0, 1.4e6, 3e6, 3_000_001.0)),
@@ -94,11 +94,11 @@ LAID_OUT_ALIKE: list[Callable[[Draw], Made]] = [
     with_a_byte_flipped,
     traced,
 ]  # fmt: skip
-"""Of one length and layout, since nothing but values and envelopes differs; some are right and some are not."""
+"""Messages of one length and layout, which differ in values and envelopes; some are valid and some are not."""
 
 
 def mixture(seed: int, size: int) -> list[Message]:
-    """Good messages, such as are laid out like them, and hostile ones of every kind."""
+    """Good messages, others of the same layout, and hostile ones of every kind."""
     rng = np.random.default_rng(seed)
     hostile = iter(corpus(seed, size, 3))
     found = []
@@ -109,7 +109,7 @@ def mixture(seed: int, size: int) -> list[Message]:
             sent = next(hostile)
             key, value, headers = sent.key, sent.value, sent.headers
         elif choice < 0.5:
-            key, value, headers = LAID_OUT_ALIKE[int(rng.integers(len(LAID_OUT_ALIKE)))](draw)
+            key, value, headers = OF_ONE_LAYOUT[int(rng.integers(len(OF_ONE_LAYOUT)))](draw)
         else:
             key, value, headers = plain(draw, draw.da00())
         timestamp_ms = int(rng.choice([0, 1_650_000_000_123, -5, 2**62]))
@@ -126,7 +126,7 @@ def alone(sorter: Sorter, message: Message) -> Any:
 
 
 def told(row: Row) -> tuple[object, ...]:
-    """All that a row says, bit for bit."""
+    """All fields of a row, bit for bit."""
     values = (getattr(row, field.name) for field in dataclasses.fields(row))
     return tuple(_bits(value) for value in values)
 
@@ -138,9 +138,9 @@ def _bits(value: Any) -> object:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "uint16"])
-def test_each_that_is_laid_out_alike_becomes_what_it_becomes_alone(dtype: str, tmp_path: Path) -> None:
+def test_messages_of_one_layout_become_the_same_together_and_alone(dtype: str, tmp_path: Path) -> None:
     sorter = Sorter(Archive.create(tmp_path / "A", dtype=dtype), crc_required=True)
-    for make in LAID_OUT_ALIKE:
+    for make in OF_ONE_LAYOUT:
         draws = [Draw(np.random.default_rng(index), index) for index in range(3 * sorting.FEWEST_IN_TABLE)]
         made = [make(draw) if draw.index % 5 == 2 else plain(draw, draw.da00()) for draw in draws]
         messages = [Message(0, offset, *one, 1_650_000_000_123) for offset, one in enumerate(made)]
@@ -167,7 +167,7 @@ def test_in_any_mixture_a_row_is_the_row_that_it_is_alone(
 def test_values_that_no_lumisection_has_become_no_row_and_all_others_do(
     few: bool, dtype: str, max_events: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By which way messages go makes no difference, nor does a float64 map that is rounded."""
+    """The same together and one by one; float64 maps are rounded."""
     monkeypatch.setattr(sorting, "FEWEST_IN_TABLE", 10**9 if few else 2)
     sorter = Sorter(Archive.create(tmp_path / "A", dtype=dtype), crc_required=True, max_events=max_events)
     most = min(float(max_events), np.inf if dtype == "float32" else 65535.0)
@@ -210,7 +210,7 @@ def test_float64_maps_of_several_depths_are_taken_together_too(tmp_path: Path) -
     assert [told(rows[m.offset]) for m in made] == [told(alone(sorter, m)) for m in made]
 
 
-def test_a_few_are_not_worth_it_and_what_is_laid_out_otherwise_is_left(tmp_path: Path) -> None:
+def test_few_messages_and_those_of_another_layout_are_left_to_be_sorted_alone(tmp_path: Path) -> None:
     sorter = Sorter(Archive.create(tmp_path / "A"), crc_required=True)
     draws = [Draw(np.random.default_rng(index), index) for index in range(40)]
     messages = [Message(0, draw.index, *plain(draw, draw.da00())) for draw in draws]
@@ -221,7 +221,7 @@ def test_a_few_are_not_worth_it_and_what_is_laid_out_otherwise_is_left(tmp_path:
 
 
 def filed(folder: Path, messages: Sequence[Message], dtype: str) -> tuple[object, ...]:
-    """All that is left of the messages: rows, control entries, letters, counts."""
+    """What the messages became: rows, control entries, dead letters, counts."""
     archive = Archive.create(folder / "A", dtype=dtype, source=SOURCE)
     letters = FolderDeadLetters(folder / "letters")
     files = Filer(
@@ -243,7 +243,7 @@ def filed(folder: Path, messages: Sequence[Message], dtype: str) -> tuple[object
 
 @pytest.mark.parametrize("dtype", ["float32", "uint16"])
 @pytest.mark.parametrize("seed", range(3))
-def test_the_archive_is_the_same_with_and_without_the_short_cut(
+def test_the_archive_is_the_same_whether_messages_are_sorted_together_or_alone(
     seed: int, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     messages = mixture(seed, 500)

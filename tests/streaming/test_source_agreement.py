@@ -1,4 +1,4 @@
-"""A new archive believes no single message about its source: rows wait until many agree, or a person has said."""
+"""A single message does not name an archive's source: rows wait until many agree, or the operator has named it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def of(source: str, numbers: range) -> list[Lumisection]:
 
 @contextmanager
 def filing(archive: Archive, sent: Sequence[Message], **settings: object) -> Iterator[Ingest]:
-    """An ingest that has read all of it that is not filed yet."""
+    """An ingest that has read all messages that are not filed yet."""
     filed = archive.refresh().next_offset(FEED, 0) or 0
     feed = InProcessFeed(FEED, lambda: iter(sent), max_records=16)
     loop = Ingest(
@@ -65,19 +65,19 @@ def archive(tmp_path: Path) -> Archive:
     return Archive.create(tmp_path / "A")
 
 
-@pytest.mark.parametrize("strangers", [1, 5])
-def test_strangers_that_come_first_are_the_dead_letters_and_all_real_rows_are_filed(archive: Archive, strangers: int) -> None:
-    sent = messages(of(OTHER, range(1, 1 + strangers)) + of(SOURCE, range(101, 301)))
+@pytest.mark.parametrize("foreign", [1, 5])
+def test_foreign_rows_that_come_first_become_dead_letters_and_all_others_are_filed(archive: Archive, foreign: int) -> None:
+    sent = messages(of(OTHER, range(1, 1 + foreign)) + of(SOURCE, range(101, 301)))
     with filing(archive, sent) as loop:
         assert loop.drain()
     assert archive.refresh().source == SOURCE
     assert numbers(archive) == list(range(101, 301))
-    assert dead(archive) == list(range(strangers))
+    assert dead(archive) == list(range(foreign))
     check_tiling(archive.refresh())
 
 
 def test_rows_too_few_to_agree_wait_unfiled_are_told_and_are_filed_when_more_have_come(archive: Archive) -> None:
-    """Also over a restart, since no offset of theirs was passed; one that comes twice counts once."""
+    """Also after a restart, since none of their offsets was passed; a lumisection that comes twice counts once."""
     few = of(SOURCE, range(1, AGREEING)) + of(SOURCE, range(1, 4))
     with filing(archive, messages(few)) as loop:
         assert loop.drain()
@@ -101,7 +101,7 @@ def test_what_comes_before_the_first_row_that_names_a_source_does_not_wait(archi
     assert (numbers(archive), dead(archive)) == ([1, 2], [0])
 
 
-def test_a_source_that_is_given_is_believed_at_once(archive: Archive) -> None:
+def test_a_source_that_the_operator_names_is_used_at_once(archive: Archive) -> None:
     with filing(archive, messages(of(OTHER, range(1, 40)) + of(SOURCE, range(40, 41))), source=SOURCE) as loop:
         assert loop.drain()
     assert archive.refresh().source == SOURCE
@@ -124,7 +124,7 @@ def test_no_more_waits_for_an_agreement_than_has_room(archive: Archive) -> None:
         loop.drain()
 
 
-def test_another_worker_s_word_is_taken(archive: Archive) -> None:
+def test_the_source_that_another_worker_settled_is_accepted(archive: Archive) -> None:
     """Two workers of a new archive, of which one has many rows."""
     with filing(archive, messages(of(SOURCE, range(1, 4)))) as loop:
         assert loop.drain() and loop.waiting == 3
@@ -143,7 +143,7 @@ def test_another_worker_s_word_is_taken(archive: Archive) -> None:
 
 
 def test_a_source_that_fits_none_of_many_ends_the_service_before_an_offset_is_passed(tmp_path: Path) -> None:
-    """As a mistyped --source; the second form is an archive that has rows already, from elsewhere."""
+    """As after a typing error in --source; then for an archive that has rows of another feed."""
     mistyped = Archive.create(tmp_path / "A", source=OTHER)
     sent = messages(of(SOURCE, range(1, 1 + AGREEING)))
     told = rf"none of the {AGREEING} lumisections .* '{OTHER}': there are {AGREEING} of '{SOURCE}'.* remove this archive"
@@ -157,7 +157,7 @@ def test_a_source_that_fits_none_of_many_ends_the_service_before_an_offset_is_pa
 
 
 @pytest.mark.parametrize("sources", [[OTHER] * 40 + [SOURCE], [OTHER, "/a#b"] * 20 + [SOURCE]])
-def test_strangers_ahead_of_a_row_that_fits_are_dead_letters_however_many(tmp_path: Path, sources: list[str]) -> None:
+def test_foreign_rows_before_one_that_fits_become_dead_letters_however_many(tmp_path: Path, sources: list[str]) -> None:
     archive = Archive.create(tmp_path / "A", source=SOURCE)
     sent = messages([lumisection(7, 1 + k, source=source) for k, source in enumerate(sources)])
     with filing(archive, sent) as loop:
@@ -169,7 +169,7 @@ def test_strangers_ahead_of_a_row_that_fits_are_dead_letters_however_many(tmp_pa
     assert (numbers(archive), dead(archive)) == ([41], [*range(40), *range(41, 81)])
 
 
-def test_few_strangers_wait_are_told_at_the_end_and_are_dead_letters_where_it_is_said_so(tmp_path: Path) -> None:
+def test_few_foreign_rows_wait_are_reported_at_the_end_and_become_dead_letters_with_accept_others(tmp_path: Path) -> None:
     archive = Archive.create(tmp_path / "A", source=SOURCE)
     sent = messages(of(OTHER, range(1, 4)) + of("", range(101, 103)))
     with filing(archive, sent) as loop:
@@ -190,7 +190,7 @@ def test_many_of_different_sources_of_which_none_fits_end_the_service(tmp_path: 
 
 
 class Ending(InProcessFeed):
-    """A feed that ends for good when it has given all: its topic was made again."""
+    """A feed that ends for good after its last message: its topic was made again."""
 
     def poll(self, timeout_s: float) -> Polled:
         polled = super().poll(timeout_s)

@@ -1,4 +1,4 @@
-"""The client that a feed makes, for tests in which it meets what a broker or a rebalance does to it."""
+"""Access to the client of a feed, for tests in which something happens to it."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def old_batch(offset: int, values: Sequence[bytes], magic: int, codec: int) -> b
 
 
 def absolute(offset: int, values: Sequence[bytes], codec: int) -> bytes:
-    """A message of format 0 that wraps others: their offsets are the log's own, and lz4's frame has the checksum of old."""
+    """A message of format 0 that wraps others: offsets are absolute, and an lz4 frame has the old, wrong checksum."""
     plain = old_batch(offset, values, 0, 0)
     inner = {1: gzip.compress, 2: cramjam.snappy.compress_raw, 3: lz4.frame.compress}[codec](plain)
     inner = bytearray(bytes(inner))
@@ -52,7 +52,7 @@ def absolute(offset: int, values: Sequence[bytes], codec: int) -> bytes:
 
 
 def formats() -> Iterator[tuple[str, Callable[[int, Sequence[bytes]], bytes]]]:
-    """How each format and codec lays out values from an offset on, if they pack: the builder leaves the codec out if not."""
+    """By format and codec, how values from an offset on are laid out. They must pack well, or the builder omits the codec."""
     for codec, name in enumerate(("none", "gzip", "snappy", "lz4", "zstd")):
         yield f"2-{name}", partial(batch, codec=codec)
         if codec < 4:

@@ -1,4 +1,4 @@
-"""Dead letters on a broker: what is written of a message, whole or cut, is what is read and sent back."""
+"""Dead letters on a broker: what is written of a message, whole or cut, is read and sent again."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def letter(offset: int, value: bytes | None = b"v", **flags: object) -> DeadLett
 
 
 def send_nothing(done: int, total: int) -> None:
-    """No bar."""
+    """Progress that shows nothing."""
 
 
 @settings(deadline=None)
@@ -108,7 +108,7 @@ def test_a_missing_topic_and_an_unknown_key_are_told(bootstrap: str, topic: str)
 
 @pytest.mark.kafka
 def test_a_topic_with_little_room_still_gets_where_and_why(bootstrap: str, topic: str) -> None:
-    """Whole, then the head of it, then nothing but where it lay and why it is dead."""
+    """The whole message, then its head, then only its place and its reason."""
     create_topic(bootstrap, topic, 1, {"max.message.bytes": "3000"})
     letters = KafkaDeadLetters(bootstrap, topic)
     noise = np.random.default_rng(0).bytes(9000)  # which does not compress
@@ -186,7 +186,7 @@ def test_letters_are_kept_for_ever_and_a_topic_that_deletes_them_is_told(
 
 @pytest.mark.kafka
 def test_a_stranger_s_record_among_the_letters_hides_none(bootstrap: str, topic: str) -> None:
-    """Not even with a header whose name is no text, at which the client's own reader gives up the batch."""
+    """Even if a header's name is not UTF-8, at which the client's own reader gives up the batch."""
     letters = KafkaDeadLetters(bootstrap, topic)
     for offset in (1, 2):
         letters.put([DeadLetter("hcal@x", "hcal", Message(0, offset, None, b"v"), "why")])

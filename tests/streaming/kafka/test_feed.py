@@ -162,7 +162,7 @@ def test_a_client_that_no_longer_reads_is_told(bootstrap: str, topic: str, monke
 def test_a_topic_made_again_longer_is_noticed_before_its_first_message_is_given_out(
     bootstrap: str, topic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody polls meanwhile, and the metadata that the client holds are still the old ones: it reads on in silence."""
+    """Nobody polls meanwhile, and the client's metadata are still the old ones: it reads on in silence."""
     made = recorded(monkeypatch)
     create_topic(bootstrap, topic, 1)
     send(bootstrap, topic, VALUES[:3])
@@ -234,7 +234,7 @@ def test_partitions_that_are_taken_away_while_what_was_read_waits_leave_nothing_
 def test_an_open_transaction_is_where_reading_ends_and_is_told(
     bootstrap: str, topic: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Also of what others sent meanwhile, outside of it: all is read once it has ended."""
+    """Also for messages that others sent meanwhile: all are read once it has ended."""
     create_topic(bootstrap, topic, 1)
     send(bootstrap, topic, VALUES[:2])
     with closing(KafkaProducer(bootstrap_servers=bootstrap, transactional_id=topic)) as producer:

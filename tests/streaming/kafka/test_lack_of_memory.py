@@ -1,4 +1,4 @@
-"""Lack of memory is no fault of a message: it passes no offset, and is told in one line with an exit code of its own."""
+"""Lack of memory is not a message's fault: no offset is passed, and one line with its own exit code says so."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Our reader of da00 buffers against the library that writes them, on whole and on damaged buffers."""
+"""The reader of da00 buffers compared with the library that writes them, on whole and damaged buffers."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_what_the_library_writes_is_read_as_the_library_reads_it(source: str, ti
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2**40), st.floats(width=32, allow_nan=False)), min_size=2))
 def test_what_was_read_before_changes_nothing(sent: list[tuple[int, int, float]]) -> None:
-    """A reader that remembers layouts reads as one that has seen nothing; buffers of other layouts may be as long."""
+    """A reader that remembers layouts reads like a new one, also if buffers of other layouts are as long."""
     used = da00_buffer.Reader()
     for kind, number, real in sent:
         first, second = ("run", "n_events") if kind % 2 else ("n_events", "run")
@@ -85,7 +85,7 @@ def test_what_was_read_before_changes_nothing(sent: list[tuple[int, int, float]]
 @settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_a_damaged_buffer_teaches_nothing_wrong(data: st.DataObject) -> None:
-    """A reader that met damage reads the next whole buffer as if it had not."""
+    """After damaged buffers a reader reads the next whole buffer like a new one."""
     whole = example()
     used = da00_buffer.Reader()
     damaged = bytearray(whole)
@@ -106,7 +106,7 @@ def test_a_damaged_buffer_teaches_nothing_wrong(data: st.DataObject) -> None:
 
 
 def test_values_that_lie_over_the_tables_are_no_pattern_for_other_buffers() -> None:
-    """The occupancy's bytes are made to begin in the middle of the tables: the buffer can be read, and must not be learnt."""
+    """The values of a variable overlap the tables: the buffer can be read, but its layout must not be remembered."""
     buffer = bytearray(example())
     layout = da00_buffer.find_layout(bytes(buffer))
     place = next(place for place in layout.places if place.name == "note")
@@ -124,7 +124,7 @@ def test_a_text_comes_as_its_bytes() -> None:
 @settings(max_examples=500, deadline=None)
 @given(st.data())
 def test_a_damaged_buffer_is_refused_or_read_within_itself(data: st.DataObject) -> None:
-    """Whatever the bytes are, only ValueError is raised and no more memory is taken than the buffer is long."""
+    """For any bytes only ValueError is raised, and memory stays in proportion to the buffer."""
     damaged = bytearray(example())
     head = st.integers(0, 400) | st.integers(len(damaged) - 700, len(damaged) - 1)
     for _ in range(data.draw(st.integers(1, 4))):

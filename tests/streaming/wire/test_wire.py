@@ -1,4 +1,4 @@
-"""The wire: what is sent comes back, and what is damaged is refused with its reason."""
+"""The wire: records come back as they were sent, and damaged messages are refused with a reason."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def message(record: object) -> Message:
 
 
 def signed(value: bytes, key: bytes | None = None, **headers: bytes) -> Message:
-    """A message whose checksum is right, whatever its value says."""
+    """A message with the right checksum of its value, which may be anything."""
     return Message(0, 0, key, value, [("crc32c", checksum(value)), *headers.items()])
 
 
@@ -54,7 +54,7 @@ def test_a_lumisection_survives_the_wire(
     np.testing.assert_array_equal([got.n_events, got.pileup], [np.nan if n_events is None else n_events, np.nan])
 
 
-def test_a_message_is_what_the_field_s_own_library_reads() -> None:
+def test_the_library_of_the_schema_reads_what_is_sent() -> None:
     key, value, headers = encode(lumisection(355456, 17))
     array = deserialise_da00(value)
     variables = {variable.name: variable for variable in array.data}

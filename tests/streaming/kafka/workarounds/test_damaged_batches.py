@@ -32,8 +32,7 @@ def log(batches: int, first: int = 100) -> list[bytes]:
 
 
 def read(segments: Sequence[bytes], start: int, end: int, *, fetches: int = 40) -> list[Message]:
-    """All that a fetcher hands out until `end`, fetching from its position on. segments: what the first, the second, ... fetch
-    finds; the last one stays."""
+    """All messages until `end`, fetching from the reader's position on. segments: what each fetch finds; the last one stays."""
     suspects, found = Suspects(), []
     for k in range(fetches):
         segment = segments[min(k, len(segments) - 1)]
@@ -48,7 +47,7 @@ def read(segments: Sequence[bytes], start: int, end: int, *, fetches: int = 40) 
 
 
 def serve(segment: bytes, start: int) -> bytes:
-    """What a broker sends: it follows the headers to the batch that ends at or behind start, and sends all from there."""
+    """A broker's answer: everything from the batch on that ends at or behind start, found by the headers."""
     at = 0
     while at + 27 <= len(segment):
         first = int.from_bytes(segment[at : at + 8], "big", signed=True)
@@ -61,7 +60,7 @@ def serve(segment: bytes, start: int) -> bytes:
 
 
 def check(found: Sequence[Message], first: int, end: int, damaged: set[int], value: Callable[[int], bytes] = value_of) -> None:
-    """Every offset at most once and in order, what is sound as it was sent, nothing unreadable or left out but what may be."""
+    """Every offset comes at most once, in order, and as it was sent; only damaged ones may be unreadable or missing."""
     offsets = [record.offset for record in found]
     assert offsets == sorted(set(offsets))
     assert set(range(first, end)) - damaged <= set(offsets) <= set(range(first, end))
@@ -153,7 +152,7 @@ def test_a_damaged_message_of_an_old_format_costs_what_it_holds_and_no_other(nam
 def test_what_is_no_fault_of_the_batch_passes_no_offset_of_it(
     name: str, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The batch before it is given out; the reader stands at its first offset, and reads it when the fault is gone."""
+    """The batch before it is read; the reader stays at its first offset, and reads it once the fault is gone."""
     segment = FORMATS[name](104, [wide(104 + k) for k in range(BATCH)])
     whole = log(1)[0] + segment
 

@@ -1,4 +1,4 @@
-"""Receiving in large pieces gives what was sent, and tells of the connection's end."""
+"""Receiving in large pieces returns what was sent, and the connection's end."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SENT = bytes(range(256)) * 4096
 
 
 def receive_all(sock: socket.socket) -> bytes:
-    """As the client does it: wait until the kernel says that there is something, and read."""
+    """As the client does it: wait until the socket is readable, and receive."""
     sock.setblocking(False)
     received = b""
     error = None

@@ -1,5 +1,4 @@
-"""A batch of records from anybody, of each codec: names of headers that are no text, batches that unpack to more than memory
-holds, and what is missing here in place of damaged."""
+"""Batches from anybody, in each codec: header names that are not UTF-8, batches that unpack to too much, missing codecs."""
 
 from __future__ import annotations
 
@@ -59,7 +58,7 @@ def test_a_batch_that_unpacks_to_too_much_is_refused(codec: int, monkeypatch: py
 
 @pytest.mark.parametrize("codec", PACKED)
 def test_a_batch_that_is_damaged_in_any_byte_or_was_cut_is_refused_as_damaged(codec: int) -> None:
-    """By no other error, since all others end the service. What a codec does not notice, the batch's checksum does."""
+    """With no other error, since all others end the service. What a codec does not notice, the batch's checksum does."""
     whole = packed(codec, bytes(range(256)) * 20)
     for cut in (1, 5, 20, len(whole) - 61):
         with pytest.raises(CorruptRecordError):
