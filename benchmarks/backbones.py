@@ -1,10 +1,10 @@
-"""What each backbone weighs and costs: parameters, operations, and milliseconds of a forward and a backward pass of an image.
+"""Size and cost of each published family: parameters, operations, and milliseconds of a forward and a backward pass an image.
 
     python -m benchmarks.backbones [--size tiny] [--shape 1 64 72] [--device cpu]
 
-Prints a table, and one JSON array as the last line of stdout. Times are medians over rounds in which all are timed in turn, on
-one thread, of batches of 16 with a head of 10 classes; operations are counted as `learners.gradient.flops` counts them.
-Takes a minute.
+Prints a table, and one JSON array as the last line of stdout. Times are medians over rounds in which all families are timed in
+turn, on one thread, with batches of 16 and a head of 10 classes; operations are counted as in `learners.gradient.flops`. It
+takes a minute.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ BATCH, CLASSES = 16, 10
 
 
 def pass_of(model: nn.Module, x_BCHW: Tensor) -> float:
-    """Seconds of a forward and a backward pass, with the gradients of all weights: the thread's own time, or a GPU's."""
+    """Seconds of a forward and a backward pass, with gradients of all weights: process time on a CPU, elapsed time on a GPU."""
     clock = time.perf_counter if x_BCHW.device.type == "cuda" else time.process_time
     model.zero_grad()
     began = clock()
@@ -35,7 +35,7 @@ def pass_of(model: nn.Module, x_BCHW: Tensor) -> float:
 
 
 def measure(shape: tuple[int, int, int], size: str, readout: str, rounds: int, device: torch.device) -> list[dict[str, object]]:
-    """Of each family: parameters without the head, features, GFLOP and ms an image."""
+    """For each family: parameters without the head, features, GFLOP and ms an image."""
     torch.manual_seed(0)
     x_BCHW = torch.randn(BATCH, *shape, device=device)
     channels, height, width = shape

@@ -1,21 +1,20 @@
-"""What a GPU makes of the deep learner: does it say the same, how fast does it train, where does the time go, is it worth it.
+"""The gradient strategies on a GPU: precision, training speed, where the time goes, and the cost of a run.
 
     python -m benchmarks.gpu --device cuda [--only PART ...]
 
-Prints one JSON object, the last line of stdout, of these parts; what is seen on the way goes to stderr:
+Prints one JSON object, the last line of stdout; progress goes to stderr. Its parts:
 
-* forward: largest difference of a network's logits from a CPU's, over the largest logit.
-* steps: images/s of training steps by the template (`teach` of a run's 100 steps, 40 of the large one, all that belongs to it
-  included), the same without recording, a bare loop of eager steps, one whose model went through torch.compile (its seconds
-  beside it), and of one whole step recorded as a CUDA graph and replayed with nothing between, which no launch holds up: the
-  ceiling.
-* experts: milliseconds of a forward and a backward of the experts alone, each computation eager and, where it can be, recorded.
-* profile: of the template's steps, kernels and copies a step, the share of the time in which the GPU computes, the five dearest
-  operations.
+* forward: largest difference of a network's logits from those on a CPU, over the largest logit.
+* steps: images/s of training steps: by the template, with and without recording (a training of 100 steps, 40 of the large
+  network, with all that belongs to it); by an eager loop, and by one with a compiled model (and the seconds of compiling); by a
+  whole step that is recorded as a CUDA graph and replayed with nothing in between, the ceiling.
+* experts: milliseconds of the experts' forward and backward pass, by each computation, eager and recorded where possible.
+* profile: of the template's steps, kernels and copies a step, share of the time in which the GPU computes, and the five most
+  expensive operations.
 * scores: images/s of a strategy's `scores`, and of its network alone.
-* runs: seconds of learning one more run by the default strategy, on this device and on the CPU.
+* runs: seconds in which the default strategy learns one more run, on this device and on the CPU.
 
-On a CPU it goes through the same at its own pace, to see that it runs (`--tiny`).
+`--tiny` runs all parts at small sizes, also on a CPU, as a test.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ LARGE = replace(OWN, dim=192, depth=6, heads=6)
 SIZES = {"default": OWN, "large": LARGE}
 BATCHES = (64, 256, 1024)
 COMPILED = (("default", "moe_vit", 64, False), ("default", "vit", 64, False), ("large", "moe_vit", 1024, True))
-"""Size, model, batch, bf16 of the few that are compiled: each takes as long as hundreds of trainings."""
+"""Size, model, batch and bf16 of the compiled steps: few, since compiling takes as long as hundreds of trainings."""
 
 
 def network(recipe: Recipe, device: torch.device) -> Network:
@@ -79,7 +78,7 @@ def wait(device: torch.device) -> None:
 
 
 def seconds(work: Callable[[], object], device: torch.device, repeats: int = 5) -> float:
-    """Of one call, the median; nothing is left over from the one before."""
+    """Median seconds of one call; each call ends before the next begins."""
     work()
     found = []
     for _ in range(repeats):
@@ -92,7 +91,7 @@ def seconds(work: Callable[[], object], device: torch.device, repeats: int = 5) 
 
 
 def forward(device: torch.device, tiny: bool) -> dict[str, Any]:
-    """Of 256 random lumisections. float32 also with TF32 for products of matrices, which torch has off by default."""
+    """Differences for 256 random lumisections; float32 also with TF32 in matrix products, which is off by default."""
     x = torch.randn(256, int(LIVE.sum()), generator=torch.Generator().manual_seed(SEED))
     found: dict[str, Any] = {
         "tf32_by_default": {"matmul": torch.backends.cuda.matmul.allow_tf32, "cudnn": torch.backends.cudnn.allow_tf32}
@@ -119,7 +118,7 @@ def forward(device: torch.device, tiny: bool) -> dict[str, Any]:
 
 
 class BareStep:
-    """A training step without the template, on the same batch again and again."""
+    """A training step without the template, always on the same batch."""
 
     def __init__(self, recipe: Recipe, device: torch.device, fused: bool = False, compiled: bool = False) -> None:
         self.recipe, self.device = recipe, device
@@ -143,7 +142,7 @@ class BareStep:
 
 
 def recorded(step: Callable[[], object]) -> torch.cuda.CUDAGraph:
-    """A step as a graph, after three as they are."""
+    """A step recorded as a CUDA graph, after three unrecorded calls."""
     stream_ = torch.cuda.Stream()
     stream_.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream_):
@@ -157,7 +156,7 @@ def recorded(step: Callable[[], object]) -> torch.cuda.CUDAGraph:
 
 
 def taught(recipe: Recipe, steps: int, device: torch.device, capture: bool, repeats: int = 3) -> tuple[float, bool]:
-    """Seconds of a training, the median, and whether it was recorded."""
+    """Median seconds of a training, and whether its steps were recorded."""
     model, drawn = network(recipe, device), lesson(recipe, steps, device)
     templates = []
 
@@ -236,7 +235,7 @@ def steps(device: torch.device, tiny: bool) -> list[dict[str, Any]]:
 
 
 def experts(device: torch.device, tiny: bool) -> list[dict[str, Any]]:
-    """Eight experts and two a token, by numbers of tokens."""
+    """Each computation of eight experts, two a token, by width, number of tokens and precision."""
     found = []
     for width, hidden in ((64, 128), (192, 384), (384, 1536)):
         for tokens in (256,) if tiny else (1024, 4096, 16384, 65536):
@@ -322,7 +321,7 @@ def count(events: list[Any], name: str, steps: int) -> float:
 
 
 def dearest(us: dict[str, float], steps: int) -> dict[str, float]:
-    """The five that take longest, with their names cut short."""
+    """The five that take longest, with names cut to 70 letters."""
     return {name[:70]: round(us[name] / steps, 1) for name in sorted(us, key=lambda name: -us[name])[:5]}
 
 
@@ -382,7 +381,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda", help="cuda, cpu")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--tiny", action="store_true", help="small sizes, to see that it runs")
+    parser.add_argument("--tiny", action="store_true", help="small sizes, as a test")
     asked = parser.parse_args()
     set_threads(1)
     warnings.filterwarnings("ignore", message=".*capturable=True.*")

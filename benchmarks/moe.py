@@ -1,9 +1,9 @@
-"""What a Mixture of Experts costs over one MLP of the same active operations, forward and backward, on this device.
+"""Cost of a Mixture of Experts over an MLP of as many active operations: a forward and a backward pass, on this device.
 
     python -m benchmarks.moe
 
-Prints one JSON array, the last line of stdout. Ratios are medians over rounds in which all are timed in turn, on one thread,
-each router with its balancing included; all else depends on the machine. Takes a minute.
+Prints one JSON array, the last line of stdout. Ratios are medians over rounds in which all layers are timed in turn, on one
+thread, each router with its balancing. Times depend on the machine, ratios hardly. It takes a minute.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from dqmstream.learners.networks.moe.config import MoEConfig
 from dqmstream.learners.networks.moe.layer import MoE
 
 SIZES = ({"tokens": 4096, "dim": 64, "hidden": 128}, {"tokens": 4096, "dim": 192, "hidden": 768})
-"""That of the default recipe at a batch of 128, and one of a larger model."""
+"""The default network at a batch of 128, and a larger one."""
 
 TOKENS_OF_ONE = 32
-"""A lumisection's tokens."""
+"""Tokens of one lumisection."""
 
 
 def measure(tokens: int, dim: int, hidden: int, rounds: int, device: torch.device) -> dict[str, object]:
-    """Milliseconds of the MLP, and of each layer over it: the median of the rounds' ratios, and half of them lie between."""
+    """Milliseconds of the MLP; for each layer, the time over the MLP's: median and quartiles over the rounds."""
     default = MoEConfig()
     torch.manual_seed(0)
     mlp = Mlp(dim, default.top_k * hidden).to(device)
@@ -57,10 +57,10 @@ def measure(tokens: int, dim: int, hidden: int, rounds: int, device: torch.devic
 
 
 def _step(layer: nn.Module, tokens: int, dim: int, device: torch.device) -> Callable[[], float]:
-    """Seconds of a forward and a backward, gradients of input and weights."""
+    """A function that returns the seconds of a forward and a backward pass, with gradients of input and weights."""
     x_BND = torch.randn(tokens // TOKENS_OF_ONE, TOKENS_OF_ONE, dim, device=device, requires_grad=True)
     gradient_BND = torch.randn_like(x_BND)
-    # One thread's own time: what else the machine does is left out. A GPU's is waited for.
+    # On a CPU the process's own time, which other processes do not change.
     clock = time.perf_counter if device.type == "cuda" else time.process_time
 
     def step() -> float:

@@ -1,17 +1,15 @@
-"""How much a random split flatters on interpolated lumisections: runs that nothing tells apart are told apart by it.
+"""The optimism of a random split on interpolated lumisections: it tells runs apart that do not differ.
 
     python -m benchmarks.splits
 
-Runs of the stream `null`, 501 lumisections each, are interpolated to 10000 rows, as the published files seem to be. Whatever is
-above chance is then recognised by neighbours, not by the detector. Splits: random; blocks as they are for rows that are
-lumisections (cycles of 200 rows, that is of 10 lumisections); blocks 25 times as long, as for files marked interpolated.
-Classifiers: two ring means (what luminosity alone says), the nearest training row (Euclidean, raw counts), the gain map.
+Runs of the stream `null`, 501 lumisections each, are interpolated to 10000 rows, as the published files seem to be. Accuracy
+above chance then comes from neighbouring rows, not from the detector. Splits: random; blocks for rows that are lumisections
+(cycles of 200 rows, here 10 lumisections); blocks 25 times as long, as for files marked interpolated. Classifiers: two ring
+means (luminosity alone), the nearest training row (Euclidean, raw counts), the gain map.
 
-Prints one line for each, then one JSON object, the last line of stdout: accuracy over 2 and over 8 runs, mean and standard
-deviation over streams of different seeds. Takes 4 to 7 minutes and 2 GB of memory on one thread.
-
-Seen (seeds 100-104, 8 runs, chance .125): random .17 by ring means, .95 by the nearest row, .53 by the gain map; blocks of 200
-rows .17, .17, .12, since luminosity is then shared between neighbouring blocks; blocks 25 times as long .12, .13, .12.
+Prints a line for each pair of these, then one JSON object, the last line of stdout: accuracy over 2 and over 8 runs, mean and
+standard deviation over streams of different seeds. It takes 4 to 7 minutes and 2 GB of memory on one thread. Results are in
+docs/decisions/2026-11-29-splits.md.
 """
 
 from __future__ import annotations
@@ -34,7 +32,7 @@ from dqmstream.lumisection import Geometry
 LUMISECTIONS, ROWS = 501, 10_000
 RUNS = 8
 TESTED_ROWS = 300
-"""Test rows of a run that are classified, evenly spread over its test part."""
+"""Test rows that are classified, a run, evenly spread over its test part."""
 
 SPLITS: dict[str, Callable[[int, np.ndarray], np.ndarray]] = {
     "random": lambda seed, rows: Split("random", seed=seed).assign(rows),
@@ -45,7 +43,7 @@ CLASSIFIERS = ("ring_means", "nearest", "gain_map")
 
 
 class Judged:
-    """The classifiers on one stream under one split: they learn run after run, and keep a few test rows of each."""
+    """The classifiers on one stream with one split; they learn run after run, and keep a few test rows of each."""
 
     def __init__(self, seed: int, split: str) -> None:
         self._seed, self._assign = seed, SPLITS[split]
@@ -63,7 +61,7 @@ class Judged:
         self._tests.append(test.take(np.linspace(0, len(test) - 1, TESTED_ROWS).astype(np.int64)))
 
     def accuracies(self) -> dict[str, tuple[float, float]]:
-        """Of each classifier, over the first two runs and over all."""
+        """Accuracy of each classifier, over the first two runs and over all."""
         scores = {name: [made.scores(test) for test in self._tests] for name, made in self._streaming.items()}
         scores["nearest"] = [nearest(test.counts[:, 0, LIVE], self._rows) for test in self._tests]
         return {name: (accuracy(scores[name], 2), accuracy(scores[name], len(self._tests))) for name in CLASSIFIERS}
@@ -74,7 +72,7 @@ def _no_past(number: int) -> RunData:
 
 
 def nearest(tests: np.ndarray, rows: list[np.ndarray]) -> np.ndarray:
-    """Minus the squared distance to the nearest training row of each run: (n, runs), from tests (n, live)."""
+    """Minus the squared distance of each test row (n, live) to the nearest training row of each run: (n, runs)."""
     scores = np.empty((len(tests), len(rows)))
     for k, known in enumerate(rows):
         squares = np.square(known, dtype=np.float64).sum(axis=1)
@@ -83,12 +81,12 @@ def nearest(tests: np.ndarray, rows: list[np.ndarray]) -> np.ndarray:
 
 
 def accuracy(scores: list[np.ndarray], runs: int) -> float:
-    """Share of rows of the first `runs` runs that are given to their own run, among these."""
+    """Share of the rows of the first `runs` runs that are classified right, among these runs."""
     return float(np.mean([np.mean(of_run[:, :runs].argmax(axis=1) == i) for i, of_run in enumerate(scores[:runs])]))
 
 
 def rows_of(run: SimulatedRun) -> Maps:
-    """A run's lumisections, interpolated, numbered by row."""
+    """A run's interpolated lumisections, numbered by row."""
     rows = np.arange(1, ROWS + 1)
     counts = interpolate(run.counts, ROWS).astype(np.float32)[:, None]
     return Maps(counts, interpolate(run.events, ROWS), interpolate(run.pileup, ROWS), rows)

@@ -1,10 +1,9 @@
-"""What a training step costs in the Avalanche template over a bare PyTorch loop with the same model, batches and optimizer.
+"""Cost of a training step in the Avalanche template over a plain PyTorch loop with the same model, batches and optimizer.
 
     python -m benchmarks.training
 
-Prints one JSON array, the last line of stdout. The figure is the bare loop's time over the template's, so 1 is no cost: the
-median over rounds in which both are timed in turn, by the time of their one thread; all else depends on the machine. It
-takes two minutes.
+Prints one JSON array, the last line of stdout. `bare_over_template` is the plain loop's time over the template's, by process
+time; 1 is no cost. Its quartiles are over rounds in which both are timed in turn. It takes two minutes.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ METHODS: tuple[type[Method], ...] = (Naive, Replay)
 
 
 def material(classes: list[int]) -> dict[int, np.ndarray]:
-    """Residuals of some classes: (ROWS, live) each."""
+    """Random residuals of these classes: (ROWS, live) each."""
     rng = np.random.default_rng(0)
     return {i: rng.standard_normal((ROWS, int(he_depth1_mask().sum())), dtype=np.float32) for i in classes}
 
@@ -48,7 +47,7 @@ def model_of(recipe: Recipe) -> Network:
 
 
 def by_template(method: type[Method], recipe: Recipe, lesson: Lesson) -> tuple[float, Network]:
-    """Seconds, and the trained model."""
+    """Seconds of a training by the template, and the trained model."""
     model = model_of(recipe)
     template = RunTemplate(model=model, recipe=recipe, device=CPU, plugin=method(recipe, 0, 10**6))
     began = time.process_time()
@@ -57,7 +56,7 @@ def by_template(method: type[Method], recipe: Recipe, lesson: Lesson) -> tuple[f
 
 
 def by_hand(recipe: Recipe, lesson: Lesson) -> tuple[float, Network]:
-    """The same in a loop of eight lines."""
+    """Seconds of the same training in a plain loop, and the trained model."""
     model = model_of(recipe)
     began = time.process_time()
     optimizer = torch.optim.AdamW(decay_groups(model, recipe.weight_decay), lr=recipe.lr)
@@ -76,7 +75,7 @@ def by_hand(recipe: Recipe, lesson: Lesson) -> tuple[float, Network]:
 
 
 def measure(method: type[Method], batch: int, steps: int, rounds: int) -> dict[str, Any]:
-    """Of naive the lesson holds one class, of replay all of them. Both ways must end at the same weights."""
+    """Both ways in turn, which must end with the same weights. Naive's lesson has one class, replay's all."""
     recipe = replace(Recipe(), batch=batch, steps=steps)
     residuals = material([CLASSES - 1] if method is Naive else list(range(CLASSES)))
     ratios, seconds = [], []

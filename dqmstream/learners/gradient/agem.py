@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,7 +46,7 @@ class Agem(Replay):
         weights = [weight for weight in strategy.model.parameters() if weight.grad is not None]
         loss = torch.nn.functional.cross_entropy(strategy.model(residuals_BL), label_B)
         memory = torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
-        for weight, projected in zip(weights, project([w.grad for w in weights], memory), strict=True):
+        for weight, projected in zip(weights, project([w.grad for w in weights if w.grad is not None], memory), strict=True):
             weight.grad = projected
 
     def after_training_exp(self, strategy: RunTemplate, **kwargs: object) -> None:
@@ -60,6 +59,6 @@ def project(gradient: Sequence[Tensor], memory: Sequence[Tensor]) -> list[Tensor
     Both are lists of tensors, one a weight, and count as one vector over all weights.
     """
     agreement = torch.stack([(g * m).sum() for g, m in zip(gradient, memory, strict=True)]).sum()
-    length = torch.stack([m.square().sum() for m in memory]).sum().clamp_min(np.finfo(np.float32).tiny)
+    length = torch.stack([m.square().sum() for m in memory]).sum().clamp_min(torch.finfo(torch.float32).tiny)
     share = (agreement / length).clamp_max(0.0)
     return [g - share * m for g, m in zip(gradient, memory, strict=True)]

@@ -27,7 +27,7 @@ class Lwf(Method):
     """Holds the old weights during a training, from the third run on; keeps nothing between trainings."""
 
     name = "lwf"
-    teacher: Mapping[str, Tensor] | None = None
+    teacher: dict[str, Tensor] | None = None
     """Weights and buffers before the run, by name."""
     _teacher_bytes = 0
     _beside = 0

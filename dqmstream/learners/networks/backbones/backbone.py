@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from torch.nn import functional
 from dqmstream.learners.networks.backbones.weights import LoadedWeights
 from dqmstream.lumisection import N_IPHI
 
-Places = Callable[[nn.Module, Tensor], Tensor]
+Places = Callable[[Any, Tensor], Tensor]
 """From a trunk and the result of its `forward_features` to one tensor with the features of every place."""
 
 
@@ -72,7 +73,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.map_shape = (channels, height, width)
         self.canvas = Canvas(height, width, trunk.pixels, trunk.resize)
-        self.trunk = trunk.module
+        self.trunk: Any = trunk.module  # timm's modules do not declare the methods of a trunk
         self.dropout = nn.Dropout(dropout)
         self.loaded: LoadedWeights | None = None
         self._places = trunk.places if readout == "map" else None
@@ -89,5 +90,7 @@ class Backbone(nn.Module):
             raise ValueError(f"the backbone takes maps of shape {self.map_shape}, not {tuple(x_BCHW.shape[1:])}")
         last = self.trunk.forward_features(self.canvas(x_BCHW))
         if self._places is None:
-            return self.dropout(self.trunk.forward_head(last, pre_logits=True))
-        return self.dropout(self._places(self.trunk, last).flatten(1))
+            features_BF: Tensor = self.dropout(self.trunk.forward_head(last, pre_logits=True))
+        else:
+            features_BF = self.dropout(self._places(self.trunk, last).flatten(1))
+        return features_BF

@@ -82,6 +82,7 @@ class Embedding(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, dim, kernel, stride, pad)
         self.norm = nn.LayerNorm(dim)
+        self._window = kernel, stride, pad
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         y_BHWD: Tensor = self.norm(self.conv(x_BCHW).permute(0, 2, 3, 1))
@@ -89,7 +90,7 @@ class Embedding(nn.Module):
 
     def places(self, height: int, width: int) -> tuple[int, int]:
         """H', W' for an input of H x W."""
-        sides = zip((height, width), self.conv.kernel_size, self.conv.stride, self.conv.padding, strict=True)
+        sides = zip((height, width), *self._window, strict=True)
         high, wide = ((side + 2 * pad - kernel) // stride + 1 for side, kernel, stride, pad in sides)
         return high, wide
 

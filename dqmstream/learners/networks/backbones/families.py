@@ -92,12 +92,12 @@ def from_timm(
     return build
 
 
-def patch_tokens(trunk: nn.Module, last_BND: Tensor) -> Tensor:
+def patch_tokens(trunk: Any, last_BND: Tensor) -> Tensor:
     """A transformer's tokens without its class tokens."""
     return last_BND[:, trunk.num_prefix_tokens :]
 
 
-def normed(trunk: nn.Module, last_BDHW: Tensor) -> Tensor:
+def normed(trunk: Any, last_BDHW: Tensor) -> Tensor:
     """ConvNeXt's last norm, which it applies to the mean over places, applied to each place."""
     y_BDHW: Tensor = trunk.head.norm(last_BDHW)
     return y_BDHW
