@@ -114,7 +114,7 @@ def drawn(images: int, batch: int, seed: int) -> Iterator[np.ndarray]:
 def study_cost(
     runs: list[RunData], test: list[Maps], seed: int, minutes: float, device: torch.device, micro_batch: int
 ) -> dict[str, Any]:
-    """Train as the study did until the AUC is reached or the time is up. Maps are on the device as counts, resized there."""
+    """Train as the study did until the AUC is reached or the time is up. Scaled counts are resized on the device."""
     clock = clock_of(device)
     torch.manual_seed(seed)
     reference = Reference.fit(runs[0].part(Part.TRAIN))

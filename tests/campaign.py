@@ -1,7 +1,7 @@
-"""Runs as they are really taken: short and long ones, pileup levelled near 62, empty and truncated lumisections, all depths.
+"""Runs as in data taking: short and long ones, pileup levelled near 62, empty and truncated lumisections, all depths.
 
-The law of the counts is that of the published HE maps (binomial, saturating with pileup); the other depths and
-subdetectors have rates that were made up, in the cells that HCAL has.
+Counts are binomial and saturate with pileup as in the published HE maps; the rates of other depths and subdetectors are
+invented, in the cells that HCAL has.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ import numpy as np
 from benchmarks.real_conditions import FAR
 from dqmstream.lumisection import IETA, IPHI, ieta_row
 
-OVERDISPERSION = 4.75
+RESPONSE_SHAPE = 4.75
 PILEUP_PER_RATE = 4.5
-"""Pileup at which the rate is 1: that of the published run 355456."""
+"""Pileup of the published run 355456, for which rates are given."""
 HE_RATES = dict(zip(range(19, 30), (0.187, 0.217, 0.435, 0.565, 0.747, 1.0, 1.41, 2.14, 2.14, 3.68, 2.16), strict=True))
 EVENTS = 1100.0
-"""Of a whole lumisection: zero-bias events of the trigger, as in most of 2024."""
+"""Zero-bias events of a complete lumisection, as in most of 2024."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """A gain from lumisection `since` to the end of the run: of one channel, or with depth None of columns of a side."""
+    """A factor on the rate from lumisection `since` on, for one channel, or for columns of a side if depth is None."""
 
     factor: float
     ieta: int
@@ -36,7 +36,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """One run: pileup of each lumisection, which of them (from 1) are empty or truncated, and what fails in it."""
+    """One run: pileup of each lumisection, the numbers of the empty and the truncated ones, and the faults."""
 
     run: int
     pileup: np.ndarray
@@ -46,12 +46,12 @@ class RunPlan:
 
 
 def levelled(lumisections: int, rng: np.random.Generator) -> np.ndarray:
-    """Pileup under luminosity levelling: 61.7 within .3."""
+    """Pileup under luminosity levelling: 61.7 ± 0.3."""
     return 61.7 + 0.3 * rng.uniform(-1, 1, lumisections)
 
 
 def falling(lumisections: int, until: float = 42.0) -> np.ndarray:
-    """Pileup when levelling has ended."""
+    """Pileup after the end of levelling."""
     return 61.7 * (until / 61.7) ** np.linspace(0, 1, lumisections)
 
 
@@ -63,7 +63,7 @@ def ramp(lumisections: int) -> np.ndarray:
 
 
 def rates(depths: int) -> np.ndarray:
-    """Rate of each channel at pileup 4.5, zero where there is none: (depths, 64, 72).
+    """Rate of each channel at pileup 4.5, zero in cells without a channel: (depths, 64, 72).
 
     HE 19-29 and HF 30-32; HB 1-16 as well where there is more than one depth.
     """
@@ -86,7 +86,7 @@ def rates(depths: int) -> np.ndarray:
 
 
 def draw(plan: RunPlan, depths: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Counts (n, depths, 64, 72) uint16 and events (n,) of a run."""
+    """Draw counts, uint16, (n, depths, 64, 72), and events, (n,), of a run."""
     rng = np.random.default_rng((seed, plan.run))
     n = len(plan.pileup)
     live = np.clip(rng.normal(0.985, 0.01, n), 0, 1)
@@ -104,13 +104,13 @@ def draw(plan: RunPlan, depths: int, seed: int) -> tuple[np.ndarray, np.ndarray]
                 rows = np.flatnonzero(np.sign(IETA) == np.sign(fault.ieta)) if fault.depth is None else [ieta_row(fault.ieta)]
                 where = slice(None) if fault.depth is None else [fault.depth - 1]
                 rate[np.ix_(np.arange(depths)[where], rows, columns)] *= fault.factor
-        full = 1.0 - (1.0 + plan.pileup[k] / PILEUP_PER_RATE * rate / OVERDISPERSION) ** -OVERDISPERSION
+        full = 1.0 - (1.0 + plan.pileup[k] / PILEUP_PER_RATE * rate / RESPONSE_SHAPE) ** -RESPONSE_SHAPE
         counts[k] = rng.binomial(events[k], full)
     return counts, events.astype(np.float64)
 
 
 def write(folder: Path, plan: RunPlan, depths: int, seed: int = 0) -> Path:
-    """Files of a run as `import` reads them: counts, and beside them events and pileup."""
+    """Write counts, events and pileup of a run as files that `import` reads, and return the path of the counts."""
     folder.mkdir(parents=True, exist_ok=True)
     counts, events = draw(plan, depths, seed)
     path = folder / f"Run{plan.run}_Dataset_ZeroBias.npy"
@@ -121,7 +121,7 @@ def write(folder: Path, plan: RunPlan, depths: int, seed: int = 0) -> Path:
 
 
 def campaign(seed: int = 0) -> list[RunPlan]:
-    """Six runs of a fill and the next: a ramp, a levelled run, one of twenty lumisections, and what changes after."""
+    """Six runs of two fills: a ramp, a levelled run, one of twenty lumisections, falling pileup, and two with faults."""
     rng = np.random.default_rng(seed)
     box = [4 * 5 - 5 + i for i in range(4)]  # iphi of RBX 5
     return [

@@ -92,7 +92,7 @@ def run_views(archive: Archive, experiences: Sequence[Experience], last: int) ->
         gains.learn(number, run, lambda past: read_experience(archive, experiences[chosen[past]]))
         if place >= start:
             change = _gain_change(gains, experiences[chosen[number - 1]].run, chosen[number - 1] == 0) if number else None
-            yield _view(run, gains.reference, change)
+            yield view_of(run, gains.reference, change)
 
 
 def largest(change: GainChange, live: np.ndarray, count: int) -> list[dict[str, Any]]:
@@ -123,7 +123,8 @@ def _gain_change(gains: GainMap, before: int, from_reference: bool) -> GainChang
     return GainChange(before, 1 + old, 1 + new, pull, float(high - low) / 2, from_reference)
 
 
-def _view(run: RunData, reference: Reference, change: GainChange | None) -> RunView:
+def view_of(run: RunData, reference: Reference, change: GainChange | None) -> RunView:
+    """What the report shows of a run. Empty lumisections, and those of unknown events if most are known, are left out."""
     train = run.part(Part.TRAIN)
     counting = (train.counts > 0).any(axis=0)
     known = np.flatnonzero(np.nan_to_num(train.n_events) > 0)

@@ -1,9 +1,9 @@
-"""The named streams: what differs between the runs of each and nothing else, and the seeds that may be reported.
+"""The named streams: what differs between the runs of each, and which seeds are for tuning and for reporting.
 
-`null`, `moderate`, `small` and `structured` share the conditions of every run, so that luminosity names none of them;
-they run from impossible (`null`) over easy (`moderate`) to hard (`small`), and to one that only correlations settle
-(`structured`). `year` is long, `tracks` has fixed labels (good, faulty) under conditions that move, and `pair` is a
-model of the two published runs. Sizes of drifts and faults were chosen; they were not measured on the detector.
+`null`, `moderate`, `small` and `structured` have the same conditions in every run, so that luminosity does not tell runs apart.
+Telling them apart is impossible in `null`, easy in `moderate`, hard in `small`, and possible only by correlations in
+`structured`. `year` is long, `tracks` has fixed labels (good, faulty) under moving conditions, and `pair` is a model of the two
+published runs. The sizes of drifts and faults are chosen, not measured on the detector.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from typing import Literal
 from dqmstream.errors import InputError
 
 Kind = Literal["dead", "degraded", "hot", "module", "box", "hem15/16", "flicker", "anomaly"]
-"""Kinds of faults; `dqmstream.experiments.simulator.faults` says which channels each takes."""
+"""Kinds of faults; `dqmstream.experiments.simulator.faults` says which channels each has."""
 
 
 @dataclass(frozen=True, slots=True)
 class FaultRate:
     """How often a fault of a kind begins, and how long it lasts.
 
-    births_p: probability that one begins in a run (in the first only where faults begin and end within runs). mean_runs,
-    longest_runs: it is repaired after an exponential time (geometric, where faults last whole runs) of that mean, and
-    after longest_runs at the latest; in runs. factor: range of the factor on the channels' rate, drawn uniformly.
+    births_p: probability that one begins in a run (in the first run only if faults begin and end within runs). mean_runs,
+    longest_runs: mean and maximum of the time to the repair, in runs; it is exponential, or geometric if faults last whole
+    runs. factor: range of the factor on the channels' rate, drawn uniformly.
     """
 
     kind: Kind
@@ -36,19 +36,19 @@ class FaultRate:
 
 @dataclass(frozen=True, slots=True)
 class NamedStream:
-    """What happens to the detector before each run but the first, and the noise that a run carries.
+    """What changes in the detector before each run except the first, and the noise within runs.
 
-    runs: default number of runs. most_runs: how many there are to be had; None where nothing bounds them. lumisections:
-    default length of a run, one for all or one for each. drift_sigma: step of each channel's random walk, in the
-    logarithm of its gain. death_p, repair_p: probability that one more channel dies, and that one dead channel is
-    repaired. rbx_p: probability that a readout box loses gain for one run, by a factor uniform in rbx_factor.
-    noisy_boxes: readout boxes of each run (the first too) whose gain fluctuates as a whole from lumisection to
-    lumisection, by the factor 1 + noise_sigma * a normal number.
+    name, what: the stream, and a line about it. runs: default number of runs. most_runs: number of different runs, None if
+    unlimited. lumisections: default length, one number for all runs or one for each. drift_sigma: step of each channel's random
+    walk, in the logarithm of its gain. death_p, repair_p: probability that one more channel dies, and that one dead channel is
+    repaired. rbx_p: probability that a readout box loses gain for one run, by a factor uniform in rbx_factor. noisy_boxes:
+    number of readout boxes in each run (the first too) whose gain fluctuates as a whole from lumisection to lumisection, by the
+    factor 1 + noise_sigma * a normal number.
 
-    luminosity: how events and pileup move (`dqmstream.experiments.simulator.conditions`). luminosity_per_run_fb: what a
-    run delivers in the mean, fb^-1, for the ageing of the detector; 0 where it does not age. faults: those that a repair
-    ends. within_runs: they begin and end at lumisections, and not between runs. anomaly_p: probability that a short
-    anomaly begins in a lumisection. lazy: any run can be drawn without those before it. run_numbers: where they are fixed.
+    luminosity: how events and pileup move (`dqmstream.experiments.simulator.conditions`). luminosity_per_run_fb: mean delivered
+    luminosity of a run in fb^-1, for the ageing of the detector; 0 without ageing. faults: those that last until a repair.
+    within_runs: faults begin and end at lumisections, not between runs. anomaly_p: probability that a short anomaly begins in
+    a lumisection. lazy: any run can be drawn without those before it. run_numbers: fixed numbers, if any.
     """
 
     name: str
@@ -220,38 +220,38 @@ CHOICES: dict[str, tuple[str, ...]] = {
         "and events move by another 2.5 % and 1 %: so chosen that the published maxima and spreads come out.",
     ),
 }
-"""Stream -> what the table of the named streams leaves open, and how it is settled here; written into truth.json."""
+"""Assumptions behind each stream, which its parameters do not show; written into truth.json."""
 
 TUNING_SEEDS = range(10)
 FIRST_REPORTED_SEED = 100
 
 
 def named_stream(name: str) -> NamedStream:
-    """The stream of that name. Raises InputError, which lists the names that exist."""
+    """The stream of that name. Raises InputError with the list of names."""
     if name not in STREAMS:
         raise InputError(f"there is no stream {name!r}: choose one of {', '.join(STREAMS)}")
     return STREAMS[name]
 
 
 def seed_use(seeds: Iterable[int]) -> Literal["tuning", "reported"]:
-    """What the seeds are for: 0-9 for tuning, 100 and up for figures that are reported.
+    """What the seeds are for: 0-9 for tuning, 100 and up for reported figures.
 
-    A figure on streams that a choice was tuned on flatters the choice. Raises InputError for no seeds, for a mixture, and
-    for seeds below 0 or in 10-99: those are kept free, so that the two uses never meet when one of them grows.
+    Figures on streams that a choice was tuned on are too good. Raises InputError for no seeds, for a mixture, and for seeds
+    below 0 or in 10-99, which are kept free so that the two uses stay apart.
     """
     seeds = sorted(set(seeds))
     if not seeds:
-        raise InputError("no seed is given: choose from 0-9 for tuning, or 100 and up for figures that are reported")
+        raise InputError("no seed is given: choose from 0-9 for tuning, or 100 and up for reported figures")
     neither = [seed for seed in seeds if seed not in TUNING_SEEDS and seed < FIRST_REPORTED_SEED]
     if neither:
         raise InputError(
-            f"seed {neither[0]} is neither for tuning (0-9) nor for reporting (100 and up); 10-99 are kept free, so that the "
-            "two never meet: choose from one of them"
+            f"seed {neither[0]} is neither for tuning (0-9) nor for reporting (100 and up): choose from one of these ranges; "
+            "10-99 are kept free between them"
         )
     tuning = [seed for seed in seeds if seed in TUNING_SEEDS]
     if tuning and len(tuning) < len(seeds):
         raise InputError(
-            f"seeds {tuning[0]} and {seeds[-1]} do not go together: 0-9 are for tuning and 100 and up for figures that are "
-            "reported, which would be flattered by streams that choices were tuned on; make two calls"
+            f"seeds {tuning[0]} and {seeds[-1]} do not go together: 0-9 are for tuning and 100 and up for reported figures, "
+            "which would be too good on streams used for tuning; make two calls"
         )
     return "tuning" if tuning else "reported"

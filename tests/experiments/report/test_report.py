@@ -21,7 +21,7 @@ from dqmstream.experiments.page import MANIFEST
 from dqmstream.experiments.report import plots
 from dqmstream.experiments.report.curves import course
 from dqmstream.experiments.report.further_figures import further_figures
-from dqmstream.experiments.report.gain_changes import _view, run_views
+from dqmstream.experiments.report.gain_changes import run_views, view_of
 from dqmstream.experiments.report.learner_records import read_records
 from dqmstream.experiments.report.report import write_report
 from dqmstream.learners.closed_form.gain_map import GainMap
@@ -373,8 +373,8 @@ def test_empty_lumisections_and_unknown_events_neither_open_the_report_of_a_run_
     gaps = replace(run, maps=replace(run.maps, counts=counts, n_events=events))
     strategy = GainMap(archive.geometry, seed=0)
     strategy.learn(0, run, lambda past: run)
-    view = _view(gaps, strategy.reference, None)
-    blind = _view(replace(gaps, maps=replace(gaps.maps, n_events=np.full_like(events, np.nan))), strategy.reference, None)
+    view = view_of(gaps, strategy.reference, None)
+    blind = view_of(replace(gaps, maps=replace(gaps.maps, n_events=np.full_like(events, np.nan))), strategy.reference, None)
     assert view.first_lumisection > whole.first_lumisection and view.per_event
     np.testing.assert_allclose(np.nansum(view.mean), np.nansum(whole.mean), rtol=0.02)
     assert np.nansum(view.first) > 0 and not blind.per_event and np.nansum(blind.mean) > 1

@@ -11,14 +11,14 @@ from scipy.special import logsumexp
 from scipy.stats import poisson
 
 from dqmstream.errors import InputError
-from dqmstream.experiments.simulator.images import Law, electron_photon, ideal_of, write_images
+from dqmstream.experiments.simulator.images import ImageModel, electron_photon, ideal_of, write_images
 from dqmstream.learners.evaluation.roc import auc
 from dqmstream.storage.images.source import open_images
 
 
 def test_the_likelihood_ratio_is_that_of_the_law() -> None:
     rng = np.random.default_rng(0)
-    law = Law.of(rng.uniform(0.1, 2.0, (2, 2, 3, 3)), range(-1, 2), 1.0)
+    law = ImageModel.from_maps(rng.uniform(0.1, 2.0, (2, 2, 3, 3)), range(-1, 2), 1.0)
     counts = law.draw(np.arange(20) % 2, rng)
     by_place = [poisson.logpmf(counts.reshape(20, 1, -1), rate).sum(axis=2) for rate in law.rate]
     wanted = logsumexp(by_place[1], axis=1) - logsumexp(by_place[0], axis=1)
