@@ -1,4 +1,4 @@
-"""Libraries write below our folder or nowhere, and commands work whatever HOME is."""
+"""Libraries write below one folder or nowhere, and commands work whatever HOME is."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def files(tmp_path: Path) -> dict[str, Path]:
 
 @pytest.fixture(autouse=True)
 def _unset(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is set by the user, and nothing that a test sets stays."""
+    """No variable is set by the user, and none that a test sets stays."""
     for name in (*FOLDERS, "XDG_CACHE_HOME"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
@@ -53,7 +53,7 @@ def written(folder: Path) -> set[str]:
 def test_without_a_home_that_can_be_written_to_the_default_learner_and_figures_are_imported_in_silence(
     files: dict[str, Path],
 ) -> None:
-    """HOME is a name without a slash: Avalanche made a folder `~` of such, and Matplotlib warned at each call."""
+    """With a HOME without a slash, Avalanche makes a folder `~`, and Matplotlib warns at each call."""
     environment = dict(os.environ) | {
         "HOME": "~",
         "TMPDIR": str(files["temporary"]),

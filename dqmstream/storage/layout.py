@@ -21,7 +21,6 @@ from collections.abc import Iterator, Mapping
 from enum import IntEnum, IntFlag
 from typing import Any
 
-import icechunk
 import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, ZstdCodec
@@ -33,8 +32,6 @@ from dqmstream.storage.columns import Columns, subgroup
 LAYOUT_VERSION = 2
 ROWS_PER_CHUNK = 64
 SCALARS_PER_CHUNK = 1024
-MANIFEST_SPLIT = 128
-"""Chunks of an array in one manifest. A commit rewrites the last manifest of each array and lists all of them."""
 NAT = int(np.iinfo(np.int64).min)
 """Stored value of an unknown time. xarray reads it as NaT, by the CF attributes of the array."""
 
@@ -100,21 +97,6 @@ IMPORT_COLUMNS: Columns = {
     "rows": ("int64", {"long_name": "rows in the file"}),
     "offset": ("int64", {"long_name": "offset of the file's first entry in the import feed"}),
 }
-
-
-def repository_config() -> icechunk.RepositoryConfig:
-    """Settings of Icechunk that keep the cost of a commit constant as rows grow: split manifests, and none loaded ahead.
-
-    By default Icechunk loads manifests of arrays with names like `time` at the start of each session.
-    """
-    config = icechunk.RepositoryConfig.default()
-    config.manifest = icechunk.ManifestConfig(
-        preload=icechunk.ManifestPreloadConfig(max_total_refs=0, preload_if=icechunk.ManifestPreloadCondition.false()),
-        splitting=icechunk.ManifestSplittingConfig.from_dict(
-            {icechunk.ManifestSplitCondition.AnyArray(): {icechunk.ManifestSplitDimCondition.Axis(0): MANIFEST_SPLIT}}
-        ),
-    )
-    return config
 
 
 def check_version(root: zarr.Group, place: Any) -> int:

@@ -1,7 +1,7 @@
 """Locks and syncs that make commits on a local filesystem atomic and durable, and files that are replaced atomically.
 
-Icechunk's local storage is not safe for concurrent commits (8-25 % of acknowledged rows were lost with 2-4 writers) and never
-syncs. Object stores need neither.
+Icechunk's local storage loses concurrent commits and never syncs (docs/decisions/2026-11-29-clock-disk-and-expiry.md). Object
+stores need neither lock nor sync.
 """
 
 from __future__ import annotations

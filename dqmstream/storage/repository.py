@@ -11,7 +11,6 @@ import structlog
 import zarr
 
 from dqmstream.errors import ArchiveError
-from dqmstream.storage import layout
 from dqmstream.storage.failures import first_line, telling, telling_system
 from dqmstream.storage.locks import exclusive, filesystem_kind, remove, sync_filesystem
 
@@ -26,6 +25,9 @@ TRUSTED_FILESYSTEMS = frozenset({
     "ceph", "fuse.ceph", "fuse.ceph-fuse", "gfs2", "lustre", "",
 })  # fmt: skip
 """Disks of one machine, and filesystems whose flock excludes writers on all machines; "" if the system does not tell."""
+
+MANIFEST_SPLIT = 128
+"""Chunks of an array in one manifest. A commit rewrites the last manifest of each array and lists all of them."""
 
 PARTIAL = ".partial"
 """Folder inside the archive's, in which the archive is made."""
@@ -78,7 +80,7 @@ def _make(path: Path, place: Path, write: Callable[[icechunk.IcechunkStore], Non
     for name in ours:
         remove(place / name)
     partial.mkdir()
-    repository = icechunk.Repository.create(_storage(partial), config=layout.repository_config())
+    repository = icechunk.Repository.create(_storage(partial), config=_config())
     session = repository.writable_session("main")
     write(session.store)
     session.commit("make the archive")
@@ -97,7 +99,7 @@ def open_repository(path: Path) -> tuple[icechunk.Repository, str]:
     if not is_repository(path):
         raise ArchiveError(f"{path} is no archive: make one with `dqmstream import` or `dqmstream consume`")
     try:
-        repository = icechunk.Repository.open(_storage(path), config=layout.repository_config())
+        repository = icechunk.Repository.open(_storage(path), config=_config())
         head = repository.lookup_branch("main")
         zarr.open_group(repository.readonly_session(snapshot_id=head).store, mode="r", use_consolidated=False)
     except (icechunk.IcechunkError, OSError, KeyError) as error:
@@ -136,3 +138,18 @@ def warn_of_locks(path: Path) -> None:
 
 def _storage(path: Path) -> icechunk.Storage:
     return icechunk.local_filesystem_storage(str(path))
+
+
+def _config() -> icechunk.RepositoryConfig:
+    """Settings of Icechunk that keep the cost of a commit constant as rows grow: split manifests, and none loaded ahead.
+
+    By default Icechunk loads manifests of arrays with names like `time` at the start of each session.
+    """
+    config = icechunk.RepositoryConfig.default()
+    config.manifest = icechunk.ManifestConfig(
+        preload=icechunk.ManifestPreloadConfig(max_total_refs=0, preload_if=icechunk.ManifestPreloadCondition.false()),
+        splitting=icechunk.ManifestSplittingConfig.from_dict(
+            {icechunk.ManifestSplitCondition.AnyArray(): {icechunk.ManifestSplitDimCondition.Axis(0): MANIFEST_SPLIT}}
+        ),
+    )
+    return config

@@ -275,7 +275,7 @@ def _make_at_a_mount_point(folder: Path) -> None:
 
 
 def test_an_archive_is_made_at_a_mount_point(tmp_path: Path) -> None:
-    """As every volume of a container is."""
+    """Every volume of a container is one."""
     process = forks().Process(target=_make_at_a_mount_point, args=(tmp_path / "volume",))
     process.start()
     process.join()
@@ -361,7 +361,7 @@ def test_processes_that_make_an_archive_at_once_make_one(tmp_path: Path) -> None
 def test_an_archive_that_was_being_made_when_the_process_died_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Icechunk makes a repository before its first commit: a reader must never see it without."""
+    """Icechunk makes a repository before its first commit; a reader must never see it in between."""
 
     class Death(BaseException):
         pass

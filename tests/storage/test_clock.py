@@ -1,4 +1,4 @@
-"""A clock that was set back stops nothing: commits wait while it is short, and go on with times that were moved back."""
+"""A clock that was set back stops nothing: commits wait for a short lead, and move times back for a long one."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def archive(tmp_path: Path) -> Archive:
 
 
 def set_ahead(archive: Archive, seconds: float, commits: int) -> None:
-    """Have the newest commits be what a clock would have made that was so far ahead."""
+    """Give the newest commits the times of a clock that was so far ahead."""
     for info in list(_history(archive))[:commits]:
         clock.set_time(archive.path / "snapshots" / info.id, info.written_at, info.written_at + timedelta(seconds=seconds))
 
@@ -64,7 +64,7 @@ def assert_times_increase(archive: Archive) -> None:
 
 
 def test_icechunk_itself_refuses_a_commit_before_its_parent(archive: Archive) -> None:
-    """What all this is for: where this fails, `storage.clock` may go."""
+    """The reason for `storage.clock`: if this test fails, Icechunk no longer needs it."""
     set_ahead(archive, 3600, 1)
     session = Archive.open(archive.path).writable_session()
     zarr.open_group(session.store, mode="r+").attrs["source"] = "/a#b"

@@ -1,4 +1,4 @@
-"""Copies of an archive are told apart, and one archive is the same by whatever name it is reached."""
+"""Copies of an archive differ in their id; one archive keeps its id whatever path leads to it."""
 
 from __future__ import annotations
 

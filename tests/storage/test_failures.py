@@ -1,4 +1,4 @@
-"""What the storage raises is told in one line, with the exit code of the README, and nothing is lost by it."""
+"""A failure of the storage is one line with the exit code of the README, and no data are lost."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ FULL = r"(the disk is full: make room|a file would be larger than this process m
 
 
 def in_a_child(function: Callable[..., None], *arguments: object) -> None:
-    """Run it in a process of its own, where what it mounts goes with it."""
+    """Run it in its own process, whose mounts end with it."""
     process = forks().Process(target=function, args=arguments)
     process.start()
     process.join()
@@ -47,7 +47,7 @@ def in_a_child(function: Callable[..., None], *arguments: object) -> None:
 
 
 class _Filling(InProcessFeed):
-    """Gives so many messages, and the others once one was filed and the disk is full."""
+    """A feed that gives some messages, and the others once one was filed and the disk is full."""
 
     disk: SmallDisk
     until = 40

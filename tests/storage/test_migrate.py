@@ -1,4 +1,4 @@
-"""An archive of layout 1 is read as it is, and becomes one of layout 2 by the first write."""
+"""An archive of layout 1 can be read, and the first write migrates it to layout 2."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The append-only log: once, whole, or refused."""
+"""The append-only log: a batch is filed once and whole, or refused."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ def _append_many(path: Path, partition: int, batches: int) -> None:
 
 
 def test_processes_that_write_at_once_lose_nothing(archive: Archive) -> None:
-    """Icechunk alone loses 8 to 25 % of such commits on a local disk; the lock is what keeps them."""
+    """Without the lock, Icechunk loses 8 to 25 % of such commits on a local disk."""
     spawn = multiprocessing.get_context("spawn")
     workers = [spawn.Process(target=_append_many, args=(archive.path, partition, 12)) for partition in range(3)]
     for worker in workers:

@@ -1,4 +1,4 @@
-"""Images of every layout: read in any order, imported whole and once, never all in memory, and refused by name and reason."""
+"""Images of every layout: read in any order, imported whole and once, never all in memory, refused with name and reason."""
 
 from __future__ import annotations
 

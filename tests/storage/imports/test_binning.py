@@ -1,4 +1,4 @@
-"""Counts are filed under the channels that gave them, however a file books its rows and columns."""
+"""Counts are filed under the channels that gave them, whatever the binning of the file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Keep = Callable[[int, int], bool]
 
 
 def take(path: Path, archive: Path, depths: int = 1, *, crop: bool = False) -> tuple[Imported, xr.Dataset]:
-    """What an import says of the only run of a file, and the run as it was filed."""
+    """What an import reports of the only run of a file, and the run as it was filed."""
     rules = ImportRules(np.dtype("float32"), depths, crop=crop)
     (done,), _ = import_runs([path], lambda: Archive.open_or_create(archive, geometry=Geometry(depths)), rules)
     return done, Archive.open(archive).run(done.run)

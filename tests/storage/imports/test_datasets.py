@@ -109,7 +109,7 @@ def test_two_different_files_of_a_run_in_one_import_are_refused(tmp_path: Path) 
 
 
 def test_of_two_imports_at_once_the_later_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The other data set is filed between this import's look and its commit."""
+    """The other data set is filed after this import has read the archive and before it commits."""
     mine, other = named(tmp_path / "a", "JetHT", counts(1, 3)), named(tmp_path / "b", "ZeroBias", counts(2, 3))
     real = ArchiveWriter.append_parts
 

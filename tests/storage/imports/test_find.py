@@ -1,4 +1,4 @@
-"""Folders as users have them: what is data is found, what only lies beside it is left out and told."""
+"""Folders as users have them: data are found, other files are left out and noted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Importing files: all are checked first, whole or not at all, and twice is once."""
+"""Importing files: all are checked first, a run is filed whole or not at all, and a second import changes nothing."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def test_what_detectors_and_interpolation_give_is_taken(tmp_path: Path) -> None:
 
 
 def test_two_imports_at_once_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The other import files the same run between this one's look and its commit."""
+    """The other import files the same run after this one has read the archive and before it commits."""
     path = write_run(tmp_path, 1, counts(1, 5))
     real = ArchiveWriter.append_parts
 

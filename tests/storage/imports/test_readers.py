@@ -1,4 +1,4 @@
-"""Lumisections in every layout that users have: taken whole, what was dropped is told, and what is damaged is refused."""
+"""Lumisections in every layout that users have: read completely, dropped rows are noted, damaged files are refused."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HF_NOTE = "HF at |ieta| 30 to 32 was read one bin further out than HE, where cms
 
 
 def take(folder: Path, *paths: Path, depths: int | None = None, **asked: object) -> list[Imported]:
-    """Import into an archive of that folder, made where there is none."""
+    """Import into an archive in that folder, which is made if it is missing."""
     path = folder / "A"
     standing = Archive.open(path) if Archive.exists(path) else None
     rules = ImportRules(
@@ -135,7 +135,7 @@ def test_data_sets_are_not_mixed_unless_one_name_is_given_for_all(tmp_path: Path
 
 
 def broken(**changes: object) -> list[dict[str, object]]:
-    """Three rows of which the second is changed."""
+    """Three rows, with the second one changed."""
     rows = dials_rows(385000, depth_maps(8, 3, 1))
     rows[1] |= changes
     return rows

@@ -95,7 +95,7 @@ def test_a_package_whose_reader_cannot_be_loaded_is_named_by_the_command(tmp_pat
 
 @pytest.mark.usefixtures("_no_reader_stays")
 def test_a_reader_that_was_registered_later_is_asked_first(tmp_path: Path) -> None:
-    """So that a special name may have a reader of its own beside the general one of its suffix."""
+    """A special name can then have a reader of its own, beside the general one of its suffix."""
 
     @reader("special")
     class Special(Reader):

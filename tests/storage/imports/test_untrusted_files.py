@@ -1,4 +1,4 @@
-"""Files that may come from anybody: nothing outside of them is read, and what they claim makes nothing of its size."""
+"""Files that may come from anybody: nothing outside of them is read, and a claimed size allocates nothing."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Make = Callable[[h5py.File, Path], object]
 
 
 def claimed(shape: tuple[int, ...], chunks: tuple[int, ...] | None, name: str = "X") -> Make:
-    """A data set of a shape of which no value is stored."""
+    """A data set that claims a shape and stores no value."""
     unlimited = None if chunks is None else (None, *shape[1:])
     return lambda file, _: file.create_dataset(name, shape=shape, dtype="f4", chunks=chunks, maxshape=unlimited)
 

@@ -1,4 +1,4 @@
-"""Tables of conditions as OMS, brilcalc, triggers and pandas write them: what values mean, what is left out and told."""
+"""Tables of conditions as OMS, brilcalc, triggers and pandas write them: meaning of values, and notes on what is left out."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ real_files = pytest.mark.skipif(not REAL.is_dir(), reason="files of others are n
 
 
 def read(path: Path, content: object, hlt_path: str = "HLT_ZeroBias") -> LuminosityTable:
-    """The table of a file with that content: text, or what JSON writes."""
+    """The table of a file with this content: text, or an object to be written as JSON."""
     path.write_text(content if isinstance(content, str) else json.dumps(content))
     return read_luminosity(path, hlt_path)
 
@@ -34,7 +34,7 @@ def oms_line(run: int, lumisection: int, **attributes: object) -> dict[str, obje
 
 
 def said(table: LuminosityTable, part: str) -> str:
-    """The one note that holds the part."""
+    """The only note that contains this text."""
     (note,) = [note for note in table.notes if part in note]
     return note
 
@@ -123,7 +123,7 @@ def test_a_table_of_brilcalc_is_read_as_it_is_written(tmp_path: Path) -> None:
 
 
 def rates(run: int, **paths: list[float]) -> dict[str, object]:
-    """Rates as analyses of the field keep them."""
+    """Rates in the form that analyses of the field use."""
     return {
         str(run): {
             name: {"rate": rate, "first_lumisection_number": list(range(1, len(rate) + 1)), "run_number": [run] * len(rate)}

@@ -89,7 +89,7 @@ def test_golden_labels_are_versions_and_an_older_one_is_read_by_snapshot(tmp_pat
 
 
 def test_a_run_that_is_named_with_an_empty_list_is_bad_in_all_its_lumisections(tmp_path: Path) -> None:
-    """Whatever an older version said, wherever its number lies among those named, and for --golden-only as well."""
+    """Whatever an older version says, wherever the run is among those named, and for --golden-only as well."""
     archive = Archive.create(tmp_path / "A")
     numbers = np.arange(1, 4)
     file_golden(archive, read_golden(golden_json(tmp_path / "old.json", {"7": [[1, 3]], "9": [[1, 3]], "10": [[1, 3]]})))

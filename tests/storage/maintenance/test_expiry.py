@@ -1,4 +1,4 @@
-"""Old snapshots go by time alone, beside data taking, and never at the cost of it or of a reader."""
+"""Old snapshots are dropped by time alone, during data taking, and never at the cost of data taking or of a reader."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def files_of(archive: Archive) -> int:
 
 
 def make_older(archive: Archive, seconds: float) -> None:
-    """Have all that was committed until now be older."""
+    """Make all commits so far older."""
     older = {path: path.stat().st_mtime - seconds for path in archive.path.rglob("*")}
     repository = icechunk.Repository.open(icechunk.local_filesystem_storage(str(archive.path)))
     for info in repository.ancestry(branch="main"):
@@ -68,7 +68,7 @@ def test_the_files_of_weeks_without_stops_are_bounded(tmp_path: Path) -> None:
 
 
 def test_what_was_the_newest_within_the_time_stays_for_its_readers(tmp_path: Path) -> None:
-    """Though it was committed long before: nothing came for hours, and a reader was refreshed a second ago."""
+    """Even if it was committed long before: nothing came for hours, and a reader was refreshed a second ago."""
     archive = Archive.create(tmp_path / "A")
     writer = ArchiveWriter(archive)
     snapshots = [writer.append(FEED, 0, [row(archive, 1, k + 1, k)], k, k + 1).snapshot for k in range(4)]
@@ -84,7 +84,7 @@ def test_what_was_the_newest_within_the_time_stays_for_its_readers(tmp_path: Pat
 
 
 class Calls:
-    """Stands in `Archive.expire`, and tells of each call once it has ended."""
+    """Replaces `Archive.expire`, and reports each call when it has ended."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, failures: list[BaseException]) -> None:
         self.ended: queue.SimpleQueue[int | str] = queue.SimpleQueue()
@@ -123,7 +123,7 @@ def test_a_failure_is_told_and_tried_again(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_expiry_goes_by_time_from_the_start_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At once, so that a service that is restarted within the hour expires too; then each time that every_s is over."""
+    """At once, so that a service that is restarted within the hour expires too; then every every_s."""
     archive = Archive.create(tmp_path / "A")
     calls = Calls(monkeypatch, [])
     expiry = Expiry(archive.path, 600, every_s=0.01)

@@ -1,4 +1,4 @@
-"""An export is plain Zarr: by its path alone, sorted, the newest of each lumisection, whole or not there."""
+"""An export is plain Zarr: opened by its path, sorted, with the newest revision of each lumisection, complete or absent."""
 
 from __future__ import annotations
 

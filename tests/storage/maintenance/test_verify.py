@@ -1,4 +1,4 @@
-"""Verifying: a healthy archive has no finding, and each kind of damage is found and named, whatever else is damaged."""
+"""Verification: a healthy archive has no finding, and each kind of damage is found and named, even beside other damage."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def archive(original: Path, tmp_path: Path) -> Archive:
-    """A copy of its own for each test, to damage."""
+    """A copy for each test to damage."""
     shutil.copytree(original, tmp_path / "A")
     return Archive.open(tmp_path / "A")
 
 
 def behind(archive: Archive, change: Callable[[zarr.Group], None]) -> Archive:
-    """The archive after a change that was committed past the API."""
+    """The archive after a change that bypassed the API."""
     session = archive.writable_session()
     change(zarr.open_group(session.store, mode="r+", use_consolidated=False))
     session.commit("a hand behind the API")
@@ -146,7 +146,7 @@ def test_what_was_changed_behind_the_api_is_found(
 
 
 def test_what_was_filed_twice_is_found(archive: Archive) -> None:
-    """As a writer would that forgot what is there."""
+    """As by a writer that does not know the rows that are there."""
 
     def change(root: zarr.Group) -> None:
         log = root[LOG]
@@ -166,7 +166,7 @@ def test_what_was_filed_twice_is_found(archive: Archive) -> None:
 
 
 def flip(file: Path) -> None:
-    """One bit, the first past the middle that matters: among zeros, LZ4 may copy from another place and get the same."""
+    """Flip one bit, the first after the middle that changes values: among zeros, LZ4 may decode to the same."""
     whole = file.read_bytes()
     codec = Blosc() if file.stat().st_size > 20_000 else Zstd()
     for place in range(len(whole) // 2, len(whole)):
@@ -211,7 +211,7 @@ def test_a_damaged_chunk_of_maps_is_named_and_the_rest_is_read(archive: Archive,
 
 
 def noise(archive: Archive, size: int) -> list[Entry]:
-    """Rows of run 9 whose columns do not pack: small chunks lie in a manifest, not in a file."""
+    """Rows of run 9 whose columns do not compress: small chunks are stored in a manifest, not in a file."""
     rng = np.random.default_rng(0)
     numbers = np.cumsum(rng.integers(1, 10_000, size)).tolist()
     return [
@@ -228,7 +228,7 @@ def noise(archive: Archive, size: int) -> list[Entry]:
 
 @pytest.mark.parametrize("damage", [flip, truncate, Path.unlink])
 def test_a_damaged_column_is_named_and_the_rest_is_read(archive: Archive, damage: Callable[[Path], None]) -> None:
-    """Whichever column it is: a number that was damaged would else be taken for another."""
+    """In any column: a damaged number would otherwise be read as another number."""
     writer = ArchiveWriter(archive)
     files = files_of(archive, "chunks", lambda: writer.append(FEED, 2, noise(archive, 400), 0, 400))
     columns = [file for file in files if file.stat().st_size < 5000]
