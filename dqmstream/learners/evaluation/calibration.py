@@ -1,6 +1,7 @@
-"""Whether a probability means what it says: calibration error and likelihood, before and after a temperature.
+"""Calibration: whether the probabilities that a strategy gives agree with how often it is right.
 
-The temperature is fitted on validation lumisections alone, so that what it does to the test lumisections is a measurement.
+Calibration error and likelihood are measured on test lumisections, before and after a temperature that is fitted on validation
+lumisections only.
 """
 
 from __future__ import annotations
@@ -12,17 +13,17 @@ from scipy.special import log_softmax
 from dqmstream.learners.evaluation.history_line import Calibration
 
 BINS = 15
-"""Bins of equal width in (0, 1], as Guo et al. have them."""
+"""Bins of equal width in (0, 1], as in Guo et al."""
 
 COLDEST, HOTTEST = 1e-2, 1e4
-"""Temperatures between which the fit looks. A fit at the coldest means that validation was named without an error and shows no
-limit to how sure one may be; at the hottest, that the scores say nothing of the run."""
+"""Range of the fit. A fit at the coldest means that no validation lumisection was given to a wrong run, so that nothing limits
+the confidence; one at the hottest means that the scores carry no information about the run."""
 
 
 def calibrate(
     log_probability: np.ndarray, labels: np.ndarray, validation: np.ndarray, validation_labels: np.ndarray
 ) -> Calibration:
-    """Judge test log-probabilities (n, T) with classes (n,), with a temperature from validation ones (m, T) and (m,)."""
+    """Calibration on test log-probabilities (n, T), labels (n,); the temperature is fitted on validation (m, T), (m,)."""
     before = negative_log_likelihood(log_probability, labels), expected_calibration_error(log_probability, labels)
     if len(validation_labels) == 0:
         return Calibration(*before, None, None, None)
@@ -35,9 +36,8 @@ def calibrate(
 def expected_calibration_error(log_probability: np.ndarray, labels: np.ndarray) -> float:
     """sum over bins of |B| / n |accuracy(B) - confidence(B)| (Guo et al., ICML 2017, eq. 3; 15 bins of equal width).
 
-    The confidence of a lumisection is its largest probability; a bin holds ((m-1)/15, m/15]. Every lumisection counts alike.
-    Of a perfectly calibrated classifier it is above zero all the same, by the scatter within bins, about
-    sqrt(bins / n) in size: with few lumisections it says little.
+    The confidence of a lumisection is its largest probability; bin m is ((m-1)/15, m/15]. The scatter within bins makes it
+    larger than zero even for a perfectly calibrated classifier, by about sqrt(bins / n): with few lumisections it says little.
     """
     confidence = np.exp(log_probability.max(axis=1))
     right = log_probability.argmax(axis=1) == labels
@@ -47,19 +47,19 @@ def expected_calibration_error(log_probability: np.ndarray, labels: np.ndarray) 
 
 
 def negative_log_likelihood(log_probability: np.ndarray, labels: np.ndarray) -> float:
-    """Mean of -log p of the right run, in nats; guessing gives log T (Guo et al., ICML 2017, eq. 5, over n)."""
+    """Mean of -log p of the true run, in nats (Guo et al., ICML 2017, eq. 5, divided by n). Guessing gives log T."""
     return float(-log_probability[np.arange(len(labels)), labels].mean())
 
 
 def at_temperature(log_probability: np.ndarray, temperature: float) -> np.ndarray:
-    """log softmax(z / temperature): which run is named stays, how sure one is changes (Guo et al., ICML 2017, eq. 9)."""
+    """log softmax(z / temperature): changes the confidence, not the most probable run (Guo et al., ICML 2017, eq. 9)."""
     return np.asarray(log_softmax(log_probability / temperature, axis=1))
 
 
 def fit_temperature(log_probability: np.ndarray, labels: np.ndarray) -> float:
-    """The temperature of the smallest negative log-likelihood (Guo et al., ICML 2017, section 4.2).
+    """The temperature with the smallest negative log-likelihood (Guo et al., ICML 2017, section 4.2).
 
-    The likelihood is convex in 1 / temperature, so it has one minimum in its logarithm too.
+    The negative log-likelihood is convex in 1 / temperature, so its minimum is unique.
     """
 
     def loss(log_temperature: float) -> float:

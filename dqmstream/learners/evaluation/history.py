@@ -1,4 +1,4 @@
-"""The history: a JSON line an experience, and the results that follow from it. It can be read without dqmstream."""
+"""The history: one JSON line for each experience, and the results computed from it. It can be read without dqmstream."""
 
 from __future__ import annotations
 
@@ -77,11 +77,10 @@ def newest_average(lines: list[HistoryLine]) -> float | None:
 
 
 def results(lines: list[HistoryLine]) -> dict[str, Any]:
-    """What a stream came to, from its history: matrices, figures of `learners.evaluation.metrics`, baselines and cost.
+    """The results of a stream, ready for JSON: matrices, figures, baselines and cost.
 
-    figures: `figures` of the learner; baseline_figures: the same of each baseline beside it. new_run_auc: mean over the runs of
-    how well each was told from the known ones before it was learnt. calibration: at the last evaluation. flops: None where a
-    line does not give them. What an older history lacks is None.
+    Figures of the learner are those of `figures`; baseline_figures has the same for each baseline. What an older history lacks
+    is None.
     """
     accuracy, area = _matrix(lines, "accuracy"), _matrix(lines, "auc")
     baselines = {name: baseline_lines(lines, name) for name in (lines[-1].baselines if lines else {})}
@@ -107,7 +106,11 @@ def results(lines: list[HistoryLine]) -> dict[str, Any]:
 
 
 def figures(lines: list[HistoryLine]) -> dict[str, Any]:
-    """The figures that a learner and a baseline have alike, one number (or None) each, and `calibration`."""
+    """The figures of a learner or a baseline, one number (or None) each, and `calibration` at the last evaluation.
+
+    Most are defined in `learners.evaluation.metrics`. new_run_auc: mean of the AUC of the new-run score over the runs that were
+    new. flops: None where a line lacks them.
+    """
     accuracy = _matrix(lines, "accuracy")
     watched = [line.watched.lowest for line in lines if line.watched is not None]
     per_experience, within = min_accuracy_per_experience(accuracy), min_accuracy_within_training(watched)
@@ -133,9 +136,9 @@ def figures(lines: list[HistoryLine]) -> dict[str, Any]:
 
 
 def baseline_lines(lines: list[HistoryLine], name: str) -> list[HistoryLine]:
-    """The history that a baseline beside the learner would have written, as far as it is known.
+    """The history of a baseline that ran beside the learner.
 
-    It was neither watched nor asked before learning; its seconds are those of its learning.
+    It has no `before` and no `watched`, and its seconds are those of its learning alone.
     """
     return [_baseline_line(line, name) for line in lines]
 
@@ -159,10 +162,10 @@ def _baseline_line(line: HistoryLine, name: str) -> HistoryLine:
 
 @dataclass(frozen=True)
 class BesideJoint:
-    """A learner between the naive learner and the joint bound, after each run.
+    """A learner compared with naive and joint learning of the same runs, after each run.
 
-    naive, own, joint: average accuracies. share: of the gap closed (`learners.evaluation.metrics.gap_closed`). last: of the
-    last run.
+    naive, own, joint: average accuracies. share: closed share of the gap (`learners.evaluation.metrics.gap_closed`). last: the
+    share after the last run.
     """
 
     runs: list[int]
@@ -177,9 +180,9 @@ class BesideJoint:
 
 
 def beside_joint(naive: list[HistoryLine], own: list[HistoryLine], joint: list[HistoryLine]) -> BesideJoint:
-    """Pair three histories of the same runs in the same order, as far as the shortest goes.
+    """Compare three histories of the same runs in the same order, up to the end of the shortest.
 
-    Raises InputError where they name other runs, or the same in another order.
+    Raises InputError where their runs, or the order of these, differ.
     """
     length = min(len(naive), len(own), len(joint))
     runs, *others = ([line.run for line in lines[:length]] for lines in (own, naive, joint))

@@ -1,10 +1,10 @@
-"""What the matrix R says of a stream: averages, forgetting, transfer, the worst moment, and the share of a gap that is closed.
+"""Metrics of continual learning: averages, forgetting, transfer, the worst case, and the closed share of a gap.
 
-R[t, i] is the share of run i's test lumisections that are named right after experience t, among all runs seen at t. One has to
-learn two runs before there is anything to tell apart, so row 0 is empty and the first figure of run 0 stands in row 1, like
-that of run 1. T is the number of runs, and rows and columns count from 0.
+All are computed from a matrix R. R[t, i] is the accuracy on run i after experience t, among all T runs so far; rows and columns
+count from 0. Row 0 is empty, since with one run there is nothing to tell apart; the first figure of run 0 is in row 1.
 
-Forward transfer (Lopez-Paz and Ranzato, NeurIPS 2017, eq. 4) is left out: a head has no class for a run that it has not met.
+Forward transfer (Lopez-Paz and Ranzato, NeurIPS 2017, eq. 4) is not defined here: there is no class for a run that was not
+learnt yet.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 Matrix = list[list[float | None]]
-"""T rows of T entries; None where nothing is defined (row 0, and i > t)."""
+"""T rows of T entries; None where R is not defined (row 0, and i > t)."""
 
 
 def matrix(rows: Sequence[Sequence[float] | None]) -> Matrix:
-    """A T x T matrix from its rows; row t has t + 1 entries, or None."""
+    """A T x T matrix from its rows. Row t has t + 1 entries, or is None."""
     size = len(rows)
     full: Matrix = []
     for row in rows:
@@ -35,9 +35,9 @@ def average(values: Matrix) -> float | None:
 def any_time(values: Matrix) -> float | None:
     """Mean over t of the average after experience t: 1/(T-1) sum over t >= 1 of 1/(t+1) sum_i R[t, i].
 
-    The average any-time accuracy of Caccia et al. (ICLR 2022) as Soutif-Cormerais et al. write it (ICCV workshops 2023), each
-    experience counting once; the same number is the average incremental accuracy of Rebuffi et al. (CVPR 2017). They begin
-    with the first experience, where one run is named right by force; here it has no row. None before row 1.
+    The average any-time accuracy of Caccia et al. (ICLR 2022), as written by Soutif-Cormerais et al. (ICCV workshops 2023) with
+    each experience counted once, and the average incremental accuracy of Rebuffi et al. (CVPR 2017). They include the first
+    experience, where accuracy is 1 by definition; here it has no row. None before row 1.
     """
     return _mean([_mean(row) for row in values])
 
@@ -45,16 +45,16 @@ def any_time(values: Matrix) -> float | None:
 def forgetting(values: Matrix) -> float | None:
     """1/(T-1) sum over i < T-1 of (max over t < T-1 of R[t, i]) - R[T-1, i] (Chaudhry et al., ECCV 2018, eq. 3).
 
-    Negative where a run was never known as well as now. Mammoth takes the maximum over the last row too, and so never goes
-    below zero; the two agree where no run is at its best in the last row. None before three runs: nothing was known before.
+    Negative where accuracy on a run was never higher than it is now. Mammoth includes the last row in the maximum, so its value
+    is never negative; the two agree where no run is at its best in the last row. None before three runs.
     """
     return _mean(drops(values, max))
 
 
 def forgetting_initial(values: Matrix) -> float | None:
-    """1/(T-1) sum over i < T-1 of R[first, i] - R[T-1, i], where first is the row in which run i was learnt.
+    """1/(T-1) sum over i < T-1 of R[first, i] - R[T-1, i], where `first` is the row in which run i was learnt.
 
-    What Avalanche calls forgetting, over runs other than the newest. None before three runs.
+    Avalanche's forgetting, averaged over all runs but the newest. None before three runs.
     """
     return _mean(drops(values, lambda before: before[0]))
 
@@ -62,18 +62,18 @@ def forgetting_initial(values: Matrix) -> float | None:
 def backward_transfer(values: Matrix) -> float | None:
     """1/(T-1) sum over i < T-1 of R[T-1, i] - R[i, i] (Lopez-Paz and Ranzato, NeurIPS 2017, eq. 3).
 
-    For run 0, R[i, i] is in row 1. It is minus `forgetting_initial`: learning later runs helped the earlier ones where it is
-    positive. None before three runs.
+    The negative of `forgetting_initial`; for run 0, R[i, i] is taken from row 1. Positive where later runs improved accuracy on
+    earlier ones. None before three runs.
     """
     lost = forgetting_initial(values)
     return None if lost is None else -lost
 
 
 def min_accuracy_per_experience(values: Matrix) -> float | None:
-    """1/(T-1) sum over i < T-1 of min over t > first of R[t, i]: how low each earlier run fell after it had been learnt.
+    """1/(T-1) sum over i < T-1 of min over t > first of R[t, i]: lowest accuracy on each earlier run after it was learnt.
 
     min-ACC of De Lange et al. (ICLR 2023, "Continual evaluation for lifelong learning"), with the minimum over the ends of
-    experiences alone. A fall that is made good within one training, the stability gap, is not seen here: see
+    experiences only. It misses a drop that recovers within one training (the stability gap): see
     `min_accuracy_within_training`. None before three runs.
     """
     lowest = []
@@ -85,12 +85,11 @@ def min_accuracy_per_experience(values: Matrix) -> float | None:
 
 
 def min_accuracy_within_training(watched: Sequence[Mapping[int, float]]) -> float | None:
-    """Mean over the watched runs of the lowest accuracy at any moment that was watched since the run was learnt.
+    """Mean over the watched runs of the lowest accuracy measured since the run was learnt.
 
-    min-ACC of De Lange et al. (ICLR 2023), with moments in the course of training, for a sample of runs and a few
-    lumisections of each (`learners.evaluation.stability_gap`). watched: for each training, class -> lowest accuracy in its
-    course and at its
-    end, of runs learnt before it. Runs that are watched in the last training count. None where nothing was watched.
+    min-ACC of De Lange et al. (ICLR 2023), measured during training too, on a few lumisections of a sample of runs
+    (`learners.evaluation.stability_gap`). watched: for each training, class -> lowest accuracy during it and at its end, for
+    runs learnt before it. The mean is over the runs watched in the last training. None where nothing was watched.
     """
     if not watched:
         return None
@@ -100,7 +99,7 @@ def min_accuracy_within_training(watched: Sequence[Mapping[int, float]]) -> floa
 def worst_case(values: Matrix, min_accuracy: float | None) -> float | None:
     """1/T R[T-1, T-1] + (1 - 1/T) min-ACC, the worst-case accuracy WC-ACC of De Lange et al. (ICLR 2023).
 
-    min_accuracy: one of the two above; the name under which it is printed says which. None where that is.
+    min_accuracy: one of the two above. None where that is None.
     """
     newest = values[-1][-1] if values else None
     if newest is None or min_accuracy is None:
@@ -109,11 +108,11 @@ def worst_case(values: Matrix, min_accuracy: float | None) -> float | None:
 
 
 def gap_closed(naive: Sequence[float | None], own: Sequence[float | None], joint: Sequence[float | None]) -> list[float | None]:
-    """(own - naive) / (joint - naive) at each t, of average accuracies: 0 is no help at all, 1 as good as having all past data.
+    """Share of the gap between naive and joint learning that is closed: (own - naive) / (joint - naive) at each t.
 
-    Below 0 it does worse than no method, above 1 better than the joint bound. None where an average is not defined or joint
-    is not above naive: there is no gap to close. Where the gap is small against the error of the averages the share means
-    little; read it beside them.
+    naive, own, joint: average accuracies. 0 is as good as no method, 1 as good as having all past data; values below 0 and
+    above 1 occur. None where an average is None or joint is not above naive. Read it beside the averages: where the gap is
+    small compared with their errors, the share means little.
     """
     return [
         None if n is None or a is None or j is None or j <= n else (a - n) / (j - n)
@@ -127,7 +126,7 @@ def averages(values: Matrix) -> list[float | None]:
 
 
 def drops(values: Matrix, reference: Callable[[list[float]], float]) -> list[float]:
-    """What each run but the newest has lost against `reference` of its earlier entries; empty before three runs."""
+    """For each run but the newest: `reference` of its earlier entries minus its last entry. Empty before three runs."""
     lost = []
     for i in range(len(values) - 1):
         before = [value for row in values[:-1] if (value := row[i]) is not None]

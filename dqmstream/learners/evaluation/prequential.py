@@ -1,7 +1,7 @@
-"""Prequential accuracy: every lumisection is judged by what was said of it when it arrived, before its label was known.
+"""Prequential accuracy: accuracy on lumisections as they arrive, before they are learnt.
 
-In window mode a window of lumisections is named on arrival, by the learner as it then is; its labels come a number of
-windows later, and only then can it be counted, and learnt.
+A learner with windows predicts the run of each lumisection of a window on arrival. The labels come some windows later; only
+then is the window counted, and learnt.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from dqmstream.learners.evaluation.json_lines import Entries, read_lines
 class Judged:
     """A window whose labels have come.
 
-    number: of the window, 0, 1, 2, ... in order of arrival. right: lumisections that had been named right, of `total`.
-    cumulative: accuracy over all windows judged so far. sliding: over the last few of them.
+    number: 0, 1, 2, ... in the order of arrival. right: correct predictions, of `total`. cumulative: accuracy over all windows
+    so far. sliding: over the last few of them.
     """
 
     number: int
@@ -33,23 +33,22 @@ class Judged:
 
 
 class Prequential:
-    """Accumulates windows as they arrive, and judges each when its labels come.
+    """Holds predictions of windows until their labels come, and counts them.
 
-    With hit(k) = 1 where lumisection k had been named right, and n lumisections judged so far:
+    With hit(k) = 1 where the prediction for lumisection k was right, and n lumisections counted so far:
 
         cumulative = 1/n sum over k <= n of hit(k)
-        sliding    = the same over the lumisections of the last `sliding_windows` judged windows
+        sliding    = the same over the lumisections of the last `sliding_windows` windows
 
-    1 minus them are the prequential error and the error over a sliding window of Gama, Sebastiao and Rodrigues, Machine
-    Learning 90 (2013) 317, section 3, for the 0-1 loss. The cumulative one remembers the beginning for ever; the sliding one
-    shows how good the learner is by now, and scatters more. A lumisection of a run that the learner did not know on arrival
-    counts as named wrong: that is what it costs to be late.
+    1 minus these are the prequential error and its sliding-window form (Gama, Sebastiao and Rodrigues, Machine Learning 90
+    (2013) 317, section 3) for the 0-1 loss. The cumulative accuracy keeps the early errors for ever; the sliding one follows
+    the present and scatters more. A lumisection of a run that was not known on arrival counts as wrong.
     """
 
     def __init__(self, delay_windows: int = 1, sliding_windows: int = 10) -> None:
-        """delay_windows: how many more windows arrive before a window's labels are known; 0 is at once.
+        """delay_windows: windows that arrive before the labels of a window come; 0 is at once.
 
-        judged: windows whose labels have come. Raises InputError for a negative delay or a sliding part of no window.
+        judged: number of windows whose labels have come. Raises InputError for a negative delay or no sliding window.
         """
         if delay_windows < 0 or sliding_windows < 1:
             raise InputError(
@@ -67,7 +66,7 @@ class Prequential:
         return len(self._waiting)
 
     def arrive(self, named: np.ndarray) -> bool:
-        """Take what was named on arrival, (n,) with n > 0. True where labels are now due: call `label` before the next."""
+        """Take the predictions of a window, (n,) with n > 0. True where labels are due: call `label` before the next window."""
         if self.waiting > self.delay_windows:
             raise InputError(f"labels are due for window {self.judged}: give them before the next window")
         if len(named) == 0:
@@ -76,16 +75,16 @@ class Prequential:
         return self.waiting > self.delay_windows
 
     def label(self, truth: np.ndarray) -> Judged:
-        """Judge the oldest waiting window by its labels (n,), no sooner than `delay_windows` later, or `drain` at the end.
+        """Count the oldest waiting window by its labels, (n,); at the end of a stream use `drain`.
 
-        Raises InputError where no label is due or they are not as many as the window's lumisections.
+        Raises InputError where no label is due or their number is not that of the window's lumisections.
         """
         if self.waiting <= self.delay_windows:
             raise InputError(f"no label is due: {self.waiting} windows wait, and labels come {self.delay_windows} later")
         return self._judge(truth)
 
     def drain(self, truth: np.ndarray) -> Judged:
-        """The same when no more windows come: the labels of those that still wait arrive one after another."""
+        """The same for the windows that still wait when no more windows come."""
         if not self._waiting:
             raise InputError("no window waits for a label")
         return self._judge(truth)
@@ -98,7 +97,7 @@ class Prequential:
         return self.count(int(np.sum(named == truth)), len(named))
 
     def count(self, right: int, total: int) -> Judged:
-        """Count a window that was judged, with so many named right of total > 0; to take up counting where it was left."""
+        """Count a window with `right` correct predictions of total > 0, as when counting is resumed."""
         self._right, self._total = self._right + right, self._total + total
         self._last.append((right, total))
         sliding = sum(hits for hits, _ in self._last) / sum(count for _, count in self._last)

@@ -1,8 +1,8 @@
-"""Looks at earlier runs in the course of a training: a fall that is made good before its end is seen only here.
+"""The stability gap: accuracy on earlier runs drops when a training begins, and recovers before it ends.
 
-De Lange et al. (ICLR 2023) found that accuracy on what was known falls right after a training begins and then recovers, the
-stability gap, and evaluate at every step. Here a fixed sample is looked at, often in the beginning and more rarely later,
-within a number of lumisections that is fixed for a training however long it is and however many runs there are.
+De Lange et al. (ICLR 2023) found it by evaluating at every training step. Here accuracy is measured on a fixed sample of
+lumisections, often at the beginning and more rarely later, so that the cost of a training does not depend on its length or on
+the number of runs.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from dqmstream.learners.splits import Part
 from dqmstream.learners.strategy import Strategy
 
 LUMISECTIONS = 20
-"""Of each watched run: its accuracy is a multiple of 1/20, and its lowest of many is low by chance too."""
+"""Of each watched run. Its accuracy is a multiple of 1/20, and the lowest of many measurements is low by chance too."""
 
 MOMENTS = 20
-"""Looks at a training that the budget allows for, the one at the end among them."""
+"""Measurements during one training that the budget allows, including the one at its end."""
 
 THINNING = 1.2
-"""After its call n, the next look is at call 1.2 n or the next one: 20 looks reach call 80."""
+"""After a measurement at call n, the next is at call 1.2 n or n + 1: 20 measurements reach call 80."""
 
 
 class Watcher:
-    """Watches one training after another.
+    """Measures accuracy on a sample of earlier runs during one training after another.
 
-    budget: lumisections scored in the course of one training, at its end included. budget // 400 runs are watched, at most
-    20 of the test lumisections of each, always the same. Which runs: those of the smallest number drawn by the run, so that
-    every run seen has the same chance, and one that is dropped never comes back.
+    budget: lumisections scored during one training and at its end. budget // 400 runs are watched, on at most 20 fixed test
+    lumisections each. Each run draws a random number, and the runs with the smallest are watched: every run has the same
+    chance, and a run that was dropped does not come back.
     """
 
     def __init__(self, budget: int) -> None:
-        """Raises InputError for a budget that does not suffice for one run."""
+        """Raises InputError for a budget that is too small for one run."""
         if budget < LUMISECTIONS * MOMENTS:
             raise InputError(f"watching takes {LUMISECTIONS * MOMENTS} lumisections a training at least, not {budget}")
         self.budget = budget
@@ -46,9 +46,9 @@ class Watcher:
         self._begin()
 
     def add(self, number: int, run: RunData, again: Sequence[int] = ()) -> None:
-        """Let a run that has been learnt be watched, if it is drawn.
+        """Watch a run that has been learnt, if it is drawn. number: of its experience.
 
-        again: experiences by which it was learnt before: a run that two classes name is watched no more.
+        again: earlier experiences of the run. A run that two classes stand for is no longer watched.
         """
         for earlier in again:
             self._sample.pop(earlier, None)
@@ -62,7 +62,7 @@ class Watcher:
             del self._sample[max(self._sample, key=lambda i: self._sample[i][0])]
 
     def state(self) -> dict[str, np.ndarray]:
-        """The runs that are watched and their lumisections, as named arrays."""
+        """The watched runs and their lumisections, as named arrays."""
         sample = list(self._sample.items())
         drawn = np.array([draw for _, (draw, _) in sample])
         numbers = np.array([number for number, _ in sample], dtype=np.int64)
@@ -83,25 +83,25 @@ class Watcher:
         self._lowest: dict[int, float] = {}
 
     def call(self, strategy: Strategy) -> None:
-        """A moment in the course of a training at which `scores` may be asked."""
+        """To be called during a training whenever `scores` may be called; measures accuracy if it is time."""
         self._calls += 1
-        # What the look at the end will cost is kept back.
+        # The cost of the measurement at the end is reserved.
         if self._calls >= self._next and self._lumisections + 2 * self._size <= self.budget:
             self._next = max(self._calls + 1, int(np.ceil(THINNING * self._calls)))
-            self._look(strategy)
+            self._measure(strategy)
 
     def end(self, strategy: Strategy) -> Watched:
-        """Look once more, after the training, say what was seen, and be ready for the next."""
-        self._look(strategy)
-        seen = Watched(dict(sorted(self._lowest.items())), self._moments, self._calls, self._lumisections)
+        """Measure once more after the training, return what was found, and be ready for the next training."""
+        self._measure(strategy)
+        found = Watched(dict(sorted(self._lowest.items())), self._moments, self._calls, self._lumisections)
         self._begin()
-        return seen
+        return found
 
     @property
     def _size(self) -> int:
         return sum(len(maps) for _, maps in self._sample.values())
 
-    def _look(self, strategy: Strategy) -> None:
+    def _measure(self, strategy: Strategy) -> None:
         for number, (_, maps) in self._sample.items():
             accuracy = float(np.mean(strategy.scores(maps).argmax(axis=1) == number))
             self._lowest[number] = min(accuracy, self._lowest.get(number, 1.0))

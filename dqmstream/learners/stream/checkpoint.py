@@ -1,9 +1,9 @@
-"""Checkpoints: all that the next experience depends on, on the disk whole or not at all. Nothing is pickled.
+"""Checkpoints: everything that the next experience depends on, written whole or not at all. Nothing is pickled.
 
     checkpoints/000003/arrays.safetensors    weights, heads, memories, references, statistics, as named arrays
     checkpoints/000003/checkpoint.json       experience, runs, strategy, seed, sizes, and the SHA-256 of the arrays
 
-Writing one is the commit point of an experience: history past the last checkpoint is dropped and written again.
+Writing one is the commit point of an experience: after a crash, history past the last checkpoint is dropped and written again.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ KEEP = 2
 
 @dataclass(frozen=True)
 class CheckpointMeta:
-    """What a checkpoint says of itself. threads: of the CPU; the same bits come again only with as many. pools: the libraries
-    that computed, each with its version, kind of processor and threads (`learners.threads`); empty in an older one.
+    """The metadata of a checkpoint.
 
-    windows: how many were judged by then. experience: of a checkpoint between runs, number of the window's ledger line.
+    experience: its number; of a checkpoint between runs, the number of the window's ledger line. runs: the run of each
+    experience. threads: CPU threads; the same bits are computed only with as many. pools: the numerical libraries, each with
+    version, kind of processor and threads (`learners.threads`); empty in an older checkpoint. windows: how many were counted.
     """
 
     experience: int
@@ -52,7 +53,7 @@ class CheckpointMeta:
 
 
 def save(folder: Path, meta: CheckpointMeta, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write the checkpoint of meta.experience under folder, then remove all but the last two."""
+    """Write the checkpoint of meta.experience in the folder, then remove all but the last two."""
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{meta.experience:06d}"
     partial = folder / f".{target.name}.partial"
@@ -78,7 +79,10 @@ def save(folder: Path, meta: CheckpointMeta, arrays: Mapping[str, np.ndarray]) -
 
 
 def load_newest(folder: Path) -> tuple[CheckpointMeta, dict[str, np.ndarray]] | None:
-    """The newest checkpoint under folder, None if there is none. Raises StateError for a damaged or newer one."""
+    """The newest checkpoint in the folder; None if there is none.
+
+    Raises StateError for one that is damaged or that a newer version wrote.
+    """
     found = _numbered(folder)
     if not found:
         return None
@@ -91,14 +95,14 @@ def load_newest(folder: Path) -> tuple[CheckpointMeta, dict[str, np.ndarray]] | 
         arrays = load_file(newest / "arrays.safetensors")
         digest = hashlib.sha256((newest / "arrays.safetensors").read_bytes()).hexdigest()
     except (OSError, ValueError, TypeError, SafetensorError) as error:
-        raise StateError(f"{newest} cannot be read: {error}; remove that folder to go on from the one before") from error
+        raise StateError(f"{newest} cannot be read: {error}; remove that folder to resume from the one before") from error
     if digest != meta.sha256:
-        raise StateError(f"{newest} is damaged (SHA-256 differs): remove that folder to go on from the one before")
+        raise StateError(f"{newest} is damaged (SHA-256 differs): remove that folder to resume from the one before")
     return meta, arrays
 
 
 def learnt(folder: Path) -> int:
-    """How many experiences the newest checkpoint under folder has learnt."""
+    """How many experiences the newest checkpoint in the folder has learnt."""
     found = _numbered(folder)
     return int(found[-1].name) + 1 if found else 0
 

@@ -42,30 +42,31 @@ class Flagger:
         return self._learner.experiences
 
     def warnings(self, found: Sequence[RunFlags] = ()) -> list[str]:
-        """What weakens what is said here, and of these runs, each in a sentence."""
+        """Reasons why the flags, and those of these runs, may be wrong; a sentence each."""
         reference = self._novelty.statistical.reference
-        told, warnings = reference.summary(), []
+        taught, warnings = reference.summary(), []
         if reference.kind != Saturating.kind:
             warnings.append(
-                "the reference run does not follow the law of the response, or is too short to tell: a quadratic stands in its "
-                "place, which is off where luminosity is not the reference run's, so that faulty may mean nothing; make a "
-                "reference of more good lumisections (`dqmstream reference`) and learn with it"
+                "the reference run does not follow the law of the response, or is too short to tell, so a quadratic is used: "
+                "where luminosity differs from that of the reference run, lumisections may be called faulty without a fault; "
+                "make a reference of more good lumisections (`dqmstream reference`) and learn with it"
             )
         runs = [str(one.run) for one in found if one.beyond.any()]
         if runs:
             what = "pileups" if reference.kind == Saturating.kind else "ratios of dim to bright rings"
-            span = f"{told['lowest']:.2f} to {told['highest']:.2f}"
+            span = f"{taught['lowest']:.2f} to {taught['highest']:.2f}"
             beyond = sum(int(one.beyond.sum()) for one in found)
             warnings.append(
-                f"the reference was taught {what} of {span} times those of its first run: what is said of {beyond} "
-                f"lumisections beyond is less sure (runs {', '.join(runs)})"
+                f"the reference covers {what} of {span} times those of its first run: the flags of {beyond} lumisections "
+                f"outside that range are less certain (runs {', '.join(runs)})"
             )
         return warnings
 
     def flags(self, run: int, alarms: float, rate: float) -> RunFlags:
-        """Flag a run as the archive holds it. alarms: of false alarms, by lumisection. rate: of false discoveries, by channel.
+        """Flag a run as the archive holds it.
 
-        Raises ArchiveError for a run that is not there.
+        alarms: rate of false alarms among lumisections. rate: rate of false discoveries among channels. Raises ArchiveError for
+        a run that the archive does not hold.
         """
         with held_threads(self._learner.threads):
             return self._flags(run, alarms, rate)
@@ -75,13 +76,13 @@ class Flagger:
         experiences = self._learner.experiences
         log_probability = self._learner.scores(maps)
         order = np.argsort(-log_probability, axis=1, kind="stable")[:, :TOP]
-        noted = self._novelty.score(maps)
-        flagged = noted.p <= alarms
+        new_run = self._novelty.score(maps)
+        flagged = new_run.p <= alarms
         found = self._novelty.deviation(maps.take(np.flatnonzero(flagged)) if flagged.any() else maps)
         apart = 1 + experiences[::-1].index(run) if run in experiences else 1
         suspicion, sure = self._novelty.faults.score(maps, apart), np.log((1 - alarms) / alarms)
         blank = reference.blank(maps.counts[:, self._novelty.live])
-        # What a blank lumisection seems to say is said by those before it, or by what was expected before the run began.
+        # The odds of a blank lumisection are those of the lumisections before it: no evidence of its own.
         failed = np.where((suspicion.channels >= sure) & ~blank[:, None], suspicion.channels, 0.0)
         some = np.flatnonzero(failed.any(axis=0))
         return RunFlags(
@@ -92,8 +93,8 @@ class Flagger:
             beyond=reference.beyond(maps.counts),
             top=np.array(self._learner.runs)[order],
             probability=np.exp(np.take_along_axis(log_probability, order, axis=1)),
-            score=noted.score,
-            p=noted.p,
+            score=new_run.score,
+            p=new_run.p,
             flagged=flagged,
             against=experiences[found.nearest],
             channels=_significant(found.pull, found.expected, found.seen, self._novelty.live, rate),

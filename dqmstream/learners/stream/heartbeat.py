@@ -1,11 +1,10 @@
 """Signs of life of a learner, in a file that other processes read.
 
-The thread that learns cannot write while it trains or evaluates, so a second thread writes for it, once a second. It writes
-only if the learning thread got on: if that thread said so (`beat`), or used processor time. A thread that waits for a disk or
-a lock does neither, and a process that is stopped writes nothing. An endless loop uses processor time and is not noticed;
-`busy_s` shows it.
+The learning thread cannot write while it trains or evaluates, so a second thread writes for it once a second. It writes only
+if the learning thread made progress: it called `beat`, or used processor time. A thread that waits for a disk or a lock does
+neither, and a stopped process writes nothing. An endless loop is not detected, since it uses processor time; `busy_s` shows it.
 
-The file has a fixed size and is written in place, so that a full disk can still be told in it.
+The file has a fixed size and is written in place, so that it can say that the disk is full.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from dqmstream.storage.failures import system_error
 FILE_NAME = "heartbeat"
 BEAT_S = 1.0
 WORK_S = 0.05
-"""Processor time of the learning thread that counts as a beat. A thread that polls a lock uses less in minutes."""
+"""Processor time of the learning thread that counts as progress. A thread that polls a lock uses less in minutes."""
 SIZE = 4096
 LONGEST_ERROR = 1000
 DONE = "done"
@@ -33,12 +32,11 @@ DONE = "done"
 
 @dataclass(frozen=True)
 class Sign:
-    """What the file says.
+    """The content of the file.
 
-    beats: grows while the learner gets on. monotonic_s: this machine's monotonic clock at the last beat, which no setting
-    of the time changes; boot: since which start of the machine it counts. busy_s: since the learner last said that it got
-    on by itself. ended: "" while it runs, "done", or the error that ended it; error_number: errno of that error, if it has
-    one.
+    beats: grows while the learner makes progress. monotonic_s: the machine's monotonic clock at the last beat; setting the time
+    does not change it. boot: the start of the machine since which that clock counts. busy_s: seconds since the last call of
+    `beat`. ended: "" while the learner runs, "done", or the error that ended it. error_number: errno of that error, if any.
     """
 
     pid: int
@@ -51,18 +49,15 @@ class Sign:
 
     @property
     def silent_s(self) -> float | None:
-        """Seconds since the last beat; None if it was on another machine, or before this one was started."""
+        """Seconds since the last beat; None if it was on another machine or before this machine started."""
         return max(time.monotonic() - self.monotonic_s, 0.0) if self.boot == boot_id() else None
 
 
 class Heartbeat:
-    """Writes the signs of life of the thread that makes it, until `close`."""
+    """Writes the signs of life of the thread that creates it, until `close`."""
 
     def __init__(self, folder: Path) -> None:
-        """Make the file in the folder, or take the one that is there.
-
-        Raises OSError where the disk is full, or no thread can be started.
-        """
+        """Create the file in the folder, or overwrite it. Raises OSError where the disk is full or no thread can be started."""
         self._descriptor = os.open(folder / FILE_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             os.posix_fallocate(self._descriptor, 0, SIZE)
@@ -71,18 +66,18 @@ class Heartbeat:
             self._said_at = time.monotonic()
             self._write()
             self._closed = threading.Event()
-            self._thread = threading.Thread(target=self._go_on, name="heartbeat", daemon=True)
+            self._thread = threading.Thread(target=self._write_regularly, name="heartbeat", daemon=True)
             _start(self._thread)
         except BaseException:
             os.close(self._descriptor)
             raise
 
     def beat(self) -> None:
-        """Say that the learner gets on. Costs nothing: the other thread writes it."""
+        """Report progress. Costs nothing: the other thread writes it."""
         self._said += 1
         self._said_at = time.monotonic()
 
-    def _go_on(self) -> None:
+    def _write_regularly(self) -> None:
         said, worked_s = self._said, self._worked_s()
         while not self._closed.wait(BEAT_S):
             now_s = self._worked_s()
@@ -90,7 +85,7 @@ class Heartbeat:
                 continue
             said, worked_s = self._said, now_s
             self._beats += 1
-            with suppress(OSError):  # a disk that fails shows as silence
+            with suppress(OSError):  # a failing disk shows as silence
                 self._write()
 
     def _worked_s(self) -> float:
@@ -106,9 +101,9 @@ class Heartbeat:
         os.pwrite(self._descriptor, json.dumps(asdict(sign)).encode().ljust(SIZE), 0)
 
     def close(self, error: BaseException | None = None) -> None:
-        """End, and leave the reason: error, or that all is done."""
+        """Stop, and write why the learner ended: the error, or that it is done."""
         self._closed.set()
-        self._thread.join(5 * BEAT_S)  # it may wait for the disk
+        self._thread.join(5 * BEAT_S)  # it may be waiting for the disk
         with suppress(OSError):
             if error is None:
                 self._write(DONE)
@@ -126,7 +121,7 @@ def _start(thread: threading.Thread) -> None:
 
 
 def error_number(error: BaseException | None) -> int | None:
-    """errno of an error, or of the one that caused it."""
+    """errno of an error, or of the error that caused it."""
     while error is not None:
         if isinstance(error, MemoryError):
             return errno.ENOMEM
@@ -137,7 +132,7 @@ def error_number(error: BaseException | None) -> int | None:
 
 
 def read_sign(folder: Path) -> Sign | None:
-    """The last sign of life of the folder's learner; None if there is none that can be read."""
+    """The last sign of life of the folder's learner; None if there is none or it cannot be read."""
     try:
         found = json.loads((folder / FILE_NAME).read_bytes())
         return Sign(**found)
@@ -147,7 +142,7 @@ def read_sign(folder: Path) -> Sign | None:
 
 @cache
 def boot_id() -> str:
-    """Which start of this machine this is; the monotonic clock counts from there."""
+    """Identifies the start of this machine, from which the monotonic clock counts."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:

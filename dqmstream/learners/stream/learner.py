@@ -42,7 +42,7 @@ from dqmstream.learners.stream.ledger import (
     newest_lines,
     read_experience,
 )
-from dqmstream.learners.stream.reference_file import About, load_reference
+from dqmstream.learners.stream.reference_file import ReferenceInfo, load_reference
 from dqmstream.learners.stream.scores_file import write_scores
 from dqmstream.learners.stream.snapshot_tags import SnapshotTags
 from dqmstream.learners.stream.state_folder import StateFolder
@@ -110,7 +110,7 @@ class Learner:
         self._path = Path(folder) if folder is not None else path.with_name(f"{path.name}.state") / self.strategy.name
         self._anew = anew
         self._folder: StateFolder | None = None
-        self.reference: About | None = None
+        self.reference: ReferenceInfo | None = None
         self._seen, self._summaries = "", list[RunSummary]()
 
     def _registered_strategy(self) -> Strategy:

@@ -1,8 +1,8 @@
-"""The ledger of experiences: which run, at which snapshot, in which order; each line frozen when it is made.
+"""The ledger: which lumisections each experience of a learner consists of, in the order of learning.
 
-A run that is complete becomes one line; where a learner takes windows, each window of it becomes one before. Late or revised
-lumisections are filed in the archive and never change a past experience, so replaying a ledger gives the bits that the live
-stream gave.
+A line is written once a run is complete, and with windows one for each window of the run before. It is frozen: lumisections
+that arrive late or are revised are filed in the archive and do not change it. So a replay of a ledger computes the same bits as
+the learner that wrote it.
 """
 
 from __future__ import annotations
@@ -28,17 +28,19 @@ from dqmstream.storage.row_index import RunSummary
 
 
 class LostExperienceError(StateError):
-    """The archive no longer holds what a ledger line froze, or what it holds is damaged."""
+    """The archive no longer holds the lumisections of a ledger line, or they are damaged."""
 
 
 @dataclass(frozen=True)
 class Experience:
     """A line of the ledger.
 
-    id: 0, 1, 2, ...; None for a run that was left out, with the reason in `left_out`. rows: lumisections in the run's view
-    at the snapshot. revisions: how often they had been revised by then. digest: of their numbers and contents. scale: of the
-    split, 1 or 25 (`learners.splits`). window: None for a run, 0, 1, 2, ... for a window of one, which has no id: its
-    lumisections are those from number first to last, and rows, digest and parts are of the run as far as last.
+    id: 0, 1, 2, ...; None for a window, and for a run that is left out (with the reason in `left_out`). rows: lumisections of
+    the run at the snapshot. revisions: how often they had been revised by then. digest: of their numbers and contents. scale:
+    of the split, 1 or 25 (`learners.splits`). train, validation, test: lumisections of each part.
+
+    window: None for a run; 0, 1, 2, ... for a window of one. Its lumisections are those from number `first` to `last`; rows,
+    digest and parts are of the run up to `last`.
     """
 
     id: int | None
@@ -58,7 +60,7 @@ class Experience:
 
 
 def describe(archive: Archive, run: int, number: int) -> Experience:
-    """The ledger line of a run as the archive holds it now; number is its id if it can be learnt."""
+    """The ledger line of a run as the archive holds it now. number: its id, if it can be learnt."""
     line = _line(archive, run, archive.run(run, maps=False))
     empty = [part for part in ("train", "validation", "test") if getattr(line, part) == 0]
     left_out = f"too short: no lumisection for {', '.join(empty)}" if empty else ""
@@ -70,8 +72,8 @@ def describe_windows(
 ) -> Iterator[Experience]:
     """The ledger lines of the windows of a run that follow window `after` (None: from the first), as the archive holds it now.
 
-    size: lumisections in a window, which are the next ones by number; one that comes late, numbered below the end of a window
-    that is frozen, is in no window. complete: the run has ended, and what is left is a shorter window.
+    size: lumisections in a window, in the order of their numbers. A lumisection that arrives after its window was frozen is in
+    no window. complete: the run has ended, so the remaining lumisections are a shorter window.
     """
     view = archive.run(run, maps=False)
     numbers = view["lumisection"].values
@@ -105,7 +107,7 @@ def _line(archive: Archive, run: int, view: xr.Dataset) -> Experience:
 
 
 def read_experience(archive: Archive, experience: Experience) -> RunData:
-    """The experience's lumisections as they were frozen; of a window, the run as far as its end.
+    """The lumisections of an experience as they were frozen; for a window, those of the run up to its end.
 
     Raises LostExperienceError where the archive does not hold them.
     """
@@ -114,10 +116,11 @@ def read_experience(archive: Archive, experience: Experience) -> RunData:
 
 
 def frozen_view(archive: Archive, experience: Experience, *, maps: bool = True) -> xr.Dataset:
-    """The run's view as it was frozen, with maps or without: at its snapshot, or where that has expired from the archive as
-    it is now. Rows are only ever added, so the run's first ones are the same in every later snapshot.
+    """The run's view as it was frozen, with or without maps.
 
-    Raises LostExperienceError where they are not what the ledger froze, or are damaged.
+    It is read at its snapshot; where that has expired, from the archive as it is now, since rows are only added and the first
+    ones of a run are the same in all later snapshots. Raises LostExperienceError where they differ from what the ledger froze,
+    or are damaged.
     """
     last = None if experience.window is None else experience.last
     wanted = f"run {experience.run} as it was frozen at snapshot {experience.snapshot}"
@@ -142,7 +145,7 @@ def frozen_view(archive: Archive, experience: Experience, *, maps: bool = True) 
 
 
 def maps_of(view: xr.Dataset) -> Maps:
-    """The lumisections of a run's view, with their maps in memory."""
+    """The lumisections of a run's view, with their maps loaded into memory."""
     counts = view["occupancy"].values.astype(np.float32, copy=False)
     return Maps(counts, view["n_events"].values, view["pileup"].values, view["lumisection"].values)
 
@@ -151,16 +154,17 @@ class Ledger:
     """The lines of a ledger file (JSON lines). A line is on the disk before it is used."""
 
     def __init__(self, path: Path) -> None:
-        """lines: all of them. experiences: the runs that are learnt, by id. runs: every run that ended, learnt or left out.
+        """Read the file, if it exists.
 
-        windows: the last window of each run that has one.
+        lines: all lines. experiences: lines of runs to be learnt, by id. runs: every run with a line of its own, also where it
+        is left out. windows: the last window of each run that has one.
         """
         self.path = path
         exists = path.exists()
         self._take(read_ledger(path) if exists else [], path.read_bytes().rfind(b"\n") + 1 if exists else 0)
 
     def _take(self, lines: Iterable[Experience], size: int) -> None:
-        """Hold these lines, which take so many bytes of the file."""
+        """Hold these lines, which take `size` bytes of the file."""
         self.lines: list[Experience] = []
         self.experiences: list[Experience] = []
         self.runs: set[int] = set()
@@ -179,13 +183,13 @@ class Ledger:
             self.experiences.append(line)
 
     def holds(self, line: Experience) -> bool:
-        """Whether that run, or that window of it, has a line already."""
+        """Whether this run, or this window of it, has a line already."""
         last = self.windows.get(line.run)
         begun = line.window is not None and last is not None and last.window is not None and line.window <= last.window
         return begun or line.run in self.runs
 
     def leave_out(self, line: Experience, why: str) -> None:
-        """Leave a line that was not learnt out after all, and number those behind it anew."""
+        """Mark a line that was not learnt as left out, and renumber those after it."""
         lines, number = [], 0
         for one in self.lines:
             if one == line:
@@ -198,7 +202,7 @@ class Ledger:
         self._take(lines, len(data))
 
     def append(self, line: Experience) -> None:
-        """Freeze a line. What a crash had cut off behind the last whole line is dropped first."""
+        """Write a line, which is on the disk when this returns. Half a line that a crash left is removed first."""
         is_new = not self.path.exists()
         with naming(self.path), self.path.open("w+b" if is_new else "r+b") as file:
             file.truncate(self._bytes)
@@ -213,17 +217,17 @@ class Ledger:
 
 
 def newest_lines(lines: Iterable[Experience]) -> dict[int, Experience]:
-    """The last line of each run that ended, by run: what a run that was learnt once more, or left out before, is now."""
+    """The last line of each run, without windows: a run has several where it was learnt again."""
     return {line.run: line for line in lines if line.window is None}
 
 
 def late(line: Experience, summary: RunSummary) -> int:
-    """Lumisections of a run that were filed after its line was frozen."""
+    """How many lumisections of a run were filed after its line was frozen."""
     return max(0, summary.lumisections - line.rows)
 
 
 def read_ledger(path: Path) -> list[Experience]:
-    """Lines of a ledger file; a last line that a crash cut off is passed over. Raises InputError for anything else."""
+    """The lines of a ledger file, without a last line that a crash cut off. Raises InputError for any other file."""
     try:
         text = path.read_text()
         whole = text[: text.rfind("\n") + 1]

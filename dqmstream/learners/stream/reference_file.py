@@ -1,11 +1,10 @@
-"""A reference made from named runs of an archive, as a file: what learners look through in place of their first run.
+"""Reference files: a reference that was made from chosen runs of an archive, for learners to use in place of their first run.
 
     <file>.safetensors    arrays of the reference; in the header, JSON: version, archive, snapshot, runs, masked, dead
 
-The version is a hash of the arrays, so that a learner's state says which reference it belongs to. Such a reference never moves
-while a learner lives: weights, gains and boundaries were learnt on residuals to it, and only raw counts could be looked at
-anew. A rolling one would change what every past run is said to look like, without a lumisection of it at hand to learn that
-from. That of a first run moves only under conditions that it was not taught (`Reference.after`).
+The version is a hash of the arrays, by which a learner's state names its reference. Such a reference does not change while a
+learner exists: everything learnt is learnt on residuals to it, and past lumisections are not kept to compute new ones. The
+reference of a first run changes only under conditions that it did not cover (`Reference.after`).
 """
 
 from __future__ import annotations
@@ -37,11 +36,11 @@ Channel = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
-class About:
-    """What a reference file says of itself.
+class ReferenceInfo:
+    """The metadata of a reference file.
 
-    version: of the reference. runs: whose train parts, read at the snapshot, it was fitted on. masked: channels left out
-    because they were listed; dead: because they counted nothing in one of the runs.
+    version: hash of the arrays. runs: the reference was fitted on their train parts, read at the snapshot. masked: channels
+    left out because they were listed. dead: channels left out because they counted nothing in one of the runs.
     """
 
     version: str
@@ -52,11 +51,11 @@ class About:
     dead: list[Channel]
 
 
-def make_reference(archive: Archive, runs: Sequence[int], masked: Sequence[Channel] = ()) -> tuple[Reference, About]:
-    """Fit a reference on the train parts of the runs together, as the archive holds them now.
+def make_reference(archive: Archive, runs: Sequence[int], masked: Sequence[Channel] = ()) -> tuple[Reference, ReferenceInfo]:
+    """Fit a reference on the joined train parts of runs, as the archive holds them now.
 
-    A channel that counts nothing in one of the runs is left out: half dead, it would have no mean that any run shows. Raises
-    InputError for a run that is too short, a channel that no map has, or where nothing is left.
+    A channel that counts nothing in one of the runs is left out, since its mean would fit none of the runs. Raises InputError
+    for a run that is too short, a channel that does not exist, or where no channel is left.
     """
     if not runs:
         raise InputError("a reference needs a run: name one by --run")
@@ -76,7 +75,7 @@ def make_reference(archive: Archive, runs: Sequence[int], masked: Sequence[Chann
     dead = counted.any(axis=0) & ~counted.all(axis=0) & ~mask
     with held_threads():
         reference = Reference.fit(joined(parts), mask | dead)
-    return reference, About(
+    return reference, ReferenceInfo(
         version=reference.version,
         archive_id=archive.archive_id,
         snapshot=archive.snapshot,
@@ -86,8 +85,8 @@ def make_reference(archive: Archive, runs: Sequence[int], masked: Sequence[Chann
     )
 
 
-def save_reference(path: Path, reference: Reference, about: About) -> None:
-    """Write the file, whole or not at all. Raises InputError if it cannot be written, or is not named as what it is."""
+def save_reference(path: Path, reference: Reference, about: ReferenceInfo) -> None:
+    """Write the file, whole or not at all. Raises InputError if it cannot be written or is not named .safetensors."""
     if path.suffix != ".safetensors":
         raise InputError(f"a reference is a .safetensors file: name it {path.with_suffix('.safetensors')}, not {path}")
     arrays = {name: np.asarray(array, order="C") for name, array in reference.state().items()}
@@ -97,30 +96,30 @@ def save_reference(path: Path, reference: Reference, about: About) -> None:
         raise InputError(f"cannot write {path}: {error.strerror}; choose another --out") from error
 
 
-def load_reference(path: Path, geometry: Geometry) -> tuple[Reference, About]:
-    """Take back what `save_reference` wrote.
+def load_reference(path: Path, geometry: Geometry) -> tuple[Reference, ReferenceInfo]:
+    """Read what `save_reference` wrote.
 
-    Raises InputError for a file that is none, whose arrays are others than it says, or which is of another geometry.
+    Raises InputError for any other file, for damaged arrays, or for a reference of another geometry.
     """
     try:
         with safe_open(path, framework="numpy") as file:
             header = (file.metadata() or {}).get(_HEADER)
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
         if header is None:
-            raise InputError(f"{path} is no reference: make one by `dqmstream reference`")
-        about = About(**json.loads(header))
+            raise InputError(f"{path} is no reference: make one with `dqmstream reference`")
+        about = ReferenceInfo(**json.loads(header))
         reference = Reference.from_state(arrays)
     except (OSError, SafetensorError, ValueError, TypeError, StateError) as error:
         raise InputError(f"{path} cannot be read as a reference: {error}") from error
     if reference.version != about.version:
-        raise InputError(f"{path} is damaged: its arrays are of version {reference.version}, it says {about.version}")
+        raise InputError(f"{path} is damaged: its arrays are of version {reference.version}, its header says {about.version}")
     if reference.live.shape != geometry.shape:
         raise InputError(f"{path} is of maps of shape {reference.live.shape}, the archive's are of {geometry.shape}")
     return reference, about
 
 
 def read_channels(path: Path) -> list[Channel]:
-    """Channels of a text file: depth (from 1), ieta and iphi in each line, # begins a comment. Raises InputError."""
+    """Channels listed in a text file: depth (from 1), ieta and iphi on each line; # begins a comment. Raises InputError."""
     try:
         lines = path.read_text().splitlines()
     except OSError as error:

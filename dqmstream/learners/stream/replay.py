@@ -1,4 +1,4 @@
-"""Replay: the live learner over archived runs, offline; same ledger lines, same code, same bits."""
+"""Replay: the learner over archived runs. The same ledger lines give the same bits as they gave live."""
 
 from __future__ import annotations
 
@@ -25,23 +25,26 @@ def replay(
     resume: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
-    """Learn archived runs one after another and return what came of it.
+    """Learn archived runs one after another and return the results (`Learner.results`).
 
-    Order: that of the ledger file, at its snapshots; without one, ascending run number at the archive's snapshot. Writes
-    the state folder replay-<strategy>-<seed>, anew unless resume; a replay that is resumed goes on in its own order.
-    Windows: those of the ledger, or as they would have come had each run been filed in order. Raises InputError where fewer
-    than two runs are long enough, where a resumed replay had another order, or where the ledger has windows of another size.
+    state: folder in which the state folder replay-<strategy>-<seed> is written. It is written anew unless `resume` is True; a
+    resumed replay keeps its order. ledger: gives the order of runs, their snapshots and their windows. Without one, runs are
+    learnt in ascending order at the archive's snapshot, with windows as if each run had been filed in order. strategy: an
+    object in place of the strategy that the settings name. progress: called with the experiences learnt and their number.
+
+    Raises InputError where fewer than two runs can be learnt, a resumed replay had another order, or the ledger has windows of
+    another size.
     """
     name = f"replay-{resolve(settings.strategy) if strategy is None else strategy.name}-{settings.seed}"
     wanted = _of_ledger(ledger, settings.window) if ledger else _ascending(archive, settings.window)
     _need_two(archive, wanted)
     for line in wanted if ledger else ():
         if line.id is not None:
-            frozen_view(archive, line, maps=False)  # a ledger of another archive is refused before an older replay is dropped
+            frozen_view(archive, line, maps=False)  # refuse a ledger of another archive before an older replay is removed
     with Learner(archive, state / name, settings, strategy=strategy, anew=not resume) as learner:
         frozen = learner.ledger.lines
         if ledger and [_place(line) for line in frozen] != [_place(line) for line in wanted[: len(frozen)]]:
-            raise InputError(f"{ledger} has another order than the replay in {state / name}: leave out --resume to begin anew")
+            raise InputError(f"{ledger} has another order than the replay in {state / name}: leave out --resume to begin again")
         learner.freeze(wanted[len(frozen) :] if ledger else [line for line in wanted if not learner.ledger.holds(line)])
         progress(learner.learnt, len(learner.ledger.experiences))
         while learner.waiting:
@@ -54,16 +57,16 @@ def replay(
 def _need_two(archive: Archive, lines: list[Experience]) -> None:
     learnable = sum(line.id is not None for line in lines)
     if learnable < 2:
-        raise InputError(f"{archive.path} has {learnable} run(s) long enough to learn, there is nothing to tell apart")
+        raise InputError(f"{archive.path} has {learnable} run(s) that can be learnt; a replay needs two")
 
 
 def _place(line: Experience) -> tuple[int, int | None, str]:
-    """Run, window and contents of a line: what it is, whether or not it was left out."""
+    """What identifies a line, whether or not it is left out: run, window and contents."""
     return line.run, line.window, line.digest
 
 
 def _of_ledger(path: Path, window: int) -> list[Experience]:
-    """Lines of a ledger, with its windows where the learner takes any."""
+    """Lines of a ledger file; with its windows where the learner has windows."""
     lines = read_ledger(path)
     if not window:
         return [line for line in lines if line.window is None]
@@ -80,7 +83,7 @@ def _ascending(archive: Archive, window: int) -> list[Experience]:
     lines: list[Experience] = []
     learnable = 0
     for run in sorted(summary.run for summary in archive.runs()):
-        if window and learnable:  # until there is a run to tell others from, nothing can be named
+        if window and learnable:  # a first run has no windows: there is nothing to tell it from
             lines += describe_windows(archive, run, window, None, complete=True)
         lines.append(describe(archive, run, learnable))
         learnable += lines[-1].id is not None

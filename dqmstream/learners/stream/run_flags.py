@@ -23,24 +23,25 @@ CHANNELS_IN_TABLE = 5
 
 @dataclass(frozen=True, eq=False)
 class RunFlags:
-    """What is said of the n lumisections of a run.
+    """Flags of the n lumisections of a run (docs/glossary.md has the words).
 
-    learnt: whether the checkpoint knows this run. lumisection, score, p: (n,), of `learners.monitoring.novelty`. top,
-    probability: the
-    most probable known runs by their number and the learner's probabilities, (n, up to 3). flagged: p is at most the rate of
-    false alarms, bool (n,). against: the known run that channels are compared with, over the flagged lumisections if there
-    are any, else over all. channels: those whose pull is significant at the false-discovery rate (Benjamini and Hochberg),
-    largest first: ieta, iphi, depth, pull, p, expected and seen counts a lumisection.
+    learnt: whether the run is known at the checkpoint. lumisection: numbers, (n,).
 
-    blank: lumisections that say nothing of any channel (`learners.blank`), bool (n,): no run is named for them, and the scores
-    of those after them are what they would be without them.
+    blank: no evidence of anything (`learners.blank`), bool (n,). No run is predicted for a blank lumisection, it is not faulty,
+    and later scores are computed without it.
 
-    beyond: lumisections under conditions that the reference was not taught, of which all is less sure, bool (n,).
+    beyond: the conditions are outside those that the reference covers, so that all scores are less certain; bool (n,).
 
-    fault: log-odds that something has failed (`learners.monitoring.fault_score`), (n,). faulty: good has at most the
-    probability of the
-    rate of false alarms, and the lumisection is not blank, bool (n,). failed: log-odds of each channel so, 0 where it is good
-    or the lumisection blank, (n, channels of `places`). places: (ieta, iphi, depth).
+    top, probability: the most probable known runs and the learner's probabilities, (n, up to 3). score, p: the new-run score
+    and exp(-score), (n,). flagged: p is at most the rate of false alarms, bool (n,).
+
+    against: the known run that channels are compared with, over the flagged lumisections if there are any, else over all.
+    channels: those whose pull is significant at the false-discovery rate (Benjamini and Hochberg), largest first: ieta, iphi,
+    depth, pull, p, and expected and seen counts a lumisection.
+
+    fault: log-odds of a fault (`learners.monitoring.fault_score`), (n,). faulty: P(no fault) is at most the rate of false
+    alarms, and the lumisection is not blank, bool (n,). failed: log-odds of the channels in `places` that have failed, 0 where
+    a channel has not, (n, channels). places: (ieta, iphi, depth).
     """
 
     run: int
@@ -61,7 +62,7 @@ class RunFlags:
     places: list[tuple[int, int, int]]
 
     def faults(self) -> list[dict[str, Any]]:
-        """The channels that failed, the one with most lumisections first: how many, the first and the last, largest odds."""
+        """The failed channels, those with most lumisections first: number of lumisections, first and last, largest log-odds."""
         rows = []
         for c, (ieta, iphi, depth) in enumerate(self.places):
             numbers = self.lumisection[self.failed[:, c] > 0]
@@ -72,9 +73,9 @@ class RunFlags:
         return sorted(rows, key=lambda row: -row["lumisections"])
 
     def summary(self) -> dict[str, Any]:
-        """The run in one object, ready for JSON."""
-        told = ~self.blank if not self.blank.all() else self.blank
-        names, places = np.unique(self.top[told, 0], return_inverse=True)
+        """A summary of the run, ready for JSON."""
+        counted = ~self.blank if not self.blank.all() else self.blank
+        names, places = np.unique(self.top[counted, 0], return_inverse=True)
         named = int(np.bincount(places).argmax())
         return {
             "run": self.run,
@@ -85,7 +86,7 @@ class RunFlags:
             "flagged": int(self.flagged.sum()),
             "most_probable": int(names[named]),
             "named_so": int((places == named).sum()),
-            "probability": float(self.probability[told, 0][places == named].mean()),
+            "probability": float(self.probability[counted, 0][places == named].mean()),
             "median_score": float(np.median(self.score)),
             "against": self.against,
             "channels": self.channels,
@@ -94,7 +95,7 @@ class RunFlags:
         }
 
     def rows(self) -> list[dict[str, Any]]:
-        """A flat row for each lumisection."""
+        """A row of the table for each lumisection."""
         names = " ".join(
             f"{one['ieta']}/{one['iphi']}/{one['depth']}:{one['pull']:+.1f}" for one in self.channels[:CHANNELS_IN_TABLE]
         )
@@ -130,7 +131,7 @@ class RunFlags:
 
 
 def write_table(path: Path, flags: Sequence[RunFlags]) -> None:
-    """Write a CSV line for each lumisection. Raises InputError if the file cannot be written."""
+    """Write a CSV file with a row for each lumisection. Raises InputError if it cannot be written."""
     rows = [row for one in flags for row in one.rows()]
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")

@@ -1,4 +1,4 @@
-"""Tags that keep the snapshots of a ledger: what a learner was taught from can be opened as long as the learner is kept."""
+"""Tags that keep the snapshots of a ledger from expiry, so that what a learner has learnt from can be read again."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ log = structlog.get_logger("dqmstream.learner")
 
 
 class SnapshotTags:
-    """The tags of one learner, `<prefix><snapshot>`: one for each snapshot, whatever number of runs was frozen at it."""
+    """The tags of one learner, `<prefix><snapshot>`: one for each snapshot at which a run was frozen."""
 
     def __init__(self, archive: Archive, prefix: str) -> None:
-        """prefix: of this learner's tags alone. Tags that an older version named otherwise hold their snapshots as well."""
+        """prefix: of this learner's tags only. Tags with the names of an older version keep their snapshots too."""
         self._prefix = prefix
         self._held = {snapshot for name, snapshot in archive.tags().items() if name.startswith(prefix)}
 
     def hold(self, archive: Archive, lines: Iterable[Experience]) -> None:
-        """Tag the snapshots of ledger lines, but of those that were left out.
+        """Tag the snapshots of ledger lines, except those that are left out.
 
-        One that has expired, or whose tag was removed, is told, and is no error: its lumisections are read from a later one
-        where it is gone (`ledger.read_experience`).
+        A snapshot that has expired is logged and is no error: its lumisections are read from a later one
+        (`ledger.frozen_view`).
         """
         free: dict[str, set[int]] = {}
         for line in lines:
@@ -42,6 +42,4 @@ class SnapshotTags:
             free[line.snapshot].add(line.run)
         if free:
             runs = sorted(set().union(*free.values()))
-            log.warning(
-                "no tag holds the snapshots of these runs, they are read from the newest one where it is gone", runs=runs
-            )
+            log.warning("snapshots of these runs have no tag; where they have expired, the newest one is read", runs=runs)

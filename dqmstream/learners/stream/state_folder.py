@@ -1,13 +1,13 @@
-"""The state folder: one learner's ledger, history and checkpoints, held by one process at a time.
+"""The state folder of a learner: its ledger, history and checkpoints, used by one process at a time.
 
-<state>/<name>/state.json       what the learner is: strategy, seed, memory, archive
-               ledger.jsonl     experiences, frozen as they are made
-               history.jsonl    what each one did to the matrices
+<state>/<name>/state.json       the learner's identity: strategy, seed, memory, archive
+               ledger.jsonl     which lumisections each experience consists of
+               history.jsonl    the figures after each experience
                checkpoints/     the last two
                scores/          log-probabilities of the last two evaluations
-               windows.jsonl    what each window was taken for, and was; where the learner takes windows
-               windows/         its checkpoints between runs, the last two
-               status.json      what the learner does now
+               windows.jsonl    the predictions for each window, of a learner with windows
+               windows/         its last two checkpoints between runs
+               status.json      what the learner is doing
                heartbeat        signs of life, and how it ended (`learners.stream.heartbeat`)
 """
 
@@ -30,7 +30,7 @@ LIVE = "live"
 """Name of the learner that `consume` and `learn` keep."""
 
 STATUS_S = 5.0
-"""Longest that status.json stays as it is."""
+"""Longest time for which status.json is not rewritten."""
 
 HANGS = "hangs"
 
@@ -61,19 +61,19 @@ class Identity:
 
 
 class StateFolder:
-    """The folder of one learner, locked for the life of this process.
+    """The folder of one learner, locked by this process until `close`.
 
-    id: of this learner, 8 hexadecimal digits. dropped_id: of the one whose folder was emptied, "" if none was.
+    id: of this learner, 8 hexadecimal digits. dropped_id: of the learner that was removed from the folder, "" if none was.
     """
 
     def __init__(self, path: Path, identity: Identity, *, anew: bool = False) -> None:
-        """Open or make the folder. anew: drop what a learner of any kind had left there.
+        """Open or create the folder. anew: remove what a learner left there.
 
         Raises StateInUseError if another process holds it, StateError if it was made for another learner.
         """
         path.mkdir(parents=True, exist_ok=True)
         if not anew:
-            check_identity(path, identity)  # before the lock: a start with wrong flags must not make a right one fail
+            check_identity(path, identity)  # before the lock: a start with wrong flags must not make a correct one fail
         warn_of_locks(path)
         self.path = path
         lease = try_exclusive(path)
@@ -135,7 +135,7 @@ class StateFolder:
         return self.path / "windows"
 
     def write_status(self, status: dict[str, Any]) -> None:
-        """Say what the learner does. Written where it says something new, and every few seconds as a sign of life."""
+        """Write status.json, where something has changed and every few seconds."""
         now = time.time()
         if status == self._status and now - self._status_time < STATUS_S:
             return
@@ -144,19 +144,19 @@ class StateFolder:
         write_atomically(self.path / "status.json", json.dumps({**status, "written": written}, indent=1).encode())
 
     def beat(self) -> None:
-        """Say that the learner gets on."""
+        """Report progress, as a sign of life."""
         if self._heartbeat is not None:
             self._heartbeat.beat()
 
     def close(self, error: BaseException | None = None) -> None:
-        """Let go of the folder. error: what ended the learner; it is left in the folder, also on a full disk."""
+        """Release the folder. error: why the learner ended; it is written to the folder, even on a full disk."""
         if self._heartbeat is not None:
             self._heartbeat.close(error)
         os.close(self._lease)
 
 
 def check_identity(folder: Path, identity: Identity) -> None:
-    """Raise StateError if the folder was made for another learner than identity; one that is not there yet is fine."""
+    """Raise StateError if the folder was made for a learner of another identity. A folder that does not exist passes."""
     path = folder / "state.json"
     if not path.exists():
         return
@@ -173,12 +173,12 @@ def check_identity(folder: Path, identity: Identity) -> None:
 
 
 def is_learner(folder: Path) -> bool:
-    """Whether a learner wrote the folder, or tried to."""
+    """Whether a learner has written to the folder, or has tried to."""
     return (folder / "state.json").exists() or (folder / FILE_NAME).exists()
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises StateError if it is none."""
+    """The JSON object in a file. Raises StateError if there is none."""
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -189,13 +189,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_status(folder: Path) -> dict[str, Any] | None:
-    """What the learner of that folder last said of itself; None if it never ran."""
+    """The last status.json of the folder's learner; None if it never ran."""
     path = folder / "status.json"
     return read_json(path) if path.exists() else None
 
 
 def is_running(folder: Path) -> bool:
-    """Whether a process holds the folder now; a folder that is not there is held by none. Takes no lock."""
+    """Whether a process holds the folder now; False where it does not exist. Takes no lock."""
     try:
         return is_held(folder)
     except FileNotFoundError:
@@ -203,12 +203,11 @@ def is_running(folder: Path) -> bool:
 
 
 def life(folder: Path, hang_s: float) -> dict[str, Any]:
-    """Whether the folder's learner runs, and how it ended if it does not.
+    """Whether the folder's learner runs, and if not, how it ended.
 
-    running: whether a process holds the folder. condition: running, hangs (no sign of life for hang_s), ended, failed,
-    killed (it ended without a word), or "not started". error: what it failed with. silent_s: seconds since its last sign of
-    life while it runs, None where that cannot be told, as on another machine. busy_s: how long it had been at work by then
-    since it last looked for runs.
+    running: a process holds the folder. condition: running, hangs (no sign of life for hang_s), ended, failed, killed (it ended
+    without writing why), or "not started". error: why it failed. silent_s: seconds since the last sign of life of a running
+    learner, None where that is unknown, as on another machine. busy_s: seconds that it had spent on its current step by then.
     """
     running, sign = is_running(folder), read_sign(folder)
     silent_s = sign.silent_s if running and sign else None

@@ -1,14 +1,14 @@
-"""Windows: a run is learnt from while it goes on, so many lumisections at a time, and each window is judged before it teaches.
+"""Windows: a run is learnt while it goes on, a fixed number of lumisections at a time.
 
-    a window is filed -> ledger line frozen -> named by the learner as it is -> (windows pass) -> its run becomes known
-    -> judged -> the run is learnt as far as that window, in place of what had been learnt of it -> checkpoint between runs
+    a window is filed -> ledger line written -> its runs predicted -> (windows pass) -> its label comes -> accuracy counted
+    -> the run is learnt up to that window -> checkpoint between runs
 
-A run is one class, and a strategy learns a class in one piece. So what the strategy was before the run is kept: a later window
-takes it back and learns all of the run that is known by then, which every strategy can do, at the price of a training each
-time. When the run is complete it is taken back once more and the whole run is learnt as ever: between runs there is no bit of a
-difference to a learner without windows, and what the windows taught was for the time until then.
+A run is one class, and a strategy learns a class in one piece. So the state of the strategy before the run is kept. At each
+window it is restored, and the run is learnt anew up to that window, which costs a training a window. When the run is complete,
+the state is restored once more and the whole run is learnt: between runs, a learner with windows has the same bits as one
+without.
 
-Runs that overlap take turns: only the one whose label came last is learnt from before it is complete.
+Of runs that overlap, only the one whose label came last is learnt before it is complete.
 """
 
 from __future__ import annotations
@@ -41,22 +41,25 @@ log = structlog.get_logger("dqmstream.learner")
 
 @dataclass(frozen=True)
 class _Waiting:
-    """A window that was named, run by run (n,), and whose label has not come: what the learner knew when it came."""
+    """A window whose label has not come, and what the learner knew when it arrived.
+
+    number: of its line in the ledger. named: the predicted runs, (n,). classes: runs known then. is_known: whether its run was
+    one of them. newest: the run whose label had come last.
+    """
 
     number: int
-    """Of its line in the ledger."""
     line: Experience
     named: np.ndarray
     classes: int
     is_known: bool
     newest: int
-    """Run whose label had come last."""
 
 
 class Windows:
-    """What a learner does between two runs. The first run has no windows: there is nothing to tell it from.
+    """The work of a learner between two runs. The first run has no windows: there is nothing to tell it from.
 
-    judged: windows whose label has come; each is a `WindowLine` of windows.jsonl.
+    judged: number of windows whose label has come; each is a `WindowLine` of windows.jsonl. accuracy: over these; None before
+    the first.
     """
 
     def __init__(
@@ -69,9 +72,10 @@ class Windows:
         past: Past,
         meta: Callable[[int, str], checkpoint.CheckpointMeta],
     ) -> None:
-        """runs: gives the run of each experience learnt so far. delay: windows that pass before a label is known.
+        """runs: gives the run of each experience learnt so far. delay: windows until a label comes.
 
-        meta: what a checkpoint says of itself, from its number and snapshot.
+        read, past: read the lumisections of a ledger line, and of an experience. meta: makes the metadata of a checkpoint from
+        its number and snapshot.
         """
         self._folder, self._strategy, self._known_runs = folder, strategy, runs
         self._read, self._past, self._meta = read, past, meta
@@ -81,8 +85,8 @@ class Windows:
     def _begin(self) -> None:
         self._prequential = Prequential(self._delay)
         self._waiting: deque[_Waiting] = deque()
-        self._before: dict[str, np.ndarray] | None = None  # the strategy without the run that it learns from now
-        self._learnt: tuple[int, int] | None = None  # that run, and how many of its lumisections taught
+        self._before: dict[str, np.ndarray] | None = None  # state of the strategy without the current run
+        self._learnt: tuple[int, int] | None = None  # that run, and how many train lumisections were learnt
         self._newest: int | None = None
         self.accuracy: float | None = None
 
@@ -92,11 +96,11 @@ class Windows:
 
     @property
     def _names(self) -> np.ndarray:
-        """Run of each class of the strategy as it is."""
+        """The run of each class that the strategy has now."""
         return np.array([*self._known_runs(), *([] if self._learnt is None else [self._learnt[0]])])
 
     def arrive(self, number: int, line: Experience) -> None:
-        """Name a window, judge and learn the one whose label has come with it. number: of its line in the ledger."""
+        """Predict the runs of a window; count and learn the window whose label comes with it. number: of its ledger line."""
         clock = Clock()
         try:
             run = self._read(line)
@@ -118,7 +122,7 @@ class Windows:
         self._save(number, line)
 
     def end(self) -> None:
-        """A run is complete: labels that were waited for have come, and the strategy is again what it was before the run."""
+        """Finish the windows of a complete run: count those that wait, and restore the strategy as it was before the run."""
         while self._waiting:
             self._judge(self._waiting[0].line, self._prequential.drain)
         self._newest = None
@@ -150,7 +154,7 @@ class Windows:
         )
 
     def _learn(self, line: Experience) -> None:
-        """Learn the run as far as the window, unless it holds nothing more to train on than was learnt already."""
+        """Learn the run up to the window, unless it has no train lumisections that were not learnt already."""
         if line.train < FEWEST_TRAIN_LUMISECTIONS or self._learnt == (line.run, line.train):
             return
         run = self._read(line)
@@ -180,33 +184,33 @@ class Windows:
         checkpoint.save(self._folder.window_checkpoints, self._meta(number, line.snapshot), arrays)
 
     def resume(self, lines: list[Experience], position: int, judged: int) -> int:
-        """Take up where the newest checkpoint stands; the strategy is as it was at the end of the last run.
+        """Resume from the newest checkpoint between runs; the strategy is as it was at the end of the last run.
 
-        lines: of the ledger. position: how many of them had been gone through then; judged: windows. Returns the position
-        now. Raises StateError where the ledger or windows.jsonl lacks what a checkpoint has seen.
+        lines: of the ledger. position: how many of them had been processed at the end of the last run. judged: windows counted
+        by then. Returns the position now. Raises StateError where the ledger or windows.jsonl is behind a checkpoint.
         """
         self._begin()
         found = checkpoint.load_newest(self._folder.window_checkpoints)
         if found is not None and found[0].experience >= position:
             meta, arrays = found
             position, judged = meta.experience + 1, meta.windows
-            self._take_up(lines[:position], position, arrays)
+            self._restore(lines[:position], position, arrays)
         path = self._folder.windows
         known = read_windows(path)
         if len(known) < judged:
-            raise StateError(f"{path} has {len(known)} windows, but a checkpoint has judged {judged}: it is damaged")
+            raise StateError(f"{path} has {len(known)} windows, but a checkpoint has counted {judged}: it is damaged")
         keep_lines(path, judged)
         counted = [self._prequential.count(line.right, line.lumisections) for line in known[:judged]]
         self.accuracy = counted[-1].cumulative if counted else None
         return position
 
-    def _take_up(self, lines: list[Experience], position: int, arrays: dict[str, np.ndarray]) -> None:
+    def _restore(self, lines: list[Experience], position: int, arrays: dict[str, np.ndarray]) -> None:
         if len(lines) < position or not {"learnt", "newest", "waiting"} <= arrays.keys():
             raise StateError(
-                f"{self._folder.window_checkpoints} holds a checkpoint that the ledger does not reach: it is damaged"
+                f"{self._folder.window_checkpoints} holds a checkpoint of lines that the ledger does not have: it is damaged"
             )
         waiting = arrays["waiting"].tolist()
-        # An older checkpoint does not say which lines wait: the last ones.
+        # An older checkpoint does not hold which lines wait; they are the last ones.
         numbers = arrays.get("lines", np.arange(position - len(waiting), position)).tolist()
         for i, (number, (classes, is_known, newest)) in enumerate(zip(numbers, waiting, strict=True)):
             self._waiting.append(_Waiting(number, lines[number], arrays[f"named.{i}"], classes, bool(is_known), newest))

@@ -176,7 +176,7 @@ def test_a_file_that_lacks_windows_is_refused(archive: Archive, tmp_path: Path) 
     replay(archive, tmp_path, SETTINGS)
     path = tmp_path / "replay-gain_map-3" / "windows.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:4]))
-    with pytest.raises(StateError, match="has 4 windows, but a checkpoint has judged 10"):
+    with pytest.raises(StateError, match="has 4 windows, but a checkpoint has counted 10"):
         replay(archive, tmp_path, SETTINGS, resume=True)
 
 
