@@ -37,8 +37,8 @@ def compare_runs(
     ----------
     a, b : the runs
         A .npy file of a run; the number of a run in `archive`; an (archive, number) pair; a Dataset as `Archive.run` returns
-        it; a DataArray with dimensions (lumisection, [depth,] ieta, iphi); or a NumPy array of counts, (n, 64, 72) or
-        (n, depth, 64, 72).
+        it; a DataArray with dimensions (lumisection, [depth,] ieta, iphi); a NumPy array of counts, (n, 64, 72) or
+        (n, depth, 64, 72); or a `RunData`.
     archive : Archive or path, optional
         Holds the runs that are given by number.
     n_events : pair of arrays, optional
@@ -62,13 +62,10 @@ def compare_runs(
 
     Examples
     --------
-    >>> import numpy as np
-    >>> from dqmstream.experiments.compare.compare import compare_runs
-    >>> from dqmstream.experiments.simulator import stream
-    >>> a, b = stream("null", seed=1, runs=2, lumisections=100)
-    >>> dead = b.counts.copy()
-    >>> dead[:, 10, 20] = 0
-    >>> comparison = compare_runs(a.counts, dead, n_events=(a.events, b.events))
+    >>> import dqmstream as dq
+    >>> a, b = dq.simulate_runs("null", seed=1, runs=2, lumisections=100)
+    >>> b.maps.counts[:, 0, 10, 20] = 0
+    >>> comparison = dq.compare(a, b)
     >>> first = comparison.channels.isel(channel=0)
     >>> int(first.ieta), int(first.iphi), str(first.state.values)
     (-22, 21, 'dead')

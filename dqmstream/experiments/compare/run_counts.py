@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from dqmstream.errors import InputError
+from dqmstream.learners.maps import RunData
 from dqmstream.learners.splits import INTERPOLATED_SCALE
 from dqmstream.learners.stream.ledger import scale_of
 from dqmstream.lumisection import IETA, IPHI, N_IETA, N_IPHI, utf8
@@ -19,7 +20,7 @@ from dqmstream.storage.imports.checking import read_run_file
 _ROWS = 512
 """Lumisections that are read at a time."""
 
-RunLike: TypeAlias = int | str | Path | tuple[Archive, int] | xr.Dataset | xr.DataArray | np.ndarray
+RunLike: TypeAlias = int | str | Path | tuple[Archive, int] | xr.Dataset | xr.DataArray | np.ndarray | RunData
 """What `compare_runs` takes for a run."""
 
 
@@ -92,10 +93,12 @@ def run_counts(
         return _of_archive(archive, int(number))
     if isinstance(given, int | str | Path):
         if n_events is not None:
-            raise InputError(
-                f"n_events is given for {given}: leave it out, files and archives hold their own numbers of events"
-            )
+            raise InputError(f"n_events is given for {given}: leave it out, files and archives have their own")
         return read_run(str(given), archive, interpolated)
+    if isinstance(given, RunData):
+        events = given.maps.n_events if n_events is None else n_events
+        scale = _scale(interpolated)
+        return _of_arrays(given.run, f"run {given.run}", given.maps.counts, events, given.maps.lumisection, scale)
     if isinstance(given, xr.Dataset):
         return _of_dataset(given, name, n_events, interpolated)
     if isinstance(given, xr.DataArray):
