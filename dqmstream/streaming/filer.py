@@ -202,7 +202,7 @@ class Filer:
                 appended = self._writer.append(self._name, partition, entries, batch.start, until)
                 break
             except OffsetConflict as conflict:
-                log.warning("another worker has moved on", partition=partition, ours=batch.start, stored=conflict.stored)
+                log.warning("another worker has filed further", partition=partition, ours=batch.start, stored=conflict.stored)
                 return False
             except SourceConflict as conflict:
                 self._sources.correct(conflict.stored)

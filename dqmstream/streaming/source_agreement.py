@@ -117,7 +117,7 @@ class SourceAgreement:
         if no_room:
             raise InputError(self.question(rows))
         if self.asked_at >= self._undecided_since + TOLD_AFTER_S:
-            self._log_limit.log(log.warning, "rows wait for a source", self.question(rows))
+            self._log_limit.log(log.warning, "rows wait until the archive's source is known", self.question(rows))
 
     def question(self, rows: Sequence[Row]) -> str:
         """What the operator can do about the rows that wait, empty where none does."""

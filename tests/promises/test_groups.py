@@ -201,7 +201,7 @@ def test_a_zombie_that_wakes_up_is_refused_and_goes_on_as_a_member(lab: Lab) -> 
     lab.wait_until_shared(2, 2)
     lab.publish(4)
     lab.wait_until_filed()
-    assert "another worker has moved on" in zombie.log.read_text()
+    assert "another worker has filed further" in zombie.log.read_text()
     lab.check()
 
 

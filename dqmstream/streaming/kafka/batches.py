@@ -34,7 +34,7 @@ LEAST_BYTES = {0: 14, 1: 22, MAGIC: HEADER_BYTES - PREFIX_BYTES}
 """Smallest length, by format."""
 
 
-class _Extent(NamedTuple):
+class _Span(NamedTuple):
     """Where a batch lies by its own header: bytes [at, until) of the buffer, offsets first to last.
 
     The header of formats 0 and 1 has the last offset only; first is the same.
@@ -63,75 +63,75 @@ class Batches:
         self._in_place = False
 
     def next_batch(self) -> Batch | OldBatch | None:
-        """The next batch, None behind the last whole one. Raises CorruptRecordError where its place is wrong."""
+        """The next batch, None behind the last whole one. Raises CorruptRecordError where it lies in a wrong place."""
         self._at, self._in_place = self._next, False
         left = len(self._buffer) - self._at
         leads = self._at == 0  # the broker may cut any batch but the first, which may begin before the offset asked for
         if left == 0:
             return None
-        place = self._extent_at(self._at)
-        if place is None:
+        span = self._span_at(self._at)
+        if span is None:
             if left < HEADER_BYTES and not leads:
                 return None
             raise CorruptRecordError(f"no batch begins where offset {self._expected} should be")
-        if place.until > len(self._buffer):
+        if span.until > len(self._buffer):
             if not leads:
                 return None
-            raise CorruptRecordError(f"the batch of offset {self._expected} has {left} of {place.until - place.at} bytes")
+            raise CorruptRecordError(f"the batch of offset {self._expected} has {left} of {span.until - span.at} bytes")
         if (
-            (place.last if leads else place.first) < self._expected
-            or not place.first <= place.last < self._end
-            or (place.first > self._expected and self._runs_into_next(place))
+            (span.last if leads else span.first) < self._expected
+            or not span.first <= span.last < self._end
+            or (span.first > self._expected and self._runs_into_next(span))
         ):
-            raise CorruptRecordError(f"a batch claims offsets {place.first} to {place.last} where {self._expected} should be")
-        self._next, self._expected, self._in_place = place.until, place.last + 1, True
-        return self._batch(place)
+            raise CorruptRecordError(f"a batch claims offsets {span.first} to {span.last} where {self._expected} should be")
+        self._next, self._expected, self._in_place = span.until, span.last + 1, True
+        return self._batch(span)
 
     def skip(self, start: int) -> int:
         """Go on behind the batch that could not be read. start: its first offset; returns the first offset behind it."""
-        place = self._extent_at(self._at)
-        if place is not None and self._in_place and self._is_sound(place):
-            return place.last + 1
+        span = self._span_at(self._at)
+        if span is not None and self._in_place and self._is_sound(span):
+            return span.last + 1
         for behind in self._candidates():
             if start < behind.first <= behind.last < self._end and (first := self._first(behind)) > start:
                 self._next, self._expected = behind.at, first
                 return first
         self._next = len(self._buffer)
-        return place.last + 1 if place is not None and start <= place.last < self._end else start + 1
+        return span.last + 1 if span is not None and start <= span.last < self._end else start + 1
 
-    def _first(self, place: _Extent) -> int:
+    def _first(self, span: _Span) -> int:
         """The batch's first offset; a batch of an old format must be unpacked for it, -1 where that fails."""
-        batch = self._batch(place)
+        batch = self._batch(span)
         if isinstance(batch, Batch):
-            return place.first
+            return span.first
         try:
             return batch.first_offset()
         except CorruptRecordError:
             return -1
 
-    def _runs_into_next(self, place: _Extent) -> bool:
-        behind = self._extent_at(place.until)
-        return behind is not None and behind.first <= place.last and self._is_sound(behind)
+    def _runs_into_next(self, span: _Span) -> bool:
+        behind = self._span_at(span.until)
+        return behind is not None and behind.first <= span.last and self._is_sound(behind)
 
-    def _candidates(self) -> Iterator[_Extent]:
+    def _candidates(self) -> Iterator[_Span]:
         """Where the next batch may begin: where the damaged one ends by its own length, else wherever a sound one is found.
 
         Batches of old formats are found in the first way only: no byte of them is rare enough to search for.
         """
         length = int.from_bytes(self._buffer[self._at + 8 : self._at + PREFIX_BYTES], "big")
-        framed = self._extent_at(self._at + PREFIX_BYTES + length)
+        framed = self._span_at(self._at + PREFIX_BYTES + length)
         if framed is not None:
-            was_cut = framed.until > len(self._buffer) and self._extent_at(self._at) is not None
+            was_cut = framed.until > len(self._buffer) and self._span_at(self._at) is not None
             if was_cut or self._is_sound(framed):
                 yield framed
         found = self._buffer.find(MAGIC, self._at + 1 + MAGIC_AT)
         while found >= 0:
-            place = self._extent_at(found - MAGIC_AT)
-            if place is not None and place.until <= len(self._buffer) and self._is_sound(place):
-                yield place
+            span = self._span_at(found - MAGIC_AT)
+            if span is not None and span.until <= len(self._buffer) and self._is_sound(span):
+                yield span
             found = self._buffer.find(MAGIC, found + 1)
 
-    def _extent_at(self, at: int) -> _Extent | None:
+    def _span_at(self, at: int) -> _Span | None:
         """The batch that begins there by its header, None if there is no header."""
         if at + PREFIX_BYTES + LEAST_BYTES[0] > len(self._buffer):
             return None
@@ -139,16 +139,16 @@ class Batches:
         if length < LEAST_BYTES.get(magic, 2**31):
             return None
         if magic < MAGIC:
-            return _Extent(at, at + PREFIX_BYTES + length, first, first, magic)
+            return _Span(at, at + PREFIX_BYTES + length, first, first, magic)
         if at + DELTA_AT + 4 > len(self._buffer):
             return None
         (delta,) = DELTA.unpack_from(self._buffer, at + DELTA_AT)
-        return _Extent(at, at + PREFIX_BYTES + length, first, first + delta, magic)
+        return _Span(at, at + PREFIX_BYTES + length, first, first + delta, magic)
 
-    def _is_sound(self, place: _Extent) -> bool:
+    def _is_sound(self, span: _Span) -> bool:
         """Whether the batch lies in the buffer and its checksum is right."""
-        return place.until <= len(self._buffer) and self._batch(place).validate_crc()
+        return span.until <= len(self._buffer) and self._batch(span).validate_crc()
 
-    def _batch(self, place: _Extent) -> Batch | OldBatch:
-        made = Batch if place.magic == MAGIC else OldBatch
-        return made(self._view[place.at : place.until])
+    def _batch(self, span: _Span) -> Batch | OldBatch:
+        made = Batch if span.magic == MAGIC else OldBatch
+        return made(self._view[span.at : span.until])

@@ -47,7 +47,7 @@ def read_letters(bootstrap: str, topic: str) -> Iterator[StoredLetter]:
     finally:
         consumer.close(autocommit=False)
     if foreign:
-        log.warning("records that are no dead letters were passed over", topic=topic, records=foreign)
+        log.warning("records that are not dead letters were left out", topic=topic, records=foreign)
 
 
 def _messages(consumer: KafkaConsumer, bootstrap: str, topic: str) -> Iterator[Message]:

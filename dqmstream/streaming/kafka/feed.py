@@ -145,7 +145,7 @@ class KafkaFeed:
             if is_fatal(error):
                 raise BrokerError(f"reading topic {self.topic} failed: {error}") from error
             self._last_error = reason(error)
-            self._log_limit.log(log.info, "reading goes on", self._last_error, topic=self.topic)
+            self._log_limit.log(log.info, "reading goes on after an error", self._last_error, topic=self.topic)
         revoked, assigned = self._assignments.take()
         self._forget({*revoked, *assigned})
         if lost is not None:

@@ -15,7 +15,7 @@ from dqmstream.streaming.kafka.connection import connect, guarded, reason
 
 log = structlog.get_logger("dqmstream.kafka")
 
-NOT_TOLD = (AuthorizationError, UnsupportedVersionError)
+REFUSED = (AuthorizationError, UnsupportedVersionError)
 """What the client raises where a broker does not tell its settings to this user, or to anybody."""
 
 
@@ -61,9 +61,9 @@ def topic_settings(bootstrap: str, topic: str) -> dict[str, str]:
     """The topic's settings by name, with the broker's defaults; empty where the broker does not tell them."""
     admin = connect(KafkaAdminClient, bootstrap)
     try:
-        with guarded(admin, bootstrap, f"the settings of topic {topic} cannot be read", NOT_TOLD):
+        with guarded(admin, bootstrap, f"the settings of topic {topic} cannot be read", REFUSED):
             told = admin.describe_configs([ConfigResource("topic", topic)], config_filter="all")
-    except NOT_TOLD as error:
+    except REFUSED as error:
         log.info("the topic's settings cannot be read", topic=topic, error=reason(error))
         return {}
     finally:
@@ -89,7 +89,7 @@ def check_codecs(bootstrap: str, topic: str) -> None:
             "again"
         )
     for name, package in lacking.items():
-        log.warning("batches of this codec will end the service", codec=name, install=package)
+        log.warning("this codec is not installed: a batch in it would end the service", codec=name, install=package)
 
 
 def missing(bootstrap: str, topic: str) -> str:
