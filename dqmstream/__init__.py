@@ -34,7 +34,9 @@ _PLACES = {
     "compare": "experiments.compare.compare:compare_runs",
     "evaluate": "experiments.evaluate:evaluate",
     "reader": "storage.imports.readers.registry:reader",
-    "simulate_runs": "experiments.simulated_runs:simulate_runs",
+    "register_network": "learners.networks.registry:register_network",
+    "register_strategy": "learners.registry:register_strategy",
+    "simulate_runs": "experiments.simulator.learner_input:simulate_runs",
 }
 """Where each public name stands: module below this package, and its name there."""
 
@@ -59,6 +61,8 @@ __all__ = [
     "load_learner",
     "open_archive",
     "reader",
+    "register_network",
+    "register_strategy",
     "simulate_runs",
 ]
 
@@ -68,10 +72,12 @@ if TYPE_CHECKING:
     from dqmstream.experiments.compare.compare import compare_runs as compare
     from dqmstream.experiments.compare.comparison import Comparison
     from dqmstream.experiments.evaluate import Evaluation, evaluate
-    from dqmstream.experiments.simulated_runs import simulate_runs
+    from dqmstream.experiments.simulator.learner_input import simulate_runs
     from dqmstream.learners.checks import check_strategy
     from dqmstream.learners.closed_form.row_per_run import RowPerRun
     from dqmstream.learners.maps import Maps, RunData
+    from dqmstream.learners.networks.registry import register_network
+    from dqmstream.learners.registry import register_strategy
     from dqmstream.learners.splits import Part
     from dqmstream.learners.strategy import LearnLog, Strategy
     from dqmstream.learners.stream.learner import Learner
