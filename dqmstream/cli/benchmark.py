@@ -115,7 +115,7 @@ def benchmark(file: FileOptions, table: TableOptions, study: studies.StudyOption
 
 def _chosen(file: FileOptions, table: TableOptions) -> Benchmark:
     """The tables of the file, or the one that the options name. Raises InputError where both or neither are given."""
-    from dqmstream.experiments.benchmark.spec import benchmark_of
+    from dqmstream.experiments.benchmark.spec_reader import benchmark_of
 
     files, given = file.files or [], table.given()
     spec = files[0] if files else None

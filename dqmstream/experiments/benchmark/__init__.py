@@ -1,0 +1,1 @@
+"""The benchmark: strategies and models on simulated streams, beside two bounds."""

@@ -1,4 +1,4 @@
-"""What a benchmark says of a finished cell: its figures run by run, its cost, and where they come from."""
+"""The figures of a finished cell: run by run, its cost, and the code that computed it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from dqmstream.learners.evaluation.metrics import drops, matrix
 
 @dataclass(frozen=True)
 class CellFigures:
-    """Figures of a finished cell, by the names of `results.parquet`.
+    """Figures of a finished cell, with the names of the columns of `results.parquet`.
 
-    run: numbers of the runs; accuracy_by_run, auc_by_run go by it, forgetting_by_run lacks the last. accuracy, auc, forgetting,
-    any_time_accuracy, new_run_auc, ece, ece_calibrated: of the whole, None where there was nothing to say. worth: independent
-    lumisections behind the accuracy. lumisections_trained: that learning looked at, each as often as it was; None for a bound,
-    as learn_seconds is. memory_bytes, state_bytes: at the end.
+    run: numbers of the runs; accuracy_by_run and auc_by_run have the same order, forgetting_by_run lacks the last run.
+    accuracy, auc, forgetting, any_time_accuracy, new_run_auc, ece, ece_calibrated: over all runs, None if undefined. worth:
+    number of independent lumisections behind the accuracy. lumisections_trained: number of lumisections in all trainings,
+    repeats counted; like learn_seconds None for a bound. memory_bytes, state_bytes: after the last run.
     """
 
     run: list[int]
@@ -79,5 +79,5 @@ def figures_of(record: Mapping[str, Any]) -> CellFigures:
 
 
 def lost(lines: Sequence[HistoryLine]) -> np.ndarray:
-    """What each run but the last has lost since it was known best: shape (runs - 1,), empty before three runs."""
+    """Loss of accuracy of each run but the last since its best evaluation: (runs - 1,), empty for fewer than three runs."""
     return np.array(drops(matrix([line.accuracy for line in lines]), max))

@@ -1,4 +1,4 @@
-"""The figures of a benchmark: accuracy of each row with its interval, against bytes of memory, and against operations."""
+"""Figures of a benchmark: accuracy of each row, accuracy against memory, and accuracy against operations."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from dqmstream.experiments.figures import COLOURS, MARKERS, canvas, plain
 _BLUE, _RED, _GREY = "#3f90da", "#bd1f01", "#717581"
 
 Streams = Sequence[Mapping[str, Any]]
-"""Of a table, as in `experiments.benchmark.summary.summarise`; at least one, each with at least one row."""
+"""The streams of a table of `benchmark.summary.summarise`; at least one, each with at least one row."""
 
 
 def draw_accuracies(path: Path, streams: Streams) -> None:
-    """A panel a stream: each row's accuracy and interval over that of guessing, both bounds as lines."""
+    """Draw a panel per stream: accuracy of each row with its interval, the range of guessing, and both bounds as lines."""
     names = list(dict.fromkeys(row["label"] for one in streams for row in one["rows"] if not row["bound"]))
     with canvas(path, height_in=1.6 + 0.32 * max(len(names), 1)) as figure:
         panels = figure.subplots(1, len(streams), sharey=True, squeeze=False)[0]
@@ -42,7 +42,7 @@ def draw_accuracies(path: Path, streams: Streams) -> None:
 
 
 def draw_memories(path: Path, streams: Streams) -> None:
-    """A panel a stream: accuracy against the bytes that were kept of past runs, a line a strategy and model."""
+    """Draw a panel per stream: accuracy against the memory for past runs, a line per strategy and model."""
 
     def lines(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, Mapping[str, float]]]]:
         found: dict[str, list[tuple[float, Mapping[str, float]]]] = {}
@@ -52,11 +52,11 @@ def draw_memories(path: Path, streams: Streams) -> None:
                 found.setdefault(label, []).append((row["kept_bytes"] / 1000, row["accuracy"]))
         return found
 
-    _draw_against(path, streams, {one["stream"]: lines(one["rows"]) for one in streams}, "kept of past runs [kB]", "-")
+    _draw_against(path, streams, {one["stream"]: lines(one["rows"]) for one in streams}, "memory for past runs [kB]", "-")
 
 
 def draw_costs(path: Path, streams: Streams) -> None:
-    """A panel a stream: accuracy against the operations of all learning."""
+    """Draw a panel per stream: accuracy against the operations of all learning."""
     points = {
         one["stream"]: {row["label"]: [(row["flops"] / 1e9, row["accuracy"])] for row in one["rows"] if _cost(row)}
         for one in streams
@@ -104,7 +104,7 @@ def _draw_against(
 
 
 def _bounds(line: Any, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Both bounds, by the method of the axes that draws a line across them."""
+    """Draw both bounds. line: the method of the axes that draws a line across them."""
     for row in rows:
         if row["bound"]:
             style = "-" if row["strategy"] == "ideal" else ":"
@@ -112,7 +112,7 @@ def _bounds(line: Any, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _error(value: Mapping[str, float]) -> np.ndarray:
-    """Below and above the estimate, shape (2, 1)."""
+    """Lengths of the error bar below and above the estimate, (2, 1)."""
     return np.maximum([[value["estimate"] - value["low"]], [value["high"] - value["estimate"]]], 0.0)
 
 

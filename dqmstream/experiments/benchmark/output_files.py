@@ -1,9 +1,10 @@
-"""What a benchmark leaves behind: every number as Parquet, a row a cell, and tables and figures made of them.
+"""The files of a benchmark.
 
-results.parquet     a row a cell: what it is, its figures run by run, its cost, and where they come from
+results.parquet     a row per cell: settings, figures of each run, cost, and the code that computed them
 results.json        all figures of the tables
-table.md            the tables over all streams; streams.md one for each stream
-accuracy-NAME.png, memory-NAME.png, cost-NAME.png    of each table
+table.md            the tables over all streams
+streams.md          a table per stream
+accuracy-NAME.png, memory-NAME.png, cost-NAME.png    figures of each table
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def write(benchmark: Benchmark, records: Mapping[BenchmarkCell, Record], result:
 
 
 def draw(table: Mapping[str, Any], place: Callable[[str], Path]) -> list[Path]:
-    """Draw the figures of a table to where `place` puts a name; returns their paths, none where nothing is finished."""
+    """Draw the figures of a table; returns their paths, an empty list if no cell is finished. place: file name to path."""
     drawn = [one for one in table["streams"] if one["rows"]]
     if not drawn:
         return []

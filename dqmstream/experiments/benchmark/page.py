@@ -1,4 +1,4 @@
-"""A benchmark as a page: the tables over all streams, and figures made anew from results.json."""
+"""The HTML page of a benchmark: its tables over all streams and its figures, from results.json."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from dqmstream.experiments.benchmark.text import NOTE, origin, overview, title
 from dqmstream.experiments.page import PageFolder, page_template, picture
 
 _SHOWN = {
-    "accuracy": "Accuracy over all runs after the last, with 95 % intervals; grey: where guessing lies.",
-    "memory": "Accuracy against the bytes that were kept of past runs.",
+    "accuracy": "Accuracy over all runs after the last one, with 95 % intervals; grey: range of guessing.",
+    "memory": "Accuracy against the memory for past runs.",
     "cost": "Accuracy against the floating-point operations of all learning.",
 }
 
 
 def write_benchmark_report(benchmark: Path, out: Path) -> Path:
-    """Write the page of the benchmark in that folder, and return the path of its index.html.
+    """Write the page of the benchmark in a folder to `out`; returns the path of its index.html.
 
-    out: missing, empty, or an older report's. Raises InputError where there is no finished benchmark or out holds files that no
-    report wrote, StateError where results.json is of no use.
+    out: a new or empty folder, or that of an older report. Raises InputError if there is no finished benchmark or `out` holds
+    files that no report wrote, StateError if results.json is damaged.
     """
     source = benchmark / "results.json"
     try:
@@ -32,7 +32,7 @@ def write_benchmark_report(benchmark: Path, out: Path) -> Path:
     except OSError as error:
         raise InputError(f"{benchmark} holds no finished benchmark: {error.strerror} ({source.name})") from error
     except ValueError as error:
-        raise StateError(f"{source} cannot be read: {error}; `dqmstream benchmark` writes it anew") from error
+        raise StateError(f"{source} cannot be read: {error}; run `dqmstream benchmark` again") from error
     folder = PageFolder(out)
     tables = [_table(folder, table) for table in result["tables"]]
     page = folder.add("index.html")

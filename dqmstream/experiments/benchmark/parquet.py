@@ -1,4 +1,4 @@
-"""results.parquet of a benchmark: a row a cell, written, and read back in place of computing its cells again."""
+"""results.parquet of a benchmark: a row per cell, written, and read back to reuse the cells."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _REAL, _WHOLE, _TEXT = pa.float64(), pa.int64(), pa.string()
 
 SCHEMA = pa.schema(
     [
-        ("tables", pa.list_(_TEXT)),  # names of those that the cell is in
+        ("tables", pa.list_(_TEXT)),  # names of the tables with this cell
         ("stream", _TEXT), ("seed", _WHOLE), ("order", _WHOLE), ("strategy", _TEXT), ("runs", _WHOLE), ("lumisections", _WHOLE),
         ("memory_budget_bytes", _WHOLE), ("evaluation_samples", _WHOLE), ("split", _TEXT), ("fold", _WHOLE),
-        ("recipe", _TEXT),  # changes to the strategy's own, as JSON
-        ("model", _TEXT),  # null where there is no network
-        ("run", pa.list_(_WHOLE)),  # the lists go by it; forgetting lacks the last
+        ("recipe", _TEXT),  # changes to the strategy's recipe, as JSON
+        ("model", _TEXT),  # null if there is no network
+        ("run", pa.list_(_WHOLE)),  # order of the lists; forgetting lacks the last run
         ("accuracy_by_run", pa.list_(_REAL)), ("auc_by_run", pa.list_(_REAL)), ("forgetting_by_run", pa.list_(_REAL)),
         ("accuracy", _REAL), ("auc", _REAL), ("forgetting", _REAL), ("any_time_accuracy", _REAL), ("new_run_auc", _REAL),
         ("ece", _REAL), ("ece_calibrated", _REAL),
@@ -43,7 +43,7 @@ SCHEMA = pa.schema(
 
 
 def cell_table(benchmark: Benchmark, records: Mapping[BenchmarkCell, Mapping[str, Any]]) -> pa.Table:
-    """A row for each cell of the benchmark, as `SCHEMA` has it."""
+    """A table with a row for each cell of the benchmark and the columns of `SCHEMA`."""
     of_table = {spec.name: set(spec.cells()) for spec in benchmark.tables}
     rows = []
     for cell, record in records.items():
@@ -67,9 +67,9 @@ def _columns(figures: CellFigures) -> dict[str, Any]:
 
 
 def read_cells(path: Path) -> dict[BenchmarkCell, dict[str, Any]]:
-    """What a file says of its finished cells: "cell", "figures", and "seconds", "code" and "commit" of these.
+    """Records of the finished cells in a file: "cell", "figures", and "seconds", "code" and "commit" of these.
 
-    Their lines of history are not in it. Raises StateError if it is no such file.
+    They have no history lines. Raises StateError if the file is no results.parquet.
     """
     try:
         rows = pq.read_table(path).to_pylist()
@@ -86,4 +86,4 @@ def read_cells(path: Path) -> dict[BenchmarkCell, dict[str, Any]]:
                 found[BenchmarkCell(**identity)] = {"cell": identity, "figures": figures, **of_both}
         return found
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
-        raise StateError(f"{path} holds no results of a benchmark ({error})") from error
+        raise StateError(f"{path} is no results.parquet of a benchmark ({error})") from error

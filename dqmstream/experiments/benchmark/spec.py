@@ -1,19 +1,4 @@
-"""What a benchmark computes: tables of strategies and models over named streams, as a TOML file or flags name them.
-
-A file has defaults at its top, models by name, and one section for each table, of which every key may differ:
-
-    seeds = [100]
-    recipe = {steps = 32}
-
-    [models.vit]
-    model = "vit"
-
-    [[table]]
-    name = "models"
-    streams = ["small", "structured"]
-    strategies = ["replay"]
-    models = ["vit"]
-"""
+"""What a benchmark computes: tables of strategies and models on simulated streams."""
 
 from __future__ import annotations
 
@@ -21,10 +6,8 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
-
-from pydantic import TypeAdapter, ValidationError
 
 from dqmstream.errors import InputError
 from dqmstream.experiments.benchmark.bounds import BOUNDS, IDEAL_PROFILED
@@ -48,14 +31,15 @@ FOLDS = Split().folds
 _T = TypeVar("_T")
 
 YARDSTICK = "gain_map"
-"""What other strategies are compared with where a table does not say: hard to beat, and it forgets nothing."""
+"""The strategy that others are compared with by default: it is hard to beat and does not forget."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A row of a table: a strategy on a model of that label ("" for its own), with so many bytes for past runs.
+    """A row of a table: a strategy with a model and a memory budget.
 
-    recipe: changes to the strategy's own, as `BenchmarkCell` has them. label: what the row is called.
+    model: label of the model, "" for the strategy's own. recipe: changes to the strategy's recipe, as in `BenchmarkCell`.
+    label: name of the row.
     """
 
     strategy: str
@@ -70,19 +54,19 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Spec:
-    """A table: every strategy, on every model where it has one, on every stream, seed and order.
+class TableSpec:
+    """A table: every strategy, with every model if it takes one, on every stream, seed and order.
 
-    orders: how many orders of each stream, the first as drawn. runs, lumisections: of each stream. memory_bytes: kept of
-    past runs, in all; several make a row each. evaluation_samples: test lumisections scored at an evaluation, in all. split:
-    of `learners.splits`; with "folds" every cell comes once a fold. recipe: changes to the recipes of the strategies that have
-    one; models: the same by label, each on top of them.
+    orders: number of orders of each stream, the first as drawn. runs, lumisections: number of runs, and of lumisections in
+    each. memory_bytes: budgets for all past runs, a row each. evaluation_samples: number of test lumisections in an evaluation.
+    split: of `learners.splits`; with "folds" there is a cell per fold. recipe: changes to the recipes of the strategies that
+    have one. models: further changes, by label.
 
-    compute: what is the same for all that train. "steps": lumisections a training, steps x batch of the recipe; "flops":
-    operations of its forward and backward passes, those of the default model with the recipe's changes; "own": nothing, each
-    recipe's steps stand. A strategy that trains more often or on more at once (joint) still does, and the table says so.
-    against: label of the row that others are compared with, run by run. focus: the stream whose forgetting and comparison the
-    table gives; "small" where it is there, else the first.
+    compute: what is equal for all strategies that train a network. "steps": lumisections per training (steps x batch); "flops":
+    operations of the forward and backward passes, those of the default model with the changes of `recipe`; "own": nothing, the
+    steps of each recipe apply. A strategy that trains more often or on more lumisections at once (joint) still does.
+    against: label of the row that others are compared with, run by run. focus: stream of which the table gives forgetting and
+    comparison; by default "small" if there, else the first.
     """
 
     name: str = "benchmark"
@@ -102,17 +86,17 @@ class Spec:
     against: str = YARDSTICK
     focus: str = ""
 
-    def checked(self) -> Spec:
-        """The same, with names resolved. Raises InputError, which names the key, for what does not exist or makes no sense."""
-        with _of_key("name"):
+    def checked(self) -> TableSpec:
+        """The same with names resolved. Raises InputError, which names the key, for what does not exist or makes no sense."""
+        with in_key("name"):
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
-                raise InputError(f"{self.name!r} cannot be part of a file's name: letters, digits, dots and dashes can")
-        with _of_key("streams"):
+                raise InputError(f"{self.name!r} cannot be part of a file name: use letters, digits, dots and dashes")
+        with in_key("streams"):
             for stream in _some(self.streams):
                 named_stream(stream)
-        with _of_key("seeds"):
+        with in_key("seeds"):
             seed_use(self.seeds)
-        with _of_key("split"):
+        with in_key("split"):
             Split(self.split)
         for key, least, most in (
             ("orders", 1, 10_000),
@@ -121,34 +105,33 @@ class Spec:
             ("evaluation_samples", 1, 2**31 - 1),
         ):
             if not least <= getattr(self, key) <= most:
-                bound = f"{least} {key} at least" if getattr(self, key) < least else f"{most} {key} at most"
-                raise InputError(f"{key}: a benchmark needs {bound}, not {getattr(self, key)}")
+                raise InputError(f"{key}: a benchmark takes {least} to {most} {key}, not {getattr(self, key)}")
         if min(_some(self.memory_bytes)) < 0:
             raise InputError(f"memory_bytes: {min(self.memory_bytes)} is negative")
-        with _of_key("recipe"):
+        with in_key("recipe"):
             reference = Recipe().changed(self.recipe)
-        with _of_key("strategies"):
+        with in_key("strategies"):
             strategies = tuple(name if name in BOUNDS else resolve(name) for name in _some(self.strategies))
         for label, changes in self.models.items():
-            with _of_key(f"models.{label}"):
+            with in_key(f"models.{label}"):
                 reference.changed(changes)
                 if "steps" in changes and self.compute != "own":
                     raise InputError(
-                        f'steps are the same for all where compute = "{self.compute}": leave them out, or let compute be "own"'
+                        f'compute = "{self.compute}" sets the steps of all models: leave them out, or set compute = "own"'
                     )
         if self.models and not any(_takes_models(name) for name in strategies):
-            raise InputError(f"models: none of {', '.join(strategies)} has a network that a recipe chooses; name one that does")
+            raise InputError(f"models: none of {', '.join(strategies)} takes a network from a recipe; add one that does")
         focus = self.focus or ("small" if "small" in self.streams else self.streams[0])
         if focus not in self.streams:
-            raise InputError(f"focus: {focus!r} is none of the table's streams, {', '.join(self.streams)}")
+            raise InputError(f"focus: {focus!r} is not a stream of the table, {', '.join(self.streams)}")
         checked = replace(self, strategies=tuple(dict.fromkeys(strategies)), focus=focus)
         labels = [row.label for row in checked.rows()]
         if self.against not in (*labels, YARDSTICK):
-            raise InputError(f"against: {self.against!r} is none of the table's rows, {'; '.join(labels)}")
+            raise InputError(f"against: {self.against!r} is not a row of the table, {'; '.join(labels)}")
         return checked
 
     def rows(self) -> list[Variant]:
-        """One for each row of the table, in the order in which strategies, models and budgets are named."""
+        """The rows of the table, in the order of strategies, models and budgets."""
         rows = []
         for strategy in self.strategies:
             for model, changes in (self.models if self.models and _takes_models(strategy) else {"": {}}).items():
@@ -160,7 +143,7 @@ class Spec:
         return rows
 
     def cells_of(self, row: Variant, stream: str) -> list[BenchmarkCell]:
-        """The cells behind a row's figures of a stream."""
+        """The cells of a row on a stream."""
         return [
             BenchmarkCell(
                 stream, seed, order, row.strategy,
@@ -185,7 +168,7 @@ class Spec:
         return json.dumps(changes, sort_keys=True) if changes else ""
 
     def _steps(self, strategy: str, changes: Mapping[str, Any]) -> int:
-        """Steps a training by which a model is given as much as the reference is."""
+        """Steps per training that give a model as much compute as the reference model."""
         reference, recipe = Recipe().changed(self.recipe), recipe_of(strategy, changes)
         if recipe is None:
             raise InputError(f"strategies: {strategy} has no recipe, so its steps cannot be set")
@@ -201,74 +184,38 @@ class Spec:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Several tables; a cell that is in more than one is computed once."""
+    """Several tables; a cell in more than one of them is computed once."""
 
-    tables: tuple[Spec, ...]
+    tables: tuple[TableSpec, ...]
 
     def checked(self) -> Benchmark:
-        """The same, with names resolved. Raises InputError as `Spec.checked` does, with the table's name."""
+        """The same with names resolved. Raises InputError like `TableSpec.checked`, with the name of the table."""
         tables = []
         for spec in self.tables:
-            with _of_key(f"table {spec.name}" if len(self.tables) > 1 else ""):
+            with in_key(f"table {spec.name}" if len(self.tables) > 1 else ""):
                 tables.append(spec.checked())
         names = [spec.name for spec in tables]
         if twice := [name for name in names if names.count(name) > 1]:
-            raise InputError(f"two tables are called {twice[0]}: give each a name of its own, which its files have")
+            raise InputError(f"two tables are called {twice[0]}: give each its own name, which is part of its file names")
         return Benchmark(tuple(tables))
 
     def cells(self) -> list[BenchmarkCell]:
-        """Every cell, those that take longest first."""
+        """All cells, the slowest strategies first."""
         found = dict.fromkeys(cell for spec in self.tables for cell in spec.cells())
         return sorted(found, key=lambda cell: (-cell.runs * cell.lumisections, _slowest_first(cell.strategy)))
 
     def only(self, names: Sequence[str]) -> Benchmark:
-        """The tables of these names. Raises InputError for a name that there is not."""
+        """The tables of these names. Raises InputError for an unknown name."""
         known = [spec.name for spec in self.tables]
         for name in names:
             if name not in known:
-                raise InputError(f"there is no table {name!r}; choose among {', '.join(known)}")
+                raise InputError(f"there is no table {name!r}; choose from {', '.join(known)}")
         return Benchmark(tuple(spec for spec in self.tables if spec.name in names))
 
 
-def benchmark_of(values: Mapping[str, Any], where: str) -> Benchmark:
-    """A benchmark from the entries of a TOML file, called `where` in errors. Raises InputError, which names the key."""
-    defaults = {key: value for key, value in values.items() if key not in ("models", "table")}
-    models, sections = values.get("models", {}), values.get("table", [{}])
-    if not isinstance(models, dict) or not all(isinstance(changes, dict) for changes in models.values()):
-        raise InputError(f'{where}, models: give each model a section, as in [models.vit] with model = "vit"')
-    if not isinstance(sections, list) or not all(isinstance(section, dict) for section in sections):
-        raise InputError(f"{where}, table: give each table a section [[table]]")
-    tables = []
-    for number, section in enumerate(sections, 1):
-        name = section.get("name", f"table-{number}" if len(sections) > 1 else "benchmark")
-        with _of_key(f"{where}, table {name}" if "table" in values else where):
-            tables.append(_spec_of({**defaults, **section, "name": name}, models))
-    with _of_key(where):
-        return Benchmark(tuple(tables)).checked()
-
-
-def _spec_of(values: dict[str, Any], models: Mapping[str, Mapping[str, Any]]) -> Spec:
-    known = [entry.name for entry in fields(Spec)]
-    if unknown := sorted(values.keys() - set(known)):
-        raise InputError(f"there is no key {', '.join(unknown)}; there are {', '.join(known)}, [models.NAME] and [[table]]")
-    if isinstance(values.get("memory_bytes"), int):
-        values["memory_bytes"] = [values["memory_bytes"]]
-    chosen = values.get("models", [])
-    if not isinstance(chosen, list) or (strange := [label for label in chosen if label not in models]):
-        said = repr(strange[0]) if isinstance(chosen, list) else repr(chosen)
-        raise InputError(f"models: {said} is none of the sections [models.NAME]; there are {', '.join(models) or 'none'}")
-    values["models"] = {label: models[label] for label in chosen}
-    try:
-        return TypeAdapter(Spec).validate_python(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"{key}: {first['msg']} (got {first['input']!r})") from error
-
-
 @contextmanager
-def _of_key(key: str) -> Iterator[None]:
-    """An error inside says of which key it speaks."""
+def in_key(key: str) -> Iterator[None]:
+    """Prefix the message of an InputError inside the block with the key of the table that it concerns."""
     try:
         yield
     except InputError as error:
@@ -277,7 +224,7 @@ def _of_key(key: str) -> Iterator[None]:
 
 def _some(values: tuple[_T, ...]) -> tuple[_T, ...]:
     if not values:
-        raise InputError("none is given: name one at least")
+        raise InputError("the list is empty: give at least one")
     return values
 
 

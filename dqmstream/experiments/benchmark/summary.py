@@ -1,4 +1,4 @@
-"""The figures of a benchmark: each with its interval, beside both bounds, guessing, and the best baseline."""
+"""The figures of a benchmark's tables, with intervals, guessing and the difference to a baseline."""
 
 from __future__ import annotations
 
@@ -11,35 +11,36 @@ import numpy as np
 from dqmstream.experiments.benchmark.bounds import BOUNDS
 from dqmstream.experiments.benchmark.cell import BenchmarkCell
 from dqmstream.experiments.benchmark.cell_figures import CellFigures, figures_of
-from dqmstream.experiments.benchmark.spec import Benchmark, Spec, Variant
+from dqmstream.experiments.benchmark.spec import Benchmark, TableSpec, Variant
 from dqmstream.experiments.cells.cell import Record
 from dqmstream.experiments.simulator.streams import seed_use
 from dqmstream.experiments.statistics import chance_interval, clustered_mean, holm, paired_difference
 from dqmstream.learners.splits import WARNING_RANDOM
 
 Finished = Sequence[tuple[BenchmarkCell, CellFigures]]
-"""Cells of a row that are finished."""
+"""The finished cells of a row."""
 
 ByRun = dict[tuple[int, int], dict[int, float]]
-"""Seed of the stream and number of the order -> run -> a figure of it."""
+"""(stream seed, order) -> run -> a figure of that run."""
 
 
 def summarise(benchmark: Benchmark, records: Mapping[BenchmarkCell, Record]) -> dict[str, Any]:
     """All figures of a benchmark, ready for JSON. benchmark: checked; records: of all its cells.
 
     A table has an entry for each stream, with a row for each variant of which a cell is finished. An interval is {"estimate",
-    "low", "high"}, 95 %, by resampling runs (and streams, where there is more than one). accuracy, auc: of the last row, mean
-    over runs. worth: independent lumisections behind it; guessing: where the accuracy of a strategy that knows nothing and
-    names neighbours as much alike lies 95 times of 100. of_ideal: accuracy over that of `ideal`, where it is there. beside:
-    difference of accuracy to the row that the table compares with, paired by run, with its p-value after Holm's correction over
-    the rows of the stream. lumisections, flops: of all learning of a cell, each as often as it was looked at; learn_s: its
-    seconds. commits, codes: of the code that computed the row (`provenance`).
+    "low", "high"}, 95 %, by resampling runs (and streams, if there are several).
+
+    accuracy, auc: after the last run, mean over runs. worth: number of independent lumisections behind the accuracy. guessing:
+    central 95 % of the accuracy of a strategy that knows nothing and assigns neighbours to the same run as often. of_ideal:
+    accuracy divided by that of `ideal`, if the table has it. beside: difference of accuracy to the row that the table compares
+    with, paired by run, with its p-value after Holm's correction over the rows of the stream. lumisections, flops: of all
+    learning of a cell, repeats counted; learn_s: its seconds. commits, codes: of the code that computed the row (`provenance`).
     """
     failed = [{**asdict(cell), "error": record["error"]} for cell, record in records.items() if "error" in record]
     return {"tables": [_table(spec, records) for spec in benchmark.tables], "failed": failed}
 
 
-def _table(spec: Spec, records: Mapping[BenchmarkCell, Record]) -> dict[str, Any]:
+def _table(spec: TableSpec, records: Mapping[BenchmarkCell, Record]) -> dict[str, Any]:
     rows = {stream: _stream(spec, stream, records) for stream in spec.streams}
     missing = sum("error" in records[cell] for cell in spec.cells())
     return {
@@ -53,7 +54,7 @@ def _table(spec: Spec, records: Mapping[BenchmarkCell, Record]) -> dict[str, Any
     }
 
 
-def _stream(spec: Spec, stream: str, records: Mapping[BenchmarkCell, Record]) -> list[dict[str, Any]]:
+def _stream(spec: TableSpec, stream: str, records: Mapping[BenchmarkCell, Record]) -> list[dict[str, Any]]:
     by_row = {
         row: [(cell, figures_of(found)) for cell in spec.cells_of(row, stream) if "error" not in (found := records[cell])]
         for row in spec.rows()
@@ -99,7 +100,7 @@ def _row(row: Variant, finished: Finished, accuracies: Mapping[str, ByRun]) -> d
 
 
 def _compare(rows: Sequence[dict[str, Any]], accuracies: Mapping[str, ByRun], against: str) -> None:
-    """Set each row beside the one to compare with, on the same runs of the same streams."""
+    """Add to each row its difference to the row to compare with, on the same runs of the same streams."""
     for row in rows:
         row["beside"] = None
     pairs = []
@@ -114,7 +115,7 @@ def _compare(rows: Sequence[dict[str, Any]], accuracies: Mapping[str, ByRun], ag
 
 
 def _by_run(finished: Finished, name: str) -> ByRun:
-    """A figure of each run, for each stream and order; over folds, which judge the same runs again, it is averaged."""
+    """A figure of each run, for each stream and order; averaged over folds, which evaluate the same runs."""
     found: dict[tuple[int, int], list[np.ndarray]] = {}
     runs: dict[tuple[int, int], list[int]] = {}
     for cell, figures in finished:
@@ -126,6 +127,6 @@ def _by_run(finished: Finished, name: str) -> ByRun:
 
 
 def _worth(finished: Finished) -> float:
-    """Independent lumisections behind the last accuracies: streams and folds add up, orders of the same runs do not."""
+    """Number of independent lumisections behind the last accuracies: summed over streams and folds, averaged over orders."""
     orders = len({cell.order for cell, _ in finished})
     return float(sum(figures.worth for _, figures in finished)) / orders

@@ -1,4 +1,4 @@
-"""The tables of a benchmark as text: one over all streams, as the README has it, and one for each stream with all columns."""
+"""The tables of a benchmark as text: one over all streams, and one per stream with all columns."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 COLUMNS = ("", "accuracy", "guessing", "of ideal", "AUC", "forgetting", "ECE", "- {against}", "kB", "s")
-"""Of a stream's own table."""
+"""Columns of the table of a stream."""
 
 NOTE = (
-    "95 % intervals, by runs and streams resampled. guessing: where a strategy that knows nothing and names neighbouring "
-    "lumisections as much alike lies 95 times of 100; too wide for one that knows something. ECE after a temperature from "
-    "validation. A difference of accuracy is paired by run, * where its interval is without 0 and p < .05 after Holm's "
-    "correction. kB: kept of past runs. LS: lumisections trained on or counted, each as often as it was. GFLOP, s: of "
-    "learning all runs, on one thread."
+    "95 % intervals, by resampling runs and streams. guessing: 95 % range of a strategy that knows nothing and assigns "
+    "neighbouring lumisections to the same run as often; too wide for a strategy that knows something. ECE: expected "
+    "calibration error with a temperature from validation. Differences of accuracy are paired by run; *: the interval excludes "
+    "0 and p < .05 after Holm's correction. kB: memory for past runs. LS: lumisections learnt from, repeats counted. GFLOP, s: "
+    "for learning all runs, on one thread."
 )
 
 
 def overview(table: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows of a table over all its streams: accuracies, forgetting and comparison on one stream, cost."""
+    """Columns and rows of a table over all its streams: accuracies; forgetting and comparison on one stream; cost."""
     spec = table["spec"]
     streams = {one["stream"]: {row["label"]: row for row in one["rows"]} for one in table["streams"]}
     labels = list(dict.fromkeys(label for rows in streams.values() for label in rows))
@@ -46,6 +46,7 @@ def overview(table: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def stream_columns(table: Mapping[str, Any]) -> list[str]:
+    """Headings of the table of a stream."""
     return [column.format(against=table["spec"]["against"]) for column in COLUMNS]
 
 
@@ -66,7 +67,7 @@ def printed(row: Mapping[str, Any]) -> list[str]:
 
 
 def title(table: Mapping[str, Any], stream: str = "") -> str:
-    """What stands above a table, or above that of a stream."""
+    """The line above a table, or above the table of a stream: runs, seeds, memory and recipe."""
     spec = table["spec"]
     seeds = ", ".join(str(seed) for seed in spec["seeds"])
     changed = "".join(f", {name} {value}" for name, value in spec["recipe"].items())
@@ -79,24 +80,24 @@ def title(table: Mapping[str, Any], stream: str = "") -> str:
 
 
 def origin(table: Mapping[str, Any]) -> str:
-    """Which code computed the rows, and how many cells failed."""
+    """The line below a table: commits that computed the rows, and the number of failed cells."""
     rows = [row for one in table["streams"] for row in one["rows"]]
     by_commit: dict[str, list[str]] = {}
     for row in rows:
         for commit in row["commits"]:
             by_commit.setdefault(commit or "unknown", []).append(row["label"])
     if not by_commit:
-        said = "Nothing is finished."
+        text = "No cell is finished."
     elif len(by_commit) == 1:
-        said = f"Commit {next(iter(by_commit))}."
+        text = f"Commit {next(iter(by_commit))}."
     else:
         parts = (f"{commit}: {', '.join(dict.fromkeys(labels))}" for commit, labels in by_commit.items())
-        said = f"Commits {'; '.join(parts)}."
-    return f"{said} {table['missing']} cells failed and are left out." if table["missing"] else said
+        text = f"Commits {'; '.join(parts)}."
+    return f"{text} {table['missing']} cells failed and are left out." if table["missing"] else text
 
 
 def markdown(result: Mapping[str, Any]) -> str:
-    """The tables over all streams, as the README has them."""
+    """All tables over all streams, in Markdown."""
     blocks = []
     for table in result["tables"]:
         columns, rows = overview(table)
@@ -105,7 +106,7 @@ def markdown(result: Mapping[str, Any]) -> str:
 
 
 def stream_markdown(result: Mapping[str, Any]) -> str:
-    """A table for each stream of each table, with all columns."""
+    """For each table a table per stream with all columns, in Markdown."""
     blocks = []
     for table in result["tables"]:
         blocks.append(f"## {table['title'] or table['name']}")
@@ -124,13 +125,14 @@ def _warning(table: Mapping[str, Any]) -> list[str]:
 
 
 def _labelled(row: Mapping[str, Any], strategy: str) -> str:
-    """The row's label, with its strategy as given."""
+    """The label of a row. strategy: its name as it is to be written."""
     return strategy + row["label"].removeprefix(row["strategy"]) + (" (bound)" if row["bound"] else "")
 
 
 def _beside(row: Mapping[str, Any], digits: int = 3) -> str:
-    """Starred where both say so: flipping the runs of a few streams gives p-values that are too small
-    (`statistics.paired_difference`).
+    """The difference, with a * if interval and p-value agree.
+
+    With few streams the p-value comes from flipping runs and is too small (`statistics.paired_difference`).
     """
     beside = row["beside"]
     if beside is None:
@@ -155,7 +157,7 @@ def _mean_of(rows: Sequence[Mapping[str, Any]], name: str) -> float | None:
 
 
 def _rounded(value: float | None, unit: float) -> str:
-    """Whole where two digits or more stand before the point, else two digits."""
+    """value / unit as a whole number from 10 on, else with two digits."""
     if value is None:
         return ""
     return f"{value / unit:.0f}" if value >= 10 * unit or value == 0 else f"{value / unit:.2g}".removeprefix("0")

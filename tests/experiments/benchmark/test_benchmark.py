@@ -20,7 +20,7 @@ from dqmstream.experiments.benchmark.output_files import write
 from dqmstream.experiments.benchmark.page import write_benchmark_report
 from dqmstream.experiments.benchmark.reuse import reused_records
 from dqmstream.experiments.benchmark.run import time_left
-from dqmstream.experiments.benchmark.spec import Benchmark, Spec
+from dqmstream.experiments.benchmark.spec import Benchmark, TableSpec
 from dqmstream.experiments.benchmark.summary import summarise
 from dqmstream.experiments.benchmark.text import COLUMNS, markdown, overview, printed, stream_markdown
 from dqmstream.experiments.cells.cell import Record, failure
@@ -35,22 +35,24 @@ from dqmstream.learners.stream.replay import replay
 from tests.runs import simulated_archive
 from tests.scale import SOAK
 
-SMALL = Spec(streams=("null", "small"), strategies=("ideal", "gain_map", "ring_means"), seeds=(100,), runs=3, lumisections=200)
+SMALL = TableSpec(
+    streams=("null", "small"), strategies=("ideal", "gain_map", "ring_means"), seeds=(100,), runs=3, lumisections=200
+)
 CELL = BenchmarkCell("small", 3, 0, "gain_map", 3, 200, 1_000_000, 6000)
 
 
-def cells_of(spec: Spec) -> list[BenchmarkCell]:
+def cells_of(spec: TableSpec) -> list[BenchmarkCell]:
     return Benchmark((spec,)).checked().cells()
 
 
-def tabled(spec: Spec, records: list[Record]) -> dict[str, Any]:
+def tabled(spec: TableSpec, records: list[Record]) -> dict[str, Any]:
     """The only table of a benchmark, of records in the order of its cells."""
     chosen = Benchmark((spec,)).checked()
     found: dict[str, Any] = summarise(chosen, dict(zip(chosen.cells(), records, strict=True)))["tables"][0]
     return found
 
 
-def computed(spec: Spec) -> list[dict[str, Any]]:
+def computed(spec: TableSpec) -> list[dict[str, Any]]:
     """Rows of the first stream of a table whose cells are computed here."""
     rows: list[dict[str, Any]] = tabled(spec, [cell.compute() for cell in cells_of(spec)])["streams"][0]["rows"]
     return rows
@@ -94,9 +96,9 @@ def test_a_benchmark_makes_its_tables(tmp_path: Path) -> None:
 
 
 def test_every_baseline_stands_in_a_benchmark_that_names_no_strategies_with_both_bounds() -> None:
-    chosen = Spec().checked().strategies
+    chosen = TableSpec().checked().strategies
     assert set(chosen) == {*BOUNDS, *TABLE_BASELINES}
-    longest_first = [cell.strategy for cell in cells_of(Spec(streams=("null",), seeds=(100,)))]
+    longest_first = [cell.strategy for cell in cells_of(TableSpec(streams=("null",), seeds=(100,)))]
     assert longest_first[:3] == ["cnn", "ideal_profiled", "logistic"]
 
 
@@ -195,7 +197,7 @@ def test_a_table_is_made_again_of_its_results_alone(tmp_path: Path) -> None:
 
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "results.parquet").write_bytes(b"PAR1 and no more")
-    with pytest.raises(StateError, match="holds no results of a benchmark"):
+    with pytest.raises(StateError, match=r"is no results\.parquet of a benchmark"):
         reused_records(chosen.cells(), [tmp_path / "broken"])
 
 
@@ -240,7 +242,7 @@ def test_a_difference_is_starred_where_interval_and_p_value_agree() -> None:
         said = {"stream": "small", "strategy": strategy, "seed": seed, "order": 0}
         return {"cell": said, "lines": lines, "worth": 360.0, "seconds": 1.0, "versions": {}, "commit": "", "code": ""}
 
-    spec = Spec(streams=("small",), strategies=("gain_map", "logistic", "naive_bayes"), runs=12)
+    spec = TableSpec(streams=("small",), strategies=("gain_map", "logistic", "naive_bayes"), runs=12)
     values = {"gain_map": (0.5, 0.5), "logistic": (0.6, 0.6), "naive_bayes": (0.9, 0.49)}
     cells = [cell(one.strategy, one.seed, values[one.strategy][one.seed - 100]) for one in cells_of(spec)]
     rows = {row["strategy"]: row for row in tabled(spec, cells)["streams"][0]["rows"]}

@@ -12,7 +12,8 @@ import pytest
 
 from dqmstream.errors import InputError
 from dqmstream.experiments.benchmark.run import run_benchmark
-from dqmstream.experiments.benchmark.spec import Benchmark, Spec, benchmark_of
+from dqmstream.experiments.benchmark.spec import Benchmark, TableSpec
+from dqmstream.experiments.benchmark.spec_reader import benchmark_of
 from dqmstream.experiments.benchmark.text import title
 from dqmstream.experiments.cells.runner import Workers
 
@@ -110,24 +111,24 @@ def test_changes_to_a_recipe_are_part_of_the_cells_that_have_one_and_stand_above
 @pytest.mark.parametrize(
     ("before", "after", "reason"),
     [
-        ("seeds = [100]", "seedz = [100]", "spec.toml, table learners: there is no key seedz; there are name"),
+        ("seeds = [100]", "seedz = [100]", "spec.toml, table learners: unknown key seedz; the keys are name"),
         ("seeds = [100]", 'seeds = ["x"]', r"table models: seeds\.0: .*valid integer.* \(got 'x'\)"),
         ("seeds = [100, 101]", "seeds = [3, 100]", "table learners: seeds: .*do not go together"),
         ('streams = ["small", "null"]', 'streams = ["nowhere"]', "table learners: streams: there is no stream"),
-        ('streams = ["small", "null"]', "streams = []", "streams: none is given"),
+        ('streams = ["small", "null"]', "streams = []", "streams: the list is empty"),
         ('"replay", "cnn", "stat', '"magic", "cnn", "stat', "strategies: there is no strategy"),
-        ("runs = 3", "runs = 1", "runs: a benchmark needs 2 runs"),
-        ("lumisections = 200", "lumisections = 50", "needs 180 lumisections"),
+        ("runs = 3", "runs = 1", "runs: a benchmark takes 2 to 100000 runs, not 1"),
+        ("lumisections = 200", "lumisections = 50", "takes 180 to 10000000 lumisections, not 50"),
         ("[30_000, 1", "[-30_000, 1", "table memory: memory_bytes: -30000 is negative"),
         ("recipe = {", "recipe = {speed = 3, ", "recipe: a recipe has no speed"),
-        ('models = ["experts", "wide"]', 'models = ["deep"]', r"models: 'deep' is none of the sections .*experts, wide"),
-        ('["gain_map", "replay", "cnn"]', '["gain_map", "cnn"]', "models: none of gain_map, cnn has a network"),
-        ("batch = 32", "steps = 3", r"models\.wide: steps are the same for all"),
+        ('models = ["experts", "wide"]', 'models = ["deep"]', r"models: 'deep' is not a section .*experts, wide"),
+        ('["gain_map", "replay", "cnn"]', '["gain_map", "cnn"]', "models: none of gain_map, cnn takes a network"),
+        ("batch = 32", "steps = 3", r"models\.wide: sets the steps of all models"),
         ("batch = 32", "batches = 3", r"models\.wide: a recipe has no batches"),
         ('name = "models"', 'name = "memory"', "two tables are called memory"),
-        ('name = "models"', 'name = "../models"', "cannot be part of a file's name"),
-        ('name = "models"', 'name = "models"\nfocus = "null"', "focus: 'null' is none of the table's streams"),
-        ('name = "models"', 'name = "models"\nagainst = "replay"', "against: 'replay' is none of .*replay, wide"),
+        ('name = "models"', 'name = "../models"', "cannot be part of a file name"),
+        ('name = "models"', 'name = "models"\nfocus = "null"', "focus: 'null' is not a stream of the table"),
+        ('name = "models"', 'name = "models"\nagainst = "replay"', "against: 'replay' is not a row of .*replay, wide"),
         ('name = "models"', 'name = "models"\nsplit = "hope"', "split: there is no split"),
         ('name = "models"', 'name = "models"\ncompute = "gpu"', "compute: Input should be 'steps', 'flops' or 'own'"),
         ('[models.wide]\nmodel = "linear"\nbatch = 32', "[models]\nwide = 3", "give each model a section"),
@@ -142,5 +143,5 @@ def test_what_makes_no_sense_is_told_by_its_key(before: str, after: str, reason:
 @pytest.mark.parametrize("changes", [{"seeds": (3, 100)}, {"runs": 1}, {"recipe": {"speed": 3}}])
 def test_what_makes_no_sense_is_refused_before_anything_runs(changes: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(InputError):
-        run_benchmark(Benchmark((replace(Spec(), **changes),)), tmp_path / "out", Workers())
+        run_benchmark(Benchmark((replace(TableSpec(), **changes),)), tmp_path / "out", Workers())
     assert not (tmp_path / "out").exists()

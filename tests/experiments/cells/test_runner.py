@@ -22,14 +22,14 @@ from dqmstream.experiments.benchmark.cell import BenchmarkCell
 from dqmstream.experiments.benchmark.output_files import write
 from dqmstream.experiments.benchmark.parquet import SCHEMA
 from dqmstream.experiments.benchmark.run import run_benchmark
-from dqmstream.experiments.benchmark.spec import Benchmark, Spec
+from dqmstream.experiments.benchmark.spec import Benchmark, TableSpec
 from dqmstream.experiments.benchmark.summary import summarise
 from dqmstream.experiments.cells.cell import Record
 from dqmstream.experiments.cells.dask_workers import local_client, remote_client, sweep
 from dqmstream.experiments.cells.runner import Progress, Workers
 from dqmstream.experiments.cells.signals import uninterrupted
 
-SPEC = Spec(streams=("small",), strategies=("gain_map", "ring_means"), seeds=(100, 101, 102), runs=4, lumisections=200)
+SPEC = TableSpec(streams=("small",), strategies=("gain_map", "ring_means"), seeds=(100, 101, 102), runs=4, lumisections=200)
 CELLS = Benchmark((SPEC,)).checked().cells()
 
 
@@ -100,7 +100,7 @@ def test_workers_of_a_scheduler_elsewhere_write_nothing(client: Client, tmp_path
 
 def test_a_spec_run_twice_gives_the_same_numbers_and_a_benchmark_that_stopped_goes_on(client: Client, tmp_path: Path) -> None:
     """The second is cut off by a cell that is gone; only that one is computed again."""
-    spec = Spec(
+    spec = TableSpec(
         streams=("null", "small"), strategies=("ideal", "gain_map", "ring_means"), seeds=(100,), runs=3, lumisections=200
     )
     chosen = Benchmark((spec, replace(spec, name="again", streams=("small",), strategies=("gain_map",)))).checked()
