@@ -1,9 +1,9 @@
-"""Intervals and tests for figures of a benchmark: what another stream, and other runs in it, would have given.
+"""Intervals and significance tests for figures of a benchmark.
 
-A figure is an average over runs, of streams (drawn by a seed), in orders (the same runs learnt in another one). Lumisections
-of a run are no independent evidence, and neither are the runs of a stream, which one learner has gone through: what is
-resampled or exchanged are whole runs and whole streams. The orders of a stream are averaged run by run first; they say how much
-the order matters, not what another stream would give.
+A figure is an average over runs, over streams (drawn by a seed) and over orders (the same runs learnt in another order). The
+lumisections of a run are not independent, and neither are the runs of a stream, since one learner has learnt them all: whole
+runs and whole streams are resampled or exchanged. The orders of a stream are first averaged run by run, since they do not tell
+what another stream would give. Coverage was measured on simulations: docs/decisions/2026-11-29-intervals.md.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from dqmstream.errors import InputError
 
 CONFIDENCE = 0.95
 DRAWS = 2000
-"""Resamples of a bootstrap."""
+"""Number of bootstrap resamples."""
 
 EXACT_CLUSTERS = 14
-"""All sign flips are tried up to so many clusters (16384), and FLIPS random ones beyond."""
+"""Up to so many clusters all sign flips are used (16384 of them), beyond that FLIPS random ones."""
 
 FLIPS = 9999
 STREAMS_TO_FLIP = 6
-"""Of fewer streams no two-sided sign-flip test can come below .05: the smallest p-value of 5 is 2 / 2^5."""
+"""With fewer streams a two-sided sign-flip test cannot give p < .05: for 5 streams the smallest p-value is 2 / 2^5."""
 
 MAX_LAG = 30
-"""Length of a test block (`learners.splits`): what lies in two blocks has 170 lumisections between, and is independent."""
+"""Length of a test block (`learners.splits`). Two blocks are 170 lumisections apart and independent."""
 
-Cells = Mapping[tuple[int, int], Mapping[int, float]]
-"""(stream seed, order) -> run -> value, for instance the last row of R. Orders of one stream have the same runs, or some of
-them; the same number in two streams is two runs."""
+FiguresByRun = Mapping[tuple[int, int], Mapping[int, float]]
+"""(stream seed, order) -> run -> value, for instance the last row of R. Orders of a stream have the same runs, or some of them;
+the same run number in two streams means two runs."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,10 @@ class Interval:
 
 @dataclass(frozen=True)
 class ClusteredInterval(Interval):
-    """resampled: "streams and runs", or "runs" where there is one stream: then it speaks of other runs of such a stream only.
+    """An interval from resampled clusters.
 
-    orders: the most that any stream has. runs: in all streams.
+    resampled: "streams and runs", or "runs" if there is one stream; then the interval is valid for other runs of this stream
+    only. orders: largest number of orders of any stream. runs: number of runs in all streams.
     """
 
     streams: int
@@ -59,9 +60,10 @@ class ClusteredInterval(Interval):
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """interval: of the mean difference. p: two-sided, by flipping `clusters` "streams" or "runs" (`flipped`).
+    """A mean difference with its interval and p-value.
 
-    exact: whether all flips were tried.
+    p: two-sided, from flipping the signs of `clusters` streams or runs; `flipped` is "streams" or "runs". exact: whether all
+    sign flips were used.
     """
 
     interval: ClusteredInterval
@@ -71,20 +73,15 @@ class PairedDifference:
     exact: bool
 
 
-def clustered_mean(cells: Cells, seed: int = 0) -> ClusteredInterval:
-    """Mean over streams of the mean over runs, with a bootstrap interval in which streams are drawn, and runs in each.
+def clustered_mean(cells: FiguresByRun, seed: int = 0) -> ClusteredInterval:
+    """Mean over streams of the mean over runs, with a 95 % bootstrap interval in which streams, and runs in each, are drawn.
 
     Two-stage bootstrap (Davison and Hinkley, "Bootstrap Methods and their Application", 1997, section 3.8): as many streams as
-    there are, with replacement; in each of them as many runs as it has, with replacement. Of the resampled means the expanded
-    percentiles are taken (Hesterberg, The American Statistician 69 (2015) 371): at Phi(-sqrt(n/(n-1)) t) in place of .025, t
-    being Student's 97.5 % quantile for n - 1 degrees of freedom, n the number of streams (of runs, where there is one
-    stream). A plain percentile interval is too narrow by sqrt((n-1)/n) and by the normal's tails: with 8 runs of one stream it
-    held the truth 88-91 times of 100, with 3 streams that differ more than their runs 85. The expanded one held it 93 times
-    or more in every case tried (1 to 10 streams, 8 and 20 runs), and is wide where streams hardly differ: up to 100 of 100
-    from 2 streams on. Below 5 streams its ends are the extremes of the resamples. BCa was not taken: its acceleration comes
-    from leaving out clusters one by one, and cannot be had from two or three.
+    there are, with replacement; in each as many runs as it has, with replacement. The interval has the expanded percentiles of
+    the resampled means (Hesterberg, The American Statistician 69 (2015) 371): Phi(-sqrt(n/(n-1)) t) in place of .025, with
+    Student's 97.5 % quantile t for n - 1 degrees of freedom and n the number of streams, or of runs if there is one stream.
 
-    Where there is one run, or all are alike, the interval is the estimate, and says nothing. All nan for no run at all.
+    With a single run the interval is the estimate; without any run all values are nan.
     """
     tables = _by_stream(cells)
     orders = max((sum(1 for stream, _ in cells if stream == one) for one in {stream for stream, _ in cells}), default=0)
@@ -101,14 +98,14 @@ def clustered_mean(cells: Cells, seed: int = 0) -> ClusteredInterval:
 
 
 Figures = Callable[[np.ndarray], np.ndarray]
-"""How often each run of a stream counts, (draws, runs), to k figures of the stream, (draws, k)."""
+"""A function from the weights of the runs of a stream, (draws, runs), to k figures of the stream, (draws, k)."""
 
 
 def clustered_figures(streams: Sequence[Figures], sizes: Sequence[int], seed: int = 0) -> list[ClusteredInterval]:
-    """Mean over streams of figures that are no means over runs, with the intervals of `clustered_mean`.
+    """Mean over streams of figures that are not means over runs, with intervals as in `clustered_mean`.
 
-    streams: for each its figures; sizes: its number of runs. A figure that is nan in a stream (nothing there to be measured) is
-    left out of the mean, and resamples without any are left out of the interval. All nan for a figure that no stream has.
+    streams: the figures of each stream; sizes: its number of runs. A figure that is nan in a stream is left out of the mean,
+    and resamples without any value are left out of the interval. All values are nan for a figure that no stream has.
     """
     rng = np.random.default_rng(seed)
     whole = np.stack([figures(np.ones((1, size)))[0] for figures, size in zip(streams, sizes, strict=True)])
@@ -117,7 +114,7 @@ def clustered_figures(streams: Sequence[Figures], sizes: Sequence[int], seed: in
         for figures, size in zip(streams, sizes, strict=True)
     ])  # fmt: skip
     place = np.arange(DRAWS)
-    # The same stream drawn twice is resampled twice: another of its resamples stands in the second place.
+    # A stream that is drawn twice enters with two different resamples.
     means = _nanmean(np.stack([
         drawn[rng.integers(len(streams), size=DRAWS), (place + slot) % DRAWS] for slot in range(len(streams))
     ]))  # fmt: skip
@@ -132,29 +129,28 @@ def clustered_figures(streams: Sequence[Figures], sizes: Sequence[int], seed: in
 
 
 def _nanmean(values: np.ndarray) -> np.ndarray:
-    """Over the first axis; nan where all is nan."""
+    """Mean over the first axis without nan; nan if there is no other value."""
     known = np.isfinite(values)
     count = known.sum(axis=0)
     return np.divide(np.where(known, values, 0.0).sum(axis=0), count, out=np.full(values.shape[1:], np.nan), where=count > 0)
 
 
-def paired_difference(ours: Cells, theirs: Cells, seed: int = 0) -> PairedDifference:
-    """Difference ours - theirs on the same runs of the same cells: interval of `clustered_mean`, p-value by flipping signs.
+def paired_difference(ours: FiguresByRun, theirs: FiguresByRun, seed: int = 0) -> PairedDifference:
+    """Difference ours - theirs on the same runs, with the interval of `clustered_mean` and a sign-flip p-value.
 
-    If it made no difference which of the two learnt a cluster, its difference would have had the other sign as often. The
-    p-value is the share of sign assignments whose mean is as far from zero as what was seen (Fisher, "The Design of
-    Experiments", 1935, section 21): all of them up to 14 clusters, else 9999 random ones with (1 + as far) / (1 + 9999)
-    (Phipson and Smyth, Stat. Appl. Genet. Mol. Biol. 9 (2010) 39).
+    If both strategies were equally good, the difference of each cluster would have the other sign as often. The p-value is the
+    share of sign assignments whose mean is at least as far from zero as the observed one (Fisher, "The Design of Experiments",
+    1935, section 21): all assignments for up to 14 clusters, else 9999 random ones with (1 + as far) / (1 + 9999) (Phipson and
+    Smyth, Stat. Appl. Genet. Mol. Biol. 9 (2010) 39).
 
-    Clusters are streams where there are 6 or more. With fewer no p-value could fall below .05, and runs are flipped: that takes
-    the runs of a stream for independent given the two strategies. Where a strategy gains or loses on a whole stream they are
-    not, and the p-value is too small: with 3 streams whose differences scatter by half of what their runs' do, it was below .05
-    37 times of 100. Quote it with `flipped`, and take 6 streams for a figure that is to convince.
+    Clusters are streams if there are 6 or more, else runs. Flipping runs assumes that the runs of a stream are independent
+    given the two strategies. If a strategy gains or loses on a whole stream, they are not, and the p-value is too small: quote
+    it with `flipped`, and take 6 streams for a firm conclusion.
 
-    Raises InputError where the two do not have the same cells and runs.
+    Raises InputError if the two do not have the same streams, orders and runs.
     """
     if ours.keys() != theirs.keys() or any(ours[cell].keys() != theirs[cell].keys() for cell in ours):
-        raise InputError("a paired comparison needs the same streams, orders and runs on both sides: compute what is missing")
+        raise InputError("a paired comparison needs the same streams, orders and runs on both sides: compute the missing ones")
     differences = {cell: {run: ours[cell][run] - theirs[cell][run] for run in ours[cell]} for cell in ours}
     interval = clustered_mean(differences, seed)
     tables = _by_stream(differences)
@@ -167,10 +163,10 @@ def paired_difference(ours: Cells, theirs: Cells, seed: int = 0) -> PairedDiffer
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
-    """Adjusted p-values of a family of tests, in the given order: float64, shape (m,).
+    """Adjusted p-values of m tests, in the given order: float64 (m,).
 
     With p sorted ascending, adjusted p_(k) = max over j <= k of min(1, (m - j + 1) p_(j)), j from 1 (Holm, Scand. J. Stat. 6
-    (1979) 65): rejecting where it is below .05 keeps the chance of any false rejection below .05, however the tests depend
+    (1979) 65). Rejecting at adjusted p < .05 keeps the probability of any false rejection below .05, however they depend
     on each other.
     """
     p = np.asarray(p_values, dtype=np.float64)
@@ -182,9 +178,9 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
 
 
 def chance_interval(classes: int, independent: float) -> Interval:
-    """What guessing gives: 1 / classes, and the central 95 % of Binomial(n, 1 / classes) / n.
+    """Accuracy of guessing: 1 / classes, with the central 95 % of Binomial(n, 1 / classes) / n.
 
-    independent: n, the number of test lumisections, or of as many independent ones as they are worth (`effective_count`).
+    independent: n, the number of independent test lumisections (`effective_count`).
     """
     n = max(1, round(independent))
     tail = (1 - CONFIDENCE) / 2
@@ -193,30 +189,31 @@ def chance_interval(classes: int, independent: float) -> Interval:
 
 
 def effective_count(named: np.ndarray, labels: np.ndarray, lumisection: np.ndarray) -> float:
-    """How many independent lumisections the given ones are worth, for the average accuracy of a strategy that knows nothing.
+    """Number of independent lumisections that the given ones are worth, for the accuracy of a strategy that knows nothing.
 
-    named: the run that each was given to, (n,); labels: its own run, (n,), of T; lumisection: its number, (n,). Neighbours
-    share their luminosity, so they tend to be given to the same run, right or wrong. Of pairs of lumisections whose numbers
-    differ by k, let same(k) be the share given to one run where both are of the same run, and other(k) where they are of two.
-    Where nothing differs between runs the average accuracy has the variance of
+    named: the run that each lumisection was assigned to, (n,). labels: its own run, (n,), of T runs. lumisection: its number,
+    (n,).
+
+    Neighbours share their luminosity and tend to be assigned to the same run, right or wrong. For pairs of lumisections whose
+    numbers differ by k, same(k) is the share assigned to the same run if both are of one run, other(k) if they are of two. If
+    nothing differs between runs, the average accuracy has the variance of
 
         effective = (1 - 1/T) n² / (n (1 - other(0)) + 2 sum over k of (same(k) - other(k)) pairs(k))
 
-    independent guesses, pairs(k) counting those of the same run. It is the variance of a mean of correlated numbers, in which
-    what all runs share at the same number, such as the fall of luminosity in a fill, has no part: it moves lumisections from
-    one run to another, and the average not at all. The sum goes up to the first k where it would not grow, and to 30 at most
-    (Geyer, Statistical Science 7 (1992) 473, for the stop). At least 1; at most n, for caution. Where a strategy does tell
-    runs apart same(k) is high for that reason and the count too low: chance is then judged with caution as well.
+    independent guesses, where pairs(k) counts the pairs of one run. This is the variance of a mean of correlated numbers,
+    without the part that all runs share at the same lumisection number, such as the decrease of luminosity in a fill: it moves
+    lumisections from one run to another and does not change the average. The sum ends before the first k at which it would not
+    increase, at most at 30 (Geyer, Statistical Science 7 (1992) 473).
 
-    On `null` (8 runs of 400, seeds 100-139) a lumisection counted for .21 with ring means, .93 with naive Bayes and .99 with
-    gain maps; the accuracy lay in `chance_interval` of it 37, 38 and 38 times of 40, and of the plain number 25, 37 and 38.
+    The result is between 1 and n. For a strategy that tells runs apart same(k) is larger for that reason, the result is too
+    low, and the range of guessing too wide, which is conservative.
     """
     n, classes = len(named), len(np.unique(labels))
     numbers, place = np.unique(lumisection, return_inverse=True)
     given = np.zeros((len(numbers), int(max(named.max(), 0)) + 1))
     np.add.at(given, (place, named.astype(np.int64)), 1.0)
     there = given.sum(axis=1)
-    # In this order pairs of one run are found by shifting, whatever is left out between.
+    # In this order the pairs of one run are found by shifting, also where lumisections are missing.
     order = np.lexsort((lumisection, labels))
     run, number, name = labels[order], lumisection[order], named[order]
     same, agree, every, agree_in_all = (np.zeros(MAX_LAG + 1) for _ in range(4))
@@ -232,7 +229,7 @@ def effective_count(named: np.ndarray, labels: np.ndarray, lumisection: np.ndarr
         every += np.bincount(lag[near], weights=there[shift:][near] * there[:-shift][near], minlength=MAX_LAG + 1)
         together = (given[shift:][near] * given[:-shift][near]).sum(axis=1)
         agree_in_all += np.bincount(lag[near], weights=together, minlength=MAX_LAG + 1)
-    # At lag 0 a pair of other runs is found twice, and so are the lumisections with themselves; the ratio does not mind.
+    # At lag 0 each pair is counted twice, in numerator and denominator.
     other = np.divide(agree_in_all - agree, every - same, out=np.full(MAX_LAG + 1, 1 / classes), where=every > same)
     spread = n * (1 - other[0])
     for k in range(1, MAX_LAG + 1):
@@ -243,8 +240,8 @@ def effective_count(named: np.ndarray, labels: np.ndarray, lumisection: np.ndarr
     return float(np.clip((1 - 1 / classes) * n**2 / spread, 1.0, n)) if spread > 0 else float(n)
 
 
-def _by_stream(cells: Cells) -> list[np.ndarray]:
-    """For each stream the value of each run, averaged over the orders that have it; streams without a run are left out."""
+def _by_stream(cells: FiguresByRun) -> list[np.ndarray]:
+    """For each stream the values of its runs, averaged over the orders that have them; streams without runs are left out."""
     values: dict[int, dict[int, list[float]]] = {}
     for (stream, _), of_cell in sorted(cells.items()):
         for run, value in of_cell.items():
@@ -253,7 +250,7 @@ def _by_stream(cells: Cells) -> list[np.ndarray]:
 
 
 def _resampled_means(tables: Sequence[np.ndarray], sizes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Means of DRAWS two-stage resamples, (DRAWS,)."""
+    """Means of two-stage resamples, (DRAWS,)."""
     longest = int(sizes.max())
     padded = np.zeros((len(tables), longest))
     for row, table in zip(padded, tables, strict=True):
@@ -274,12 +271,12 @@ def _expanded_tails(units: int) -> tuple[float, float]:
 
 
 def _sign_flip(parts: np.ndarray, exact: bool, seed: int) -> float:
-    """Share of sign assignments with |sum| as large as seen; parts: what each cluster adds to the mean."""
-    # What is equal but for rounding is as far.
-    seen = abs(float(parts.sum())) - 1e-12
+    """Share of sign assignments with |sum| as large as observed. parts: contribution of each cluster to the mean."""
+    # Values that differ by rounding only count as equal.
+    observed = abs(float(parts.sum())) - 1e-12
     if exact:
         signs = 1 - 2 * (np.arange(2 ** len(parts))[:, None] >> np.arange(len(parts)) & 1)
-        return float(np.mean(np.abs(signs @ parts) >= seen))
+        return float(np.mean(np.abs(signs @ parts) >= observed))
     rng = np.random.default_rng(seed)
     signs = 1 - 2 * rng.integers(0, 2, size=(FLIPS, len(parts)), dtype=np.int8)
-    return float((1 + np.sum(np.abs(signs @ parts) >= seen)) / (1 + FLIPS))
+    return float((1 + np.sum(np.abs(signs @ parts) >= observed)) / (1 + FLIPS))

@@ -8,7 +8,7 @@ from scipy.stats import kstest
 
 from dqmstream.errors import InputError
 from dqmstream.experiments.statistics import (
-    Cells,
+    FiguresByRun,
     chance_interval,
     clustered_mean,
     effective_count,
@@ -20,7 +20,7 @@ from tests.scale import scaled
 RUNS = 20
 
 
-def simulate(rng: np.random.Generator, streams: int, *, between: float, mean: float = 0.0, orders: int = 1) -> Cells:
+def simulate(rng: np.random.Generator, streams: int, *, between: float, mean: float = 0.0, orders: int = 1) -> FiguresByRun:
     """Runs that scatter by 1, around their stream's mean that scatters by `between`; an order adds .3 to each run's value."""
     shift, runs = between * rng.standard_normal(streams), rng.standard_normal((streams, RUNS))
     return {
@@ -30,17 +30,17 @@ def simulate(rng: np.random.Generator, streams: int, *, between: float, mean: fl
     }
 
 
-def moved(cells: Cells, rng: np.random.Generator, by: float = 0.0) -> Cells:
+def moved(cells: FiguresByRun, rng: np.random.Generator, by: float = 0.0) -> FiguresByRun:
     """Each value moved by a normal number of deviation 1 around `by`."""
     return {cell: {run: value + by + rng.standard_normal() for run, value in runs.items()} for cell, runs in cells.items()}
 
 
-def flat(value: float, streams: int = 2, orders: int = 1) -> Cells:
+def flat(value: float, streams: int = 2, orders: int = 1) -> FiguresByRun:
     return {(s, o): dict.fromkeys(range(4), value) for s in range(streams) for o in range(orders)}
 
 
 def test_the_estimate_is_the_mean_over_streams_of_the_mean_over_runs_with_orders_averaged() -> None:
-    cells: Cells = {(1, 0): {10: 0.2, 11: 0.4}, (1, 1): {11: 0.6, 10: 0.4}, (2, 0): {10: 1.0, 11: 0.8, 12: 0.9}}
+    cells: FiguresByRun = {(1, 0): {10: 0.2, 11: 0.4}, (1, 1): {11: 0.6, 10: 0.4}, (2, 0): {10: 1.0, 11: 0.8, 12: 0.9}}
     found = clustered_mean(cells)
     # run 10 of stream 1: .3, run 11: .5; stream 2: .9
     assert found.estimate == pytest.approx((0.4 + 0.9) / 2)
@@ -92,15 +92,15 @@ def test_resampling_lumisections_or_runs_as_if_streams_were_one_would_be_too_nar
     repeats, inside = scaled(60, 1000), 0
     for _ in range(repeats):
         cells = simulate(rng, 3, between=0.5)
-        pooled: Cells = {(0, 0): {100 * s + run: value for (s, _), runs in cells.items() for run, value in runs.items()}}
+        pooled: FiguresByRun = {(0, 0): {100 * s + run: value for (s, _), runs in cells.items() for run, value in runs.items()}}
         found = clustered_mean(pooled)
         inside += found.low <= 0 <= found.high
     assert inside / repeats < 0.85
 
 
 def test_a_paired_difference_by_hand() -> None:
-    ours: Cells = {(0, 0): {1: 0.9, 2: 0.8, 3: 0.7}}
-    theirs: Cells = {(0, 0): {1: 0.8, 2: 0.6, 3: 0.8}}
+    ours: FiguresByRun = {(0, 0): {1: 0.9, 2: 0.8, 3: 0.7}}
+    theirs: FiguresByRun = {(0, 0): {1: 0.8, 2: 0.6, 3: 0.8}}
     found = paired_difference(ours, theirs)
     assert found.interval.estimate == pytest.approx((0.1 + 0.2 - 0.1) / 3)
     # Sums of ±1 ±2 ±1: 4 2 2 0 0 -2 -2 -4 (in tenths); six of eight are as far from zero as 2.
@@ -109,7 +109,7 @@ def test_a_paired_difference_by_hand() -> None:
 
 
 def test_six_streams_are_flipped_whole() -> None:
-    ours: Cells = {(s, 0): {run: 0.5 + 0.01 * run for run in range(10)} for s in range(6)}
+    ours: FiguresByRun = {(s, 0): {run: 0.5 + 0.01 * run for run in range(10)} for s in range(6)}
     found = paired_difference(ours, {cell: dict.fromkeys(runs, 0.1) for cell, runs in ours.items()})
     assert (found.flipped, found.clusters, found.exact) == ("streams", 6, True)
     assert found.p == pytest.approx(2 / 2**6)
@@ -129,7 +129,7 @@ def test_the_p_value_is_uniform_where_nothing_differs(streams: int) -> None:
     values = []
     for _ in range(scaled(80, 2000)):
         ours = simulate(rng, streams, between=0.0)
-        theirs: Cells = {
+        theirs: FiguresByRun = {
             cell: {run: value + rng.standard_normal() for run, value in runs.items()} for cell, runs in ours.items()
         }
         values.append(paired_difference(ours, theirs).p)
@@ -150,7 +150,7 @@ def test_flipping_runs_rejects_too_often_where_whole_streams_differ() -> None:
 def test_a_real_difference_is_found() -> None:
     rng = np.random.default_rng(3)
     theirs = simulate(rng, 2, between=0.3)
-    ours: Cells = {
+    ours: FiguresByRun = {
         cell: {run: value + 1 + rng.standard_normal() for run, value in runs.items()} for cell, runs in theirs.items()
     }
     found = paired_difference(ours, theirs)

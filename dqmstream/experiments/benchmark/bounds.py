@@ -1,19 +1,18 @@
-"""The most that can be said of a simulated lumisection, since its truth is known: two bounds that stand in every table.
+"""Two bounds on a benchmark's accuracy, from the true parameters of the simulated runs.
 
 `ideal` knows the true map of every run, and the events and pileup of the lumisection. The score of run k is its exact
-log-likelihood, without what all runs share:
+log-likelihood, without terms that all runs share:
 
     log L_k = sum_c x_c log p_kc + (N - x_c) log(1 - p_kc),    p_kc = 1 - (1 + R rate_kc / K)^-K
 
-`ideal_profiled` knows the maps only, as a learner could at best: events N and pileup R are fitted for every pair of lumisection
-and run, and the score is the maximum over N and R (Barndorff-Nielsen and Cox, *Inference and Asymptotics*, 1994, sec. 3.4).
+`ideal_profiled` knows the maps only, as a learner could at best: events N and pileup R are fitted for each lumisection and run,
+and the score is the maximum over N and R (Barndorff-Nielsen and Cox, *Inference and Asymptotics*, 1994, sec. 3.4).
 
-Where readout boxes of a run have common-mode noise, both integrate it out: the likelihood of such a box is the mean over its
-gain f ~ Normal(1, sigma), on a grid; boxes are independent. A bound knows which boxes are
-noisy.
+If readout boxes of a run have common-mode noise, both integrate it out: the likelihood of such a box is the mean over its gain
+f ~ Normal(1, sigma), on a grid; boxes are independent. The bounds know which boxes are noisy.
 
-No classifier is better than `ideal` on average (it is Bayes' rule with equal priors). `ideal_profiled` is what is left when
-luminosity has to be read off the map; it is no strict bound, since a learner may know how N and R usually move.
+No classifier is better than `ideal` on average (Bayes' rule with equal priors). `ideal_profiled` shows what remains if
+luminosity has to be estimated from the map. It is not a strict bound, since a learner may know how N and R usually change.
 """
 
 from __future__ import annotations
@@ -31,18 +30,18 @@ IDEAL, IDEAL_PROFILED = "ideal", "ideal_profiled"
 BOUNDS = (IDEAL, IDEAL_PROFILED)
 
 _GRID_SIGMAS = np.linspace(-4.5, 4.5, 41)
-"""Where the gain of a noisy box is tried. A box's counts fix its gain to about a quarter of the noise, so that the steps of
-0.225 sigma are no wider than the likelihood, and the sum is exact to far more digits than matter."""
+"""Grid of the gain of a noisy box, in sigma. The counts of a box determine its gain to about a quarter of sigma, so steps of
+.225 are not wider than the likelihood."""
 
 _STEPS = 40
 _TOLERANCE = 3e-3
-"""A fit has ended when no parameter moves by more than this, in units of N's and R's own deviations: the square of it, which is
-what the likelihood may lack, is far below what decides between two runs."""
+"""A fit ends when N and R change by less than this, in units of their standard deviations. The log-likelihood is then exact to
+about the square of it, far less than the difference between two runs."""
 
 
 @dataclass(frozen=True, eq=False)
 class RunTruth:
-    """What a bound knows of a run. rate: of the live channels, (live,). boxes: positions of the channels of each noisy box."""
+    """True parameters of a run. rate: of the live channels, (live,). boxes: indices of the channels of each noisy box."""
 
     rate: np.ndarray
     boxes: tuple[np.ndarray, ...]
@@ -58,16 +57,16 @@ class RunTruth:
 def ideal(counts: np.ndarray, events: np.ndarray, pileup: np.ndarray, truths: Sequence[RunTruth]) -> np.ndarray:
     """Log-likelihood of each run, float64 (n, runs), from counts of the live channels (n, live), events and pileup (n,).
 
-    The same constant is left out of all columns of a row. -inf where a dead channel counts.
+    A constant is left out, the same in all columns of a row. -inf if a dead channel counts.
     """
     return np.stack([_Likelihood(counts, truth).value(events, pileup) for truth in truths], axis=1)
 
 
 def ideal_profiled(counts: np.ndarray, truths: Sequence[RunTruth]) -> np.ndarray:
-    """The same, at the events and pileup that suit each run best: counts (n, live), float64 (n, runs)."""
+    """As `ideal`, with the events and pileup that fit each run best: counts (n, live) to float64 (n, runs)."""
     scores = np.empty((len(counts), len(truths)))
     mean = RunTruth(np.mean([truth.rate for truth in truths], axis=0), (), 0.0)
-    shared = fit_conditions(counts, mean)  # a few per mille from every run's own
+    shared = fit_conditions(counts, mean)  # within a few per mille of the fit of each run
     for k, truth in enumerate(truths):
         likelihood = _Likelihood(counts, truth)
         events, pileup = fit_conditions(counts, truth, shared)
@@ -78,10 +77,10 @@ def ideal_profiled(counts: np.ndarray, truths: Sequence[RunTruth]) -> np.ndarray
 def fit_conditions(
     counts: np.ndarray, truth: RunTruth, start: tuple[np.ndarray, np.ndarray] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Events and pileup (n,) that maximise the likelihood of counts (n, live) in a run; events are taken as a real number.
+    """Events and pileup, (n,) each, that maximise the likelihood of counts (n, live) in a run; events is a real number.
 
-    Newton's method, with the expected curvature in R and the observed one in N; N stays at or above the largest count, and a
-    step that does not raise the likelihood is halved. start: a first guess. Raises ArithmeticError if it does not settle.
+    Newton's method with the expected curvature in R and the observed one in N. N stays at or above the largest count; a step
+    that does not increase the likelihood is shortened. start: initial values. Raises ArithmeticError if it does not converge.
     """
     likelihood = _Likelihood(counts, truth)
     events, pileup = _rough_conditions(counts, truth.rate) if start is None else (start[0].copy(), start[1].copy())
@@ -106,11 +105,11 @@ def fit_conditions(
         open_ = open_[(moved > _TOLERANCE).any(axis=0)]
         if not open_.size:
             return events, pileup
-    raise ArithmeticError(f"events and pileup of {open_.size} lumisections did not settle in {_STEPS} steps")
+    raise ArithmeticError(f"events and pileup of {open_.size} lumisections did not converge in {_STEPS} steps")
 
 
 class _Likelihood:
-    """Log-likelihood of counts in one run as a function of events and pileup, without the binomial coefficients."""
+    """Log-likelihood of counts in a run as a function of events and pileup, without the binomial coefficients."""
 
     def __init__(self, counts: np.ndarray, truth: RunTruth) -> None:
         self._counts = counts.astype(np.float64)
@@ -123,7 +122,7 @@ class _Likelihood:
         self._log_weights -= logsumexp(self._log_weights)
 
     def value(self, events: np.ndarray, pileup: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
-        """log L of the chosen lumisections (all by default), float64 (m,), for their events and pileup (m,)."""
+        """log L of the given rows (all by default), float64 (m,), for their events and pileup (m,)."""
         counts = self._counts if rows is None else self._counts[rows]
         events, pileup = events[:, None], pileup[:, None]
         log_l = _log_likelihood(counts[:, self._quiet], events, pileup, self._truth.rate[self._quiet]).sum(axis=1)
@@ -139,10 +138,10 @@ class _Likelihood:
     def step(
         self, rows: np.ndarray, events: np.ndarray, pileup: np.ndarray, least: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """A Newton step in (events, pileup), and their deviations, both (2, m). least: the lowest events may be, (m,).
+        """A Newton step in (events, pileup) and their standard deviations, both (2, m). least: lower limit of events, (m,).
 
-        The gradient of an integrated box is the mean of its gradients over the gain's posterior (Fisher's identity); taken here
-        at the posterior's mean gain, which is as good where the box's counts fix its gain.
+        The gradient of an integrated box is the mean of its gradients over the posterior of the gain (Fisher's identity). It is
+        evaluated at the posterior mean, which is sufficient since the counts of a box determine its gain well.
         """
         counts, lowest = self._counts[rows], events <= least
         events, pileup = events[:, None], pileup[:, None]
@@ -155,11 +154,11 @@ class _Likelihood:
             factor = np.stack([np.ones(len(rows)), gain[:, 0]])  # d/dR at R times gain
             gradient += factor * by_gain
             information += factor[:, None] * factor * curvature
-        # d/dN of the binomial coefficients, with all channels alike.
+        # d/dN of the binomial coefficients of all channels.
         gradient[0] += (psi(events + 1) - psi(events - counts + 1)).sum(axis=1)
         information[0, 0] = (_trigamma(events - counts + 1) - _trigamma(events + 1)).sum(axis=1)
         determinant = information[0, 0] * information[1, 1] - information[0, 1] ** 2
-        # A matrix that is not definite is damped to its diagonal; and where N may not fall any further, R moves alone.
+        # A matrix that is not positive definite is replaced by its diagonal. Where N is at its limit, only R changes.
         definite = determinant > 0.05 * information[0, 0] * information[1, 1]
         held = lowest & (gradient[0] < 0)
         gradient[0, held] = 0.0
@@ -172,13 +171,13 @@ class _Likelihood:
 
 
 def _log_likelihood(counts: np.ndarray, events: np.ndarray, pileup: np.ndarray, rate: np.ndarray) -> np.ndarray:
-    """x log p + (N - x) log(1 - p), each channel: (m, channels)."""
+    """x log p + (N - x) log(1 - p) of each channel, (m, channels)."""
     log_q = -K * np.log1p(pileup * rate / K)
     return np.asarray(xlogy(counts, -np.expm1(log_q)) + (events - counts) * log_q)
 
 
 def _slopes(counts: np.ndarray, events: np.ndarray, pileup: np.ndarray, rate: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Gradient (2, m) and information (2, 2, m) of `_log_likelihood` in N and R, summed over channels."""
+    """Gradient (2, m) and information matrix (2, 2, m) of `_log_likelihood` in N and R, summed over channels."""
     grown = 1 + pileup * rate / K
     log_q = -K * np.log(grown)
     q, p = np.exp(log_q), -np.expm1(log_q)
@@ -191,7 +190,7 @@ def _slopes(counts: np.ndarray, events: np.ndarray, pileup: np.ndarray, rate: np
 
 
 def _trigamma(z: np.ndarray) -> np.ndarray:
-    """psi'(z) for z >= 1, within 1.5 %: enough for a curvature, and ten times as fast as the exact one."""
+    """psi'(z) for z >= 1, within 1.5 %: sufficient for a curvature, and ten times as fast as the exact function."""
     return np.asarray((1 + (0.5 + 1 / (6 * z)) / z) / z)
 
 

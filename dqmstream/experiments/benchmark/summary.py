@@ -14,14 +14,11 @@ from dqmstream.experiments.benchmark.cell_figures import CellFigures, figures_of
 from dqmstream.experiments.benchmark.spec import Benchmark, TableSpec, Variant
 from dqmstream.experiments.cells.cell import Record
 from dqmstream.experiments.simulator.streams import seed_use
-from dqmstream.experiments.statistics import chance_interval, clustered_mean, holm, paired_difference
+from dqmstream.experiments.statistics import FiguresByRun, chance_interval, clustered_mean, holm, paired_difference
 from dqmstream.learners.splits import WARNING_RANDOM
 
 Finished = Sequence[tuple[BenchmarkCell, CellFigures]]
 """The finished cells of a row."""
-
-ByRun = dict[tuple[int, int], dict[int, float]]
-"""(stream seed, order) -> run -> a figure of that run."""
 
 
 def summarise(benchmark: Benchmark, records: Mapping[BenchmarkCell, Record]) -> dict[str, Any]:
@@ -66,7 +63,7 @@ def _stream(spec: TableSpec, stream: str, records: Mapping[BenchmarkCell, Record
     return rows
 
 
-def _row(row: Variant, finished: Finished, accuracies: Mapping[str, ByRun]) -> dict[str, Any]:
+def _row(row: Variant, finished: Finished, accuracies: Mapping[str, FiguresByRun]) -> dict[str, Any]:
     accuracy, ideal = clustered_mean(accuracies[row.label]), accuracies.get(BOUNDS[0])
     worth = _worth(finished)
 
@@ -99,7 +96,7 @@ def _row(row: Variant, finished: Finished, accuracies: Mapping[str, ByRun]) -> d
     }
 
 
-def _compare(rows: Sequence[dict[str, Any]], accuracies: Mapping[str, ByRun], against: str) -> None:
+def _compare(rows: Sequence[dict[str, Any]], accuracies: Mapping[str, FiguresByRun], against: str) -> None:
     """Add to each row its difference to the row to compare with, on the same runs of the same streams."""
     for row in rows:
         row["beside"] = None
@@ -114,7 +111,7 @@ def _compare(rows: Sequence[dict[str, Any]], accuracies: Mapping[str, ByRun], ag
             row["beside"] = {**asdict(found.interval), "p_holm": float(p), "flipped": found.flipped}
 
 
-def _by_run(finished: Finished, name: str) -> ByRun:
+def _by_run(finished: Finished, name: str) -> FiguresByRun:
     """A figure of each run, for each stream and order; averaged over folds, which evaluate the same runs."""
     found: dict[tuple[int, int], list[np.ndarray]] = {}
     runs: dict[tuple[int, int], list[int]] = {}

@@ -1,1 +1,1 @@
-"""The earlier studies of the field, each by one command on the user's own files, beside what they published."""
+"""The earlier studies of the field, repeated on the user's own files, with the published figures beside them."""

@@ -1,6 +1,6 @@
-"""What needs no network: sums of each channel (two ring means of a run's maps), and the mean images in a linear classifier.
+"""Baselines without a network: a few sums per image (for runs two ring means), and a linear classifier of mean images.
 
-Both read the train part once, a buffer at a time, and keep a few numbers a pixel.
+Both read the train part once, a buffer at a time, and keep a few numbers per pixel.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ Scorer = Callable[[np.ndarray], np.ndarray]
 """Images (n, C, H, W) to log-probabilities (n, classes)."""
 
 SHRINK = 0.1
-"""Share of the mean pixel's variance that is added to each one's: of a pixel that hardly ever counts it is badly known."""
+"""Share of the mean variance that is added to that of each pixel; the variance of a pixel that rarely counts is uncertain."""
 
 
 def ring_means(x: np.ndarray) -> np.ndarray:
-    """The two numbers that luminosity moves, (n, 2): sums over rings |ieta| 19-23 and 26-28 of all depths."""
+    """Two numbers that measure luminosity, (n, 2): sums over the rings |ieta| 19-23 and 26-28 of all depths."""
     ring = np.abs(IETA)
     return np.stack([x[:, :, (ring >= a) & (ring <= b)].sum(axis=(1, 2, 3)) for a, b in (A_RINGS, B_RINGS)], axis=1)
 
@@ -36,11 +36,11 @@ def channel_sums(x: np.ndarray) -> np.ndarray:
     return np.asarray(x.sum(axis=(2, 3), dtype=np.float64))
 
 
-def by_few_numbers(images: Images, rows: np.ndarray, numbers: Callable[[np.ndarray], np.ndarray]) -> Scorer:
-    """Quadratic discriminant analysis of a few numbers an image, with equal priors."""
+def discriminant_of(images: Images, rows: np.ndarray, numbers: Callable[[np.ndarray], np.ndarray]) -> Scorer:
+    """Quadratic discriminant analysis of a few numbers per image, with equal priors."""
     classes = len(images.classes)
     found = np.concatenate([numbers(x) for x, _ in in_order(images, rows, buffer_rows(images))])
-    # Numbers that stand still in a class would make it infinitely sure of itself.
+    # Without regularisation a number that is constant in a class gives an infinite likelihood.
     analysis = QuadraticDiscriminantAnalysis(priors=np.full(classes, 1 / classes), reg_param=1e-6, tol=0.0)
     fitted: Pipeline = make_pipeline(StandardScaler(), analysis).fit(found, images.labels[rows])
     return lambda x: np.asarray(fitted.predict_log_proba(numbers(x)))
@@ -48,7 +48,7 @@ def by_few_numbers(images: Images, rows: np.ndarray, numbers: Callable[[np.ndarr
 
 @dataclass(frozen=True, eq=False)
 class MeanImages:
-    """Independent Gaussians with a mean image a class and one variance a pixel for all: linear in the pixels.
+    """Independent Gaussians with a mean image per class and a common variance per pixel: linear in the pixels.
 
     score_k = sum_p (x_p m_kp - m_kp² / 2) / v_p
     """
@@ -58,7 +58,7 @@ class MeanImages:
 
     @classmethod
     def fit(cls, images: Images, rows: np.ndarray) -> MeanImages:
-        """mean: (classes, pixels); variance: (pixels,), within the classes."""
+        """Fit mean (classes, pixels) and variance within the classes (pixels,) to rows of images."""
         classes, pixels = len(images.classes), int(np.prod(images.shape[1:]))
         total, squares = np.zeros((classes, pixels)), np.zeros((classes, pixels))
         for x, y in in_order(images, rows, buffer_rows(images)):
@@ -79,9 +79,9 @@ class MeanImages:
 
 
 def baselines(images: Images, train: np.ndarray, task: str) -> dict[str, Scorer]:
-    """The baselines of a task by name, fitted on the rows of the train part."""
+    """The baselines of a task by name, fitted on train rows."""
     few = ("two ring means", ring_means) if task == "two_runs" else ("channel sums", channel_sums)
-    return {few[0]: by_few_numbers(images, train, few[1]), "mean images (linear)": MeanImages.fit(images, train)}
+    return {few[0]: discriminant_of(images, train, few[1]), "mean images (linear)": MeanImages.fit(images, train)}
 
 
 def score_rows(images: Images, rows: np.ndarray, scorer: Scorer) -> np.ndarray:

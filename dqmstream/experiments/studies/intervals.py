@@ -1,6 +1,6 @@
-"""95 % intervals of an AUC and an accuracy on one test part, where observations may be stretches of rows that are alike.
+"""95 % intervals of an AUC and an accuracy on a test part, where several rows may belong to one independent observation.
 
-They hold the chance of which rows were tested, not that of the training: other seeds and folds stand in rows of their own.
+They cover the choice of the tested rows, not the randomness of the training: other seeds and folds have their own rows.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ _TAIL = (1 - CONFIDENCE) / 2
 def auc_interval(positive: np.ndarray, negative: np.ndarray, units: tuple[np.ndarray, np.ndarray]) -> Interval:
     """AUC with an interval on the logit scale, from the variance of DeLong et al. (Biometrics 44 (1988) 837).
 
-    positive, negative: scores (n,), (m,). units: the observation that each belongs to; where several rows share one the
-    variance is that of the sums over observations (Obuchowski, Biometrics 53 (1997) 567, for observations of one class), and
-    Student's quantile for the fewer of them, less one, takes the place of the normal's. Where all pairs are in order the end is
-    what n observations without an exception allow, .025^(1/n).
+    positive, negative: scores (n,), (m,). units: the observation of each score. If several rows share one, the variance is that
+    of the sums over observations (Obuchowski, Biometrics 53 (1997) 567, for observations of one class), with Student's quantile
+    for the smaller number of observations minus one. If all pairs are in order, the lower end is .025^(1/n) for n observations.
     """
     n, m = len(positive), len(negative)
     both = rankdata(np.concatenate([positive, negative]))
@@ -46,10 +45,10 @@ def auc_interval(positive: np.ndarray, negative: np.ndarray, units: tuple[np.nda
 
 
 def accuracy_interval(right: np.ndarray, unit: np.ndarray) -> Interval:
-    """Share of right answers with Wilson's interval (J. Am. Stat. Assoc. 22 (1927) 209), for as many independent answers as
-    give the variance of the sums over observations; between the number of observations and that of rows.
+    """Share of right answers with Wilson's interval (J. Am. Stat. Assoc. 22 (1927) 209).
 
-    right: bool (n,). unit: the observation that each belongs to, (n,).
+    right: bool (n,). unit: the observation of each answer, (n,). The number of independent answers is the one that gives the
+    variance of the sums over observations; it lies between the numbers of observations and of rows.
     """
     n, value = len(right), float(right.mean())
     number = np.unique(unit, return_inverse=True)[1]

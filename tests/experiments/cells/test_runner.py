@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -17,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from distributed import Client
 
-from dqmstream.errors import InputError
+from dqmstream.errors import InputError, StateError
 from dqmstream.experiments.benchmark.cell import BenchmarkCell
 from dqmstream.experiments.benchmark.output_files import write
 from dqmstream.experiments.benchmark.parquet import SCHEMA
@@ -26,8 +28,11 @@ from dqmstream.experiments.benchmark.spec import Benchmark, TableSpec
 from dqmstream.experiments.benchmark.summary import summarise
 from dqmstream.experiments.cells.cell import Record
 from dqmstream.experiments.cells.dask_workers import local_client, remote_client, sweep
-from dqmstream.experiments.cells.runner import Progress, Workers
+from dqmstream.experiments.cells.runner import Progress, Workers, run_cells
 from dqmstream.experiments.cells.signals import uninterrupted
+from dqmstream.experiments.cells.store import CellStore
+from dqmstream.experiments.faults.spec import FaultSpec, run_faults
+from dqmstream.experiments.faults.track import WARM
 
 SPEC = TableSpec(streams=("small",), strategies=("gain_map", "ring_means"), seeds=(100, 101, 102), runs=4, lumisections=200)
 CELLS = Benchmark((SPEC,)).checked().cells()
@@ -85,6 +90,80 @@ def test_what_raises_or_kills_its_worker_is_recorded_and_the_rest_is_computed(cl
             assert "KilledWorker" in record["error"]
         else:
             assert record == {"cell": asdict(cell)}
+
+
+def test_cells_of_the_fault_benchmark_are_computed_by_the_same_workers(client: Client, tmp_path: Path) -> None:
+    spec = FaultSpec(detectors=("AutoDQM",), seeds=(3,), runs=WARM + 3, lumisections=40, every=0)
+    (cell,) = spec.cells()
+    records = run_faults(spec, tmp_path, Workers(scheduler=client.scheduler_info()["address"]))
+    assert records[cell]["lumisections"] == json.loads(json.dumps(cell.compute()["lumisections"]))
+    assert [path.name for path in tmp_path.rglob("*.json")] == [f"{cell.name}.json"]
+
+
+@dataclass(frozen=True)
+class SquareCell:
+    """Computes the square of a number; a negative one raises."""
+
+    number: int
+    code: str = "now"
+
+    @property
+    def name(self) -> str:
+        return f"square-{self.number}"
+
+    @property
+    def file(self) -> str:
+        return f"squares/{self.name}.json"
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {"cell": self.number, "code": self.code}
+
+    def compute(self) -> Record:
+        if self.number < 0:
+            raise ValueError(f"{self.number} is negative")
+        return {**self.identity, "square": self.number**2}
+
+
+def test_what_is_finished_is_reused_where_settings_and_code_agree(tmp_path: Path) -> None:
+    cells, store = [SquareCell(2), SquareCell(3)], CellStore(tmp_path)
+    first = run_cells(cells, store, Workers())
+    assert [first[cell]["square"] for cell in cells] == [4, 9]
+    (tmp_path / "squares" / "square-2.json").write_text(json.dumps({"cell": 2, "code": "now", "square": "kept"}))
+    (tmp_path / "squares" / "square-3.json").write_text(json.dumps({"cell": 3, "code": "before", "square": "old"}))
+    again = run_cells(cells, store, Workers())
+    assert [again[cell]["square"] for cell in cells] == ["kept", 9]
+    known = {cells[0]: {"square": "known"}, cells[1]: {"square": "known"}}
+    (tmp_path / "squares" / "square-3.json").unlink()
+    again = run_cells(cells, store, Workers(), known=known)
+    assert [again[cell]["square"] for cell in cells] == ["kept", "known"]
+
+
+def test_an_error_is_recorded_and_tried_again_or_ends_the_experiment(tmp_path: Path) -> None:
+    cells, store = [SquareCell(-1), SquareCell(3)], CellStore(tmp_path)
+    records = run_cells(cells, store, Workers())
+    assert records[cells[0]]["error"] == "ValueError: -1 is negative" and records[cells[1]]["square"] == 9
+    failed = tmp_path / "failed" / "square--1.json"
+    assert "in compute" in json.loads(failed.read_text())["traceback"]
+    store.save(cells[0], {**cells[0].identity, "square": 1})
+    assert not failed.exists() and store.find(cells).keys() == set(cells)
+    with pytest.raises(ValueError, match="-2 is negative"):
+        run_cells([SquareCell(-2), SquareCell(4)], store, Workers(), keep_going=False)
+    assert not list(tmp_path.rglob("square-4.json"))
+
+
+@pytest.mark.parametrize("damaged", ["{", "[]"])
+def test_a_damaged_record_is_told_by_its_file(damaged: str, tmp_path: Path) -> None:
+    (tmp_path / "squares").mkdir()
+    (tmp_path / "squares" / "square-2.json").write_text(damaged)
+    with pytest.raises(StateError, match=r"squares/square-2\.json .*delete it to compute it again"):
+        run_cells([SquareCell(2)], CellStore(tmp_path), Workers())
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InputError, match=r"cannot write .*file/out: .*choose another folder"):
+        CellStore(tmp_path / "file" / "out")
 
 
 def test_workers_of_a_scheduler_elsewhere_write_nothing(client: Client, tmp_path: Path) -> None:

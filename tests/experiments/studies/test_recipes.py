@@ -53,7 +53,7 @@ def test_the_page_is_what_the_recipes_say() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "reason"),
     [
-        ("two_run_vit", StudySettings(augment=("flip",)), "mirror image of the detector"),
+        ("two_run_vit", StudySettings(augment=("flip",)), "no mirror symmetry"),
         ("two_run_vit", StudySettings(augment=("shift",)), "other channels"),
         ("egamma_cnn_4", StudySettings(augment=("roll",)), "augment"),
         ("egamma_cnn_4", StudySettings(size="huge"), "no size 'huge'"),

@@ -1,1 +1,1 @@
-"""Offline training: a classifier of images that all lie in files, as the earlier studies trained theirs."""
+"""Offline training of image classifiers on files, as in the earlier studies."""

@@ -1,7 +1,7 @@
-"""Augmentations of images that keep their class: an electron's shower is one in any mirror image and a few cells off.
+"""Augmentations of images that keep their class: an electron's shower is still one when mirrored or shifted by a few cells.
 
-They are for electron/photon and quark/gluon images. A map of occupancies is told by which channels changed, and stays what it
-is under none of them (`experiments.studies.recipes.REFUSED_MOVES`).
+They are for electron/photon and quark/gluon images. Occupancy maps are told apart by which channels changed, so no augmentation
+is valid for them (`experiments.studies.recipes.REFUSED_AUGMENTATIONS`).
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 MOST_CELLS = 2
-"""Cells that an image is shifted by at most, each way."""
+"""Largest shift of an image in cells, in each direction."""
 
 
 def flip(x_BCHW: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image mirrored or not, in each of the two directions alone."""
+    """Mirror each image or not, independently in both directions."""
     for dim in (2, 3):
         mirrored = _draw(2, len(x_BCHW), generator).to(x_BCHW.device).view(-1, 1, 1, 1) == 1
         x_BCHW = torch.where(mirrored, x_BCHW.flip(dim), x_BCHW)
@@ -24,7 +24,7 @@ def flip(x_BCHW: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def rotate(x_BCHW: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image turned by 0, 90, 180 or 270 degrees; by 0 or 180 where it is not square."""
+    """Rotate each image by 0, 90, 180 or 270 degrees, or by 0 or 180 degrees if it is not square."""
     square = x_BCHW.shape[2] == x_BCHW.shape[3]
     quarters = _draw(4 if square else 2, len(x_BCHW), generator).to(x_BCHW.device) * (1 if square else 2)
     turned = x_BCHW.clone()
@@ -34,7 +34,7 @@ def rotate(x_BCHW: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def shift(x_BCHW: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image moved by up to `MOST_CELLS` cells each way; what comes in from outside is zero."""
+    """Shift each image by up to `MOST_CELLS` cells in each direction; new cells are zero."""
     moved = x_BCHW.new_zeros(x_BCHW.shape[0], x_BCHW.shape[1], *(side + 2 * MOST_CELLS for side in x_BCHW.shape[2:]))
     moved[:, :, MOST_CELLS:-MOST_CELLS, MOST_CELLS:-MOST_CELLS] = x_BCHW
     for dim in (2, 3):
@@ -48,11 +48,11 @@ def shift(x_BCHW: Tensor, generator: torch.Generator) -> Tensor:
 
 
 AUGMENTATIONS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {"flip": flip, "rotate": rotate, "shift": shift}
-"""By the names that a plan gives as `augment`."""
+"""The augmentations by their names in a plan."""
 
 
 def augmented(x_BCHW: Tensor, names: Sequence[str], generator: torch.Generator) -> Tensor:
-    """The images under each of the named moves, one upon the other. generator: of the CPU."""
+    """The images with the named augmentations, one after another. generator: on the CPU."""
     for name in names:
         x_BCHW = AUGMENTATIONS[name](x_BCHW, generator)
     return x_BCHW

@@ -1,7 +1,7 @@
-"""Mini-batches out of files of any size: blocks of rows in a drawn order, mixed within a buffer, read one buffer ahead.
+"""Mini-batches from files of any size: blocks of rows in random order, shuffled within a buffer, read one buffer ahead.
 
-Rows of a file are often sorted by class, and single rows in a drawn order are slow to read. A buffer holds many blocks of
-`BLOCK` rows from all over the file, so both are met: what a process holds of the images are two buffers.
+The rows of a file are often sorted by class, and reading single rows in random order is slow. A buffer holds many blocks of
+`BLOCK` rows from the whole file. A process holds two buffers at a time.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Protocol
 import numpy as np
 
 BLOCK = 64
-"""Neighbouring rows that are read together."""
+"""Number of neighbouring rows that are read together."""
 
 BUFFER_BYTES = 128_000_000
 
 HOLE = 8
-"""Rows of other parts that are read with those around them: each stretch of a compressed file costs a whole chunk."""
+"""Gaps of fewer rows are read along with their neighbours: each separate read of a compressed file decodes a whole chunk."""
 
 Batch = tuple[np.ndarray, np.ndarray]
 """Images (n, C, H, W) float32 and their labels (n,) int64."""
@@ -45,7 +45,7 @@ class Images(Protocol):
 
     @property
     def group(self) -> np.ndarray:
-        """(n,): the lumisection number, where rows are lumisections, else the row."""
+        """(n,): the lumisection number if rows are lumisections, else the row number."""
         ...
 
     @property
@@ -60,7 +60,7 @@ class Images(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class SplitRows:
-    """Rows, ascending, of the three parts: int64 (n,) each."""
+    """Ascending rows of the three parts, int64 (n,) each."""
 
     train: np.ndarray
     validation: np.ndarray
@@ -68,7 +68,7 @@ class SplitRows:
 
 
 def shuffled(images: Images, rows: np.ndarray, batch: int, rng: np.random.Generator) -> Iterator[Batch]:
-    """All rows once, in a drawn order, `batch` at a time; the last batch is what is left, and left out if it is a single row.
+    """All rows once, in random order, `batch` at a time. The last batch has the rest; a rest of a single row is left out.
 
     rows: ascending.
     """
@@ -100,12 +100,12 @@ def in_order(images: Images, rows: np.ndarray, batch: int) -> Iterator[Batch]:
 
 
 def buffer_rows(images: Images) -> int:
-    """Rows of a buffer."""
+    """Number of rows in a buffer."""
     return max(1, BUFFER_BYTES // (4 * int(np.prod(images.shape[1:]))))
 
 
 def _read_ahead(images: Images, plans: Sequence[np.ndarray]) -> Iterator[Batch]:
-    """What each plan names, the next one being read while this one is used."""
+    """Batches of the rows in each plan; the next one is read while this one is used."""
     with ThreadPoolExecutor(1, thread_name_prefix="images") as reader:
         ahead = [reader.submit(_read, images, rows) for rows in plans[:1]]
         for number, rows in enumerate(plans):
@@ -116,7 +116,7 @@ def _read_ahead(images: Images, plans: Sequence[np.ndarray]) -> Iterator[Batch]:
 
 
 def _read(images: Images, rows: np.ndarray) -> np.ndarray:
-    """Images of ascending rows; holes of fewer than `HOLE` rows between them are read too, and dropped."""
+    """Images of ascending rows; gaps up to `HOLE` are read as well and dropped."""
     gap = np.diff(rows)
     holes = [rows[:-1][(gap > k) & (gap <= HOLE)] + k for k in range(1, HOLE)]
     wide = np.sort(np.concatenate([rows, *holes]))

@@ -1,10 +1,10 @@
-"""What an offline training leaves after each epoch, whole or not at all: a training that was stopped goes on to the same bits.
+"""The files that an offline training writes after each epoch, atomically; a stopped training continues to the same bits.
 
     best.safetensors        weights of the best epoch by validation; also a file for --weights
-    checkpoint.safetensors  weights and optimizer after the last whole epoch; removed by who has used the result
+    checkpoint.safetensors  weights and optimizer after the last complete epoch; removed once the result is stored
 
-Both carry, as metadata, JSON that says of what training they are. Random numbers are drawn by (seed, epoch), so no random state
-is kept. best is written first: if a crash comes between the two, the epoch that found it is trained again, to the same weights.
+Both have metadata in JSON that identify the training. Random numbers are seeded by (seed, epoch), so no random state is kept.
+The best weights are written first: after a crash between the two writes their epoch is trained again, to the same weights.
 """
 
 from __future__ import annotations
@@ -25,31 +25,31 @@ BEST, LAST = "best.safetensors", "checkpoint.safetensors"
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], said: Mapping[str, Any]) -> None:
-    """Write a file of tensors with what is said of them, replacing an older one at once."""
+    """Replace a file atomically by tensors and their metadata."""
     own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     write_atomically(path, save(own, {"said": json.dumps(said)}))
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `write` wrote. Raises StateError for a damaged file."""
+    """Tensors and metadata of a file that `write` wrote. Raises StateError for a damaged file."""
     try:
         with safe_open(path, framework="pt") as file:
             said = json.loads((file.metadata() or {})["said"])
-            return {name: file.get_tensor(name) for name in file.keys()}, said  # noqa: SIM118 it is no mapping
+            return {name: file.get_tensor(name) for name in file.keys()}, said  # noqa: SIM118 safe_open is no mapping
     except (OSError, SafetensorError, ValueError, KeyError) as error:
-        raise StateError(f"{path} cannot be read: {error}; delete it, and the training begins anew") from error
+        raise StateError(f"{path} cannot be read: {error}; delete it to start the training again") from error
 
 
 def tensors_of(network: nn.Module, optimizer: optim.Optimizer) -> dict[str, Tensor]:
-    """Weights, buffers and the optimizer's state, by name."""
+    """Weights, buffers and optimizer state, by name."""
     tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
     for number, slots in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{name}": tensor for name, tensor in slots.items()}
     return tensors
 
 
-def put_back(tensors: Mapping[str, Tensor], network: nn.Module, optimizer: optim.Optimizer) -> None:
-    """What `tensors_of` gave. Raises StateError if it is of another network."""
+def restore(tensors: Mapping[str, Tensor], network: nn.Module, optimizer: optim.Optimizer) -> None:
+    """Load what `tensors_of` gave. Raises StateError if it belongs to another network."""
     slots: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):

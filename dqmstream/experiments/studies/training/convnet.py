@@ -14,7 +14,7 @@ from torch import Tensor, nn
 class ConvNet(nn.Module):
     """3 x 3 convolutions that keep height and width, each followed by a ReLU and, with pooling, a 2 x 2 maximum.
 
-    Fully connected layers read all places side by side; dropout stands before each of them.
+    Fully connected layers follow, with dropout before each of them.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The networks of offline trainings by name: the studies' own, and whatever `learners.networks.backbones` builds."""
+"""Networks of offline trainings by name: those of the studies, and the backbones of `learners.networks`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Shape = tuple[int, int, int]
 
 
 class WholeMap(nn.Module):
-    """A `learners.networks.base.Network` that takes every cell of a map for a channel: (B, depth, 64, 72) to logits (B, K)."""
+    """A network of `learners.networks` that treats every cell of a map as a channel: (B, depth, 64, 72) to logits (B, K)."""
 
     def __init__(self, shape: Shape, outputs: int, recipe: Recipe) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class WholeMap(nn.Module):
         return logits_BK
 
     def auxiliary_loss(self) -> Tensor | float:
-        """Of its routers, in training."""
+        """The loss of its routers in training."""
         return self.network.auxiliary_loss()
 
     def after_step(self) -> None:
@@ -45,16 +45,16 @@ class WholeMap(nn.Module):
 
 
 def build(plan: TrainingPlan, shape: Shape, classes: int, weights: Path | None = None) -> nn.Module:
-    """A new network, images (B, C, H, W) to logits (B, 1) or (B, classes) as the plan's loss wants them.
+    """A new network from images (B, C, H, W) to logits (B, 1) for a sigmoid loss, else (B, classes).
 
-    weights: safetensors file to start from. Raises InputError for a network
-    that does not exist, does not fit the shape or the loss, and for weights of another one.
+    weights: safetensors file of initial weights. Raises InputError for a network that does not exist or does not suit the shape
+    or the loss, and for weights of another network.
     """
     outputs = 1 if plan.loss == "sigmoid" else classes
     if plan.loss == "sigmoid" and classes != 2:
-        raise InputError(f"a sigmoid tells two classes apart, and there are {classes}: --set loss=softmax")
+        raise InputError(f"a sigmoid loss needs two classes, not {classes}: use --set loss=softmax")
     if plan.loss == "sigmoid" and plan.model.startswith("ensemble:"):
-        raise InputError("an ensemble averages probabilities of all classes: --set loss=softmax")
+        raise InputError("an ensemble averages the probabilities of all classes: use --set loss=softmax")
     return _OWN.get(plan.model, _backbone)(plan, shape, outputs, weights)
 
 
@@ -87,7 +87,7 @@ def _convnet(plan: TrainingPlan, shape: Shape, outputs: int, weights: Path | Non
 
 def _moe_vit(plan: TrainingPlan, shape: Shape, outputs: int, weights: Path | None) -> nn.Module:
     if shape[1:] != (N_IETA, N_IPHI):
-        raise InputError(f"moe_vit looks at maps of {N_IETA} x {N_IPHI} cells, not of {shape[1]} x {shape[2]}: choose vit")
+        raise InputError(f"moe_vit takes maps of {N_IETA} x {N_IPHI} cells, not of {shape[1]} x {shape[2]}: choose vit")
     recipe = Recipe.from_json({"model": "moe_vit", "linear_skip": False, "readout": "class", **plan.moe})
     return _with_weights(WholeMap(shape, outputs, recipe), weights)
 
@@ -96,7 +96,7 @@ _OWN: dict[str, Callable[[TrainingPlan, Shape, int, Path | None], nn.Module]] = 
 
 
 def _with_weights(network: nn.Module, path: Path | None) -> nn.Module:
-    """The network, with the weights of a file if one is given: all of them, by name and shape."""
+    """The network with all weights from a file, if one is given, matched by name and shape."""
     if path is None:
         return network
     try:
@@ -109,7 +109,7 @@ def _with_weights(network: nn.Module, path: Path | None) -> nn.Module:
 
 
 def taken_by(network: nn.Module, path: Path | None) -> str:
-    """What was taken of a file of weights, in one line; "" where there was none."""
+    """What was loaded from a file of weights, in one line; "" without a file."""
     if path is None:
         return ""
     reports = [str(module.loaded) for module in network.modules() if isinstance(module, Backbone) and module.loaded is not None]

@@ -1,4 +1,4 @@
-"""The numbers of an offline training: plain values, which import no torch and are part of what a result is known by."""
+"""The settings of an offline training: plain values that identify a result and need no PyTorch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from dqmstream.errors import InputError
 
 Augmentation = Literal["flip", "rotate", "shift"]
-"""Augmentations of images, as `dqmstream.experiments.studies.training.augmentation` has them."""
+"""An augmentation of images in `studies.training.augmentation`."""
 
 SIZES = ("tiny", "study")
 
@@ -21,24 +21,20 @@ Width = Annotated[int, Field(ge=1, le=65_536)]
 class TrainingPlan(BaseModel):
     """Network, preprocessing and training.
 
-    model: convnet, moe_vit, a name of `learners.networks.backbones`, or "ensemble:" with several of those joined by "+". size:
-    of a
-    backbone, "tiny", "small" (the smallest published ones on images as they are) or "study" (published ones at 224 x 224, for
-    which there are pretrained weights).
-    normalise: "maximum" divides each channel by its largest magnitude, "unit" brings all values to 0-1 by the smallest and the
-    largest of all channels, "standard" takes from each channel its mean and divides by its deviation, all of the train part;
-    "none" leaves them. pad: height and width that images are padded to with
-    zeros at the far edges. resize: side of the square that they are resized to (bilinear), 0 for none.
-    loss: "softmax" has a logit a class and cross-entropy, "sigmoid" one logit and binary cross-entropy (two classes).
-    epsilon: of Adam. batch: images a step; micro_batch: how many of them go through the network at once, 0 for all (a network
-    with batch norm takes its statistics over that many). patience: epochs without a better validation AUC after which a
-    training ends, 0 for never; whatever it is, the weights of the best epoch are judged. dropout: in the network's head, and
-    where its family has it. augment: applied one after another.
-    bf16: whether training computes in bfloat16 on a GPU.
+    model: convnet, moe_vit, a name in `learners.networks.backbones`, or "ensemble:" with several of those joined by "+". size:
+    of a backbone: "tiny", "small" (the smallest published size, on images as they are) or "study" (the published size at 224 x
+    224, for which pretrained weights exist). normalise: "maximum" divides each channel by its largest magnitude; "unit" scales
+    all values to 0-1 by the smallest and largest of all channels; "standard" subtracts the mean of each channel and divides by
+    its standard deviation; "none" changes nothing. pad: height and width after zero padding at the far edges. resize: side of
+    the square after bilinear resizing, 0 for none. loss: "softmax" has a logit per class and cross-entropy, "sigmoid" one logit
+    and binary cross-entropy (two classes). epsilon: of Adam. batch: images per step. micro_batch: images per forward pass, 0
+    for all; batch norm takes its statistics over them. patience: epochs without a better validation AUC after which a training
+    ends, 0 for never; in any case the weights of the best epoch are evaluated. dropout: in the head of the network, and where
+    its family has it. augment: augmentations, applied one after another. bf16: whether training on a GPU uses bfloat16.
 
-    Of a convnet: convolutions, features of each 3 x 3 convolution with a ReLU; pooling, whether each halves the image by a
-    maximum; hidden, widths of the fully connected layers before the last; initial, "torch" or "glorot" (Keras's).
-    Of a moe_vit: moe, changes to `learners.networks.recipe.Recipe`.
+    For a convnet: convolutions, features of each 3 x 3 convolution with ReLU; pooling, whether a 2 x 2 maximum follows each;
+    hidden, widths of the fully connected layers before the last; initial, "torch" or "glorot" (that of Keras).
+    For a moe_vit: moe, changes to `learners.networks.recipe.Recipe`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -67,23 +63,23 @@ class TrainingPlan(BaseModel):
     moe: dict[str, Any] = Field(default_factory=dict)
 
     def changed(self, changes: Mapping[str, Any]) -> TrainingPlan:
-        """The same with other values for some entries. Raises InputError for one that does not exist or makes no sense."""
+        """The plan with some entries changed. Raises InputError for an entry that does not exist or makes no sense."""
         return plan_of(self.model_dump() | dict(changes))
 
     def tiny(self) -> TrainingPlan:
-        """For a quick look: a tiny network on images as they are, a convnet of a quarter of the widths."""
+        """The plan for a quick look: a tiny network on images as they are; a convnet with a quarter of the widths."""
         quarter = {name: tuple(max(4, width // 4) for width in getattr(self, name)) for name in ("convolutions", "hidden")}
         moe = {**self.moe, "dim": 64, "depth": 2, "heads": 4} if self.model == "moe_vit" else {}
         return self.changed({"size": "tiny", "pad": None, "resize": 0, "micro_batch": 0, "moe": moe, **quarter})
 
 
 def plan_of(values: Mapping[str, Any]) -> TrainingPlan:
-    """A plan from plain values. Raises InputError, with the entry's name."""
+    """A plan from plain values. Raises InputError, which names the entry."""
     try:
         return TrainingPlan.model_validate(dict(values))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise InputError(
-            f"plan, {where}: {first['msg']} (got {first['input']!r}); it has {', '.join(TrainingPlan.model_fields)}"
+            f"plan, {where}: {first['msg']} (got {first['input']!r}); the entries are {', '.join(TrainingPlan.model_fields)}"
         ) from error

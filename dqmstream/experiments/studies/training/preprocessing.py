@@ -1,4 +1,4 @@
-"""What a network is shown of an image: normalised by numbers of the train part alone, padded, resized.
+"""Preprocessing of images: normalisation fitted on the train part only, padding, resizing.
 
 B images, C channels, H x W cells.
 """
@@ -21,7 +21,7 @@ from dqmstream.experiments.studies.training.plan import TrainingPlan
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """(x - shift) * scale, a number a channel; then padding with zeros, then bilinear resizing, as the plan has them."""
+    """(x - shift) * scale per channel, then zero padding and bilinear resizing as in the plan."""
 
     shift: tuple[float, ...]
     scale: tuple[float, ...]
@@ -30,19 +30,19 @@ class Preprocessing:
 
     @classmethod
     def fit(cls, images: Images, rows: np.ndarray, plan: TrainingPlan) -> Preprocessing:
-        """From the rows of the train part, read once, a buffer at a time. Raises InputError for a padding that is too small."""
+        """Fit to train rows, read once, a buffer at a time. Raises InputError if the padding is smaller than the images."""
         channels, height, width = images.shape[1:]
         if plan.pad is not None and (plan.pad[0] < height or plan.pad[1] < width):
             raise InputError(f"pad {plan.pad} is smaller than the images, {height} x {width}: make it larger")
-        seen = _Seen(channels)
+        statistics = _ChannelStatistics(channels)
         if plan.normalise != "none":
             for x, _ in in_order(images, rows, buffer_rows(images)):
-                seen.add(x)
-        shift, scale = _WAYS[plan.normalise](seen)
+                statistics.add(x)
+        shift, scale = _NORMALISATIONS[plan.normalise](statistics)
         return cls(tuple(shift.tolist()), tuple(scale.tolist()), plan.pad, plan.resize)
 
     def shape(self, channels: int, height: int, width: int) -> tuple[int, int, int]:
-        """(C, H, W) of what comes out."""
+        """(C, H, W) of the output."""
         if self.resize:
             return channels, self.resize, self.resize
         return (channels, *(self.pad or (height, width)))
@@ -64,7 +64,7 @@ class Preprocessing:
         return cls(tuple(values["shift"]), tuple(values["scale"]), None if pad is None else tuple(pad), values["resize"])
 
 
-class _Seen:
+class _ChannelStatistics:
     """Of each channel the smallest and largest value, the sum, the sum of squares, (C,) each; values: how many a channel."""
 
     def __init__(self, channels: int) -> None:
@@ -79,29 +79,34 @@ class _Seen:
         self.values += x[:, 0].size
 
 
-Way = Callable[[_Seen], tuple[np.ndarray, np.ndarray]]
+Normalisation = Callable[[_ChannelStatistics], tuple[np.ndarray, np.ndarray]]
 """Shift and scale of each channel, (C,)."""
 
 
-def _by_maximum(seen: _Seen) -> tuple[np.ndarray, np.ndarray]:
-    return np.zeros_like(seen.high), _inverse(np.maximum(np.abs(seen.low), np.abs(seen.high)))
+def _by_maximum(statistics: _ChannelStatistics) -> tuple[np.ndarray, np.ndarray]:
+    return np.zeros_like(statistics.high), _inverse(np.maximum(np.abs(statistics.low), np.abs(statistics.high)))
 
 
-def _to_unit(seen: _Seen) -> tuple[np.ndarray, np.ndarray]:
-    low = seen.low.min()
-    return np.full_like(seen.low, low), _inverse(np.full_like(seen.high, seen.high.max() - low))
+def _to_unit(statistics: _ChannelStatistics) -> tuple[np.ndarray, np.ndarray]:
+    low = statistics.low.min()
+    return np.full_like(statistics.low, low), _inverse(np.full_like(statistics.high, statistics.high.max() - low))
 
 
-def _to_deviations(seen: _Seen) -> tuple[np.ndarray, np.ndarray]:
-    mean = seen.total / seen.values
-    return mean, _inverse(np.sqrt(np.maximum(seen.squares / seen.values - mean**2, 0.0)))
+def _to_deviations(statistics: _ChannelStatistics) -> tuple[np.ndarray, np.ndarray]:
+    mean = statistics.total / statistics.values
+    return mean, _inverse(np.sqrt(np.maximum(statistics.squares / statistics.values - mean**2, 0.0)))
 
 
-def _as_they_are(seen: _Seen) -> tuple[np.ndarray, np.ndarray]:
-    return np.zeros_like(seen.total), np.ones_like(seen.total)
+def _as_they_are(statistics: _ChannelStatistics) -> tuple[np.ndarray, np.ndarray]:
+    return np.zeros_like(statistics.total), np.ones_like(statistics.total)
 
 
-_WAYS: dict[str, Way] = {"maximum": _by_maximum, "unit": _to_unit, "standard": _to_deviations, "none": _as_they_are}
+_NORMALISATIONS: dict[str, Normalisation] = {
+    "maximum": _by_maximum,
+    "unit": _to_unit,
+    "standard": _to_deviations,
+    "none": _as_they_are,
+}
 
 
 def _inverse(values: np.ndarray) -> np.ndarray:

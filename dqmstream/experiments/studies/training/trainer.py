@@ -1,4 +1,4 @@
-"""Train a classifier on images in files, epoch by epoch; keep the best by validation, never by test; go on where it stopped.
+"""Training of a classifier on images in files; the best epoch is chosen by validation, and a stopped training continues.
 
 B images, C classes.
 """
@@ -31,14 +31,14 @@ SCORE_BATCH = 128
 
 @runtime_checkable
 class HasAuxiliaryLoss(Protocol):
-    """A network that adds to the loss of its last forward in training: routers, members of an ensemble."""
+    """A network with a loss of its own in training, such as that of routers or of the members of an ensemble."""
 
     def auxiliary_loss(self) -> Tensor | float: ...
 
 
 @dataclass(frozen=True)
 class EpochProgress:
-    """How far a training is. epoch: from 1, of epochs at most. left_s: until the last epoch, at the pace so far."""
+    """How far a training is. epoch: from 1 to at most `epochs`. left_s: seconds to the end of the last epoch at this rate."""
 
     epoch: int
     epochs: int
@@ -50,11 +50,10 @@ class EpochProgress:
 
 @dataclass(frozen=True)
 class Training:
-    """One training: everything that its result depends on, besides images and parts.
+    """Everything that the result of a training depends on, besides images and rows.
 
-    device: of `learners.gradient.device`. weights: file to start from. about: plain values that say of which data it is; a
-    folder that
-    holds a training of other values is refused.
+    device: of `learners.gradient.device`. weights: file of initial weights. about: plain values that identify the data; a
+    folder with a training of other values is refused.
     """
 
     plan: TrainingPlan
@@ -66,10 +65,10 @@ class Training:
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """A training that is done. history: a line an epoch. best_epoch: from 1, whose weights gave the scores.
+    """A finished training. history: an entry per epoch. best_epoch: from 1, the epoch whose weights gave the scores.
 
-    log_probability: float64 (n, C) for the rows of "validation", "test", and for as many of the train part as test has.
-    rows: these rows. taken: what came of a file of weights, "" where there was none.
+    rows: of "validation", "test", and as many of "train" as test has. log_probability: of these rows, float64 (n, C). taken:
+    what was loaded from a file of weights, "" without one.
     """
 
     history: list[dict[str, Any]]
@@ -88,10 +87,10 @@ def train(
     folder: Path,
     progress: Callable[[EpochProgress], None] = lambda progress: None,
 ) -> Trained:
-    """Train, or go on training, in a folder of its own.
+    """Train, or continue a training, in a folder of its own.
 
-    On a CPU, with as many threads, a training that was stopped at any moment ends with the bits of one that was not. Raises
-    InputError where images or weights do not fit the plan, or the loss is no longer finite; StateError for a folder that holds
+    On a CPU with the same number of threads, a training that was stopped at any moment gives the same bits as one that was not.
+    Raises InputError if images or weights do not suit the plan or the loss is not finite, StateError if the folder holds
     another training or is damaged.
     """
     plan, device = training.plan, chosen_device(training.device)
@@ -104,7 +103,7 @@ def train(
     optimizer = _OPTIMIZERS[plan.optimizer](network.parameters(), lr=plan.lr, eps=plan.epsilon, weight_decay=plan.weight_decay)
     history: list[dict[str, Any]] = []
     if found:
-        checkpoints.put_back(found[0], network, optimizer)
+        checkpoints.restore(found[0], network, optimizer)
         history = found[1]["history"]
     run = TrainingLoop(images, plan, inputs, network, optimizer, device, training.seed)
     while len(history) < plan.epochs and not _over(history, plan.patience):
@@ -129,12 +128,12 @@ def train(
 
 
 def best_of(history: Sequence[Mapping[str, Any]]) -> int:
-    """The epoch, from 1, with the best validation AUC; of equal ones that with the lowest validation loss, then the first."""
+    """The epoch, from 1, with the best validation AUC; among equal ones the lowest validation loss, then the first."""
     return 1 + min(range(len(history)), key=lambda e: (-history[e]["validation_auc"], history[e]["validation_loss"], e))
 
 
 class TrainingLoop:
-    """The moving parts of one training."""
+    """The parts of a running training."""
 
     def __init__(
         self,
@@ -150,7 +149,7 @@ class TrainingLoop:
         self.optimizer, self.device, self.seed = optimizer, device, seed
 
     def epoch(self, epoch: int, parts: SplitRows, progress: Callable[[EpochProgress], None]) -> dict[str, Any]:
-        """Train for one epoch and judge it on validation; its line of the history."""
+        """Train for an epoch and evaluate it on validation; returns its entry of the history."""
         began, seen, total = time.perf_counter(), 0, 0.0
         images = len(parts.train)
         with seeded(self.seed, epoch) as generator:
@@ -163,7 +162,9 @@ class TrainingLoop:
                 progress(EpochProgress(epoch, self.plan.epochs, seen, images, pace, left))
         train_loss = total / max(seen, 1)
         if not np.isfinite(train_loss):
-            raise InputError(f"the loss of epoch {epoch} is {train_loss}: try --set lr={self.plan.lr / 10:g}")
+            raise InputError(
+                f"the loss of epoch {epoch} is {train_loss}: try a lower learning rate, --set lr={self.plan.lr / 10:g}"
+            )
         judged = self.log_probability(parts.validation)
         labels = self.images.labels[parts.validation]
         return {
@@ -176,7 +177,7 @@ class TrainingLoop:
         }
 
     def _step(self, x: np.ndarray, y: np.ndarray, generator: torch.Generator) -> float:
-        """One step of the optimizer; the mean loss before it."""
+        """Make a step of the optimizer; returns the mean loss before it."""
         self.optimizer.zero_grad(set_to_none=True)
         losses = []
         for few, labels in _pieces((x, y), self.plan.micro_batch or len(x)):
@@ -199,7 +200,7 @@ class TrainingLoop:
 
     @torch.inference_mode()
     def log_probability(self, rows: np.ndarray) -> np.ndarray:
-        """float64 (n, C), of rows in ascending order."""
+        """Log-probabilities float64 (n, C) of ascending rows."""
         self.network.eval()
         found = []
         for buffer, _ in in_order(self.images, rows, 8 * SCORE_BATCH):
@@ -224,12 +225,12 @@ def _over(history: Sequence[Mapping[str, Any]], patience: int) -> bool:
 
 
 def _found(folder: Path, said: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """The last checkpoint and what it says of itself. Raises StateError if it is of another training."""
+    """The last checkpoint and its metadata; None without one. Raises StateError if it is of another training."""
     path = folder / checkpoints.LAST
     if not path.exists():
         return None
     tensors, found = checkpoints.read(path)
     other = sorted(name for name in said if found.get(name) != said[name])
     if other:
-        raise StateError(f"{path} is of a training with another {', '.join(other)}: choose another folder, or delete this one")
+        raise StateError(f"{path} is of a training with another {', '.join(other)}: choose another folder or delete this one")
     return tensors, found
