@@ -1,4 +1,4 @@
-"""The earlier studies on a user's own files: what `dqmstream benchmark --recipe NAME --data PATH` does, and its options."""
+"""The earlier studies on a user's own files: `dqmstream benchmark --recipe NAME --data PATH`, and simulated images for them."""
 
 from __future__ import annotations
 
@@ -22,18 +22,28 @@ PANEL = "An earlier study on your own files (with --data)"
 
 @dataclass(frozen=True)
 class StudyOptions:
-    """What is asked of a study."""
+    """What a user may ask of a study."""
 
     data: Annotated[
         list[Path] | None,
         typer.Option("--data", help="HDF5, Parquet or Run*_Dataset_*.npy file, a folder of them, or an image archive; needs --recipe NAME; repeatable", rich_help_panel=PANEL),  # noqa: E501
     ] = None  # fmt: skip
-    epochs: Annotated[int, typer.Option(min=0, max=MAX_COUNT, help="in place of the recipe's", rich_help_panel=PANEL)] = 0
-    limit: Annotated[
-        int, typer.Option(min=0, max=MAX_COUNT, help="use at most so many rows, for a quick look", rich_help_panel=PANEL)
+    epochs: Annotated[
+        int, typer.Option(min=0, max=MAX_COUNT, help="number of epochs (default: that of the recipe)", rich_help_panel=PANEL)
     ] = 0
-    size: Annotated[str, typer.Option(help="study, or tiny for a quick look", rich_help_panel=PANEL)] = "study"
-    folds: Annotated[int, typer.Option(min=0, max=1000, help="K-fold with so many folds", rich_help_panel=PANEL)] = 0
+    limit: Annotated[
+        int,
+        typer.Option(
+            min=0, max=MAX_COUNT, help="largest number of rows, for a quick look (default: 0, all)", rich_help_panel=PANEL
+        ),
+    ] = 0
+    size: Annotated[str, typer.Option(help="size of the network: study, or tiny for a quick look", rich_help_panel=PANEL)] = (
+        "study"
+    )
+    folds: Annotated[
+        int,
+        typer.Option(min=0, max=1000, help="number of folds of a K-fold (default: that of the recipe)", rich_help_panel=PANEL),
+    ] = 0
     augment: Annotated[
         list[str] | None,
         typer.Option(help="flip, rotate or shift of images; repeatable", rich_help_panel=PANEL),
@@ -48,14 +58,14 @@ class StudyOptions:
         return self != StudyOptions(data=self.data, list_=self.list_)
 
 
-IMAGES = "Images in place of runs"
-Layout = Annotated[str | None, typer.Option("--layout", help="electron_photon or quark_gluon: the files of these studies", rich_help_panel=IMAGES)]  # fmt: skip # noqa: E501
-Images = Annotated[int, typer.Option("--images", max=MAX_COUNT, help="in all files", rich_help_panel=IMAGES)]
-Contrast = Annotated[float, typer.Option("--contrast", max=100, callback=options.finite, help="how far apart the classes are, 0 for not at all", rich_help_panel=IMAGES)]  # fmt: skip # noqa: E501
+IMAGES = "Images instead of runs"
+Layout = Annotated[str | None, typer.Option("--layout", help="layout of a study's files: electron_photon or quark_gluon", rich_help_panel=IMAGES)]  # fmt: skip # noqa: E501
+Images = Annotated[int, typer.Option("--images", max=MAX_COUNT, help="number of images in all files", rich_help_panel=IMAGES)]
+Contrast = Annotated[float, typer.Option("--contrast", max=100, callback=options.finite, help="difference between the classes, 0 for none", rich_help_panel=IMAGES)]  # fmt: skip # noqa: E501
 
 
 def simulate(out: Path, layout: str, images: int, seed: int, contrast: float, as_json: bool) -> None:
-    """Write images whose ideal AUC is known."""
+    """Write simulated images, whose ideal AUC is known."""
     from dqmstream.experiments.simulator.images import ideal_of, write_images
 
     with output.bars() as progress:
@@ -93,7 +103,7 @@ def refuse_without_data(study: StudyOptions, recipe: Path | None) -> None:
 def refuse_streams(*given: Any) -> None:
     """Raise InputError where options of simulated streams are given beside data."""
     if any(given):
-        raise InputError("--data tries a study: leave out --quick, --stream, --strategy, --table and --dask, or --data")
+        raise InputError("--data trains a study: leave out --quick, --stream, --strategy, --table and --dask, or --data")
 
 
 def run(

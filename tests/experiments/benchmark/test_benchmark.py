@@ -1,4 +1,4 @@
-"""A benchmark goes through the learner's own code, saves its cells, goes on where it stopped, and mixes no seeds."""
+"""A benchmark uses the code of the learner, reuses finished cells, and makes its tables from them."""
 
 from __future__ import annotations
 
@@ -102,8 +102,8 @@ def test_every_baseline_stands_in_a_benchmark_that_names_no_strategies_with_both
     assert longest_first[:3] == ["cnn", "ideal_profiled", "logistic"]
 
 
-def test_guessing_is_judged_by_what_the_lumisections_of_each_strategy_are_worth() -> None:
-    """Luminosity names neighbours alike, gain maps do not. Streams add up, and another order of the same runs does not."""
+def test_the_range_of_guessing_uses_the_independent_lumisections_of_each_strategy() -> None:
+    """Ring means assign neighbours to the same run, gain maps do not. Streams add up, orders of the same runs do not."""
     spec = replace(SMALL, streams=("null",), seeds=(100, 101), orders=2, strategies=("ring_means", "gain_map"))
     cells = [cell.compute() for cell in cells_of(spec)]
     rings, maps = tabled(spec, cells)["streams"][0]["rows"]
@@ -125,13 +125,13 @@ def test_guessing_is_judged_by_what_the_lumisections_of_each_strategy_are_worth(
     ],
 )
 def test_where_nothing_differs_but_luminosity_every_baseline_guesses(strategy: str) -> None:
-    """Within the central 99.9 % of guessing, given what its lumisections are worth."""
+    """Within the central 99.9 % of guessing, for its number of independent lumisections."""
     (row,) = computed(replace(SMALL, streams=("null",), seeds=(100, 101), runs=5, lumisections=400, strategies=(strategy,)))
     least, most = binom.ppf([0.0005, 0.9995], round(row["worth"]), 1 / 5) / round(row["worth"])
     assert least <= row["accuracy"]["estimate"] <= most
 
 
-def test_a_cell_that_failed_is_recorded_left_out_of_the_table_and_tried_again(tmp_path: Path) -> None:
+def test_a_failed_cell_is_recorded_left_out_of_the_table_and_tried_again(tmp_path: Path) -> None:
     store = CellStore(tmp_path)
     spec = replace(SMALL, streams=("small",), seeds=(100, 101), strategies=("gain_map", "ring_means"))
     chosen = Benchmark((spec,)).checked()
@@ -156,7 +156,7 @@ def test_a_cell_that_failed_is_recorded_left_out_of_the_table_and_tried_again(tm
     assert not list((tmp_path / "failed").iterdir())
 
 
-def test_finished_cells_of_other_code_are_taken_where_that_is_asked_for_only(tmp_path: Path) -> None:
+def test_finished_cells_of_other_code_are_reused_on_request_only(tmp_path: Path) -> None:
     record = CELL.compute()
     other = {**record, "code": "other", "commit": "0123456789ab"}
     CellStore(tmp_path / "other").save(CELL, other)
@@ -178,8 +178,8 @@ def test_finished_cells_of_other_code_are_taken_where_that_is_asked_for_only(tmp
     assert f"Commit {record['commit'] or 'unknown'}." in markdown({"tables": [tabled(spec, [found])]})
 
 
-def test_a_table_is_made_again_of_its_results_alone(tmp_path: Path) -> None:
-    """results.parquet says as much of finished cells as their own files do; a cell that failed is computed anew."""
+def test_tables_are_made_from_results_parquet_alone(tmp_path: Path) -> None:
+    """results.parquet says as much of finished cells as their own files; a failed cell is not in it."""
     chosen = Benchmark((replace(SMALL, seeds=(100, 101), strategies=("ideal", "gain_map", "ring_means")),)).checked()
     failed, *others = chosen.cells()
     records = {failed: failure(failed, "ValueError: why"), **{cell: cell.compute() for cell in others}}
@@ -201,7 +201,7 @@ def test_a_table_is_made_again_of_its_results_alone(tmp_path: Path) -> None:
         reused_records(chosen.cells(), [tmp_path / "broken"])
 
 
-def test_the_digest_of_the_code_goes_by_what_the_code_does() -> None:
+def test_the_digest_of_the_code_ignores_comments_docstrings_and_layout() -> None:
     before = provenance.statements('"""Why."""\ndef f(x: int) -> int:\n    """What."""\n    return x + 1\n')
     assert before == provenance.statements("# why\n\ndef f(x: int) -> int:\n    return (x\n            + 1)  # one more\n")
     assert before != provenance.statements("def f(x: int) -> int:\n    return x + 2\n")
@@ -252,7 +252,7 @@ def test_a_difference_is_starred_where_interval_and_p_value_agree() -> None:
     assert not printed(rows["naive_bayes"])[place].endswith("*")
 
 
-def test_over_folds_every_lumisection_is_judged_and_the_runs_count_once() -> None:
+def test_with_folds_every_lumisection_is_tested_and_each_run_counts_once() -> None:
     spec = replace(SMALL, streams=("small",), strategies=("ring_means",), split="folds")
     cells = [cell.compute() for cell in cells_of(spec)]
     assert len({cell["cell"]["fold"] for cell in cells}) == len(cells) == 5

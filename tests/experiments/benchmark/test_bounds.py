@@ -1,4 +1,4 @@
-"""The bounds are the likelihoods that they say they are, and nobody beats Bayes' rule."""
+"""The bounds are the exact likelihoods, checked against SciPy, quadrature and a general minimiser."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from dqmstream.experiments.simulator import LIVE, SimulatedRun, probability, str
 
 
 def drawn(name: str, runs: int = 3, seed: int = 5) -> tuple[list[SimulatedRun], list[RunTruth], np.ndarray]:
-    """Runs of 40 lumisections, what the bounds know of them, and the counts of the last one's live channels."""
+    """Runs of 40 lumisections, their true parameters, and the counts of the last one's live channels."""
     simulated = list(stream(name, seed=seed, runs=runs, lumisections=40))
     return simulated, [RunTruth.of(run) for run in simulated], simulated[-1].counts[:, LIVE]
 
 
-def test_ideal_is_the_binomial_likelihood_up_to_what_all_runs_share() -> None:
+def test_ideal_is_the_binomial_likelihood_up_to_a_constant() -> None:
     simulated, truths, counts = drawn("moderate")
     last = simulated[-1]
     scores = ideal(counts, last.events, last.pileup, truths)
@@ -31,7 +31,7 @@ def test_ideal_is_the_binomial_likelihood_up_to_what_all_runs_share() -> None:
     np.testing.assert_allclose((scores - shift)[finite], by_scipy[finite], rtol=1e-9)
 
 
-def test_a_channel_that_is_dead_in_a_run_and_counts_excludes_it() -> None:
+def test_a_count_in_a_dead_channel_excludes_the_run() -> None:
     _, truths, counts = drawn("null")
     silent = RunTruth(np.where(np.arange(counts.shape[1]) == 7, 0.0, truths[0].rate), (), 0.0)
     scores = ideal(counts, np.full(40, 5000.0), np.full(40, 5.0), [truths[0], silent])
@@ -84,7 +84,7 @@ def test_fitted_conditions_maximise_the_likelihood(name: str) -> None:
         assert events[row] == pytest.approx(found.x[0], abs=0.2)
 
 
-def test_nothing_is_found_where_nothing_differs() -> None:
+def test_equal_runs_have_equal_scores() -> None:
     simulated, truths, counts = drawn("null")
     for scores in (ideal(counts, simulated[-1].events, simulated[-1].pileup, truths), ideal_profiled(counts, truths)):
         np.testing.assert_allclose(scores, np.repeat(scores[:, :1], len(truths), axis=1), atol=1e-3)

@@ -1,4 +1,4 @@
-"""A benchmark's file names tables, models and budgets; what makes no sense in it is told by its key, before anything runs."""
+"""A file or options describe tables, models and budgets; errors name the key, before anything is computed."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_the_tables_of_the_readme_are_a_benchmark_whose_cells_train_on_as_much()
     assert {json.loads(cell.recipe)["steps"] for cell in chosen.cells() if cell.recipe} == {32}
 
 
-def test_what_trains_has_the_same_lumisections_a_training_whatever_its_batch() -> None:
+def test_models_train_on_equally_many_lumisections_whatever_their_batch() -> None:
     _, models, _ = read().tables
     changes = {row.label: json.loads(row.recipe) for row in models.rows() if row.recipe}
     assert changes["replay, wide"]["steps"] == 12 and changes["replay, wide"]["batch"] == 32
@@ -88,7 +88,7 @@ def test_what_trains_has_the_same_lumisections_a_training_whatever_its_batch() -
     assert json.loads(own.rows()[1].recipe)["steps"] == 9
 
 
-def test_what_trains_has_the_same_operations_a_training_where_that_is_asked_for() -> None:
+def test_models_train_with_equally_many_operations_on_request() -> None:
     _, models, _ = read().tables
     rows = {row.label: row for row in replace(models, compute="flops").rows()}
     steps = {label: json.loads(row.recipe)["steps"] for label, row in rows.items() if row.recipe}
@@ -96,7 +96,7 @@ def test_what_trains_has_the_same_operations_a_training_where_that_is_asked_for(
     assert steps["replay, wide"] > 2 * 12, "a linear map costs a fraction of a transformer"
 
 
-def test_changes_to_a_recipe_are_part_of_the_cells_that_have_one_and_stand_above_the_table() -> None:
+def test_changes_to_a_recipe_are_part_of_the_cells_that_have_one_and_of_the_title() -> None:
     spec = read().tables[0]
     recipes = {row.label: row.recipe for row in spec.rows()}
     assert recipes["ideal"] == recipes["gain_map"] == recipes["statistical"] == ""
@@ -134,14 +134,14 @@ def test_changes_to_a_recipe_are_part_of_the_cells_that_have_one_and_stand_above
         ('[models.wide]\nmodel = "linear"\nbatch = 32', "[models]\nwide = 3", "give each model a section"),
     ],
 )
-def test_what_makes_no_sense_is_told_by_its_key(before: str, after: str, reason: str) -> None:
+def test_an_error_names_its_key(before: str, after: str, reason: str) -> None:
     assert before in TEXT
     with pytest.raises(InputError, match=reason):
         read(TEXT.replace(before, after, 1))
 
 
 @pytest.mark.parametrize("changes", [{"seeds": (3, 100)}, {"runs": 1}, {"recipe": {"speed": 3}}])
-def test_what_makes_no_sense_is_refused_before_anything_runs(changes: dict[str, Any], tmp_path: Path) -> None:
+def test_errors_are_raised_before_anything_is_computed(changes: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(InputError):
         run_benchmark(Benchmark((replace(TableSpec(), **changes),)), tmp_path / "out", Workers())
     assert not (tmp_path / "out").exists()

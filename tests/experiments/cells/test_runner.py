@@ -1,4 +1,4 @@
-"""Cells on Dask's workers: the same figures as without, whatever dies; nothing hangs, and what is stopped keeps what it has."""
+"""Cells in this process and on Dask workers: the same figures, whatever dies; a stop keeps what is finished."""
 
 from __future__ import annotations
 

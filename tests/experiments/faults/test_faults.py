@@ -1,4 +1,4 @@
-"""The fault benchmark: measures on cases worked out by hand, detectors that find faults and know nothing of the future."""
+"""The fault benchmark: metrics on cases worked out by hand; detectors find faults and use no later data."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_false_positives_at_a_capture_and_auc_are_those_counted_by_hand() -> Non
     assert np.isnan(Tally.of([np.zeros(0)], [good]).figures(np.ones((1, 1)))).all()
 
 
-def test_many_scores_in_bins_give_what_all_of_them_would() -> None:
+def test_binned_scores_give_the_figures_of_all_scores() -> None:
     rng = np.random.default_rng(0)
     faulty, good = rng.normal(2, 1, 5000), rng.normal(0, 1, 20000)
     found = Tally.of([faulty], [good]).figures(np.ones((1, 1)))[0]
@@ -86,7 +86,7 @@ def test_many_scores_in_bins_give_what_all_of_them_would() -> None:
     assert found[3] == pytest.approx(0.9214, abs=0.006)
 
 
-def test_a_threshold_lets_as_many_of_the_past_through_as_it_says() -> None:
+def test_a_threshold_allows_the_stated_number_of_past_alarms() -> None:
     held = HeldOut(alarms_per_run=2.0)
     assert held.threshold == np.inf
     held.add(np.arange(100.0), runs=1.0)
@@ -95,7 +95,7 @@ def test_a_threshold_lets_as_many_of_the_past_through_as_it_says() -> None:
     assert 2 * (np.arange(100.0) > held.threshold).sum() <= 3
 
 
-def test_a_delay_counts_from_the_onset_over_runs_and_only_what_the_fault_did_alone() -> None:
+def test_a_delay_counts_from_the_onset_across_runs_and_only_where_the_fault_acts_alone() -> None:
     delays = Delays()
     acts = np.array([0, 0, 1, 1, 1], dtype=bool)
     delays.add("a", 0, "dead", 10, acts, acts & [0, 0, 0, 1, 1], np.array([1, 0, 1, 0, 0], dtype=bool))
@@ -105,7 +105,7 @@ def test_a_delay_counts_from_the_onset_over_runs_and_only_what_the_fault_did_alo
     assert delays.rows() == [(0, "dead", 16 - 12), (1, "hot", None)]
 
 
-def test_channels_named_agree_with_the_true_ones_as_sets_do() -> None:
+def test_agreement_of_channels_is_that_of_sets() -> None:
     true = np.array([[1, 1, 0, 0], [1, 0, 0, 0], [0, 1, 1, 0]], dtype=bool)
     named = np.array([[1, 0, 1, 0], [0, 0, 0, 0], [0, 1, 1, 0]], dtype=bool)
     assert agreement(named, true).tolist() == [[1 / 3, 1 / 2, 1 / 2, 1], [0, 0, 0, 0], [1, 1, 1, 1]]
@@ -123,7 +123,7 @@ def test_intervals_of_figures_hold_them_and_a_stream_without_one_is_left_out() -
     assert np.isnan(nothing.estimate) and np.isnan(nothing.low)
 
 
-def test_a_pull_is_that_of_the_likelihood_over_its_largest() -> None:
+def test_a_pull_follows_from_the_likelihood_ratio() -> None:
     reference = np.full((1, 50), 1e7)
     counts = np.full((1, 50), 1000.0)
     counts[0, :3] = 0, 900, 1000
@@ -142,7 +142,7 @@ def test_each_detector_finds_a_channel_that_dies_and_names_it(name: str, good_ru
     seen = track.look(run)
     dead = (np.argwhere(LIVE) == [ieta_row(-24), 20]).all(axis=1)
     assert np.median(seen.channels[run.faulty][:, dead]) > np.quantile(seen.channels[:, ~dead], 0.999)
-    if "z-score" not in name:  # where the first run's channels were full, others are farther off than a dead one
+    if "z-score" not in name:  # channels that were full in the first run deviate more than a dead one
         assert auc(seen.score[run.faulty], seen.score[~run.faulty]) > 0.9
 
 
@@ -170,8 +170,8 @@ def test_figures_of_a_run_do_not_change_when_later_runs_do(tracks: list[Simulate
     assert own["named"]["all"][:-1] == changed["named"]["all"][:-1]
 
 
-def test_where_nothing_fails_no_more_is_flagged_than_is_stated() -> None:
-    """By the odds that the fault score gives: of lumisections with odds of 99 and more one in a hundred may be good."""
+def test_without_faults_no_more_is_flagged_than_stated() -> None:
+    """Of lumisections with odds of 99 or more by the fault score, one in a hundred may be good."""
     runs, detector = without_faults(13, 80), make_detector("fault score", 0)
     track, flagged = follow(runs[:1], detector), []
     for run in runs[1:]:
@@ -237,7 +237,7 @@ def test_a_cell_that_fails_is_recorded_and_does_not_stop_the_others(tmp_path: Pa
         ({"every": -1}, "every"),
     ],
 )
-def test_what_makes_no_sense_is_refused_before_anything_runs(changes: dict[str, Any], reason: str, tmp_path: Path) -> None:
+def test_errors_are_raised_before_anything_is_computed(changes: dict[str, Any], reason: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=reason):
         run_faults(replace(QUICK, **changes), tmp_path / "out", Workers())
     assert not (tmp_path / "out").exists()
@@ -253,7 +253,7 @@ def test_the_command_prints_its_figures(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "results.json").read_text()) == nan_as_null(done)
 
 
-def test_a_track_says_nothing_of_its_first_runs(tracks: list[SimulatedRun]) -> None:
+def test_the_first_runs_are_not_measured(tracks: list[SimulatedRun]) -> None:
     track = Track(make_detector("z-score", 0))
     for run in tracks[: WARM + 1]:
         track.go_on(run)
@@ -262,7 +262,7 @@ def test_a_track_says_nothing_of_its_first_runs(tracks: list[SimulatedRun]) -> N
     assert track.results()["runs"] == [tracks[WARM + 1].run]
 
 
-def test_a_fault_score_comes_back_from_its_state_to_the_same_bits(tracks: list[SimulatedRun]) -> None:
+def test_a_fault_score_resumes_from_its_state_to_the_same_bits(tracks: list[SimulatedRun]) -> None:
     maps = [as_maps(run).take(np.flatnonzero(~run.faulty)) for run in tracks[:3]]
     unbroken = FaultScore(Reference.fit(maps[0]))
     for number, run in enumerate(maps):

@@ -1,4 +1,4 @@
-"""Intervals of an AUC and an accuracy hold the truth as often as they say, also where rows are alike."""
+"""Intervals of an AUC and an accuracy have their nominal coverage, also if several rows belong to one observation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TRUE_AUC = float(norm.cdf(1.0 / np.sqrt(2)))
 
 
 @pytest.mark.parametrize(("observations", "alike"), [(60, 1), (12, 5)])
-def test_an_auc_is_held_95_times_of_100(observations: int, alike: int) -> None:
+def test_the_interval_of_an_auc_covers_95_of_100(observations: int, alike: int) -> None:
     """Scores N(1, 1) against N(0, 1), each drawn once and seen `alike` times."""
     rng = np.random.default_rng(1)
     held = 0
@@ -25,7 +25,7 @@ def test_an_auc_is_held_95_times_of_100(observations: int, alike: int) -> None:
 
 
 @pytest.mark.parametrize("alike", [1, 5])
-def test_an_accuracy_is_held_95_times_of_100(alike: int) -> None:
+def test_the_interval_of_an_accuracy_covers_95_of_100(alike: int) -> None:
     rng = np.random.default_rng(2)
     held = 0
     for _ in range(400):
@@ -35,7 +35,7 @@ def test_an_accuracy_is_held_95_times_of_100(alike: int) -> None:
     assert 0.92 <= held / 400 <= 0.995
 
 
-def test_where_nothing_is_out_of_order_the_interval_says_what_so_many_observations_allow() -> None:
+def test_with_all_pairs_in_order_the_interval_follows_from_the_number_of_observations() -> None:
     scores, units = (np.arange(10) + 100.0, np.arange(10.0)), (np.arange(10), np.arange(10))
     assert auc_interval(*scores, units).low == pytest.approx(0.025 ** (1 / 10))
     two = (np.repeat([0, 1], 5), np.repeat([0, 1], 5))

@@ -1,4 +1,4 @@
-"""The studies' recipes are whole, say what was published and what was not, and refuse what makes no sense."""
+"""The recipes of the studies are complete and have the published figures; senseless changes are refused."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_the_page_is_what_the_recipes_say() -> None:
         ("egamma_cnn_4", StudySettings(changes={"lr": -1}), "lr"),
     ],
 )
-def test_what_makes_no_sense_is_refused(name: str, options: StudySettings, reason: str) -> None:
+def test_senseless_changes_are_refused(name: str, options: StudySettings, reason: str) -> None:
     with pytest.raises(InputError, match=reason):
         options.plan(recipe(name))
 

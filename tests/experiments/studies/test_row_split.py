@@ -1,4 +1,4 @@
-"""Rows of a study: nothing is in two parts, folds test each row once, and neighbours of a test lumisection do not teach."""
+"""Split of a study's rows: no row is in two parts, folds test each row once, test lumisections have no neighbours in train."""
 
 from __future__ import annotations
 

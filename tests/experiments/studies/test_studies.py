@@ -1,4 +1,4 @@
-"""Each study, by its recipe at a small size, learns from files of its layout; the table sets it beside what was published."""
+"""Each recipe, at a small size, learns from files of its layout; its table has the published figures beside."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dqmstream.experiments.studies.study_table import COLUMNS, notes, rows, writ
 from dqmstream.learners.threads import set_threads
 
 QUICK = {"lr": 3e-3, "batch": 16, "patience": 0, "normalise": "standard"}
-"""A few dozen steps are to teach something, and what a study divides by makes the first ones small."""
+"""Changes that let a few dozen steps learn something."""
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def options(of: StudyRecipe, **more: Any) -> StudySettings:
 
 
 def distinct() -> list[str]:
-    """Recipes of which no other is the same at this size."""
+    """Recipes without those that are equal to another one at this size."""
     found = {(one.task, one.folds, options(one).plan(one).model_dump_json()): name for name, one in reversed(recipes().items())}
     return sorted(found.values())
 
@@ -60,7 +60,7 @@ def test_every_recipe_learns_and_no_better_than_the_ideal(name: str, files: dict
     assert "Different from the recipe" in said and f"Not stated in the publication: {of.not_stated[0]}" in said
 
 
-def test_two_ring_means_stand_beside_the_two_run_task_and_are_as_good(files: dict[str, Path], tmp_path: Path) -> None:
+def test_two_ring_means_are_as_good_on_the_two_run_task(files: dict[str, Path], tmp_path: Path) -> None:
     study = prepare("two_run_vit", [files["two_runs"]], options(recipe("two_run_vit")))
     result = run_study(study, tmp_path)
     beside = result["baselines"][0]["figures"]
@@ -71,7 +71,7 @@ def test_two_ring_means_stand_beside_the_two_run_task_and_are_as_good(files: dic
     assert [row[0] for row in rows(result)[1:3]] == ["two ring means", "mean images (linear)"]
 
 
-def test_a_study_goes_on_where_it_stopped_over_seeds_and_folds(files: dict[str, Path], tmp_path: Path) -> None:
+def test_a_stopped_study_continues_over_seeds_and_folds(files: dict[str, Path], tmp_path: Path) -> None:
     of = recipe("egamma_cnn_5")
     asked = StudySettings(
         seeds=(0, 1), epochs=2, size="tiny", folds=2, limit=120, device="cpu", changes={"convolutions": [4], "hidden": [4]}
@@ -99,7 +99,7 @@ def test_a_study_goes_on_where_it_stopped_over_seeds_and_folds(files: dict[str, 
     assert "Limited to 120 rows" in said and "2 folds" in said
 
 
-def test_where_nothing_differs_neither_network_nor_baseline_finds_anything(tmp_path: Path) -> None:
+def test_without_a_difference_network_and_baselines_guess(tmp_path: Path) -> None:
     write_images(tmp_path / "null", "electron_photon", 300, 5, 0.0)
     of = recipe("egamma_cnn_4")
     result = run_study(prepare(of.name, [tmp_path / "null"], StudySettings(size="tiny", epochs=1, device="cpu")), tmp_path)

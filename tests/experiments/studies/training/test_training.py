@@ -165,7 +165,7 @@ def test_best_weights_may_begin_another_training_and_others_are_refused(tmp_path
 @pytest.mark.parametrize(
     ("plan", "reason"),
     [
-        (CONVNET.changed({"lr": 1e30}), "try --set lr"),
+        (CONVNET.changed({"lr": 1e30}), "try a lower learning rate, --set lr"),
         (CONVNET.changed({"model": "ensemble:cnn+vit", "loss": "sigmoid"}), "loss=softmax"),
         (CONVNET.changed({"model": "moe_vit"}), "64 x 72"),
         (CONVNET.changed({"model": "oracle"}), "oracle"),
@@ -178,6 +178,6 @@ def test_what_cannot_be_trained_is_told(plan: TrainingPlan, reason: str, tmp_pat
 
 def test_a_sigmoid_tells_two_classes_apart_and_no_more(tmp_path: Path) -> None:
     three = ArrayImages(IMAGES.x, np.arange(240) % 3)
-    with pytest.raises(InputError, match="there are 3"):
+    with pytest.raises(InputError, match="two classes, not 3"):
         train(three, PARTS, Training(CONVNET.changed({"loss": "sigmoid"}), device="cpu"), tmp_path)
     assert train(three, PARTS, Training(CONVNET, device="cpu"), tmp_path / "softmax").log_probability["test"].shape == (40, 3)
