@@ -21,7 +21,7 @@ DRAWS = 2000
 """Number of bootstrap resamples."""
 
 EXACT_CLUSTERS = 14
-"""Up to so many clusters all sign flips are used (16384 of them), beyond that FLIPS random ones."""
+"""Up to this number of clusters all sign flips are used (16384), beyond it FLIPS random ones."""
 
 FLIPS = 9999
 STREAMS_TO_FLIP = 6

@@ -137,8 +137,8 @@ class TableSpec:
             for model, changes in (self.models if self.models and _takes_models(strategy) else {"": {}}).items():
                 budgets = self.memory_bytes if _is_budgeted(strategy) else (MEMORY_BYTES,)
                 for budget in budgets:
-                    said = [strategy, model, _kilobytes(budget) if len(budgets) > 1 else ""]
-                    label = ", ".join(part for part in said if part)
+                    words = [strategy, model, _kilobytes(budget) if len(budgets) > 1 else ""]
+                    label = ", ".join(word for word in words if word)
                     rows.append(Variant(strategy, model, budget, self._recipe_changes(strategy, changes), label))
         return rows
 

@@ -24,18 +24,18 @@ from dqmstream.storage.locks import write_atomically
 BEST, LAST = "best.safetensors", "checkpoint.safetensors"
 
 
-def write(path: Path, tensors: Mapping[str, Tensor], said: Mapping[str, Any]) -> None:
+def write(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
     """Replace a file atomically by tensors and their metadata."""
     own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    write_atomically(path, save(own, {"said": json.dumps(said)}))
+    write_atomically(path, save(own, {"said": json.dumps(about)}))
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and metadata of a file that `write` wrote. Raises StateError for a damaged file."""
     try:
         with safe_open(path, framework="pt") as file:
-            said = json.loads((file.metadata() or {})["said"])
-            return {name: file.get_tensor(name) for name in file.keys()}, said  # noqa: SIM118 safe_open is no mapping
+            about = json.loads((file.metadata() or {})["said"])
+            return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118 safe_open is no mapping
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise StateError(f"{path} cannot be read: {error}; delete it to start the training again") from error
 

@@ -94,22 +94,22 @@ def train(
     another training or is damaged.
     """
     plan, device = training.plan, chosen_device(training.device)
-    said = {"plan": plan.model_dump(mode="json"), "seed": training.seed, **(training.about or {})}
+    identity = {"plan": plan.model_dump(mode="json"), "seed": training.seed, **(training.about or {})}
     folder.mkdir(parents=True, exist_ok=True)
-    found = _found(folder, said)
-    inputs = Preprocessing.from_json(found[1]["inputs"]) if found else Preprocessing.fit(images, parts.train, plan)
+    checkpoint = _checkpoint(folder, identity)
+    inputs = Preprocessing.from_json(checkpoint[1]["inputs"]) if checkpoint else Preprocessing.fit(images, parts.train, plan)
     with seeded(training.seed, 0):
         network = build(plan, inputs.shape(*images.shape[1:]), len(images.classes), training.weights).to(device)
     optimizer = _OPTIMIZERS[plan.optimizer](network.parameters(), lr=plan.lr, eps=plan.epsilon, weight_decay=plan.weight_decay)
     history: list[dict[str, Any]] = []
-    if found:
-        checkpoints.restore(found[0], network, optimizer)
-        history = found[1]["history"]
-    run = TrainingLoop(images, plan, inputs, network, optimizer, device, training.seed)
-    while len(history) < plan.epochs and not _over(history, plan.patience):
-        line = run.epoch(len(history) + 1, parts, progress)
+    if checkpoint:
+        checkpoints.restore(checkpoint[0], network, optimizer)
+        history = checkpoint[1]["history"]
+    loop = TrainingLoop(images, plan, inputs, network, optimizer, device, training.seed)
+    while len(history) < plan.epochs and not _out_of_patience(history, plan.patience):
+        line = loop.epoch(len(history) + 1, parts, progress)
         history.append(line)
-        about = {**said, "inputs": asdict(inputs), "history": history}
+        about = {**identity, "inputs": asdict(inputs), "history": history}
         if best_of(history) == len(history):
             checkpoints.write(folder / checkpoints.BEST, network.state_dict(), about)
         checkpoints.write(folder / checkpoints.LAST, checkpoints.tensors_of(network, optimizer), about)
@@ -123,7 +123,7 @@ def train(
         str(device),
         taken_by(network, training.weights),
         rows,
-        {name: run.log_probability(of_part) for name, of_part in rows.items()},
+        {name: loop.log_probability(of_part) for name, of_part in rows.items()},
     )
 
 
@@ -165,14 +165,14 @@ class TrainingLoop:
             raise InputError(
                 f"the loss of epoch {epoch} is {train_loss}: try a lower learning rate, --set lr={self.plan.lr / 10:g}"
             )
-        judged = self.log_probability(parts.validation)
+        log_probability = self.log_probability(parts.validation)
         labels = self.images.labels[parts.validation]
         return {
             "epoch": epoch,
             "train_loss": train_loss,
-            "validation_loss": float(-judged[np.arange(len(labels)), labels].mean()),
-            "validation_accuracy": float((judged.argmax(axis=1) == labels).mean()),
-            "validation_auc": one_against_rest(judged, labels),
+            "validation_loss": float(-log_probability[np.arange(len(labels)), labels].mean()),
+            "validation_accuracy": float((log_probability.argmax(axis=1) == labels).mean()),
+            "validation_auc": one_against_rest(log_probability, labels),
             "seconds": round(time.perf_counter() - began, 3),
         }
 
@@ -220,17 +220,17 @@ def _pieces(batch: Batch, size: int) -> Iterator[Batch]:
 _OPTIMIZERS: dict[str, Callable[..., optim.Optimizer]] = {"adam": optim.Adam, "adamw": optim.AdamW}
 
 
-def _over(history: Sequence[Mapping[str, Any]], patience: int) -> bool:
+def _out_of_patience(history: Sequence[Mapping[str, Any]], patience: int) -> bool:
     return bool(history) and patience > 0 and len(history) - best_of(history) >= patience
 
 
-def _found(folder: Path, said: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+def _checkpoint(folder: Path, identity: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """The last checkpoint and its metadata; None without one. Raises StateError if it is of another training."""
     path = folder / checkpoints.LAST
     if not path.exists():
         return None
     tensors, found = checkpoints.read(path)
-    other = sorted(name for name in said if found.get(name) != said[name])
+    other = sorted(name for name in identity if found.get(name) != identity[name])
     if other:
         raise StateError(f"{path} is of a training with another {', '.join(other)}: choose another folder or delete this one")
     return tensors, found
