@@ -34,7 +34,7 @@ from dqmstream.experiments.cells.store import CellStore
 from dqmstream.experiments.faults.spec import FaultSpec, run_faults
 from dqmstream.experiments.faults.track import WARM
 
-SPEC = TableSpec(streams=("small",), strategies=("gain_map", "ring_means"), seeds=(100, 101, 102), runs=4, lumisections=200)
+SPEC = TableSpec(streams=("small",), strategies=("gain_map", "ring_means"), seeds=(100, 101, 102), runs=3, lumisections=200)
 CELLS = Benchmark((SPEC,)).checked().cells()
 
 
