@@ -1,4 +1,4 @@
-"""The Fisher information is that of samples, not of a batch, and it holds weights where they were."""
+"""Fisher information is a mean over samples of squared gradients; the penalty holds weights near their values."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def test_fisher_information_is_the_mean_of_squared_gradients_of_single_samples()
     assert not torch.allclose(fisher, torch.stack(gradients).mean(0).square(), rtol=0.2)
 
 
-def test_fisher_information_does_not_depend_on_how_often_the_same_samples_come() -> None:
+def test_fisher_information_does_not_change_when_samples_are_repeated() -> None:
     torch.manual_seed(0)
     model = nn.Linear(3, 2)
     with torch.no_grad():
-        model.weight[0] += 100  # so sure of itself that every drawn label is the same
+        model.weight[0] += 100  # so certain that every drawn label is the same
     samples = torch.rand(4, 3)
     once = fisher_information(model, samples, torch.Generator().manual_seed(0))
     often = fisher_information(model, samples.repeat(8, 1), torch.Generator().manual_seed(0))
@@ -42,7 +42,7 @@ def test_fisher_information_does_not_depend_on_how_often_the_same_samples_come()
         torch.testing.assert_close(once[name], often[name])
 
 
-def test_penalty_is_the_weighted_distance_and_new_rows_are_free() -> None:
+def test_penalty_is_the_weighted_squared_distance_and_new_rows_have_none() -> None:
     model = nn.Linear(2, 3, bias=False)
     anchor = {"weight": model.weight.detach().clone()}
     fisher = {"weight": padded(torch.tensor([[1.0, 2.0]]), model.weight)}

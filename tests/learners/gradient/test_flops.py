@@ -1,4 +1,4 @@
-"""Floating-point operations are those that one counts by hand."""
+"""Counted floating-point operations agree with counts by hand."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ CPU = torch.device("cpu")
 
 
 def test_a_linear_layer() -> None:
-    # Forward and gradient of the weight; nobody asks for the gradient of the input.
+    # Forward pass and gradient of the weight; the gradient of the input is not needed.
     assert step_flops(nn.Linear(6, 3), 5, 6, CPU) == 2 * (2 * 5 * 6 * 3)
-    # The second layer passes a gradient on to the first.
+    # The second layer also computes the gradient of its input.
     assert step_flops(nn.Sequential(nn.Linear(6, 3), nn.Linear(3, 4)), 5, 6, CPU) == 2 * (2 * 5 * 6 * 3) + 3 * (2 * 5 * 3 * 4)
 
 
@@ -40,14 +40,14 @@ def test_a_mixture_of_experts(experts: int, top_k: int) -> None:
 def test_convolutions() -> None:
     model = build(he_depth1_mask()[None], replace(CNN_RECIPE, cnn_widths=(4, 6)))
     model.grow(2)
-    # 26 rows come near a live channel; maps of 13 x 36 and 7 x 18 are made of them.
+    # 26 rows are near a live channel; the convolutions give maps of 13 x 36 and 7 x 18.
     first, second, head = 2 * 9 * 4 * 13 * 36, 2 * 9 * 4 * 6 * 7 * 18, 2 * 6 * 7 * 18 * 2
     assert step_flops(model, 5, 932, CPU) == 5 * (2 * first + 3 * second + 3 * head)
 
 
 @pytest.mark.parametrize("groups", [1, 2, 8])
 def test_convolutions_in_groups(groups: int) -> None:
-    """The first has no gradient of its input; a transposed one counts by the places that it reads."""
+    """The first layer needs no gradient of its input; a transposed convolution counts by its input places."""
     flat = nn.Unflatten(1, (8, 4, 4))
     one = 2 * 8 * 8 * 9 * 16 / groups
     first, second = (nn.Conv2d(8, 8, 3, padding=1, groups=groups) for _ in range(2))
@@ -56,7 +56,7 @@ def test_convolutions_in_groups(groups: int) -> None:
     assert step_flops(nn.Sequential(flat, first, wider), 3, 128, CPU) == 3 * 5 * one
 
 
-def test_counting_leaves_weights_gradients_and_random_state_alone() -> None:
+def test_counting_changes_no_weights_gradients_or_random_state() -> None:
     model = build(he_depth1_mask()[None], Recipe(dim=16, depth=2, heads=2, experts=4))
     model.grow(2)
     weights = {name: weight.clone() for name, weight in model.state_dict().items()}
@@ -67,7 +67,7 @@ def test_counting_leaves_weights_gradients_and_random_state_alone() -> None:
     assert all(weight.grad is None for weight in model.parameters())
 
 
-def test_a_training_costs_its_steps_and_what_the_method_passes_beside_them() -> None:
+def test_a_training_costs_its_steps_and_the_methods_further_passes() -> None:
     recipe = Recipe(dim=16, depth=1, heads=2, moe_blocks=(), steps=3, batch=8, fisher_samples=4)
     stream = make_stream(2, drift=0.0, n=100)
     flops = {}
@@ -88,7 +88,7 @@ def test_closed_forms_count_by_their_formula() -> None:
         reference = strategy.reference
         assert second == reference.response_flops(100) + beside * 100 * 932
         assert first == second + reference.fit_flops(100)
-        # Two conditions: the cells of |ieta| 19-23 and of 26-28, a product with 36 boxes each.
+        # Two conditions: cells of |ieta| 19-23 and of 26-28, a product with 36 boxes each.
         cells = 2 * (71 + 71 + 36 + 36 + 36) + 2 * 3 * 36
         assert reference.response_flops(1) == 2 * cells * 36 + 12 * 932
         assert np.isfinite(first)

@@ -1,4 +1,4 @@
-"""What a GPU must not change: what a network says, what a strategy keeps of its contract, what a recorded step learns."""
+"""On a GPU logits, the contract of strategies and the losses of recorded steps are those of a CPU."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ NETWORKS = {
     "balanced": Recipe(router="balanced", shared_expert=True),
 }
 RECORDED = ("naive", "replay", "cumulative", "joint", "cnn", "statistical_replay", "hybrid")
-"""Strategies whose methods take no part in steps."""
+"""Strategies whose methods have no callback within a step."""
 
 
 def network(recipe: Recipe, device: torch.device, classes: int = 5) -> Network:
@@ -58,7 +58,7 @@ def make(name: str, seed: int = 0, recipe: Recipe = BRIEF) -> Strategy:
     return make_strategy(name, geometry=Geometry(1), seed=seed, recipe=recipe, memory_bytes=BUDGET, device="cuda")
 
 
-def test_methods_that_take_part_in_steps_are_known_by_their_callbacks() -> None:
+def test_methods_with_callbacks_within_steps_are_recognized() -> None:
     assert not takes_part_in_steps(Replay(Recipe(), 0, 10**6))
     assert takes_part_in_steps(Ewc(Recipe(), 0, 10**6))
     found = {
@@ -69,7 +69,7 @@ def test_methods_that_take_part_in_steps_are_known_by_their_callbacks() -> None:
     assert found == set(RECORDED)
 
 
-def test_counts_are_those_of_bincount_on_any_device() -> None:
+def test_counts_of_experts_are_right_on_any_device() -> None:
     expert_TK = torch.randint(5, (40, 2), generator=torch.Generator().manual_seed(0))
     want = [int((expert_TK == i).sum()) for i in range(7)]
     for device in (CPU, *([CUDA] if torch.cuda.is_available() else [])):
@@ -77,7 +77,7 @@ def test_counts_are_those_of_bincount_on_any_device() -> None:
 
 
 @pytest.mark.parametrize("computation", ["", "dense"])
-def test_what_a_step_costs_is_that_of_the_chosen_experts_however_they_are_computed(computation: str) -> None:
+def test_flops_of_a_step_are_those_of_the_chosen_experts_with_any_computation(computation: str) -> None:
     recipe = Recipe(dim=16, depth=2, heads=2, experts=4)
     model, usual = network(recipe, CPU), network(recipe, CPU)
     experts = [module for module in model.modules() if hasattr(module, "computation")]
@@ -90,8 +90,8 @@ def test_what_a_step_costs_is_that_of_the_chosen_experts_however_they_are_comput
 @needs_cuda
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_forward_pass_is_the_same_as_on_a_cpu(name: str) -> None:
-    """Relative to the largest logit: float32 within 1e-5, or 1e-3 for convolutions, which torch lets cuDNN do in TF32 (products
-    of matrices not); bfloat16 within 3e-2."""
+    """Relative to the largest logit: float32 within 1e-5, but 1e-3 for convolutions, which cuDNN computes in TF32; bfloat16
+    within 3e-2."""
     x = rows(64)
     with torch.no_grad():
         true = network(NETWORKS[name], CPU).eval()(x)
@@ -107,7 +107,7 @@ def test_a_forward_pass_is_the_same_as_on_a_cpu(name: str) -> None:
 @needs_cuda
 @pytest.mark.parametrize("name", ["naive", "replay", "statistical_replay", "hybrid", "ewc", "der", "er_ace", "lwf", "agem"])
 def test_a_strategy_keeps_the_contract_on_a_gpu(name: str) -> None:
-    """Resumed as if it had never stopped too, to the same bits. Not `cnn`: cuDNN sums gradients in an order of its own."""
+    """A resume gives the same bits too. Not for `cnn`: the order in which cuDNN sums gradients is not fixed."""
     check_strategy(lambda seed: make(name, seed), None if name in EXEMPT else BUDGET)
 
 
@@ -151,7 +151,7 @@ LESSONS = {
 
 @needs_cuda
 @pytest.mark.parametrize("name", LESSONS)
-def test_a_recorded_step_learns_what_it_would_have_learnt(name: str) -> None:
+def test_recorded_steps_have_the_losses_of_unrecorded_ones(name: str) -> None:
     """Losses of 30 steps within 1e-4 of those of the same training without a recording, its random numbers included.
 
     In bfloat16, where a rounding soon sends a token to another expert, within a tenth. Weights are not compared: the keys' bias
@@ -167,7 +167,7 @@ def test_a_recorded_step_learns_what_it_would_have_learnt(name: str) -> None:
 
 
 @needs_cuda
-def test_a_step_is_not_recorded_where_the_host_waits_or_the_method_takes_part() -> None:
+def test_a_step_is_not_recorded_if_the_host_waits_or_the_method_has_callbacks_in_it() -> None:
     loop = replace(STEPS, dim=192, depth=2, batch=1024, steps=6)
     assert not taught(loop, Naive, True)[0].captured, "experts in a loop wait for their number of tokens"
     assert not taught(replace(STEPS, steps=6), Ewc, True)[0].captured
@@ -175,14 +175,14 @@ def test_a_step_is_not_recorded_where_the_host_waits_or_the_method_takes_part() 
 
 
 @needs_cuda
-def test_a_gpu_learns_what_a_cpu_does() -> None:
-    """Without noise the batches are the same, and so is the course of the loss for a while."""
+def test_losses_on_a_gpu_begin_as_on_a_cpu() -> None:
+    """Without noise the batches are the same, and so are the first losses."""
     losses = [torch.stack(taught(STEPS, Naive, True, device)[0].losses).cpu() for device in (CPU, CUDA)]
     torch.testing.assert_close(losses[1][:10], losses[0][:10], rtol=1e-3, atol=1e-3)
 
 
 @needs_cuda
-def test_trainings_one_after_another_leave_no_memory_behind() -> None:
+def test_trainings_release_their_gpu_memory() -> None:
     taught(STEPS, Naive, True)
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()

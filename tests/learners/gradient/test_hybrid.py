@@ -1,4 +1,4 @@
-"""hybrid: the closed form where it is right, bit for bit, and the network where held-out lumisections say that it helps."""
+"""hybrid is the closed form bit for bit where that is right; elsewhere held-out lumisections give the network weight."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def accuracy(strategy: Strategy, stream: list[RunData]) -> float:
 
 
 def rings_against_each_other(runs: int, n: int) -> list[RunData]:
-    """Runs of one mean map; in each another ring moves up on one side and down on the other, and no box as a whole."""
+    """Runs with the same mean map; in each another ring moves up on one side and down on the other, and no box as a whole."""
     rng = np.random.default_rng(0)
     row, _ = np.nonzero(he_depth1_mask())
     ring, side = np.abs(IETA[row]), np.sign(IETA[row])
@@ -52,7 +52,7 @@ def rings_against_each_other(runs: int, n: int) -> list[RunData]:
     return stream
 
 
-def test_where_the_closed_form_is_right_the_whole_is_the_closed_form() -> None:
+def test_where_the_closed_form_is_right_hybrid_is_the_closed_form() -> None:
     stream = make_stream(4, drift=0.004, seed=5, n=400)
     hybrid, alone = learnt("hybrid", stream), learnt("statistical", stream)
     assert isinstance(hybrid, Hybrid)
@@ -62,7 +62,7 @@ def test_where_the_closed_form_is_right_the_whole_is_the_closed_form() -> None:
         np.testing.assert_array_equal(hybrid.scores(test), hybrid.weights[0] * log_softmax(alone.scores(test), axis=1))
 
 
-def test_where_runs_differ_by_what_the_closed_form_does_not_know_the_network_corrects_it() -> None:
+def test_the_network_corrects_the_closed_form_on_runs_that_differ_by_what_it_does_not_model() -> None:
     stream = rings_against_each_other(4, 400)
     hybrid = learnt("hybrid", stream)
     assert isinstance(hybrid, Hybrid)
@@ -79,8 +79,8 @@ def test_statistics_and_exemplars_share_one_budget() -> None:
     assert hybrid.statistical.classes == 3
 
 
-def test_the_statistics_have_all_of_the_budget_that_they_need_before_any_lumisection_is_kept() -> None:
-    """So that the whole is not worse than the closed form in the same bytes; a resumed one has shared out the same."""
+def test_statistics_take_the_budget_they_need_before_lumisections_are_kept() -> None:
+    """So hybrid is not worse than the closed form with the same budget; after a resume the shares are the same."""
     stream = make_stream(8, drift=0.03, seed=6, n=100)
     recipe = replace(RECIPE, steps=1)
     held = []

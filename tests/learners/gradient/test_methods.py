@@ -1,4 +1,4 @@
-"""What makes each gradient method that one: whom its gradients spare, what it stores, and what it holds still."""
+"""What defines each method: A-GEM's projection, ER-ACE's second loss, DER++'s logits, LwF's teacher, bounds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from dqmstream.learners.gradient.agem import Agem, project
 from dqmstream.learners.gradient.der import SHARE_LOGITS, Der, difference, padded
 from dqmstream.learners.gradient.er_ace import incoming_loss
 from dqmstream.learners.gradient.lwf import Lwf, distillation
-from dqmstream.learners.gradient.trainer import Lesson
 from dqmstream.learners.maps import RunData
 from dqmstream.learners.networks.base import Network
 from dqmstream.learners.networks.recipe import Recipe
@@ -35,27 +34,13 @@ def learn(strategy: Strategy, runs: list[RunData]) -> None:
         strategy.learn(strategy.classes, run, reader(STREAM))
 
 
-def test_a_lesson_of_some_classes_draws_these_alone_and_all_of_their_rows() -> None:
-    rows = {
-        i: np.full((n, 1), i, np.float32) + 0.01 * np.arange(n, dtype=np.float32)[:, None] for i, n in ((0, 5), (3, 2), (4, 7))
-    }
-    lesson = Lesson(rows, replace(BRIEF, noise=0.0), 8, torch.device("cpu"), torch.Generator().manual_seed(0))
-    for classes in ([4], [0, 4]):
-        batches = list(lesson.of(classes).batches())
-        assert len(batches) == 8
-        drawn, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
-        assert labels.unique().tolist() == classes
-        assert drawn.unique().tolist() == pytest.approx(np.concatenate([rows[i].ravel() for i in classes]).tolist())
-        assert (drawn[:, 0].floor() == labels).all()
-
-
-def test_er_ace_asks_nothing_of_old_rows_when_it_sees_the_new_run_alone() -> None:
+def test_er_ace_gives_old_rows_no_gradient_from_the_new_run() -> None:
     head = torch.nn.Linear(5, 4)
     incoming_loss(head(torch.randn(8, 5))).backward()
     assert head.weight.grad is not None and head.bias.grad is not None
     assert not head.weight.grad[:3].any() and not head.bias.grad[:3].any()
     assert head.weight.grad[3].all() and head.bias.grad[3] < 0
-    # The cross-entropy of the new class beside one unseen class whose logit is zero.
+    # The cross-entropy of the new class against one unseen class whose logit is zero.
     logits = torch.randn(8, 4)
     beside = torch.stack([logits[:, 3], torch.zeros(8)], dim=1)
     torch.testing.assert_close(
@@ -63,7 +48,7 @@ def test_er_ace_asks_nothing_of_old_rows_when_it_sees_the_new_run_alone() -> Non
     )
 
 
-def test_agem_takes_out_what_goes_against_the_memory_and_nothing_else() -> None:
+def test_agem_removes_only_the_component_against_the_memory() -> None:
     gradient, memory = [torch.tensor([[1.0, 2.0]]), torch.tensor([0.5])], [torch.tensor([[-1.0, -1.0]]), torch.tensor([1.0])]
     left = project(gradient, memory)
     # g·m = -2.5, m·m = 3: by hand.
@@ -74,7 +59,7 @@ def test_agem_takes_out_what_goes_against_the_memory_and_nothing_else() -> None:
     torch.testing.assert_close(project(gradient, [torch.zeros_like(m) for m in memory]), gradient)
 
 
-def test_agem_never_steps_against_its_memory_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_agem_gradients_are_never_against_the_memory_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
     agreements = []
 
     def watched(gradient: Any, memory: Any) -> Any:
@@ -86,7 +71,7 @@ def test_agem_never_steps_against_its_memory_in_training(monkeypatch: pytest.Mon
     monkeypatch.setattr("dqmstream.learners.gradient.agem.project", watched)
     learn(make("agem"), STREAM)
     assert len(agreements) == 2 * BRIEF.steps, "the first training has no past"
-    assert min(before for before, _, _ in agreements) < 0, "here the memory had to hold it back"
+    assert min(before for before, _, _ in agreements) < 0, "the memory was in conflict at least once"
     assert all(after >= -1e-5 * length for _, after, length in agreements)
 
 
@@ -108,7 +93,7 @@ def test_der_compares_logits_on_the_classes_that_were_known() -> None:
     assert (logits.grad != 0).tolist() == [[False, True, False, False], [False, False, True, False]]
 
 
-def test_der_stores_what_the_network_said_when_the_run_had_been_learnt() -> None:
+def test_der_stores_the_logits_at_the_end_of_a_runs_training() -> None:
     strategy = make("der")
     learn(strategy, STREAM[:3])
     exemplars = strategy.method.exemplars()[2].copy()
@@ -122,8 +107,8 @@ def test_der_stores_what_the_network_said_when_the_run_had_been_learnt() -> None
     assert len(logits[2]) == len(kept), "no logits without their exemplar, no exemplar without its logits"
 
 
-def test_der_asks_for_its_logits_under_the_noise_of_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without it a network need only see whether there is noise, to answer as it once did."""
+def test_der_compares_logits_under_the_noise_of_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without noise a network could tell exemplars from training rows, and give its old logits to exemplars alone."""
     asked: list[torch.Tensor] = []
     forward = Network.__call__
 
@@ -157,7 +142,7 @@ def test_der_keeps_its_logits_within_its_share_of_the_budget(monkeypatch: pytest
     assert [len(z) for z in method.logits] == [2, 2, 2]
 
 
-def test_der_follows_its_exemplars_when_a_reservoir_lets_some_go() -> None:
+def test_der_drops_the_logits_of_exemplars_that_a_reservoir_drops() -> None:
     strategy = make("der", 30_000, replace(BRIEF, memory="reservoir"))
     learn(strategy, STREAM[:3])
     said = dict(_exemplars_and_logits(strategy.method))
@@ -177,7 +162,7 @@ def _exemplars_and_logits(method: Der) -> list[tuple[bytes, np.ndarray]]:
     ]
 
 
-def test_lwf_holds_its_teacher_still_and_lets_it_go(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_teacher_of_lwf_does_not_change_and_is_released(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]] = []
     finish = Lwf.after_training_exp
 
@@ -203,7 +188,7 @@ def test_lwf_holds_its_teacher_still_and_lets_it_go(monkeypatch: pytest.MonkeyPa
     assert resumed.state_bytes() == strategy.state_bytes()
 
 
-def test_distillation_is_nothing_where_both_say_the_same() -> None:
+def test_distillation_is_zero_for_equal_predictions_and_else_the_divergence() -> None:
     teacher = torch.tensor([[2.0, 0.0, -1.0]])
     assert distillation(teacher + 3, teacher, 2.0).item() == pytest.approx(0, abs=1e-6)
     # T² sum p (log p - log q) by hand, with T = 1 and q uniform.
@@ -213,7 +198,7 @@ def test_distillation_is_nothing_where_both_say_the_same() -> None:
     )
 
 
-def test_lwf_goes_on_saying_of_the_new_run_what_was_said_before() -> None:
+def test_lwf_keeps_the_predictions_of_the_old_classes() -> None:
     moved = []
     for strength in (0.0, 10.0):
         strategy = make("lwf", recipe=replace(BRIEF, steps=20, lwf_strength=strength))
@@ -224,8 +209,8 @@ def test_lwf_goes_on_saying_of_the_new_run_what_was_said_before() -> None:
     assert moved[1] < 0.5 * moved[0]
 
 
-def test_cumulative_goes_on_from_its_weights_and_joint_begins_again() -> None:
-    # Without a step the weights after a training are those before it.
+def test_cumulative_starts_from_its_weights_and_joint_from_new_ones() -> None:
+    # At a learning rate of zero the weights after a training are those at its start.
     idle = replace(BRIEF, lr=0.0)
     moved = {}
     for name in ("cumulative", "joint"):
@@ -238,8 +223,8 @@ def test_cumulative_goes_on_from_its_weights_and_joint_begins_again() -> None:
 
 
 @pytest.mark.parametrize("name", ["replay", "er_ace", "der", "agem", "lwf"])
-def test_a_batch_in_parts_trains_as_the_whole(name: str) -> None:
-    """What a method trains with beside a batch goes with its parts, and is no more in all."""
+def test_a_batch_in_parts_trains_as_the_whole_batch(name: str) -> None:
+    """A method's further lumisections are split over the parts too, and are as many in all."""
     recipe = Recipe(model="cnn", cnn_widths=(4, 6), steps=3, batch=7, noise=0.0)
     logs = []
     for micro_batch in (0, 3):

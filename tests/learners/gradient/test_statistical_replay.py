@@ -1,4 +1,4 @@
-"""Redrawn lumisections: like real ones that nothing was fitted to, under any conditions; and what a network learns of them."""
+"""Redrawn lumisections are like real held-out ones under any conditions, and a network learns from them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def learnt(name: str) -> tuple[Statistical, list[RunData]]:
 
 @pytest.mark.parametrize("name", ["moderate", "small", "structured"])
 def test_redrawn_lumisections_are_like_real_held_out_ones(name: str) -> None:
-    """Mean, variance, what the boxes do together and which run they are taken for, against the test part of each run."""
+    """In mean, variance, common modes of boxes and the run that they are assigned to; compared with each run's test part."""
     statistical, runs = learnt(name)
     rng = np.random.default_rng(0)
     pulls, variances, boxes, named = [], [], [], []
@@ -41,13 +41,13 @@ def test_redrawn_lumisections_are_like_real_held_out_ones(name: str) -> None:
         assert (drawn == np.rint(drawn)).all()
         assert drawn.min() >= 0
         x, y = statistical.reference.residuals_of_live(real), statistical.reference.residuals_of_live(drawn)
-        steady = np.minimum(x.var(axis=0), y.var(axis=0)) > 0.1  # a dead channel has no pull
+        steady = np.minimum(x.var(axis=0), y.var(axis=0)) > 0.1  # leaves out dead channels
         pulls.append((x.mean(axis=0) - y.mean(axis=0))[steady] / np.sqrt(x.var(axis=0)[steady] / len(x)))
         variances.append(np.median(y.var(axis=0)[steady] / x.var(axis=0)[steady]))
         by_box = [statistical.boxes.sums(residuals).var(axis=0) for residuals in (y, x)]
         boxes.append(np.median(by_box[0] / by_box[1]))
         named.append([np.mean(statistical.scores_of_live(counts).argmax(axis=1) == k) for counts in (drawn, real)])
-    # Gains are known as well as 200 train lumisections make them: a mean of 60 test ones has 1.14 times its own error.
+    # Gains have the error of 200 train lumisections, so a mean over 60 test ones deviates by 1.14 times its own error.
     assert np.median(np.abs(np.concatenate(pulls))) / 0.6745 == pytest.approx(1.14, abs=0.15)
     assert np.mean(variances) == pytest.approx(1.0, abs=0.06)
     assert np.mean(boxes) == pytest.approx(1.0, abs=0.15)
@@ -71,8 +71,8 @@ def test_noisy_boxes_are_as_noisy_when_redrawn() -> None:
         ).all()
 
 
-def test_runs_are_redrawn_under_conditions_that_they_never_had() -> None:
-    """A run seen at full rate, redrawn at a quarter of the events: as the same detector would have counted there."""
+def test_runs_are_redrawn_under_conditions_that_they_did_not_have() -> None:
+    """A run at full rate, redrawn at a quarter of the events, is as the same detector would have counted there."""
     runs = make_stream(3, drift=0.03, seed=2, n=400)
     statistical = Statistical(Geometry(1), 0, 1_000_000)
     for number, run in enumerate(runs):
@@ -84,8 +84,8 @@ def test_runs_are_redrawn_under_conditions_that_they_never_had() -> None:
     assert np.mean(named == np.repeat([0, 1, 2], len(dim))) > 0.95
 
 
-def test_a_network_learns_of_redrawn_lumisections_what_few_real_ones_do_not_teach_it() -> None:
-    """At 100 kB: 50 runs of statistics, or 53 lumisections of all runs."""
+def test_a_network_learns_more_from_redrawn_lumisections_than_from_few_real_ones() -> None:
+    """With 100 kB: statistics of 50 runs, or 53 lumisections in all."""
     runs = [as_run_data(run, Split()) for run in stream("small", seed=5, runs=4, lumisections=400)]
     recipe = replace(REDRAWN_RECIPE, dim=16, depth=2, heads=2, experts=4, steps=40, lr=3e-3)
 

@@ -1,4 +1,4 @@
-"""Every backbone takes the maps of every data set, learns, and says the same of a map alone as in any batch."""
+"""Every backbone takes maps of every data set, learns, and gives a map the same features in any batch."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_names_and_sizes() -> None:
 @pytest.mark.parametrize("readout", READOUTS)
 @pytest.mark.parametrize("shape", [OCCUPANCY, PHOTONS, JETS], ids=str)
 @pytest.mark.parametrize("name", NAMES)
-def test_features_come_from_all_weights_and_of_a_map_alone(name: str, shape: tuple[int, int, int], readout: str) -> None:
+def test_features_depend_on_all_weights_and_on_one_map(name: str, shape: tuple[int, int, int], readout: str) -> None:
     backbone = make(name, shape, readout=readout)
     x_BCHW = torch.randn(3, *shape)
     features_BF = backbone(x_BCHW)
@@ -55,7 +55,7 @@ def test_features_come_from_all_weights_and_of_a_map_alone(name: str, shape: tup
 
 @pytest.mark.parametrize("name", NAMES)
 def test_learns(name: str) -> None:
-    """Whether the upper half of an image is brighter than the lower."""
+    """To tell whether the upper half of an image is brighter than the lower."""
     torch.manual_seed(0)
     model = build_classifier(name, channels=2, height=32, width=32, classes=2)
     x_BCHW, y_B = torch.randn(16, 2, 32, 32), torch.arange(16) % 2
@@ -73,7 +73,7 @@ def test_learns(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_all_places_reach_the_features(name: str) -> None:
-    """With the readout `map` a single bright cell gives other features wherever it stands."""
+    """With the readout `map` a single bright cell gives different features at each place."""
     backbone = make(name, OCCUPANCY, readout="map").eval()
     x_BCHW = torch.zeros(6, *OCCUPANCY)
     for i in range(6):
@@ -86,7 +86,7 @@ def test_all_places_reach_the_features(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_sizes_differ(name: str) -> None:
-    """Shapes alone: nothing is computed."""
+    """On the meta device: nothing is computed."""
     with torch.device("meta"):
         parameters = [sum(p.numel() for p in make(name, JETS, size=size).parameters()) for size in SIZES]
     assert parameters[0] < parameters[1]
@@ -103,7 +103,7 @@ def test_sizes_differ(name: str) -> None:
     ids=["T", "S", "B"],
 )
 def test_cswin_is_as_large_as_published(variant: dict[str, object], parameters: int, published: float) -> None:
-    """With a head of 1000 classes, as the paper counts, whose authors' code has just as many; 4.3 GFLOP is of CSWin-T."""
+    """With a head of 1000 classes, as the paper and its code count; CSWin-T has 4.3 GFLOP."""
     with torch.device("meta"):
         model = CSwin((224, 224), 3, **variant)
         count = sum(p.numel() for p in model.parameters()) + 1000 * (model.norm.weight.numel() + 1)
@@ -116,7 +116,7 @@ def test_cswin_is_as_large_as_published(variant: dict[str, object], parameters: 
 
 
 def test_a_stripe_that_does_not_divide_is_a_narrower_stripe() -> None:
-    """Of 7 columns in stripes of 3 the last is what attention on that column alone gives."""
+    """The last of 7 columns in stripes of 3 is what attention within that column gives."""
     torch.manual_seed(0)
     attention = StripeAttention(8, 2, (5, 3))
     qkv_3BHWD = torch.randn(3, 2, 5, 7, 8)
@@ -126,7 +126,7 @@ def test_a_stripe_that_does_not_divide_is_a_narrower_stripe() -> None:
     torch.testing.assert_close(attention(qkv_3BHWD)[..., :3, :], attention(qkv_3BHWD[..., :3, :]))
 
 
-def test_a_place_sees_its_cross() -> None:
+def test_a_place_attends_to_its_row_and_column() -> None:
     block = CSwinBlock(8, 2, 2, (6, 10))
     x_BHWD = torch.randn(1, 6, 10, 8, requires_grad=True)
     block(x_BHWD)[0, 3, 5].sum().backward()
@@ -136,7 +136,7 @@ def test_a_place_sees_its_cross() -> None:
     assert torch.equal(seen, cross)
 
 
-def test_a_map_goes_round_in_iphi_where_it_is_padded() -> None:
+def test_padding_is_periodic_in_iphi() -> None:
     x_BCHW = torch.randn(1, 1, 64, 72)
     padded = Canvas(64, 72, (66, 80), resize=False)(x_BCHW)
     assert torch.equal(padded[..., :64, 72:], x_BCHW[..., :8])
@@ -145,7 +145,7 @@ def test_a_map_goes_round_in_iphi_where_it_is_padded() -> None:
     assert Canvas(32, 32, (224, 224), resize=True)(torch.ones(1, 2, 32, 32)).eq(1).all()
 
 
-def test_dropout_is_of_training_alone() -> None:
+def test_dropout_acts_in_training_alone() -> None:
     backbone = make("cnn", PHOTONS, dropout=0.5, readout="map")
     x_BCHW = torch.randn(2, *PHOTONS)
     assert (backbone(x_BCHW) != backbone(x_BCHW)).any()
@@ -154,7 +154,7 @@ def test_dropout_is_of_training_alone() -> None:
 
 
 @pytest.mark.parametrize("classes", [1, 3])
-def test_an_ensemble_is_the_mean_of_its_parts(classes: int) -> None:
+def test_an_ensemble_is_the_mean_of_its_members(classes: int) -> None:
     torch.manual_seed(0)
     model = build_classifier("ensemble:cnn+resnet+cnn", channels=2, height=32, width=32, classes=classes)
     assert isinstance(model, Ensemble)
@@ -173,8 +173,8 @@ def test_an_ensemble_is_the_mean_of_its_parts(classes: int) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_weights_come_back(name: str, tmp_path: Path) -> None:
-    """Running statistics too, and into a backbone of other channels, which sees in equal channels what the first saw in one."""
+def test_saved_weights_load_again(name: str, tmp_path: Path) -> None:
+    """Running statistics too; also into a backbone of other channels, which for equal channels gives the same features."""
     first, path = make(name, OCCUPANCY), tmp_path / "w.safetensors"
     first(torch.randn(4, *OCCUPANCY))
     save_weights(first.trunk, path)
@@ -193,7 +193,7 @@ def test_weights_come_back(name: str, tmp_path: Path) -> None:
 
 
 def test_published_weights_of_timm_fit_the_study_size(tmp_path: Path) -> None:
-    """A file as timm publishes it, of three channels and with the classifier's layer; for one channel kernels are summed."""
+    """A file as timm publishes it, with three channels and a classifier; for one channel kernels are summed."""
     timm, path = pytest.importorskip("timm"), tmp_path / "efficientnet_b0.safetensors"
     published = timm.create_model("efficientnet_b0")
     save_file(published.state_dict(), path)
@@ -242,7 +242,7 @@ def test_wrong_weights_are_refused_and_change_nothing(tmp_path: Path) -> None:
         ("vit", {"dropout": 1.0}, "dropout below 1"),
     ],
 )
-def test_what_there_is_not_is_told(name: str, more: dict[str, object], match: str) -> None:
+def test_unknown_names_and_unusable_values_are_refused(name: str, more: dict[str, object], match: str) -> None:
     with pytest.raises(InputError, match=match):
         make(name, PHOTONS, **more)
     with pytest.raises(InputError, match="at least 1 class"):

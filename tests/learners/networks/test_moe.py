@@ -1,4 +1,4 @@
-"""The experts compute what they should, whatever is computed in which order, and routers keep them busy."""
+"""Experts give the same outputs by every computation; routers weight them as published and keep the load even."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_computations_agree_on_a_gpu(computation: str) -> None:
 @needs_cuda
 @pytest.mark.parametrize("computation", ["loop", "grouped"])
 def test_bfloat16_is_within_two_per_cent_of_float32(computation: str) -> None:
-    """Of the norm, in value and in every gradient: bfloat16 rounds to .4 %, and two layers and their backward follow."""
+    """In norm, for the output and every gradient: bfloat16 rounds to .4 %, over two layers and their backward pass."""
     moe = _moe(64, 128, device=CUDA)
     exact = _value_and_gradients(moe, "dense")
     for rounded, true in zip(_value_and_gradients(moe, computation, bf16=True), exact, strict=True):
@@ -74,8 +74,8 @@ def test_routers_are_those_that_a_recipe_may_name() -> None:
 
 
 @pytest.mark.parametrize("router", ROUTER_NAMES)
-def test_shares_of_a_token_add_up_to_one_and_are_what_it_is_given(router: str) -> None:
-    """Experts that each answer with their own number show who had a token."""
+def test_shares_of_a_token_sum_to_one_and_are_the_weights_of_its_output(router: str) -> None:
+    """Shown by experts that each return their own number."""
     moe = _moe(experts=4, top_k=2, router=router)
     number_E = torch.arange(1.0, 5.0)
     with torch.no_grad():
@@ -88,7 +88,7 @@ def test_shares_of_a_token_add_up_to_one_and_are_what_it_is_given(router: str) -
     assert router == "soft" or ((share_BNE > 0).sum(dim=-1) == 2).all()
 
 
-def test_an_expert_that_nobody_chose_has_no_part() -> None:
+def test_an_expert_that_no_token_chose_has_no_gradient() -> None:
     moe = _moe()
     with torch.no_grad():
         moe.router.weight[5] = -1e3 * torch.ones(16)
@@ -101,7 +101,7 @@ def test_an_expert_that_nobody_chose_has_no_part() -> None:
 
 
 def _even_and_uneven() -> tuple[Tensor, Tensor]:
-    """Tokens that a router of unit rows sends to four experts alike, and to the first alone."""
+    """Tokens that a router with unit rows sends evenly to four experts, and all to the first."""
     return torch.eye(4, 12).repeat(5, 1)[None], torch.eye(4, 12)[:1].repeat(20, 1)[None]
 
 
@@ -118,7 +118,7 @@ def test_balancing_loss_is_least_when_the_load_is_even() -> None:
     assert losses[1] == pytest.approx(4.0, abs=0.01)
 
 
-def test_bias_evens_the_load_and_never_enters_the_weights() -> None:
+def test_the_bias_evens_the_load_and_is_not_in_the_weights() -> None:
     config = MoEConfig(experts=4, top_k=2, bias_rate=0.005)
     torch.manual_seed(2)
     router, free, experts = Balanced(config, 12), TopK(config, 12), Experts(4, 12, 8)
@@ -142,7 +142,7 @@ def test_bias_evens_the_load_and_never_enters_the_weights() -> None:
     assert (expert_TK.sort(dim=-1).values != free.choose(x.flatten(0, 1))[1].sort(dim=-1).values).any()
 
 
-def test_a_bias_is_counted_over_all_parts_of_a_batch_and_not_in_evaluation() -> None:
+def test_the_load_is_counted_over_all_parts_of_a_batch_and_not_in_evaluation() -> None:
     router, experts = Balanced(MoEConfig(experts=4, top_k=1), 12), Experts(4, 12, 8)
     even, uneven = _even_and_uneven()
     for x in (even, uneven):
@@ -155,7 +155,7 @@ def test_a_bias_is_counted_over_all_parts_of_a_batch_and_not_in_evaluation() -> 
 
 
 def test_soft_places_are_means_over_one_lumisections_tokens() -> None:
-    """By hand, place for place; and a lumisection's answer is the same whatever is beside it."""
+    """Compared with a loop over places; the output of a lumisection is the same in any batch."""
     config = MoEConfig(experts=3, places=2, router="soft")
     torch.manual_seed(3)
     router, experts = Soft(config, 12), Experts(3, 12, 8)

@@ -1,4 +1,4 @@
-"""Every network keeps the rows of its head, sees every channel in its place, and scores a lumisection whatever is beside it."""
+"""Every network keeps old rows of its head, reads channels in their places, and scores a lumisection alike in any batch."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_head_grows_without_touching_old_rows(name: str, depths: int, linear_ski
     assert after.shape == (4, 5)
     for head, weight in zip(model.heads(), weights, strict=True):
         assert torch.equal(head.weight[:2], weight)
-    # A product with more rows may add up in another order, and these logits are sums of two thousand terms.
+    # A product with more rows may sum in another order, and these logits are sums of two thousand terms.
     torch.testing.assert_close(after[:, :2], before, rtol=1e-5, atol=1e-3)
     assert not after[:, 2:].any()
     with pytest.raises(ValueError, match="cannot shrink"):
@@ -103,7 +103,7 @@ def test_only_tokens_with_live_channels_are_computed() -> None:
 
 @pytest.mark.parametrize("depths", [1, 2])
 def test_patches_are_the_readout_boxes(depths: int) -> None:
-    """Of 32 x 4 cells and shifted by 2: a channel moves the token of its box alone, round the end of iphi too."""
+    """With 32 x 4 cells and a shift of 2 a channel changes the token of its box alone, also across the end of iphi."""
     model = make("moe_vit", depths, patch=(32, 4), patch_shift=2)
     assert isinstance(model, ViT)
     assert len(model.position_ND) == 36
@@ -116,7 +116,7 @@ def test_patches_are_the_readout_boxes(depths: int) -> None:
 
 
 def test_tokens_are_a_convolution_by_patches() -> None:
-    """The linear map of each patch is what timm's patch embedding would make of the whole map."""
+    """Tokens are what timm's patch embedding gives for the whole map."""
     model = make("moe_vit", 2)
     assert isinstance(model, ViT)
     residuals = torch.randn(3, model.channels)
@@ -149,7 +149,7 @@ def test_readouts_are_those_that_a_recipe_may_name() -> None:
 
 @pytest.mark.parametrize("shared_expert", [True, False])
 def test_a_plain_transformer_has_the_operations_of_the_mixture(shared_expert: bool) -> None:
-    """But for the router's own product, one in (3 k H / E) of the experts' products."""
+    """Except for the router's product."""
     recipe = replace(SMALL["moe_vit"], dim=64, shared_expert=shared_expert)
     flops = []
     for model in ("moe_vit", "vit"):
@@ -178,8 +178,8 @@ def test_the_study_recipe_is_vit_base_on_scaled_counts() -> None:
     np.testing.assert_allclose(ratio, ratio[0, 0], rtol=1e-5)
 
 
-def test_convolutions_go_round_in_iphi() -> None:
-    """A map turned by the cells of one output column gives the same features, turned by one column."""
+def test_convolutions_are_periodic_in_iphi() -> None:
+    """A map rotated by the cells of one output column gives the same features, rotated by one column."""
     torch.manual_seed(0)
     model = build(np.ones((1, 64, 72), dtype=bool), SMALL["cnn"]).eval()
     model.grow(1)

@@ -1,4 +1,4 @@
-"""In a stream a backbone is a network as any: it trains, resumes to the same bits, and its batches may come in parts."""
+"""Published families and ensembles train in a strategy, resume to the same bits, and take batches in parts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from dqmstream.errors import InputError, StateError
 from dqmstream.learners.checks import assert_same_state
 from dqmstream.learners.gradient.method import Method
-from dqmstream.learners.gradient.trainer import Lesson, RunTemplate, decay_groups
+from dqmstream.learners.gradient.trainer import Lesson, RunTemplate
 from dqmstream.learners.maps import RunData
 from dqmstream.learners.networks.backbones import build_backbone
 from dqmstream.learners.networks.backbones.weights import save_weights
@@ -83,7 +83,7 @@ def test_resumes_to_the_same_bits(model: str, size: str, strategy: str, runs: li
 
 @pytest.mark.parametrize("model", [*BACKBONES, ENSEMBLE])
 def test_a_batch_in_parts_has_the_gradient_of_the_whole(model: str) -> None:
-    """Of a mixture the loss that balances experts is one of a batch: an ensemble's is looked at without."""
+    """Without the load-balancing loss of mixtures, which depends on the whole batch."""
     recipe = Recipe(model=model, dim=16, heads=2, experts=4, steps=1, batch=7, micro_batch=3, noise=0.0, aux_weight=0.0)
     rows = np.random.default_rng(0).standard_normal((20, 932), dtype=np.float32)
     gradients, losses = [], []
@@ -98,8 +98,8 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(model: str) -> None:
         torch.testing.assert_close(gradients[0][name], whole, rtol=1e-3, atol=1e-5)
 
 
-def test_an_ensemble_learns_as_its_members_alone() -> None:
-    """Each member's gradient is that of its own loss, over the number of members; what it says is the mean of their logits."""
+def test_members_of_an_ensemble_train_as_if_alone() -> None:
+    """A member's gradient is that of its own loss over the number of members; logits are the mean of the members'."""
     recipe = Recipe(model=ENSEMBLE, dim=16, heads=2, experts=4)
     model = network(recipe)
     assert isinstance(model, EnsembleNetwork)
@@ -116,15 +116,8 @@ def test_an_ensemble_learns_as_its_members_alone() -> None:
             torch.testing.assert_close(3 * together[f"ensemble.members.{number}.{name}"], weight.grad, rtol=1e-3, atol=1e-4)
 
 
-def test_positions_and_tokens_do_not_decay() -> None:
-    model = network(Recipe(model="deit"))
-    free = {id(weight) for weight in decay_groups(model, 1.0)[1]["params"]}
-    names = [name for name, weight in model.named_parameters() if weight.ndim > 1 and id(weight) in free]
-    assert names == [f"backbone.trunk.{name}" for name in ("cls_token", "pos_embed", "dist_token")]
-
-
-def test_a_recipe_says_where_a_backbone_begins(tmp_path: Path, runs: list[RunData]) -> None:
-    """A file of weights is read when a network is new; a state has its own, and does not need the file again."""
+def test_a_recipe_names_a_file_of_initial_weights(tmp_path: Path, runs: list[RunData]) -> None:
+    """The file is read for a new network; a state holds all weights and needs no file."""
     torch.manual_seed(5)
     path = tmp_path / "resnet.safetensors"
     given = build_backbone("resnet", channels=1, height=64, width=72)
@@ -157,11 +150,11 @@ def test_a_recipe_says_where_a_backbone_begins(tmp_path: Path, runs: list[RunDat
         ({"model": "vit", "weights": "w.safetensors"}, "weights are of one of deit"),
     ],
 )
-def test_a_recipe_of_no_use_is_refused(changes: dict[str, object], match: str) -> None:
+def test_unusable_recipes_are_refused(changes: dict[str, object], match: str) -> None:
     with pytest.raises(InputError, match=match):
         Recipe(**changes)
 
 
-def test_a_backbone_may_read_what_it_is_published_to_read() -> None:
+def test_the_native_readout_is_the_published_one() -> None:
     native, whole = (network(Recipe(model="swin", readout=readout)) for readout in ("native", "tokens"))
     assert [model.heads()[0].weight.shape[1] for model in (native, whole)] == [64, 72 * 64]
