@@ -210,6 +210,19 @@ def test_float64_maps_of_several_depths_are_taken_together_too(tmp_path: Path) -
     assert [told(rows[m.offset]) for m in made] == [told(alone(sorter, m)) for m in made]
 
 
+@pytest.mark.parametrize("make", [lambda draw: plain(draw, draw.da00()), with_count(-1.0)], ids=["right", "wrong counts"])
+def test_a_message_of_another_source_is_refused_for_that_before_its_counts_are_looked_at(
+    make: Callable[[Draw], Made], tmp_path: Path
+) -> None:
+    sorter = Sorter(Archive.create(tmp_path / "A"), crc_required=True)
+    draws = [Draw(np.random.default_rng(index), index) for index in range(2 * sorting.FEWEST_IN_TABLE)]
+    messages = [Message(0, draw.index, *make(draw)) for draw in draws]
+    assert sorter.rows(messages, "/Muon/Online#Other") == {}
+    for message in messages:
+        with pytest.raises(Undecodable, match=f"^the source is {SOURCE}, the archive holds /Muon/Online#Other$"):
+            sorter.entry(message, "/Muon/Online#Other")
+
+
 def test_few_messages_and_those_of_another_layout_are_left_to_be_sorted_alone(tmp_path: Path) -> None:
     sorter = Sorter(Archive.create(tmp_path / "A"), crc_required=True)
     draws = [Draw(np.random.default_rng(index), index) for index in range(40)]
