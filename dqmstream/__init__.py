@@ -27,8 +27,10 @@ _PLACES = {
     "LoadedLearner": "learners.stream.loaded:LoadedLearner",
     "Maps": "learners.maps:Maps",
     "Part": "learners.splits:Part",
+    "Reader": "storage.imports.readers.registry:Reader",
     "RowPerRun": "learners.closed_form.row_per_run:RowPerRun",
     "RunData": "learners.maps:RunData",
+    "RunFile": "storage.imports.run_file:RunFile",
     "Strategy": "learners.strategy:Strategy",
     "check_strategy": "learners.checks:check_strategy",
     "compare": "experiments.compare.compare:compare_runs",
@@ -51,8 +53,10 @@ __all__ = [
     "LoadedLearner",
     "Maps",
     "Part",
+    "Reader",
     "RowPerRun",
     "RunData",
+    "RunFile",
     "Strategy",
     "__version__",
     "check_strategy",
@@ -85,7 +89,8 @@ if TYPE_CHECKING:
     from dqmstream.learners.stream.loaded import LoadedLearner
     from dqmstream.lumisection import Geometry
     from dqmstream.storage.archive import Archive
-    from dqmstream.storage.imports.readers.registry import reader
+    from dqmstream.storage.imports.readers.registry import Reader, reader
+    from dqmstream.storage.imports.run_file import RunFile
 
 
 def open_archive(path: str | Path, snapshot: str | None = None) -> Archive:

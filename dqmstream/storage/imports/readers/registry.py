@@ -1,15 +1,4 @@
-"""Readers of file layouts by name. A reader registers itself; other packages register theirs by decorator or entry point.
-
-    @reader("ours")
-    class OurFormat(Reader):
-        def takes(self, path: Path) -> bool:
-            return path.suffix == ".ours"
-
-        def read(self, paths: Sequence[Path], request: ReadRequest) -> list[RunFile]:
-            return [RunFile(path.name, run, counts, lumisections, events, pileup) ...]
-
-An installed package announces the module that holds it as an entry point of the group `dqmstream.readers`.
-"""
+"""Readers of file layouts by name. A reader registers itself; other packages register theirs by decorator or entry point."""
 
 from __future__ import annotations
 
@@ -79,7 +68,46 @@ _READERS: Registry[type[Reader]] = Registry("reader", READERS, {name: f"{__packa
 
 
 def reader(name: str) -> Callable[[ReaderClass], ReaderClass]:
-    """Register a reader, a class made without arguments, under a name. Raises ValueError for a name that another one has."""
+    """Register a reader under a name, for `dqmstream import`.
+
+    An installed package announces the module with its readers by an entry point of the group `dqmstream.readers`.
+
+    Parameters
+    ----------
+    name : str
+        Name of the layout.
+
+    Returns
+    -------
+    Callable
+        A decorator for a subclass of `Reader`, which is made without arguments.
+
+    Raises
+    ------
+    ValueError
+        If another reader has the name.
+
+    Examples
+    --------
+    A run as lines of lumisection and counts of a single channel (ieta -20, iphi 1):
+
+    >>> import numpy as np
+    >>> import dqmstream as dq
+    >>> @dq.reader("lines")
+    ... class Lines(dq.Reader):
+    ...     def takes(self, path):
+    ...         return path.suffix == ".lines"
+    ...
+    ...     def read(self, paths, request):
+    ...         return [self.read_run(path) for path in paths]
+    ...
+    ...     def read_run(self, path):
+    ...         lumisection, counts = np.loadtxt(path, ndmin=2).T
+    ...         maps = np.zeros((len(counts), 64, 72))
+    ...         maps[:, 12, 0] = counts
+    ...         unknown = np.full(len(counts), np.nan)
+    ...         return dq.RunFile(path.name, int(path.stem), maps, lumisection.astype(int), unknown, unknown)
+    """
 
     def register(made: ReaderClass) -> ReaderClass:
         _READERS.register(name, made)
