@@ -1,4 +1,4 @@
-"""A lumisection that is empty, cut short or saturated costs itself: what is said of the rest of its run stays as it is."""
+"""An empty, truncated or saturated lumisection does not affect the scores of the rest of its run."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ TINY = Recipe(dim=16, depth=1, heads=2, experts=2, steps=11, batch=32, lr=3e-3, 
 KINDS = ("empty", "full", "overflow", "absurd", "truncated")
 BLANK = ("empty", "full", "overflow", "absurd")
 SURE = np.log(99)
-"""Log-odds of a fault at the usual rate of false alarms."""
+"""Log-odds of a fault at the default rate of false alarms."""
 
 
 def spoilt(run: RunData, kind: str, places: list[int]) -> RunData:
-    """The run with some lumisections spoilt: another copy."""
+    """A copy of the run with some lumisections spoilt."""
     counts = run.maps.counts.copy()
     for place in places:
         if kind == "truncated":  # N at .1, by the law: as many events, drawn anew
@@ -58,7 +58,7 @@ def make(name: str) -> Strategy:
     return make_strategy(name, geometry=Geometry(1), seed=0, recipe=TINY, memory_bytes=400_000, device="cpu")
 
 
-def test_maps_of_no_counts_or_of_one_number_are_blank_and_others_are_not(runs: list[RunData]) -> None:
+def test_empty_saturated_and_impossible_maps_are_blank_and_others_are_not(runs: list[RunData]) -> None:
     for kind in KINDS:
         told = blank(spoilt(runs[0], kind, [50]).maps.counts)
         assert np.flatnonzero(told).tolist() == ([50] if kind in BLANK else [])
@@ -71,8 +71,8 @@ def test_maps_of_no_counts_or_of_one_number_are_blank_and_others_are_not(runs: l
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_no_strategy_is_taught_by_a_blank_lumisection_or_names_a_run_for_one(name: str, runs: list[RunData]) -> None:
-    """What is learnt from runs that hold blank ones has the bits of what is learnt from the same runs without them."""
+def test_no_strategy_learns_a_blank_lumisection_or_names_a_run_for_one(name: str, runs: list[RunData]) -> None:
+    """Runs with blank lumisections give the same bits as the same runs without them."""
     with_blanks, without = make(name), make(name)
     dirty, clean = [], []
     for number, run in enumerate(runs[:2]):
@@ -92,9 +92,7 @@ def test_no_strategy_is_taught_by_a_blank_lumisection_or_names_a_run_for_one(nam
 
 
 @pytest.mark.parametrize("name", CLOSED_FORMS)
-def test_a_truncated_lumisection_in_training_moves_scores_by_no_more_than_one_lumisection_may(
-    name: str, runs: list[RunData]
-) -> None:
+def test_a_truncated_lumisection_in_training_hardly_changes_the_runs_named(name: str, runs: list[RunData]) -> None:
     known, other = make(name), make(name)
     stream = [spoilt(run, "truncated", [30]) for run in runs]
     for number in range(2):
@@ -108,7 +106,7 @@ def test_a_truncated_lumisection_in_training_moves_scores_by_no_more_than_one_lu
 
 
 @pytest.mark.parametrize(("kind", "size"), [("empty", 400), ("full", 160), ("overflow", 160), ("truncated", 160)])
-def test_a_channel_that_is_dead_from_lumisection_101_on_is_found_in_each_whatever_came_before_it(kind: str, size: int) -> None:
+def test_a_dead_channel_is_found_in_each_lumisection_whatever_was_blank_before(kind: str, size: int) -> None:
     rng = np.random.default_rng(11)
     gain = np.exp(0.08 * rng.standard_normal(932))
     first, second = (spoilt(draw_run(gain, rng, size, run), kind, [10]) for run in (1, 2))
@@ -125,7 +123,7 @@ def test_a_channel_that_is_dead_from_lumisection_101_on_is_found_in_each_whateve
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_new_run_score_of_the_rest_of_a_run_is_what_it_is_without(kind: str, runs: list[RunData]) -> None:
+def test_blank_lumisections_do_not_change_the_new_run_score_of_the_rest(kind: str, runs: list[RunData]) -> None:
     novelty = Novelty(Geometry(1), 0)
     for number in range(2):
         novelty.learn(number, spoilt(runs[number], kind, [2, 70]), reader(runs))
@@ -145,7 +143,7 @@ def test_the_new_run_score_of_the_rest_of_a_run_is_what_it_is_without(kind: str,
         assert np.abs(deviation.pull - novelty.deviation(without).pull).max() < (1e-6 if kind in BLANK else 1.0)
 
 
-def test_a_run_of_blank_lumisections_alone_is_told_nothing_of(runs: list[RunData]) -> None:
+def test_a_run_of_blank_lumisections_has_no_score_and_no_fault(runs: list[RunData]) -> None:
     novelty = Novelty(Geometry(1), 0)
     for number in range(2):
         novelty.learn(number, runs[number], reader(runs))
@@ -155,8 +153,8 @@ def test_a_run_of_blank_lumisections_alone_is_told_nothing_of(runs: list[RunData
     assert (novelty.faults.score(dark).score < SURE).all()
 
 
-def test_a_detector_that_is_dark_but_for_a_few_boxes_is_faulty_and_no_blank() -> None:
-    """More than half of the readout boxes off: what counts still tells how many events there were."""
+def test_a_detector_with_most_boxes_dark_is_faulty_and_not_blank() -> None:
+    """With more than half of the readout boxes off, the rest still fixes the number of events."""
     rng = np.random.default_rng(3)
     gain = np.exp(0.08 * rng.standard_normal(932))
     first, second = (draw_run(gain, rng, 200, run) for run in (1, 2))
@@ -171,7 +169,7 @@ def test_a_detector_that_is_dark_but_for_a_few_boxes_is_faulty_and_no_blank() ->
     assert np.mean(found.channels[150, ~off] < SURE) > 0.95  # the others share a readout box with dead ones
 
 
-def test_empty_lumisections_are_judged_by_nobody(runs: list[RunData]) -> None:
+def test_empty_lumisections_are_not_evaluated(runs: list[RunData]) -> None:
     strategy, evaluator, clean = make("gain_map"), Evaluator(), Evaluator()
     dirty = [spoilt(run, "empty", list(range(155, 175))) for run in runs[:2]]
     for number in range(2):
@@ -186,7 +184,7 @@ def test_empty_lumisections_are_judged_by_nobody(runs: list[RunData]) -> None:
 
 @pytest.mark.parametrize("detector", [lambda: ZScore(True), FaultFlags, lambda: NewRun(0), BetaBinomial])
 @pytest.mark.parametrize("kind", BLANK)
-def test_the_detectors_of_the_fault_benchmark_take_blank_lumisections(detector, kind: str, runs: list[RunData]) -> None:
+def test_detectors_of_the_fault_benchmark_accept_blank_lumisections(detector, kind: str, runs: list[RunData]) -> None:
     one = detector()
     for run in runs[:2]:
         one.learn(spoilt(run, kind, [5]).maps)
@@ -197,7 +195,7 @@ def test_the_detectors_of_the_fault_benchmark_take_blank_lumisections(detector, 
     np.testing.assert_allclose(dirty.score[rest], without.score, rtol=1e-3, atol=1.0)
 
 
-def test_a_reference_run_of_empty_lumisections_alone_is_refused() -> None:
+def test_a_reference_run_of_empty_lumisections_is_refused() -> None:
     dark = np.zeros((30, 1, 64, 72), dtype=np.float32)
     with pytest.raises(InputError, match="no counts"):
         Reference.fit(Maps(dark, np.zeros(30), np.zeros(30), np.arange(30)))

@@ -1,4 +1,4 @@
-"""A run costs what the run before it cost: in calls, in memory that stays, and in the work on what is kept of all runs."""
+"""A run costs no more than the run before it: in calls, in memory, and in work on what is kept of all runs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ RUNS = make_stream(10, drift=0.03, seed=3)
 
 
 @given(st.integers(0, 2**32 - 1))
-def test_the_pair_that_is_least_apart_is_that_of_all_pairs(seed: int) -> None:
+def test_the_nearest_rows_are_those_of_all_pairs(seed: int) -> None:
     rng = np.random.default_rng(seed)
     rows = rng.integers(0, 5, (6, 2)).astype(float)  # with ties
     row_of_class = np.arange(6, dtype=np.int32)
@@ -65,7 +65,7 @@ def test_the_pair_that_is_least_apart_is_that_of_all_pairs(seed: int) -> None:
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(2, 5))
-def test_areas_of_a_row_are_those_of_the_definition(seed: int, runs: int) -> None:
+def test_auc_of_all_runs_at_once_follows_its_definition(seed: int, runs: int) -> None:
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.concatenate([np.arange(runs), rng.integers(0, runs, 12)]))
     log_p = np.log(rng.dirichlet(np.ones(runs), len(labels)).round(1) + 0.05)
@@ -78,7 +78,7 @@ def test_areas_of_a_row_are_those_of_the_definition(seed: int, runs: int) -> Non
         assert row.auc_fixed[i] == auc(among[mine], among[~mine & (labels <= last)])
 
 
-def test_runs_that_are_looked_at_together_have_the_scores_of_each_by_itself() -> None:
+def test_runs_scored_together_have_the_scores_of_each_alone() -> None:
     novelty = Novelty(Geometry(1), 0)
     for number, run in enumerate(RUNS[:5]):
         novelty.learn(number, run, reader(RUNS))
@@ -91,7 +91,7 @@ def test_runs_that_are_looked_at_together_have_the_scores_of_each_by_itself() ->
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
-def test_the_run_most_alike_is_that_of_the_least_median(kind: type) -> None:
+def test_the_run_most_alike_has_the_smallest_median(kind: type) -> None:
     rng = np.random.default_rng(0)
     gains = np.cumsum(0.01 * rng.standard_normal((20, 301)), axis=0).astype(kind)
     variances = ((0.01 * rng.uniform(0.5, 2, (20, 1)) * rng.uniform(0.5, 2, 301)) ** 2).astype(kind)
@@ -102,8 +102,8 @@ def test_the_run_most_alike_is_that_of_the_least_median(kind: type) -> None:
 
 
 @pytest.mark.parametrize("name", ["statistical", "replay", "hybrid"])
-def test_a_late_run_asks_the_response_as_often_as_an_early_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs are gone through together, so calls do not follow their number; NOTICED runs are looked at in one batch."""
+def test_a_late_run_calls_the_response_as_often_as_an_early_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Known runs are handled together, so the number of calls does not grow with them."""
     calls = 0
     response = Reference.response
 
@@ -122,8 +122,8 @@ def test_a_late_run_asks_the_response_as_often_as_an_early_one(name: str, monkey
     assert asked[-1] == asked[4]
 
 
-def test_of_a_training_no_tensor_stays_but_the_model() -> None:
-    """Also where Python has not looked for cycles, which it does seldom in a process of so many objects."""
+def test_no_tensor_of_a_training_stays_but_the_model() -> None:
+    """Even without a garbage collection, which is rare in a process of many objects."""
     strategy = make_strategy("naive", geometry=Geometry(1), seed=0, recipe=RECIPE, device="cpu")
     held: list[int] = []
     gc.collect()
@@ -148,7 +148,7 @@ def test_flops_of_a_step_follow_the_head() -> None:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be asked to give memory back")
-def test_memory_between_what_stays_goes_back_to_the_system() -> None:
+def test_freed_memory_goes_back_to_the_system() -> None:
     def resident_mb() -> float:
         return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
 

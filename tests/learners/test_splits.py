@@ -1,4 +1,4 @@
-"""The splits: pure functions of the lumisection number; blocks with gaps, and what is offered beside them for comparison."""
+"""Splits are pure functions of the lumisection number: blocks with gaps, random ones and folds."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_a_cycle_of_200() -> None:
 
 
 def test_parts_never_touch() -> None:
-    """Between lumisections of two parts lie at least 20 of none, in any order in which they are asked for."""
+    """At least 20 lumisections of no part lie between two parts, in whatever order they are assigned."""
     numbers = np.random.default_rng(0).permutation(np.arange(1, 1001))
     parts = assign(numbers)
     order = np.argsort(numbers)
@@ -37,7 +37,7 @@ def test_interpolated_lumisections_have_blocks_25_times_as_long() -> None:
     np.testing.assert_array_equal(assign(np.arange(1, 5001), scale=25), np.repeat(assign(np.arange(1, 201)), 25))
 
 
-def test_blocks_are_what_the_ledger_uses() -> None:
+def test_blocks_are_the_split_of_the_ledger() -> None:
     numbers = np.arange(1, 1001)
     for scale in (1, 25):
         np.testing.assert_array_equal(Split().assign(numbers, scale), assign(numbers, scale))
@@ -53,8 +53,8 @@ def test_a_random_split_has_the_shares_of_blocks_and_depends_on_seed_and_number_
 
 
 @pytest.mark.parametrize("lag", [1, 2, 20])
-def test_a_random_split_draws_each_lumisection_by_itself(lag: int) -> None:
-    """Neither a neighbour nor another seed says anything: as often of the same part as chance has it."""
+def test_a_random_split_draws_lumisections_independently(lag: int) -> None:
+    """Neighbours, and other seeds, have the same part as often as by chance."""
     numbers = np.arange(1, 20_001)
     first, second = (Split("random", seed=seed).assign(numbers) for seed in (0, lag))
     chance = 0.30**2 + 0.50**2 + 0.05**2 + 0.15**2
@@ -88,13 +88,13 @@ def test_folds_test_every_lumisection_exactly_once_with_the_gaps_of_blocks(folds
         ({"kind": "folds", "fold": 5}, "fold 5 is not one of the 5"),
     ],
 )
-def test_splits_that_make_no_sense_are_refused(wrong: dict[str, str | int], named: str) -> None:
+def test_impossible_splits_are_refused(wrong: dict[str, str | int], named: str) -> None:
     with pytest.raises(InputError, match=named):
         Split(**wrong)  # type: ignore[arg-type]
 
 
-def test_neighbours_name_a_run_under_a_random_split_and_not_under_blocks() -> None:
-    """Rows interpolated between lumisections of two runs that do not differ: what the warning is about, in small."""
+def test_neighbouring_rows_identify_a_run_under_a_random_split_and_not_under_blocks() -> None:
+    """Interpolated rows of two runs that do not differ: the effect that the warning describes."""
     correct = {}
     for split, scale in ((Split("random"), 1), (Split("blocks"), 20)):
         rows = [_interpolated(run, 8000) for run in make_stream(2, drift=0.0, seed=1, n=400)]

@@ -1,4 +1,4 @@
-"""Every registered strategy keeps the contract; those that can learn do, and none finds what is not there."""
+"""Every registered strategy passes the checks, separates runs that differ, and is at chance where only luminosity does."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.learners.streams import accuracy, make_stream, reader
 
 TINY = Recipe(dim=16, depth=2, heads=2, experts=4, steps=20, batch=32, lr=3e-3, fisher_samples=4)
 BRIEF = replace(TINY, steps=11)
-"""For checks of bits and shapes, which need a training but no learning."""
+"""For checks of bits and shapes, which need a few gradient steps only."""
 
 BUDGET = 400_000
 EXEMPT = ("joint", "cumulative")
@@ -36,7 +36,7 @@ def make(name: str, seed: int = 0, recipe: Recipe = TINY, memory_bytes: int = BU
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_keeps_the_contract(name: str) -> None:
+def test_passes_the_checks(name: str) -> None:
     check_strategy(lambda seed: make(name, seed, BRIEF), None if name in EXEMPT else BUDGET)
 
 
@@ -47,7 +47,7 @@ def test_is_at_chance_where_only_luminosity_differs(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in FORGETFUL])
-def test_tells_runs_apart_whose_channels_drifted(name: str) -> None:
+def test_separates_runs_whose_channels_drifted(name: str) -> None:
     assert accuracy(make(name), make_stream(4, drift=0.03, seed=3)) > 0.8
 
 
@@ -65,7 +65,7 @@ def test_naive_forgets_and_replay_does_not() -> None:
     assert accuracy(make("replay"), stream) > accuracy(make("naive"), stream) + 0.2
 
 
-def test_ewc_holds_the_weights_that_mattered() -> None:
+def test_ewc_holds_important_weights() -> None:
     stream = make_stream(3, drift=0.03, seed=5)
     moved = []
     for strength in (0.0, 1e6):

@@ -1,4 +1,4 @@
-"""States and scores have the same bits whatever number of cores the libraries see, and no library keeps what was set for it."""
+"""States and scores have the same bits on any number of cores, and numbers of threads are restored afterwards."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0) & {0, 1}) < 2, reason="takes two cores")
 def test_the_bits_are_the_same_on_one_core_and_on_two(tmp_path: Path) -> None:
-    """With one thread, which is the default, and in processes for which no variable is set."""
+    """With one thread, the default, in processes without variables that set threads."""
     archive = simulated_archive(tmp_path, runs=3)
     names = ["slda", "ridge", "logistic", *(["hybrid"] if os.environ.get("DQMSTREAM_SOAK") else [])]
     unset = {name: value for name, value in os.environ.items() if name not in VARIABLES}
@@ -62,7 +62,7 @@ def test_the_bits_are_the_same_on_one_core_and_on_two(tmp_path: Path) -> None:
         assert all(pool.endswith(" 1") for pool in found[0][name]["pools"])
 
 
-def test_what_was_set_before_is_given_back() -> None:
+def test_numbers_of_threads_are_restored() -> None:
     torch.set_num_threads(1)  # PyTorch's own number, which is not that of the OpenMP library it came with
     with threadpool_limits(2):
         before = [pool["num_threads"] for pool in threadpool_info()]

@@ -36,23 +36,24 @@ MODULE = (0.0,)
 BOX = (0.0, 0.82, 0.88, 0.94)
 """Factors on the rates of a readout box that fails."""
 
-LASTING, SHORT = 0.01, 0.4
-"""Probabilities that a fault ends in a lumisection: of a known factor, and of any count, which is meant for short faults."""
+END_OF_LOSS, END_OF_ANY = 0.01, 0.4
+"""Probabilities that a fault ends in a lumisection: one with a listed factor, and one with any count, for short faults."""
 
 BEGINS = 1e-5
 """Probability that a channel fails in a lumisection: one of the 932 channels of HE in about 100 lumisections."""
 
-RATES_ALONE = Rates((BEGINS / len(ALONE),) * len(ALONE) + (BEGINS,), (LASTING,) * len(ALONE) + (SHORT,))
-RATES_MODULE = Rates((BEGINS / 10,), (LASTING,))
-RATES_BOX = Rates((BEGINS / 4,) * len(BOX), (LASTING,) * len(BOX))
+RATES_ALONE = Rates((BEGINS / len(ALONE),) * len(ALONE) + (BEGINS,), (END_OF_LOSS,) * len(ALONE) + (END_OF_ANY,))
+RATES_MODULE = Rates((BEGINS / 10,), (END_OF_LOSS,))
+RATES_BOX = Rates((BEGINS / 4,) * len(BOX), (END_OF_LOSS,) * len(BOX))
+"""Rates of beginning and end of each state of a channel, a module and a box."""
 
-RELATIVE = 3e-4
+EVENTS_ERROR = 3e-4
 """Smallest relative error of the number of events."""
 
-FEW = 10.0
+LEAST_BINOMIAL = 10.0
 """Binomial variance of a count below which its scatter beyond binomial cannot be measured in the reference run."""
 
-LEAST = 0.1
+LEAST_VARIANCE = 0.1
 """Smallest variance of a count, for channels that fire in every event."""
 
 _NEVER = 1e-6
@@ -61,22 +62,22 @@ _NEVER = 1e-6
 DRIFT = 0.01
 """Starting value for the standard deviation of a log-gain from run to run; later estimated from the runs."""
 
-UNKNOWN = 0.15
+FIRST_SPREAD = 0.15
 """Standard deviation of a log-gain before the first run. Channels that are full in that run keep it."""
 
-DRIFT_LEARNT = 0.3
+DRIFT_WEIGHT = 0.3
 """Weight of the newest run in the estimate of the drift."""
 
-ROUNDS, FARTHEST = 2, 0.3
+ROUNDS, LONGEST_STEP = 2, 0.3
 """Steps of the fit of events and pileup, and the largest relative change in a step."""
 
-STEPS = 20
+AT_ONCE = 20
 """Lumisections that are scored with the same gains."""
 
-CLEAN = np.log(0.05)
+GOOD = np.log(0.05)
 """Log-odds of a fault from which a channel's count is not used for its gain."""
 
-JUMP = 4.0
+OUTLYING = 4.0
 """Standard deviations from which a gain is not followed, and a count is not used."""
 
 
@@ -98,14 +99,14 @@ class FaultScore:
         """Update the gains by the lumisections of the next run (its train part), without outlying counts."""
         counts = maps.counts[:, self.reference.live].astype(np.float64)
         counts = counts[~self.reference.blank(counts)]
-        before = self.variance + (self.drift if self.runs else UNKNOWN**2)
-        light = _Light.of(counts, self.reference, self.gain, before)
-        change, error = self._change(counts, light, before, np.ones(counts.shape, dtype=bool))
+        before = self.variance + (self.drift if self.runs else FIRST_SPREAD**2)
+        exposure = _Exposure.of(counts, self.reference, self.gain, before)
+        change, error = self._change(counts, exposure, before, np.ones(counts.shape, dtype=bool))
         if self.runs:
             known = np.isfinite(error) & (error < np.median(error))
             moved = np.median(change[known] ** 2) / MEDIAN_OF_SQUARE if known.any() else 0.0
             explained = np.median((error**2 + self.variance)[known]) if known.any() else 0.0
-            self.drift += DRIFT_LEARNT * (max(float(moved - explained), 1e-6) - self.drift)
+            self.drift += DRIFT_WEIGHT * (max(float(moved - explained), 1e-6) - self.drift)
         self.gain, self.variance = _updated(self.gain, before, change, error)
         self.runs += 1
 
@@ -128,22 +129,24 @@ class FaultScore:
         chains = FaultFilter(self._groups, RATES_ALONE, RATES_MODULE, RATES_BOX)
         gain, variance = self.gain, self.variance + apart * self.drift
         score, channels = np.empty(len(counts)), np.empty(counts.shape)
-        for start in range(0, len(counts), STEPS):
-            chunk = slice(start, start + STEPS)
-            light = _Light.of(counts[chunk], self.reference, gain, variance)
-            found = chains.step(_likelihoods(counts[chunk], light, variance, informative[chunk]))
+        for start in range(0, len(counts), AT_ONCE):
+            chunk = slice(start, start + AT_ONCE)
+            exposure = _Exposure.of(counts[chunk], self.reference, gain, variance)
+            found = chains.step(_likelihoods(counts[chunk], exposure, variance, informative[chunk]))
             score[chunk], channels[chunk] = found.score, found.channels
-            change, error = self._change(counts[chunk], light, variance, (found.channels < CLEAN) & informative[chunk, None])
+            change, error = self._change(counts[chunk], exposure, variance, (found.channels < GOOD) & informative[chunk, None])
             gain, variance = _updated(gain, variance, change, error)
         return Suspicion(score, channels)
 
     @staticmethod
-    def _change(counts: np.ndarray, light: _Light, variance: np.ndarray, use: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _change(
+        counts: np.ndarray, exposure: _Exposure, variance: np.ndarray, use: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Measured change of the log-gains and its error (inf without information), (live,). use: which counts, (n, live)."""
-        expected = light.expected()
+        expected = exposure.expected()
         deviation = expected.deviation()
         residual = (counts - expected.mean) / deviation
-        near = np.abs(residual) < JUMP * expected.deviation(variance) / deviation
+        near = np.abs(residual) < OUTLYING * expected.deviation(variance) / deviation
         leverage = np.where(use & near, expected.slope / deviation, 0.0)
         information = (leverage**2).sum(axis=0)
         known = information > 0
@@ -171,13 +174,13 @@ class FaultScore:
 def _updated(gain: np.ndarray, variance: np.ndarray, change: np.ndarray, error: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Gains and their variances after a measurement (Kalman update); outlying measurements are ignored."""
     total = variance + error**2
-    weight = np.where(np.isfinite(total) & (change**2 < JUMP**2 * total), variance / np.maximum(total, 1e-300), 0.0)
+    weight = np.where(np.isfinite(total) & (change**2 < OUTLYING**2 * total), variance / np.maximum(total, 1e-300), 0.0)
     return gain + weight * np.where(weight > 0, change, 0.0), variance * (1 - weight)
 
 
 @dataclass(frozen=True, eq=False)
-class _Light:
-    """What the channels of lumisections see, all (n, live).
+class _Exposure:
+    """What the channels of each lumisection are exposed to, all (n, live).
 
     events: N. rate: R λ exp(g). over: variance of a count over the binomial one.
     """
@@ -187,7 +190,7 @@ class _Light:
     over: np.ndarray
 
     @classmethod
-    def of(cls, counts: np.ndarray, reference: Reference, gain: np.ndarray, variance: np.ndarray) -> _Light:
+    def of(cls, counts: np.ndarray, reference: Reference, gain: np.ndarray, variance: np.ndarray) -> _Exposure:
         """Fit events and pileup to all channels of each lumisection, starting from the values of the reference.
 
         Least squares, with residuals cut at 4 deviations (Huber, Robust Statistics, 1981, sec. 7.8). Events are common to a
@@ -195,21 +198,21 @@ class _Light:
         """
         response, ring = reference.response(counts), reference.ring
         binomial = response.events * response.fired * (1 - response.fired)
-        over = np.where(binomial > FEW, response.deviation**2 / np.maximum(binomial, FEW), 1.0)
-        light = cls(medians(response.events, ring), rate_of(response.fired) * np.exp(gain), np.clip(over, 1.0, 4.0))
+        over = np.where(binomial > LEAST_BINOMIAL, response.deviation**2 / np.maximum(binomial, LEAST_BINOMIAL), 1.0)
+        exposure = cls(medians(response.events, ring), rate_of(response.fired) * np.exp(gain), np.clip(over, 1.0, 4.0))
         for _ in range(ROUNDS):
-            expected = light.expected()
+            expected = exposure.expected()
             deviation = expected.deviation(variance)
             # Dead channels are not used: otherwise, with half of the detector off, the other half would look hot.
-            alive = (counts > 0) | (expected.mean < FEW)
-            residual = np.where(alive, np.clip((counts - expected.mean) / deviation, -JUMP, JUMP), 0.0)
+            alive = (counts > 0) | (expected.mean < LEAST_BINOMIAL)
+            residual = np.where(alive, np.clip((counts - expected.mean) / deviation, -OUTLYING, OUTLYING), 0.0)
             deviation = np.where(alive, deviation, np.inf)
             along = np.stack([expected.mean / deviation, expected.slope / deviation], axis=1)
             product = np.einsum("nic,njc->nij", along, along) + 1e-9 * np.eye(2)
             shift = np.linalg.solve(product, np.einsum("nic,nc->ni", along, residual)[..., None])
-            shift = np.clip(shift, -FARTHEST, FARTHEST)
-            light = cls(light.events * (1 + shift[:, 0]), light.rate * np.exp(shift[:, 1]), light.over)
-        return light
+            shift = np.clip(shift, -LONGEST_STEP, LONGEST_STEP)
+            exposure = cls(exposure.events * (1 + shift[:, 0]), exposure.rate * np.exp(shift[:, 1]), exposure.over)
+        return exposure
 
     def expected(self, factor: float = 1.0) -> _Counts:
         """Expected counts where all rates are multiplied by a factor."""
@@ -235,7 +238,7 @@ class _Counts:
 
     def deviation(self, of_gains: np.ndarray | float = 0.0) -> np.ndarray:
         """Standard deviation of the count. of_gains: variance of the log-gains, (live,) or 0."""
-        return np.sqrt(self.variance + self._more(of_gains) + LEAST)
+        return np.sqrt(self.variance + self._extra_variance(of_gains) + LEAST_VARIANCE)
 
     def log_likelihood(self, counts: np.ndarray, silent: np.ndarray, best: np.ndarray, of_gains: np.ndarray) -> np.ndarray:
         """Quasi-log-likelihood of counts, up to a constant common to all states: -D / (2 φ) - log(φ) / 2.
@@ -248,23 +251,23 @@ class _Counts:
         """
         fired = np.clip(-np.expm1(self.log_silent), _NEVER, 1.0)
         deviance = 2 * (best - counts * np.log(fired) - silent * self.log_silent)
-        single = self.mean * np.exp(self.log_silent) + LEAST
-        more = np.maximum((self.variance + self._more(of_gains)) / single, 1.0)
+        single = self.mean * np.exp(self.log_silent) + LEAST_VARIANCE
+        more = np.maximum((self.variance + self._extra_variance(of_gains)) / single, 1.0)
         return np.asarray(-0.5 * (deviance / more + np.log(more)))
 
-    def _more(self, of_gains: np.ndarray | float) -> np.ndarray:
-        return np.asarray((RELATIVE * self.mean) ** 2 + of_gains * self.slope**2)
+    def _extra_variance(self, of_gains: np.ndarray | float) -> np.ndarray:
+        return np.asarray((EVENTS_ERROR * self.mean) ** 2 + of_gains * self.slope**2)
 
 
-def _likelihoods(counts: np.ndarray, light: _Light, variance: np.ndarray, informative: np.ndarray) -> Likelihoods:
+def _likelihoods(counts: np.ndarray, exposure: _Exposure, variance: np.ndarray, informative: np.ndarray) -> Likelihoods:
     """Log-likelihoods of counts (n, live) in all states; 0 for all states of blank lumisections. variance: of the log-gains."""
-    # Without events and counts, a tiny total avoids 0 / 0.
-    total = np.maximum(np.maximum(light.events, counts), np.finfo(np.float64).tiny)
+    # The tiny total avoids 0 / 0 without events and counts.
+    total = np.maximum(np.maximum(exposure.events, counts), np.finfo(np.float64).tiny)
     silent = total - counts
     best = xlogy(counts, counts / total) + xlogy(silent, silent / total)
 
     def of(factor: float) -> np.ndarray:
-        return light.expected(factor).log_likelihood(counts, silent, best, variance)
+        return exposure.expected(factor).log_likelihood(counts, silent, best, variance)
 
     by_factor = {factor: of(factor) for factor in {*ALONE, *MODULE, *BOX}}
     scatter = np.maximum(counts * silent / total, 1 / 3)  # variance of the count at its own share of events

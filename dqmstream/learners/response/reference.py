@@ -153,6 +153,10 @@ class Reference:
         """
         return np.stack([_lit_median(counts[:, cells] @ share) for cells, share in self._boxes], axis=1)
 
+    def conditions(self, counts: np.ndarray) -> np.ndarray:
+        """The same from maps (n, depth, 64, 72): float64 (n, 2)."""
+        return self.conditions_of_live(counts[:, self.live].astype(np.float64))
+
     def blank(self, counts: np.ndarray) -> np.ndarray:
         """Whether lumisections are blank (`learners.blank`): bool (n,), from counts of the live channels (n, live).
 
@@ -160,10 +164,6 @@ class Reference:
         """
         often_full = np.mean(self._profile > 0.999 * self._profile.max()) >= SATURATED_SHARE
         return blank(counts, often_full=bool(often_full)) | ~(self.conditions_of_live(counts.astype(np.float64))[:, 1] > 0)
-
-    def conditions(self, counts: np.ndarray) -> np.ndarray:
-        """The same from maps (n, depth, 64, 72): float64 (n, 2)."""
-        return self.conditions_of_live(counts[:, self.live].astype(np.float64))
 
     def expected(self, counts: np.ndarray) -> np.ndarray:
         """Expected counts under the maps' own conditions: float64 (n, live), from maps (n, depth, 64, 72)."""

@@ -1,4 +1,4 @@
-"""The density of a lumisection in a run is that of a normal law whose covariance can be written out."""
+"""The density of a lumisection in a run is the normal density with the covariance matrix of the model."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from dqmstream.learners.response.reference import Reference
 from dqmstream.learners.splits import Part, Split
 
 WIDE = 1.0
-"""Variance of a direction that is free, a change by 100 %: its size no longer matters, counts say it to a per mille."""
+"""Variance of a free direction, a change by 100 %: large enough not to matter, since counts fix it to .1 %."""
 
 
 @pytest.fixture(scope="module")
 def observed() -> tuple[Observation, ReadoutBoxes]:
-    """Lumisections of the second run of a stream through the reference of its first."""
+    """Lumisections of the second run of a stream, compared with the reference of its first."""
     runs = [as_run_data(run, Split()) for run in stream("structured", seed=2, runs=2, lumisections=400)]
     reference = Reference.fit(runs[0].part(Part.TRAIN))
     boxes = ReadoutBoxes(reference.live)
     return observe(reference, runs[1].part(Part.TEST).counts[:, reference.live].astype(np.float64)), boxes
 
 
-def test_densities_are_those_of_the_normal_law_written_out() -> None:
+def test_densities_are_those_of_the_normal_law_with_its_full_covariance() -> None:
     run = as_run_data(next(iter(stream("moderate", seed=2, runs=2, lumisections=400))), Split())
     reference = Reference.fit(run.part(Part.TRAIN))
     boxes = ReadoutBoxes(reference.live)
@@ -43,11 +43,11 @@ def test_densities_are_those_of_the_normal_law_written_out() -> None:
         found = log_densities(seen, boxes, KnownRuns(gain[None], variance[None]))[:, 0]
         conditions = fit_conditions(seen.of(slice(None, None, THINNED)), gain[::THINNED])
         under = seen.under(gain, conditions)
-        expected = [_written_out(under.rows(np.array([i])), boxes, variance) for i in range(len(counts))]
+        expected = [_full_covariance(under.rows(np.array([i])), boxes, variance) for i in range(len(counts))]
         np.testing.assert_allclose(found - found[0], np.array(expected) - expected[0], rtol=1e-4, atol=5e-3)
 
 
-def _written_out(under: Observation, boxes: ReadoutBoxes, variance: np.ndarray) -> float:
+def _full_covariance(under: Observation, boxes: ReadoutBoxes, variance: np.ndarray) -> float:
     noise = clipped(under)[0]
     events, pileup = under.leverage[0], under.rate_leverage[0]
     covariance = np.eye(noise.size) + WIDE * (np.outer(events, events) + np.outer(pileup, pileup))
@@ -60,8 +60,8 @@ def _written_out(under: Observation, boxes: ReadoutBoxes, variance: np.ndarray) 
 
 
 @pytest.fixture
-def unsettled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave the conditions of lumisections as they are, which are settled under other gains where runs are alone."""
+def without_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the fit of conditions, which depends on the other runs of a block."""
 
     def as_they_are(seen: Observation, *_: object, **__: object) -> ConditionFactors:
         return ConditionFactors(*np.ones((2, len(seen.residual), 1), dtype=np.float32))
@@ -69,8 +69,8 @@ def unsettled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(density, "fit_conditions", as_they_are)
 
 
-@pytest.mark.usefixtures("unsettled")
-def test_what_is_taken_out_of_one_run_or_of_many_at_once_is_the_same(observed: tuple[Observation, ReadoutBoxes]) -> None:
+@pytest.mark.usefixtures("without_fit")
+def test_densities_of_many_runs_together_are_those_of_each_alone(observed: tuple[Observation, ReadoutBoxes]) -> None:
     seen, boxes = observed
     rng = np.random.default_rng(1)
     usual = 0.05 * rng.standard_normal(seen.residual.shape[1])
@@ -90,11 +90,11 @@ def test_what_is_taken_out_of_one_run_or_of_many_at_once_is_the_same(observed: t
     np.testing.assert_allclose(together, alone, rtol=0, atol=0.01)  # of some thousand nats, in float32
 
 
-@pytest.mark.usefixtures("unsettled")
-def test_the_tangent_at_usual_gains_is_near_the_law_where_runs_part_from_them(
+@pytest.mark.usefixtures("without_fit")
+def test_the_linear_approximation_is_near_the_exact_density(
     observed: tuple[Observation, ReadoutBoxes],
 ) -> None:
-    """Where gains part by 1 %, as those of a year do over 64 runs, and densities by some 10, these are right to about .5."""
+    """For gains that differ by 1 %, as over 64 runs of a year, densities differ by some 10 nats and are right to about .5."""
     seen, boxes = observed
     rng = np.random.default_rng(1)
     gains = 0.05 * rng.standard_normal(seen.residual.shape[1]) + 0.01 * rng.standard_normal((40, seen.residual.shape[1]))

@@ -1,4 +1,4 @@
-"""Logistic regression finds the minimum that a library finds, weighs classes alike, and stands a memory that is too small."""
+"""Logistic regression agrees with scikit-learn, weights classes equally, and copes with a memory that loses runs."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_weights_are_those_of_scikit_learn_with_classes_weighted_equally() -> No
     assert log.flops == 4 * log.samples * 933 * 3 + known.reference.response_flops(len(label))
 
 
-def test_a_run_of_which_nothing_is_left_does_no_harm() -> None:
+def test_a_run_without_exemplars_does_no_harm() -> None:
     stream = make_stream(4, drift=0.03, seed=3, n=100)
     strategy = _learnt(stream, 2 * LUMISECTION_BYTES)
     assert strategy.memory_bytes() == 2 * LUMISECTION_BYTES

@@ -1,4 +1,4 @@
-"""KnownRuns that are left out of the question are none that matter: densities asked of all runs say the same."""
+"""The prefilter drops no run that matters: with all runs evaluated, probabilities are the same."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def nth(number: int) -> RunData:
 
 @pytest.fixture(scope="module")
 def year() -> tuple[Statistical, Observation, KnownRuns, np.ndarray]:
-    """A learner of 100 runs in two blocks, two lumisections of each run that it has not seen, and the run of each."""
+    """A statistical memory of 100 runs in two blocks; two test lumisections of each run, and their runs."""
     strategy, tests = Statistical(Geometry(1), 0, 1_000_000), []
     for number in range(RUNS):
         run = nth(number)
@@ -37,14 +37,14 @@ def year() -> tuple[Statistical, Observation, KnownRuns, np.ndarray]:
 
 
 def of_all(strategy: Statistical, seen: Observation, runs: KnownRuns) -> np.ndarray:
-    """Densities where no run is ruled out."""
+    """Densities with no run dropped."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(density, "RULED_OUT", np.inf)
         return log_densities(seen, strategy.boxes, runs)
 
 
 def without_prefilter(strategy: Statistical, seen: Observation, runs: KnownRuns) -> np.ndarray:
-    """Densities of each block by itself, whose conditions are settled from the start."""
+    """Densities without the prefilter, with conditions fitted from the start in each block."""
     everything = KnownRuns(runs.gains, runs.variances)
     everything.prefilter = None
     return log_densities(seen, strategy.boxes, everything)
@@ -54,18 +54,18 @@ def probabilities(scores: np.ndarray) -> np.ndarray:
     return np.asarray(np.exp(scores - np.logaddexp.reduce(scores, axis=1, keepdims=True)))
 
 
-def test_probabilities_are_those_of_all_runs_asked(year: tuple[Statistical, Observation, KnownRuns, np.ndarray]) -> None:
+def test_probabilities_are_those_with_all_runs_evaluated(year: tuple[Statistical, Observation, KnownRuns, np.ndarray]) -> None:
     strategy, seen, runs, label = year
     short, full = log_densities(seen, strategy.boxes, runs), of_all(strategy, seen, runs)
     np.testing.assert_allclose(probabilities(short), probabilities(full), rtol=0, atol=1e-4)
-    assert np.mean(full.argmax(axis=1) == label) > 0.7  # there is something to tell apart
+    assert np.mean(full.argmax(axis=1) == label) > 0.7  # the runs differ
     left_out = ~np.isclose(short, full, rtol=0, atol=0.1)
-    assert left_out.mean() > 0.1  # and some are not asked
+    assert left_out.mean() > 0.1  # and some are dropped
     assert ((full.max(axis=1, keepdims=True) - full)[left_out] > RULED_OUT).all()
     assert ((short.max(axis=1, keepdims=True) - short)[left_out] > RULED_OUT).all()
 
 
-def test_conditions_from_the_prefilter_are_as_good_as_those_settled_from_the_start(
+def test_conditions_from_the_prefilter_are_as_good_as_those_fitted_from_the_start(
     year: tuple[Statistical, Observation, KnownRuns, np.ndarray],
 ) -> None:
     strategy, seen, runs, _ = year
@@ -73,7 +73,7 @@ def test_conditions_from_the_prefilter_are_as_good_as_those_settled_from_the_sta
     np.testing.assert_allclose(probabilities(short), probabilities(full), rtol=0, atol=2e-3)
 
 
-def test_a_lumisection_with_faults_of_its_own_keeps_the_runs_that_matter(
+def test_lumisections_with_faults_keep_the_runs_that_matter(
     year: tuple[Statistical, Observation, KnownRuns, np.ndarray],
 ) -> None:
     strategy, seen, runs, _ = year
@@ -90,7 +90,7 @@ def test_a_lumisection_with_faults_of_its_own_keeps_the_runs_that_matter(
     np.testing.assert_allclose(probabilities(short), settled, rtol=0, atol=2e-3)
 
 
-def test_channels_that_were_ever_faulty_are_not_asked_while_there_are_others() -> None:
+def test_channels_that_were_ever_faulty_are_not_used_if_there_are_others() -> None:
     rng = np.random.default_rng(0)
     gains = 0.01 * rng.standard_normal((70, 400))
     spoilt = np.zeros(400, dtype=int)

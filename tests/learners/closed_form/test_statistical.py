@@ -39,7 +39,7 @@ def structured() -> list[SimulatedRun]:
     return list(stream("structured", seed=3, runs=8, lumisections=400))
 
 
-def test_the_noisy_boxes_of_each_run_are_named_with_their_spread(structured: list[SimulatedRun]) -> None:
+def test_boxes_with_a_common_mode_are_found_with_their_spread(structured: list[SimulatedRun]) -> None:
     strategy = learnt(structured)
     for run, sigmas in zip(structured, strategy.sigmas, strict=True):
         true = {box["side"] * box["n"] for box in run.truth["common_mode"]}
@@ -47,7 +47,7 @@ def test_the_noisy_boxes_of_each_run_are_named_with_their_spread(structured: lis
         np.testing.assert_allclose(sigmas[sigmas > 0.015], 0.03, rtol=0.35)
 
 
-def test_where_runs_differ_by_their_noise_alone_it_sees_what_a_gain_map_cannot(structured: list[SimulatedRun]) -> None:
+def test_runs_that_differ_only_in_common_modes_are_separated_unlike_by_a_gain_map(structured: list[SimulatedRun]) -> None:
     gains = GainMap(Geometry(1), 0)
     data = [as_run_data(run, Split()) for run in structured]
     for number, run in enumerate(data):
@@ -56,7 +56,7 @@ def test_where_runs_differ_by_their_noise_alone_it_sees_what_a_gain_map_cannot(s
     assert accuracy(learnt(structured), structured) > 0.55
 
 
-def test_on_null_no_box_is_taken_for_noisy_and_accuracy_is_chance() -> None:
+def test_on_null_no_common_mode_is_found_and_accuracy_is_chance() -> None:
     runs = list(stream("null", seed=4, runs=8, lumisections=400))
     strategy = learnt(runs)
     assert np.count_nonzero(strategy.sigmas > 0.01) <= 1  # of 288
@@ -64,7 +64,7 @@ def test_on_null_no_box_is_taken_for_noisy_and_accuracy_is_chance() -> None:
 
 
 @pytest.mark.parametrize("backwards", [False, True])
-def test_runs_of_a_twelfth_of_the_light_and_of_all_of_it_are_told_apart_as_a_gain_map_does(backwards: bool) -> None:
+def test_runs_with_twelve_times_the_pileup_are_separated_as_by_a_gain_map(backwards: bool) -> None:
     for seed in (0, 3):
         runs = list(stream("pair", seed=seed, runs=2, lumisections=400))[:: -1 if backwards else 1]
         gains, data = GainMap(Geometry(1), 0), [as_run_data(run, Split()) for run in runs]
@@ -74,7 +74,7 @@ def test_runs_of_a_twelfth_of_the_light_and_of_all_of_it_are_told_apart_as_a_gai
 
 
 def test_gains_are_those_of_the_simulated_channels() -> None:
-    """Its pull against the ratio of rates that was drawn is a standard normal number, in dim and in nearly full channels."""
+    """Pulls against the true ratios of rates are standard normal, in dim and in nearly full channels."""
     runs = list(stream("moderate", seed=5, runs=3, lumisections=400))
     strategy = learnt(runs)
     of_counts = sensitivity(1 - medians(strategy.reference.typical.fired[0], strategy.reference.ring))
@@ -91,7 +91,7 @@ def test_gains_are_those_of_the_simulated_channels() -> None:
 
 
 def test_a_row_costs_a_kilobyte_and_a_full_budget_merges_the_runs_that_are_most_alike() -> None:
-    """Two of the five runs are the same detector: they are the ones that come to share a row, and score alike."""
+    """Two of the five runs are the same detector: these share a row, and have equal scores."""
     rng = np.random.default_rng(6)
     detectors = np.exp(0.05 * rng.standard_normal((4, int(LIVE.sum()))))
     runs = [draw_run(detectors[i], rng, 200, FIRST_RUN + number) for number, i in enumerate((0, 1, 2, 3, 1))]
@@ -127,7 +127,7 @@ def test_a_state_that_lacks_a_part_is_refused() -> None:
         Statistical(Geometry(1), 0, 100_000).restore(state)
 
 
-def test_a_state_of_rows_that_are_kept_otherwise_is_refused() -> None:
+def test_a_state_of_another_type_of_rows_is_refused() -> None:
     (run,) = make_stream(1, drift=0)
     strategy = Statistical(Geometry(1), 0, 100_000)
     strategy.learn(0, run, reader([run]))
@@ -137,8 +137,8 @@ def test_a_state_of_rows_that_are_kept_otherwise_is_refused() -> None:
         Statistical(Geometry(1), 0, 100_000).restore(state)
 
 
-def test_misjudged_conditions_and_broken_lumisections_leave_the_others_alone() -> None:
-    """E and R are free: a lumisection whose counts all fall by 5 % is still given to its run; darkness gives no verdict."""
+def test_wrong_conditions_and_broken_lumisections_do_not_affect_others() -> None:
+    """Events and pileup are free: a lumisection with 5 % fewer counts is still given to its run; a dark one to none."""
     runs = make_stream(4, drift=0.03, seed=7)
     strategy = Statistical(Geometry(1), 0, 1_000_000)
     for number, run in enumerate(runs):
@@ -151,6 +151,6 @@ def test_misjudged_conditions_and_broken_lumisections_leave_the_others_alone() -
     assert (scores[:-1].argmax(axis=1) == 2).all()
 
 
-def test_medians_of_groups() -> None:
+def test_medians_within_rings() -> None:
     values = np.array([[1.0, 5.0, 3.0, 10.0, 20.0]])
     np.testing.assert_array_equal(medians(values, np.array([0, 0, 0, 1, 1])), [[3, 3, 3, 15, 15]])

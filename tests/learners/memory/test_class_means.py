@@ -1,4 +1,4 @@
-"""What keeps a mean a run: slda and ridge are what their formulas say, and means are merged where the budget is full."""
+"""Class means, and the strategies that keep them: slda and ridge follow their formulas and merge means in a full budget."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def learnt(strategy: Slda | Ridge, stream: list[RunData]) -> Slda | Ridge:
     return strategy
 
 
-def test_the_two_nearest_means_become_one_and_every_other_stays() -> None:
+def test_the_two_nearest_means_become_one_and_the_others_stay() -> None:
     rows = np.array([[0.0, 0.0], [5.0, 0.0], [0.0, 9.0], [5.5, 0.0], [5.0, 0.5]])
     means = ClassMeans(3 * 8 + 3 * 4 + 5 * 4, np.float32)
     for row in rows:
@@ -38,7 +38,7 @@ def test_the_two_nearest_means_become_one_and_every_other_stays() -> None:
         ClassMeans(10, np.float32).add(rows[0])
 
 
-def test_a_sketch_is_never_above_the_sum_and_below_it_by_what_it_promises() -> None:
+def test_a_sketch_is_below_the_sum_of_squares_by_no_more_than_its_bound() -> None:
     rng = np.random.default_rng(0)
     rows = rng.standard_normal((300, 20)) * np.geomspace(10, 0.1, 20)
     sketch = np.zeros((6, 20), np.float32)
@@ -48,11 +48,11 @@ def test_a_sketch_is_never_above_the_sum_and_below_it_by_what_it_promises() -> N
     values = np.linalg.eigvalsh(missing)
     assert values[0] > -1e-3 * values[-1]
     assert values[-1] <= (rows**2).sum() / 6
-    # Of the strongest direction little is missing; a sketch that kept nothing would miss all of it.
+    # Little of the strongest direction is missing; an empty sketch would miss all of it.
     assert values[-1] < 0.2 * np.linalg.eigvalsh(rows.T @ rows)[-1]
 
 
-def test_slda_is_the_formula_on_what_it_keeps() -> None:
+def test_slda_follows_its_formula() -> None:
     strategy = learnt(Slda(Geometry(1), 0, 20_000_000), STREAM)
     assert isinstance(strategy, Slda)
     parts = [strategy.reference.residuals(run.part(Part.TRAIN).counts).astype(np.float64) for run in STREAM]
@@ -67,7 +67,7 @@ def test_slda_is_the_formula_on_what_it_keeps() -> None:
     np.testing.assert_allclose(strategy.scores(STREAM[1].maps), by_hand, atol=0.01 * by_hand.std())
 
 
-def test_ridge_is_the_regression_on_its_features_and_does_not_mind_the_order() -> None:
+def test_ridge_is_the_regression_on_its_features_whatever_the_order_of_runs() -> None:
     strategy = learnt(Ridge(Geometry(1), 0, 200_000), STREAM)
     assert isinstance(strategy, Ridge)
     parts = [strategy.features_of(run.part(Part.TRAIN)) for run in STREAM]
@@ -85,7 +85,7 @@ def test_ridge_is_the_regression_on_its_features_and_does_not_mind_the_order() -
 
 
 @pytest.mark.parametrize(("made", "budget"), [(Slda, 16_000), (Ridge, 1_000)])
-def test_a_full_budget_merges_runs_and_says_so(made: type[Slda] | type[Ridge], budget: int) -> None:
+def test_a_full_budget_merges_runs_and_reports_it(made: type[Slda] | type[Ridge], budget: int) -> None:
     stream = make_stream(8, drift=0.03, seed=2, n=100)
     strategy = made(Geometry(1), 0, budget)
     merged = []

@@ -12,7 +12,7 @@ CHANNELS = 10
 
 
 def _run(i: int, n: int = 40) -> np.ndarray:
-    """Rows that say which run and lumisection they are."""
+    """Rows that hold the numbers of their run and lumisection."""
     rows = np.zeros((n, CHANNELS), dtype=np.float32)
     rows[:, 0], rows[:, 1] = i, np.arange(n)
     return rows
@@ -42,7 +42,7 @@ def test_what_is_kept_depends_on_seed_and_experience_alone() -> None:
     assert not np.array_equal(first.state()["counts"], other.state()["counts"])
 
 
-def test_counts_that_are_not_whole_are_kept_as_they_are_in_half_the_places() -> None:
+def test_fractional_counts_are_kept_unchanged_in_half_the_places() -> None:
     memory = ExemplarMemory(CHANNELS, 1000, seed=0)
     memory.add(_run(0))
     assert memory.state()["counts"].dtype == np.uint16
@@ -62,7 +62,7 @@ def test_large_counts_survive(large: int) -> None:
     np.testing.assert_array_equal(memory.of(0), large)
 
 
-def test_state_goes_into_a_memory_of_the_same_size_only() -> None:
+def test_a_state_is_restored_only_by_a_memory_of_the_same_size() -> None:
     memory = ExemplarMemory(CHANNELS, 1000, seed=0)
     for i in range(3):
         memory.add(_run(i))

@@ -1,4 +1,4 @@
-"""A gain in one byte is as good as one in eight, as far as a lumisection shows; a dead channel is dead to the bit."""
+"""Packed gains are right within half a step, and dead channels exactly."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_packed_gains_are_within_half_a_step() -> None:
     np.testing.assert_array_equal(pack(unpack(code, UNIT), UNIT), code)
 
 
-def test_a_dead_channel_an_unchanged_one_and_one_beyond_the_scale() -> None:
+def test_dead_unchanged_and_very_large_gains() -> None:
     for gain, found in ((-1.0, -1.0), (-0.999, -1.0), (0.0, 0.0)):
         np.testing.assert_array_equal(unpack(pack(np.full(40, gain), UNIT), UNIT), found)
     most = unpack(pack(np.full(40, 1e6), UNIT), UNIT)

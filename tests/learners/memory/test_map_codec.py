@@ -1,4 +1,4 @@
-"""Lumisections go into arrays and come back bit by bit, and in few bytes where they hold whole counts."""
+"""Packed lumisections come back bit by bit, and whole counts take two bytes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_whole_counts_of_live_channels_take_two_bytes() -> None:
     assert packed([maps([1, 2, 3], 10)])["counts"].nbytes == 10 * 3 * 2
 
 
-def test_what_is_damaged_is_refused() -> None:
+def test_damaged_arrays_are_refused() -> None:
     state = packed([maps([1])])
     for name in state:
         with pytest.raises(StateError, match=name):

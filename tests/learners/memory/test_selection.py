@@ -1,4 +1,4 @@
-"""Each policy keeps what its law says, within the same bytes, and goes on to the same bits."""
+"""Each policy keeps lumisections with the stated probabilities, within the budget, and resumes to the same bits."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ FULL_AT_THE_SECOND_RUN = 150 * 932 * 2
 
 
 def _rows(first: int, n: int, fraction: float = 0.0) -> np.ndarray:
-    """Rows that say which lumisection of the stream they are."""
+    """Rows that hold their number in the stream."""
     return np.stack([np.arange(first, first + n) + fraction, np.ones(n)], axis=1).astype(np.float32)
 
 
 def _kept(policy: str, seed: int, sizes: list[int], fraction: float = 0.0) -> tuple[list[int], np.ndarray]:
-    """Sizes of the classes at the end of a stream of runs of such sizes, and which lumisections are there."""
+    """Kept lumisections of each class after runs of these sizes, and their numbers in the stream."""
     memory = ExemplarMemory(CHANNELS, PLACES * CHANNELS * 2, seed, policy)
     first = 0
     for i, n in enumerate(sizes):
@@ -44,7 +44,7 @@ def _frequencies(policy: str, sizes: list[int], trials: int = 3000, fraction: fl
 
 
 def _is_uniform(found: np.ndarray, probability: float, trials: int) -> bool:
-    """Pearson's chi-square of inclusions without replacement, below its 99.9 % quantile."""
+    """Whether Pearson's chi-square of inclusions without replacement is below its 99.9 % quantile."""
     expected = trials * probability
     statistic = float(((found - expected) ** 2).sum() / (expected * (1 - probability)))
     return statistic < chi2.ppf(0.999, len(found))
@@ -52,7 +52,7 @@ def _is_uniform(found: np.ndarray, probability: float, trials: int) -> bool:
 
 @pytest.mark.parametrize("fraction", [0.0, 0.25])
 def test_a_reservoir_is_uniform_over_the_stream_however_long_its_runs(fraction: float) -> None:
-    """Also where counts that are not whole halve the places on the way."""
+    """Also where fractional counts halve the places on the way."""
     sizes, trials = [20, 45, 5, 60], 1500
     found = _frequencies("reservoir", sizes, trials, fraction)
     places = PLACES if fraction == 0.0 else PLACES // 2
@@ -70,12 +70,12 @@ def test_a_balanced_memory_has_equal_shares_and_is_uniform_within_a_class(policy
         assert _is_uniform(found[low:high], 10 / (high - low), trials)
 
 
-def test_a_balanced_reservoir_leaves_a_short_run_whole_and_gives_its_places_to_the_others() -> None:
+def test_a_balanced_reservoir_keeps_a_short_run_whole_and_shares_its_free_places() -> None:
     assert _kept("balanced_reservoir", 0, [4, 100, 100])[0] == [4, 13, 13]
     assert _kept("balanced", 0, [4, 100, 100])[0] == [4, 10, 10]
 
 
-def test_what_herding_keeps_is_nearer_to_the_mean_of_the_run_than_a_random_choice() -> None:
+def test_herding_is_nearer_to_the_mean_of_the_run_than_random_choices() -> None:
     rng = np.random.default_rng(0)
     features = rng.standard_normal((200, 50)) + rng.standard_normal(50)
     order = herded(features, 200)
@@ -90,7 +90,7 @@ def test_what_herding_keeps_is_nearer_to_the_mean_of_the_run_than_a_random_choic
     assert order[1] == int(np.where(np.arange(200) == best, np.inf, second).argmin())
 
 
-def test_herding_thins_a_run_out_from_the_end_of_its_order_and_needs_residuals() -> None:
+def test_herding_drops_from_the_end_of_its_order_and_needs_residuals() -> None:
     memory = ExemplarMemory(CHANNELS, PLACES * CHANNELS * 2, 0, "herding")
     memory.add(_rows(0, 41), lambda counts: counts)
     assert memory.of(0)[0, 0] == 20
@@ -102,7 +102,7 @@ def test_herding_thins_a_run_out_from_the_end_of_its_order_and_needs_residuals()
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_a_memory_goes_on_to_the_same_bits_from_its_state(policy: str) -> None:
+def test_a_memory_resumes_to_the_same_bits_from_its_state(policy: str) -> None:
     memory, again = (ExemplarMemory(CHANNELS, PLACES * CHANNELS * 2, 3, policy) for _ in range(2))
     for first in (0, 40, 80):
         memory.add(_rows(first, 40), lambda counts: counts)

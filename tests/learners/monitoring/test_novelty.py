@@ -1,4 +1,4 @@
-"""The new-run score: sees what changed from any known run, nothing where only luminosity did, and comes back from the disk."""
+"""The new-run score finds changed runs, ignores changes of luminosity, and is restored from its state."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def learnt(runs: list[RunData]) -> Novelty:
 
 
 def noticed(runs: list[RunData]) -> float:
-    """AUC of the last run's test lumisections against those of the runs before it, which are known."""
+    """AUC of the last run's test lumisections against those of the known runs before it."""
     novelty = learnt(runs[:-1])
     known = [novelty.score(run.part(Part.TEST)).score for run in runs[:-1]]
     return auc(novelty.score(runs[-1].part(Part.TEST)).score, np.concatenate(known))
@@ -46,7 +46,7 @@ def test_a_run_that_is_not_known_is_noticed(name: str) -> None:
     assert noticed(drawn(name, 6)) > 0.9
 
 
-def test_small_drifts_are_noticed_too_and_known_runs_are_not(small: list[RunData]) -> None:
+def test_small_drifts_are_found_and_known_runs_are_not_called_new(small: list[RunData]) -> None:
     assert noticed(small) > 0.85
     novelty = learnt(small)
     p = np.concatenate([novelty.score(run.part(Part.TEST)).p for run in small])
@@ -82,13 +82,14 @@ class Null:
         novelty = learnt(known)
         self.new = novelty.score(new.maps).p
         full = [
-            np.concatenate([one.score[WINDOW - 1 :] for one in novelty.score_each(_untaught(runs))]) for runs in ([new], known)
+            np.concatenate([one.score[WINDOW - 1 :] for one in novelty.score_each(_outside_train(runs))])
+            for runs in ([new], known)
         ]
         self.auc = auc(*full)
 
 
-def _untaught(runs: list[RunData]) -> list[Maps]:
-    """Stretches of lumisections that no train part holds."""
+def _outside_train(runs: list[RunData]) -> list[Maps]:
+    """Stretches of consecutive lumisections outside the train part."""
     stretches = []
     for run in runs:
         rows = np.flatnonzero(run.parts != Part.TRAIN)
@@ -96,7 +97,7 @@ def _untaught(runs: list[RunData]) -> list[Maps]:
     return stretches
 
 
-def test_a_channel_that_dies_is_named_with_what_it_should_have_counted(small: list[RunData]) -> None:
+def test_a_dead_channel_is_found_with_its_expected_count(small: list[RunData]) -> None:
     novelty = learnt(small[:4])
     maps = small[3].part(Part.TEST)
     counts = maps.counts.copy()
@@ -112,7 +113,7 @@ def test_a_channel_that_dies_is_named_with_what_it_should_have_counted(small: li
     assert np.sum(np.abs(found.pull) > 6) == 1
 
 
-def test_a_score_looks_at_a_window_that_ends_with_its_lumisection(small: list[RunData]) -> None:
+def test_a_score_depends_on_the_window_that_ends_with_its_lumisection(small: list[RunData]) -> None:
     novelty, maps = learnt(small[:3]), small[4].part(Part.TEST)
     whole = novelty.score(maps).score
     np.testing.assert_allclose(novelty.score(maps.take(np.arange(45))).score, whole[:45], rtol=1e-6)
@@ -123,7 +124,7 @@ def test_a_score_looks_at_a_window_that_ends_with_its_lumisection(small: list[Ru
     assert np.isfinite(novelty.score(Maps(dark, maps.n_events, maps.pileup, maps.lumisection)).score).all()
 
 
-def test_a_resumed_one_goes_on_to_the_same_bits() -> None:
+def test_it_resumes_to_the_same_bits() -> None:
     runs = make_stream(3, drift=0.03)
     unbroken = Novelty(Geometry(1), 0)
     for number, run in enumerate(runs):
@@ -138,7 +139,7 @@ def test_a_resumed_one_goes_on_to_the_same_bits() -> None:
         np.testing.assert_array_equal(resumed.score(maps).score, unbroken.score(maps).score)
 
 
-def test_nothing_is_said_before_the_first_run_or_from_a_damaged_state() -> None:
+def test_scoring_before_the_first_run_and_damaged_states_are_refused() -> None:
     runs = make_stream(1, drift=0.0)
     with pytest.raises(InputError, match="no run is known"):
         Novelty(Geometry(1), 0).score(runs[0].maps)

@@ -26,12 +26,12 @@ def observed(reference: Reference, counts: np.ndarray) -> Observation:
     return observe(reference, counts[:, reference.live].astype(np.float64))
 
 
-def test_silence_is_the_power_that_the_law_has() -> None:
+def test_silence_is_one_minus_the_probability_to_fire() -> None:
     rate = np.geomspace(1e-4, 1e3, 200)
     np.testing.assert_allclose(1 - silence(rate), probability(rate), rtol=1e-11)
 
 
-def test_what_is_expected_under_gains_is_the_law(reference: Reference) -> None:
+def test_expected_counts_under_gains_follow_the_law(reference: Reference) -> None:
     seen = observed(reference, drawn(np.ones(932)))
     gain = np.random.default_rng(3).uniform(-0.5, 1.0, 932)
     under = seen.under(gain / 1.2 - 1 / 6, ConditionFactors(np.full((1, 1), 0.9), np.full((1, 1), 1.2)))
@@ -45,7 +45,7 @@ def test_what_is_expected_under_gains_is_the_law(reference: Reference) -> None:
     np.testing.assert_allclose((under.deviation / seen.deviation) ** 2, wider, rtol=1e-4)
 
 
-def test_tangents_are_what_a_small_change_does(reference: Reference) -> None:
+def test_derivatives_are_those_of_a_small_change(reference: Reference) -> None:
     seen = observed(reference, drawn(np.ones(932)))
     more = seen.under(1e-5)
     # Counts themselves do not move: more is expected of them, in deviations that change too.
@@ -53,8 +53,8 @@ def test_tangents_are_what_a_small_change_does(reference: Reference) -> None:
     np.testing.assert_allclose(moved / 1e-5, seen.rate_leverage, rtol=1e-3, atol=1e-6)
 
 
-def test_conditions_are_settled_where_gains_would_mislead_them(reference: Reference) -> None:
-    """A run whose channels of the rings that tell pileup have all gained 10 % looks like one of more pileup."""
+def test_conditions_are_right_where_gains_look_like_pileup(reference: Reference) -> None:
+    """A run in which all channels of the rings of a gained 10 % looks like one of higher pileup."""
     ieta = np.abs(np.nonzero(reference.live)[1] - 31.5)
     gain = np.where(ieta < 23, 0.1, 0.0) + 0.02 * np.random.default_rng(4).standard_normal(932)
     gain[[3, 400]] = -1.0, 2.0
@@ -68,6 +68,6 @@ def test_conditions_are_settled_where_gains_would_mislead_them(reference: Refere
         assert np.median(np.abs(left[7])) < 1.0
 
 
-def test_without_light_conditions_are_left_alone(reference: Reference) -> None:
+def test_conditions_of_empty_lumisections_stay_as_they_are(reference: Reference) -> None:
     seen = observed(reference, np.zeros((2, 1, 64, 72), dtype=np.float32))
     np.testing.assert_array_equal(fit_conditions(seen, np.zeros(932)), np.ones((2, 2, 1)))

@@ -1,4 +1,4 @@
-"""Gains of a run are the changes of rates that were drawn; over runs noise is smoothed away and changes are not."""
+"""Fitted gains are the true changes of rates; over runs, noise is smoothed and changes are kept."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.learners.streams import FIRST_RUN, draw_run
 RING = np.repeat([0, 1], 100)
 
 
-def test_gains_are_found_wherever_they_are_looked_for_first() -> None:
+def test_gains_do_not_depend_on_the_starting_values() -> None:
     rng = np.random.default_rng(0)
     reference = Reference.fit(draw_run(np.ones(932), rng, 400, FIRST_RUN).part(Part.TRAIN))
     gain = 0.03 * rng.standard_normal(932)
@@ -30,7 +30,7 @@ def test_gains_are_found_wherever_they_are_looked_for_first() -> None:
         assert np.mean(np.abs(other - found_gain) < 0.1 * error) > 0.995
         np.testing.assert_allclose(other_error, error, rtol=0.1)
     pull = (found_gain - gain) / np.hypot(error, error)
-    # A gain of ten times its usual size is drawn back by its prior where a full channel says little of it.
+    # For a nearly full channel, the prior pulls a very large gain back.
     telling = error < 0.05
     assert telling.mean() > 0.5
     assert abs(np.median(pull[telling])) < 0.25
@@ -39,8 +39,8 @@ def test_gains_are_found_wherever_they_are_looked_for_first() -> None:
     assert (error <= GAIN_PRIOR).all()
 
 
-def test_a_channel_that_counts_more_than_there_were_events_is_not_sent_where_nothing_may_scatter() -> None:
-    """As where a run has ten times the pileup of the reference: how full channels are then is known to a per cent."""
+def test_a_channel_that_counts_more_than_the_events_keeps_a_plausible_gain() -> None:
+    """As at ten times the pileup of the reference, where the probability to fire is known to 1 %."""
     rng = np.random.default_rng(0)
     fired, full = 0.995, np.full((200, 50), 400.0)  # 796 events
     quiet, rate = np.full_like(full, 1 - fired), np.full_like(full, rate_of(np.array(fired)))
@@ -52,7 +52,7 @@ def test_a_channel_that_counts_more_than_there_were_events_is_not_sent_where_not
 
 
 def walks(runs: int, step: float, error: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """True gains of 200 channels that walk, and their measurements."""
+    """True gains of 200 channels, random walks over the runs, and their measurements."""
     rng = np.random.default_rng(seed)
     true = np.expm1(np.cumsum(step * rng.standard_normal((runs, 200)), axis=0))
     return true, true + error * rng.standard_normal(true.shape)
@@ -62,23 +62,23 @@ def rms(values: np.ndarray) -> float:
     return float(np.sqrt(np.mean(values**2)))
 
 
-def test_where_nothing_drifts_runs_are_averaged() -> None:
+def test_without_drift_runs_are_averaged() -> None:
     true, measured = walks(40, step=0.0, error=0.02)
     found = smooth_gains(measured, np.full_like(measured, 0.02), RING)
     assert rms(found - true) < 1.3 * 0.02 / np.sqrt(40)
 
 
-def test_a_walk_is_followed_as_far_as_the_measurements_tell_of_it() -> None:
+def test_a_walk_is_followed_as_well_as_the_best_smoother_does() -> None:
     for step in (0.002, 0.01):
         true, measured = walks(200, step, error=0.02)
         found = smooth_gains(measured, np.full_like(measured, 0.02), RING)
-        # Of a stationary smoother: p, its variance, of q and r in units of r.
+        # Variance p of the stationary smoother, from the step q and the error r, in units of r.
         ratio = (step / 0.02) ** 2
         best = 0.02 * np.sqrt(ratio / np.sqrt(ratio**2 + 4 * ratio))
         assert rms((found - true)[20:-20]) < 1.1 * best
 
 
-def test_rings_walk_each_by_itself() -> None:
+def test_the_step_is_estimated_for_each_ring() -> None:
     steady, quick = walks(50, 0.0, 0.02, seed=1), walks(50, 0.05, 0.02, seed=2)
     true, measured = (np.where(RING == 0, one, other) for one, other in zip(steady, quick, strict=True))
     off = smooth_gains(measured, np.full_like(measured, 0.02), RING) - true
@@ -86,7 +86,7 @@ def test_rings_walk_each_by_itself() -> None:
     assert 0.01 < rms(off[:, RING == 1]) < 0.02
 
 
-def test_a_channel_that_leaps_starts_anew_and_a_dead_one_is_left_as_it_is() -> None:
+def test_a_channel_that_jumps_starts_anew_and_a_dead_one_stays_as_measured() -> None:
     _, measured = walks(30, step=0.0, error=0.01, seed=3)
     measured[10:, 0] -= 0.3
     measured[10:20, 1] = -1.0
@@ -100,6 +100,6 @@ def test_a_channel_that_leaps_starts_anew_and_a_dead_one_is_left_as_it_is() -> N
     np.testing.assert_allclose(found[[14, 16], 2], 0.0, atol=0.012)
 
 
-def test_one_run_is_what_it_was_measured_to_be() -> None:
+def test_a_single_run_stays_as_measured() -> None:
     _, measured = walks(1, step=0.1, error=0.01)
     np.testing.assert_array_equal(smooth_gains(measured, np.full_like(measured, 0.01), RING), measured)

@@ -1,4 +1,4 @@
-"""A first run of levelled pileup: the reference knows what it was taught, is honest beyond it, and learns from later runs."""
+"""A first run of level pileup: the reference knows its fitted range, states larger errors outside it, and improves by later runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dqmstream.lumisection import IETA, IPHI, Geometry, he_depth1_mask, readout_
 from tests.learners.streams import RING_OF_CHANNEL, K, conditions_of, draw_real_run, fingerprint, reader
 
 R_PER_PILEUP = [12 / 52, 3 / 62]
-"""R at a pileup of 1, by the published run of R = 12 (nearly all channels full at 62), and where HE has room."""
+"""R at a pileup of 1: as in the published run (nearly all channels full at a pileup of 62), and a quarter of it."""
 
 BOX = readout_box(IETA[np.nonzero(he_depth1_mask())[0]], IPHI[np.nonzero(he_depth1_mask())[1]])
 """Readout box of each of the 932 channels."""
@@ -42,12 +42,14 @@ def significant(found: RunDeviation) -> int:
 
 @pytest.mark.parametrize("r_per_pileup", R_PER_PILEUP)
 @pytest.mark.parametrize("path", ["level", "falling", "ramp", "low"])
-def test_of_runs_that_follow_the_law_it_is_chosen_whatever_pileup_did_in_the_first(path: str, r_per_pileup: float) -> None:
+def test_the_law_is_chosen_for_counts_that_follow_it_whatever_the_pileup_of_the_first_run(
+    path: str, r_per_pileup: float
+) -> None:
     assert fitted(path, 3, r_per_pileup).kind == "saturating"
 
 
 @pytest.mark.parametrize("r_per_pileup", R_PER_PILEUP)
-def test_residuals_of_a_falling_run_are_right_after_a_levelled_or_a_rising_one(r_per_pileup: float) -> None:
+def test_residuals_of_a_falling_run_are_standard_normal_after_a_level_or_a_rising_one(r_per_pileup: float) -> None:
     later = run_of("falling", 0, 2, r_per_pileup).maps.counts
     for path in ("level", "ramp"):
         reference = fitted(path, 0, r_per_pileup)
@@ -56,7 +58,7 @@ def test_residuals_of_a_falling_run_are_right_after_a_levelled_or_a_rising_one(r
         assert np.abs(residuals[-100:].mean(axis=0)).max() < 1.0  # with a quadratic: 9
 
 
-def test_it_says_what_it_was_taught_and_which_lumisections_lie_beyond() -> None:
+def test_the_fitted_range_is_reported_and_lumisections_outside_it_are_found() -> None:
     reference = fitted("level", 0)
     told = reference.summary()
     assert told["kind"] == "saturating"
@@ -67,7 +69,7 @@ def test_it_says_what_it_was_taught_and_which_lumisections_lie_beyond() -> None:
     assert Reference.from_state(reference.state()).summary() == told
 
 
-def test_errors_widen_with_the_distance_from_what_was_taught_and_not_within_it() -> None:
+def test_errors_grow_with_the_distance_from_the_fitted_range_and_not_inside_it() -> None:
     reference = fitted("level", 0)
     law = reference.fitted
     assert isinstance(law, Saturating)
@@ -80,8 +82,7 @@ def test_errors_widen_with_the_distance_from_what_was_taught_and_not_within_it()
 
 
 @pytest.mark.parametrize("r_per_pileup", R_PER_PILEUP)
-def test_after_a_levelled_run_nothing_is_found_in_a_run_that_differs_by_pileup_alone(r_per_pileup: float) -> None:
-    """Before, of 60 lumisections 51 were called unknown, and 223 channels were named."""
+def test_after_a_level_run_nothing_is_found_in_a_run_that_differs_only_in_pileup(r_per_pileup: float) -> None:
     level, falling = (run_of(path, 0, run, r_per_pileup) for run, path in enumerate(("level", "falling")))
     novelty = Novelty(Geometry(1), 0)
     novelty.learn(0, level, reader([level]))
@@ -95,16 +96,16 @@ def test_after_a_levelled_run_nothing_is_found_in_a_run_that_differs_by_pileup_a
     assert np.abs(found.pull).argmax() == 400 and found.pull[400] < -10
 
 
-def test_a_later_run_teaches_what_the_first_could_not_and_what_was_measured_stays() -> None:
-    """The rates of channels that are full at a pileup of 62 are told by a ramp from 1."""
+def test_a_later_run_fixes_rates_that_the_first_left_open_and_old_expectations_stay() -> None:
+    """A ramp from a pileup of 1 fixes the rates of channels that are full at 62."""
     level, ramp = run_of("level", 1, 1), run_of("ramp", 1, 2)
     first = Reference.fit(level.part(Part.TRAIN))
     second = first.updated_by(ramp.part(Part.TRAIN))
     assert second is not first and second.summary()["lowest"] < 0.1
-    assert second.updated_by(ramp.part(Part.TRAIN)) is second, "it knows these conditions now"
+    assert second.updated_by(ramp.part(Part.TRAIN)) is second, "these conditions are fitted now"
     assert first.updated_by(run_of("level", 1, 3).part(Part.TRAIN)) is first
     enough = fitted("falling", 1)
-    assert enough.updated_by(ramp.part(Part.TRAIN)) is enough, "its first run told it the law by pileup that moved"
+    assert enough.updated_by(ramp.part(Part.TRAIN)) is enough, "the moving pileup of its first run fixed the law"
     counts = level.part(Part.TEST).counts
     np.testing.assert_allclose(second.expected(counts), first.expected(counts), rtol=2e-3)
     one, other = first.fitted, second.fitted
@@ -123,8 +124,10 @@ def test_a_later_run_teaches_what_the_first_could_not_and_what_was_measured_stay
 
 @pytest.mark.parametrize("since", [0, 250])
 @pytest.mark.parametrize("what", ["box", "channels"])
-def test_a_box_or_channels_that_fail_in_the_run_that_teaches_are_no_news_of_a_good_run_later(what: str, since: int) -> None:
-    """Before, up to 85 of 140 lumisections of the good run were called unknown: what had failed was laid to its rates."""
+def test_what_fails_in_the_run_that_improves_the_reference_does_not_make_a_later_good_run_look_new(
+    what: str, since: int
+) -> None:
+    """Otherwise the losses of the failed channels would be absorbed into their rates."""
     failing = BOX == 5 if what == "box" else np.random.default_rng(1).random(932) < 0.04
     factor = 0.8 if what == "box" else 1.5
     level, teaching = run_of("level", 0, 1, R_PER_PILEUP[1]), run_of("ramp", 0, 2, R_PER_PILEUP[1])
@@ -147,15 +150,15 @@ def test_a_box_or_channels_that_fail_in_the_run_that_teaches_are_no_news_of_a_go
     assert significant(novelty.deviation(good)) == 0
     bad = rising()
     bad.counts[20:, 0, he_depth1_mask()] *= np.where(BOX == -7, 0.9, 1.0).astype(np.float32)
-    assert (novelty.score(bad).p[30:] <= 0.01).all(), "another box that fails there is news"
+    assert (novelty.score(bad).p[30:] <= 0.01).all(), "another box that fails there must look new"
     dead = rising()
     dead.counts[20:, *np.argwhere(novelty.live)[400]] = 0
     assert np.abs(novelty.deviation(dead).pull).argmax() == 400
     assert (novelty.faults.score(dead).channels[30:, 400] > np.log(99)).all()
 
 
-def test_a_good_ramp_is_not_news_where_only_a_ramp_with_a_failed_box_is_known_beside_a_level_run() -> None:
-    """Gains of channels that were full in the level run are smoothed to those of the ramp; before, 46 of 140 were flagged."""
+def test_a_good_ramp_does_not_look_new_beside_a_level_run_and_a_ramp_with_a_failed_box() -> None:
+    """The gains of channels that were full in the level run come from the ramp, by smoothing."""
     level, failed = run_of("level", 0, 1), run_of("ramp", 0, 2)
     _fail(failed, BOX == 5, 0.8, 0, R_PER_PILEUP[0])
     novelty = Novelty(Geometry(1), 0)
@@ -168,7 +171,7 @@ def test_a_good_ramp_is_not_news_where_only_a_ramp_with_a_failed_box_is_known_be
 
 
 def _fail(run: RunData, failing: np.ndarray, factor: float, since: int, r_per_pileup: float = R_PER_PILEUP[1]) -> None:
-    """Have channels of a run of seed 0 draw at another rate from some lumisection on."""
+    """Draw some channels of a run of seed 0 at another rate, from a lumisection on."""
     maps, rng = run.maps, np.random.default_rng(5)
     p = 1 - (1 + r_per_pileup * maps.pileup[since:, None] * (_rates(0) * factor)[failing] / K) ** -K
     depth, row, column = np.nonzero(he_depth1_mask()[None])
@@ -176,7 +179,7 @@ def _fail(run: RunData, failing: np.ndarray, factor: float, since: int, r_per_pi
     maps.counts[where] = rng.binomial(maps.n_events[since:].astype(int)[:, None], p)
 
 
-def test_a_channel_that_is_dead_in_the_run_that_teaches_a_quadratic_is_expected_as_before() -> None:
+def test_a_channel_that_is_dead_in_the_run_that_improves_a_quadratic_keeps_its_expectation() -> None:
     level, falling = (run_of(path, 0, run, R_PER_PILEUP[1]) for run, path in enumerate(("level", "falling")))
     falling.maps.counts[:, *np.argwhere(he_depth1_mask()[None])[400]] = 0
     for run in (level, falling):
@@ -188,7 +191,7 @@ def test_a_channel_that_is_dead_in_the_run_that_teaches_a_quadratic_is_expected_
     assert (second.residuals(again)[:, 400] ** 2).mean() < 2.0
 
 
-def test_a_first_run_of_counts_that_are_no_events_learns_its_slopes_from_the_next() -> None:
+def test_slopes_of_scaled_counts_come_from_the_next_run() -> None:
     level, falling = (run_of(path, 0, run, R_PER_PILEUP[1]) for run, path in enumerate(("level", "falling")))
     for run in (level, falling):
         run.maps.counts[:] *= np.float32(7.5)
@@ -196,13 +199,13 @@ def test_a_first_run_of_counts_that_are_no_events_learns_its_slopes_from_the_nex
     assert first.kind == Quadratic.kind
     again = run_of("falling", 0, 7, R_PER_PILEUP[1])
     counts = again.maps.counts * np.float32(7.5)
-    assert np.median((first.residuals(counts) ** 2).mean(axis=0)) < 1.5, "no slope is known, and errors say so"
+    assert np.median((first.residuals(counts) ** 2).mean(axis=0)) < 1.5, "without a slope, the errors are larger"
     second = first.updated_by(falling.part(Part.TRAIN))
     assert np.median((second.residuals(counts) ** 2).mean(axis=0)) == pytest.approx(1.0, abs=0.3)
     np.testing.assert_allclose(second.typical.counts, first.typical.counts, rtol=5e-3)
 
 
-def test_gains_measured_before_the_reference_was_taught_more_say_the_same_counts_after_it() -> None:
+def test_gains_measured_before_an_update_of_the_reference_mean_the_same_counts_after_it() -> None:
     level, ramp = run_of("level", 2, 1, R_PER_PILEUP[1], drift=0.03), run_of("ramp", 2, 2, R_PER_PILEUP[1])
     third = run_of("level", 2, 3, R_PER_PILEUP[1], drift=0.03)
     strategy, faults_of = Statistical(Geometry(1), 0, 400_000), []
@@ -222,7 +225,7 @@ def test_gains_measured_before_the_reference_was_taught_more_say_the_same_counts
 
 
 @pytest.mark.parametrize("name", ["statistical", GainMap.name])
-def test_a_stream_whose_reference_is_taught_by_its_second_run_resumes_to_the_same_bits(name: str) -> None:
+def test_a_stream_whose_second_run_improves_the_reference_resumes_to_the_same_bits(name: str) -> None:
     runs = [run_of(path, 0, run, n=200, drift=0.02) for run, path in enumerate(("level", "falling", "level"))]
     unbroken = make_strategy(name, geometry=Geometry(1), seed=0, memory_bytes=400_000)
     for number, run in enumerate(runs):
@@ -235,7 +238,7 @@ def test_a_stream_whose_reference_is_taught_by_its_second_run_resumes_to_the_sam
     assert (unbroken.scores(runs[2].part(Part.TEST)).argmax(axis=1) == 2).mean() > 0.8
 
 
-def test_a_state_from_before_errors_were_kept_is_taken_back_and_widens_nothing() -> None:
+def test_a_state_of_an_older_version_is_restored_without_larger_errors() -> None:
     reference = fitted("level", 0)
     added = {"response.error", "response.span", "response.first_span"}
     kept = {name: array for name, array in reference.state().items() if name not in added}

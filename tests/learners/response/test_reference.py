@@ -1,4 +1,4 @@
-"""The reference takes luminosity out of a map, whatever the conditions and whatever is broken."""
+"""The reference removes luminosity from maps, under all conditions and with broken channels."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_residuals_of_the_same_detector_are_standard_normal_under_other_conditio
     assert np.abs(residuals.mean(axis=0)).mean() < 0.25
 
 
-def test_live_channels_are_those_that_counted_and_expectations_follow_them() -> None:
+def test_channels_that_counted_are_live_and_have_the_right_mean_expectation() -> None:
     reference, gain = _fitted()
     run = draw_run(gain, np.random.default_rng(2), 100, 2)
     np.testing.assert_array_equal(reference.live[0], he_depth1_mask())
@@ -52,7 +52,7 @@ def test_live_channels_are_those_that_counted_and_expectations_follow_them() -> 
     assert not back[:, ~reference.live].any()
 
 
-def test_a_dead_readout_box_leaves_the_other_channels_alone() -> None:
+def test_a_dead_readout_box_does_not_affect_other_channels() -> None:
     reference, gain = _fitted()
     counts = draw_run(gain, np.random.default_rng(2), 200, 2).maps.counts
     broken = counts.copy()
@@ -63,8 +63,8 @@ def test_a_dead_readout_box_leaves_the_other_channels_alone() -> None:
     assert (reference.residuals(broken)[:, ~elsewhere] < -4).mean() > 0.9
 
 
-def test_hot_and_dead_readout_boxes_together_leave_the_other_channels_alone() -> None:
-    """Six of 36 boxes, most of them on one side of right: the conditions are medians over boxes."""
+def test_hot_and_dead_readout_boxes_together_do_not_affect_other_channels() -> None:
+    """Six of 36 boxes, most of them too high: conditions are medians over boxes."""
     reference, gain = _fitted()
     counts = draw_run(gain, np.random.default_rng(2), 200, 2).maps.counts
     broken = counts.copy()
@@ -85,7 +85,7 @@ def test_channels_dead_in_the_reference_are_left_out() -> None:
     assert reference.residuals(run.maps.counts).shape == (200, 931)
 
 
-def test_conditions_that_never_move_teach_no_slope() -> None:
+def test_constant_conditions_fit_no_slope() -> None:
     counts = np.zeros((50, 1, 64, 72), dtype=np.float32)
     counts[:, 0, he_depth1_mask()] = 700
     reference = Reference.fit(Maps(counts, np.full(50, np.nan), np.full(50, np.nan), np.arange(50)))
@@ -97,13 +97,13 @@ def test_conditions_that_never_move_teach_no_slope() -> None:
 
 
 @pytest.mark.parametrize("n", [1, 2])
-def test_one_lumisection_is_a_poor_reference_but_a_finite_one(n: int) -> None:
+def test_a_reference_of_one_or_two_lumisections_is_finite(n: int) -> None:
     stream = make_stream(2, drift=0.0)
     reference = Reference.fit(stream[0].maps.take(np.arange(n)))
     assert np.isfinite(reference.residuals(stream[1].maps.counts)).all()
 
 
-def test_another_part_of_the_detector_is_split_into_its_dim_and_its_bright_half() -> None:
+def test_in_other_parts_of_the_detector_a_and_b_are_the_dim_and_the_bright_half() -> None:
     run = make_stream(1, drift=0.0, n=400)[0]
     counts = np.zeros_like(run.maps.counts)
     counts[:, 0, 24:40] = np.concatenate([run.maps.counts[:, 0, 3:11], run.maps.counts[:, 0, 53:61]], axis=1)
@@ -121,7 +121,7 @@ def test_a_dark_reference_is_refused() -> None:
             Reference.fit(Maps(counts, nothing, nothing, np.arange(len(counts))))
 
 
-def test_an_empty_lumisection_is_where_it_is_expected() -> None:
+def test_residuals_of_an_empty_lumisection_are_zero() -> None:
     reference, _ = _fitted()
     assert not reference.residuals(np.zeros((2, 1, 64, 72), dtype=np.float32)).any()
 
@@ -136,7 +136,7 @@ def test_state_gives_the_same_bits_back() -> None:
             Reference.from_state({name: array for name, array in reference.state().items() if name != lost})
 
 
-def test_beyond_the_pileup_of_the_reference_run_residuals_stay_standard_normal() -> None:
+def test_outside_the_pileup_of_the_reference_run_residuals_stay_standard_normal() -> None:
     runs = [as_run_data(run, Split()) for run in stream("null", seed=0, runs=4, lumisections=400)]
     reference = Reference.fit(runs[0].part(Part.TRAIN))
     assert reference.kind == "saturating"
@@ -148,12 +148,12 @@ def test_beyond_the_pileup_of_the_reference_run_residuals_stay_standard_normal()
     assert np.median((residuals**2).mean(axis=0)) == pytest.approx(1.0, abs=0.1)
     assert residuals.mean(axis=0).std() < 0.25
     quadratic = _quadratic(runs[0])
-    assert np.median((quadratic.residuals(beyond) ** 2).mean(axis=0)) > 1.3  # with the wider errors that it has there
+    assert np.median((quadratic.residuals(beyond) ** 2).mean(axis=0)) > 1.3  # with its larger errors there
     assert quadratic.beyond(beyond).mean() > 0.2
 
 
 def _quadratic(run: RunData) -> Reference:
-    """The same without the law."""
+    """The same with a quadratic response."""
     fitted = Reference.fit(run.part(Part.TRAIN))
     counts = run.part(Part.TRAIN).counts[:, fitted.live].astype(np.float64)
     conditions = fitted.conditions(run.part(Part.TRAIN).counts)
@@ -162,14 +162,14 @@ def _quadratic(run: RunData) -> Reference:
 
 
 @pytest.mark.parametrize("scale", [0.1, 7.5])
-def test_counts_that_were_scaled_do_not_scatter_as_events_do_and_are_fitted_all_the_same(scale: float) -> None:
+def test_scaled_counts_are_fitted_although_they_do_not_scatter_as_events(scale: float) -> None:
     stream = make_stream(2, drift=0.0, n=400)
     first, second = (replace(run.part(Part.TRAIN), counts=run.part(Part.TRAIN).counts * np.float32(scale)) for run in stream)
     residuals = Reference.fit(first).residuals(second.counts)
     assert np.median((residuals**2).mean(axis=0)) == pytest.approx(1.0, abs=0.15)
 
 
-def test_where_most_channels_do_not_follow_the_law_the_response_is_a_quadratic() -> None:
+def test_counts_that_do_not_follow_the_law_have_a_quadratic_response() -> None:
     run = make_stream(1, drift=0.0, n=400)[0].part(Part.TRAIN)
     ratio = np.divide(*Reference.fit(run).conditions(run.counts).T)
     bent = run.counts * ratio[:, None, None, None] ** -3
