@@ -53,7 +53,7 @@ class Ridge(Incremental):
         # The upper triangle in float32 takes 2 M (M + 1) bytes.
         self.features = (isqrt(1 + 2 * gram_bytes) - 1) // 2
         if self.features < 2:
-            raise InputError(f"a memory of {memory_bytes} bytes leaves room for no features")
+            raise InputError(f"a memory of {memory_bytes} bytes leaves no room for features; raise --memory-bytes")
         self._triangle = np.triu_indices(self.features)
         self._means_bytes = memory_bytes - gram_bytes
         self._projection: np.ndarray | None = None

@@ -216,7 +216,9 @@ class Statistical(Incremental):
     def _merge(self) -> None:
         """Replace the two most similar rows by their weighted mean; their classes then have equal scores."""
         if len(self._rows["scale"]) == 1:
-            raise InputError(f"a memory of {self._budget_bytes} bytes cannot hold what is kept of one run")
+            raise InputError(
+                f"a memory of {self._budget_bytes} bytes cannot hold what is kept of one run; raise --memory-bytes"
+            )
         if self._nearest is None:
             self._nearest = NearestRows(self._distances, len(self._rows["scale"]))
         first, second = self._nearest.pair

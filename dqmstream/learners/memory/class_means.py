@@ -50,7 +50,10 @@ class ClassMeans:
 
     def _merge(self) -> None:
         if len(self.rows) == 1:
-            raise InputError(f"{self.budget_bytes} bytes cannot hold the mean of one run, {self.rows.shape[1]} numbers")
+            numbers = self.rows.shape[1]
+            raise InputError(
+                f"{self.budget_bytes} bytes cannot hold the mean of one run, {numbers} numbers; raise --memory-bytes"
+            )
         if self._nearest is None:
             self._nearest = NearestRows(self._distances, len(self.rows))
         first, second = self._nearest.pair

@@ -35,7 +35,9 @@ class ExemplarMemory:
         self._set_sizes([])
         self._store = self._allocate(channels, np.dtype(np.uint16))
         if self.places < least:
-            raise InputError(f"a memory of {budget_bytes} bytes cannot hold one lumisection of {channels} channels")
+            raise InputError(
+                f"a memory of {budget_bytes} bytes cannot hold one lumisection of {channels} channels; raise --memory-bytes"
+            )
 
     def _set_sizes(self, sizes: list[int]) -> None:
         """Set the number of stored lumisections of each class, in the order of the classes."""
@@ -77,7 +79,7 @@ class ExemplarMemory:
 
         def features() -> np.ndarray:
             if residuals is None:
-                raise InputError(f"the memory {self.policy} looks at residuals, and there are none here")
+                raise InputError(f"the memory policy {self.policy} needs residuals, and got none")
             return residuals(counts)
 
         offer = Offer(self._sizes, len(counts), len(store), self._seen, features)
@@ -103,7 +105,7 @@ class ExemplarMemory:
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """Return to a state that `state` gave. Raises StateError if it is damaged or does not fit."""
         if not {"counts", "sizes", "seen"} <= state.keys() or state["counts"].dtype not in (np.uint16, np.float32):
-            raise StateError("the state's memory is damaged: it lacks counts, sizes or seen, or they are not numbers of ours")
+            raise StateError("the state's memory is damaged: it lacks counts, sizes or seen, or its counts have another type")
         counts, sizes = state["counts"], [int(size) for size in state["sizes"]]
         store = self._allocate(self._store.shape[1], counts.dtype)
         if counts.shape != (sum(sizes), store.shape[1]) or len(counts) > len(store):

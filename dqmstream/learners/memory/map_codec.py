@@ -47,7 +47,7 @@ def unpacked(state: Mapping[str, np.ndarray]) -> list[Maps]:
     )
     ends = np.cumsum(state["sizes"])
     if len(ends) == 0 or ends[-1] != len(maps):
-        raise StateError("kept lumisections are not as many as they are said to be: the state is damaged")
+        raise StateError("the number of kept lumisections differs from the stated sizes: the state is damaged")
     return [maps.take(np.arange(end - size, end)) for end, size in zip(ends, state["sizes"], strict=True)]
 
 

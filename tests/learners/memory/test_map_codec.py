@@ -39,5 +39,5 @@ def test_damaged_arrays_are_refused() -> None:
     for name in state:
         with pytest.raises(StateError, match=name):
             unpacked({other: array for other, array in state.items() if other != name})
-    with pytest.raises(StateError, match="not as many"):
+    with pytest.raises(StateError, match="differs from the stated sizes"):
         unpacked(state | {"sizes": np.array([2])})

@@ -97,7 +97,7 @@ def test_herding_drops_from_the_end_of_its_order_and_needs_residuals() -> None:
     first = memory.of(0)[:15].copy()
     memory.add(_rows(41, 41), lambda counts: counts)
     np.testing.assert_array_equal(memory.of(0), first)
-    with pytest.raises(InputError, match="herding looks at residuals"):
+    with pytest.raises(InputError, match="herding needs residuals"):
         memory.add(_rows(82, 3))
 
 

@@ -1,4 +1,4 @@
-"""A first run of level pileup: the reference knows its fitted range, states larger errors outside it, and improves by later runs."""
+"""A first run of level pileup: the reference reports its fitted range, has larger errors outside it, and is improved later."""
 
 from __future__ import annotations
 
