@@ -179,48 +179,67 @@ def _over_ring(counts: np.ndarray, ring: np.ndarray) -> np.ndarray:
 
 def _differences(first: _WholeRun, second: _WholeRun, ring: np.ndarray) -> Estimate:
     """h of the second run against the prediction from the first run and the ring; error inf where there is none."""
-    x, y = first.x, second.x
-    groups = _rings(first, second, ring)
-    h, error, dof = np.zeros_like(x), np.full(x.shape, np.inf), np.ones_like(x)
-    if not groups:
+    h, error, dof = np.zeros_like(first.x), np.full(first.x.shape, np.inf), np.ones_like(first.x)
+    shifts = _ring_shifts(first, second, ring)
+    if not shifts:
         return Estimate(h, error, dof)
-    noise = np.hypot(first.error(x), second.error(y))
-    middle = np.array([np.median(x[group]) for group in groups])
-    shift = np.array([np.median((y - x)[group]) for group in groups])
-    scatters = np.array([np.sqrt(spread_of((y - x - s)[g], noise[g])) for g, s in zip(groups, shift, strict=True)])
-    unsure = np.array(
-        [1.2533 * np.sqrt(np.median(noise[g] ** 2) + t**2) / np.sqrt(len(g)) for g, t in zip(groups, scatters, strict=True)]
-    )
-    slope, apart = _law(middle, shift, unsure)
-    law_error = np.hypot(apart, slope / 2)
-    for number, group in enumerate(groups):
-        mine = np.flatnonzero(ring == ring[group[0]])
-        stands = x[mine] - middle[number]
-        expected = x[mine] + shift[number] + slope * stands
-        beyond = y[mine] - expected
-        close = np.isin(mine, group) & (np.abs(stands) < 3 * 1.4826 * np.median(np.abs(x[group] - middle[number])) + 1e-6)
-        total = np.sqrt(
-            ((1 + slope) * first.error(x)[mine]) ** 2 + _error_at(second, expected, mine) ** 2 + unsure[number] ** 2
-        )
-        total = np.hypot(total, law_error * stands)
-        scatter = spread_of(beyond[close], total[close]) if close.any() else 0.0
-        total = np.sqrt(total**2 + scatter)
-        would, does = fires(expected), fires(y[mine])
-        told = (
-            first.informative[mine]
-            & (second.events * would >= MIN_COUNTS_OF_LOG)
-            & (second.events * (1 - would) >= MIN_COUNTS_OF_LOG)
-        )
-        told &= total < MAX_ERROR
-        half = (does - would) / (does + would)
-        half = np.where(second.counts[mine] == 0, -1.0, half)
-        pull = np.where(np.abs(beyond) > 1e-12, beyond / total, 0.0)
-        # h is a difference of counts; its pull is taken in x, where the errors are known.
-        scale = np.where(pull != 0, half / np.where(pull != 0, pull, 1.0), total * _slope(would) / (2 * would))
-        h[mine] = half
-        error[mine] = np.where(told, np.maximum(np.abs(scale), np.finfo(float).tiny), np.inf)
-        dof[mine] = np.minimum(np.minimum(first.dof, second.dof)[mine], max(MEDIAN_DOF * len(group), 1.0))
+    slope, scatter = _law(*(np.array([getattr(one, name) for one in shifts]) for name in ("middle", "shift", "error")))
+    law_error = float(np.hypot(scatter, slope / 2))
+    for one in shifts:
+        mine = np.flatnonzero(ring == ring[one.group[0]])
+        h[mine], error[mine] = _from_ring(first, second, mine, one, slope, law_error)
+        dof[mine] = np.minimum(np.minimum(first.dof, second.dof)[mine], max(MEDIAN_DOF * len(one.group), 1.0))
     return Estimate(h, error, dof)
+
+
+@dataclass(frozen=True, eq=False)
+class _RingShift:
+    """A ring that can be compared.
+
+    group: its informative channels. middle: median of their x in the first run. shift, error: median of y - x, and its error.
+    """
+
+    group: np.ndarray
+    middle: float
+    shift: float
+    error: float
+
+
+def _ring_shifts(first: _WholeRun, second: _WholeRun, ring: np.ndarray) -> list[_RingShift]:
+    x, y = first.x, second.x
+    noise = np.hypot(first.error(x), second.error(y))
+    shifts = []
+    for group in _rings(first, second, ring):
+        shift = float(np.median((y - x)[group]))
+        scatter = np.sqrt(spread_of((y - x - shift)[group], noise[group]))
+        error = float(1.2533 * np.sqrt(np.median(noise[group] ** 2) + scatter**2) / np.sqrt(len(group)))
+        shifts.append(_RingShift(group, float(np.median(x[group])), shift, error))
+    return shifts
+
+
+def _from_ring(
+    first: _WholeRun, second: _WholeRun, mine: np.ndarray, ring: _RingShift, slope: float, law_error: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """h of all channels of a ring, with its error, inf where a channel cannot be tested. mine: their positions."""
+    x, y = first.x, second.x
+    offset = x[mine] - ring.middle
+    expected = x[mine] + ring.shift + slope * offset
+    excess = y[mine] - expected
+    near = np.abs(offset) < 3 * 1.4826 * np.median(np.abs(x[ring.group] - ring.middle)) + 1e-6
+    near &= np.isin(mine, ring.group)
+    counting = ((1 + slope) * first.error(x)[mine]) ** 2 + _error_at(second, expected, mine) ** 2
+    total = np.hypot(np.sqrt(counting + ring.error**2), law_error * offset)
+    scatter = spread_of(excess[near], total[near]) if near.any() else 0.0
+    total = np.sqrt(total**2 + scatter)
+    p_expected, p_measured = fires(expected), fires(y[mine])
+    testable = first.informative[mine] & (total < MAX_ERROR)
+    testable &= (second.events * p_expected >= MIN_COUNTS_OF_LOG) & (second.events * (1 - p_expected) >= MIN_COUNTS_OF_LOG)
+    half = (p_measured - p_expected) / (p_measured + p_expected)
+    half = np.where(second.counts[mine] == 0, -1.0, half)
+    pull = np.where(np.abs(excess) > 1e-12, excess / total, 0.0)
+    # h is a difference of counts; its pull is taken in x, where the errors are known.
+    scale = np.where(pull != 0, half / np.where(pull != 0, pull, 1.0), total * _slope(p_expected) / (2 * p_expected))
+    return half, np.where(testable, np.maximum(np.abs(scale), np.finfo(float).tiny), np.inf)
 
 
 def _rings(first: _WholeRun, second: _WholeRun, ring: np.ndarray) -> list[np.ndarray]:
