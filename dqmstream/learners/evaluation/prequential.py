@@ -18,7 +18,7 @@ from dqmstream.learners.evaluation.json_lines import Entries, read_lines
 
 
 @dataclass(frozen=True)
-class Judged:
+class WindowAccuracy:
     """A window whose labels have come.
 
     number: 0, 1, 2, ... in the order of arrival. right: correct predictions, of `total`. cumulative: accuracy over all windows
@@ -48,14 +48,14 @@ class Prequential:
     def __init__(self, delay_windows: int = 1, sliding_windows: int = 10) -> None:
         """delay_windows: windows that arrive before the labels of a window come; 0 is at once.
 
-        judged: number of windows whose labels have come. Raises InputError for a negative delay or no sliding window.
+        counted: number of windows whose labels have come. Raises InputError for a negative delay or no sliding window.
         """
         if delay_windows < 0 or sliding_windows < 1:
             raise InputError(
                 f"a label delay of {delay_windows} and a sliding part of {sliding_windows} windows: give at least 0 and 1"
             )
         self.delay_windows = delay_windows
-        self.judged = 0
+        self.counted = 0
         self._waiting: deque[np.ndarray] = deque()
         self._last: deque[tuple[int, int]] = deque(maxlen=sliding_windows)
         self._right = self._total = 0
@@ -68,41 +68,41 @@ class Prequential:
     def arrive(self, named: np.ndarray) -> bool:
         """Take the predictions of a window, (n,) with n > 0. True where labels are due: call `label` before the next window."""
         if self.waiting > self.delay_windows:
-            raise InputError(f"labels are due for window {self.judged}: give them before the next window")
+            raise InputError(f"labels are due for window {self.counted}: give them before the next window")
         if len(named) == 0:
-            raise InputError("a window without a lumisection cannot be judged: leave it out")
+            raise InputError("a window without a lumisection has no accuracy: leave it out")
         self._waiting.append(np.array(named))
         return self.waiting > self.delay_windows
 
-    def label(self, truth: np.ndarray) -> Judged:
+    def label(self, truth: np.ndarray) -> WindowAccuracy:
         """Count the oldest waiting window by its labels, (n,); at the end of a stream use `drain`.
 
         Raises InputError where no label is due or their number is not that of the window's lumisections.
         """
         if self.waiting <= self.delay_windows:
             raise InputError(f"no label is due: {self.waiting} windows wait, and labels come {self.delay_windows} later")
-        return self._judge(truth)
+        return self._count(truth)
 
-    def drain(self, truth: np.ndarray) -> Judged:
+    def drain(self, truth: np.ndarray) -> WindowAccuracy:
         """The same for the windows that still wait when no more windows come."""
         if not self._waiting:
             raise InputError("no window waits for a label")
-        return self._judge(truth)
+        return self._count(truth)
 
-    def _judge(self, truth: np.ndarray) -> Judged:
+    def _count(self, truth: np.ndarray) -> WindowAccuracy:
         named = self._waiting[0]
         if named.shape != np.shape(truth):
-            raise InputError(f"window {self.judged} has {len(named)} lumisections, but {np.size(truth)} labels came")
+            raise InputError(f"window {self.counted} has {len(named)} lumisections, but {np.size(truth)} labels came")
         self._waiting.popleft()
         return self.count(int(np.sum(named == truth)), len(named))
 
-    def count(self, right: int, total: int) -> Judged:
+    def count(self, right: int, total: int) -> WindowAccuracy:
         """Count a window with `right` correct predictions of total > 0, as when counting is resumed."""
         self._right, self._total = self._right + right, self._total + total
         self._last.append((right, total))
         sliding = sum(hits for hits, _ in self._last) / sum(count for _, count in self._last)
-        self.judged += 1
-        return Judged(self.judged - 1, right, total, self._right / self._total, sliding)
+        self.counted += 1
+        return WindowAccuracy(self.counted - 1, right, total, self._right / self._total, sliding)
 
 
 @dataclass(frozen=True)
@@ -110,9 +110,9 @@ class WindowLine(Entries):
     """A window whose labels have come, as a line of windows.jsonl; the entries stand in this order.
 
     window: its number in the stream. of_run: its number in the run. first, last: numbers of its first and last lumisection.
-    lumisections: that are not blank. right: how many of them were named right. cumulative, sliding: as in `Judged`. known:
-    whether the learner had begun to learn the run when the window arrived. classes: runs known by then. no_change: how many
-    would have been right had every one been given the run whose label came last. named: each run that was named and how often.
+    lumisections: those that are not blank. right: correct predictions for these. cumulative, sliding: as in `WindowAccuracy`.
+    known: whether the learner had begun to learn the run when the window arrived. classes: runs known by then. no_change:
+    how many predictions had been right if all were the run whose label came last. named: each predicted run, and how often.
     snapshot: of the archive.
     """
 
@@ -145,7 +145,7 @@ def read_windows(path: Path) -> list[WindowLine]:
 
 
 def prequential_results(path: Path) -> dict[str, Any] | None:
-    """The prequential accuracy over a windows.jsonl; None where no window was judged.
+    """The prequential accuracy over a windows.jsonl; None where no window was counted.
 
     accuracy: over all lumisections. accuracy_sliding: over those of the last windows. known: share of the lumisections whose
     run the learner had begun to learn when they arrived. accuracy_known: over these. no_change: accuracy of always naming the

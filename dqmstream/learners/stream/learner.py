@@ -292,7 +292,7 @@ class Learner:
             threads=self.settings.threads,
             pools=self._pools.used(),
             dqmstream=__version__,
-            windows=self.windows.judged,
+            windows=self.windows.counted,
         )
 
     def follow(

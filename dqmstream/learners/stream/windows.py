@@ -24,7 +24,7 @@ from scipy.special import log_softmax
 from dqmstream.errors import StateError
 from dqmstream.learners.blank import informative
 from dqmstream.learners.evaluation.json_lines import append_line, keep_lines
-from dqmstream.learners.evaluation.prequential import Judged, Prequential, WindowLine, read_windows
+from dqmstream.learners.evaluation.prequential import Prequential, WindowAccuracy, WindowLine, read_windows
 from dqmstream.learners.evaluation.repeated_runs import merge_repeated
 from dqmstream.learners.learnable import FEWEST_TRAIN_LUMISECTIONS, has_counts
 from dqmstream.learners.maps import RunData
@@ -58,7 +58,7 @@ class _Waiting:
 class Windows:
     """The work of a learner between two runs. The first run has no windows: there is nothing to tell it from.
 
-    judged: number of windows whose label has come; each is a `WindowLine` of windows.jsonl. accuracy: over these; None before
+    counted: number of windows whose label has come; each is a `WindowLine` of windows.jsonl. accuracy: over these; None before
     the first.
     """
 
@@ -91,8 +91,8 @@ class Windows:
         self.accuracy: float | None = None
 
     @property
-    def judged(self) -> int:
-        return self._prequential.judged
+    def counted(self) -> int:
+        return self._prequential.counted
 
     @property
     def _names(self) -> np.ndarray:
@@ -116,7 +116,7 @@ class Windows:
         clock.lap("name")
         if self._prequential.arrive(named):
             due = self._waiting[0].line
-            self._judge(due, self._prequential.label)
+            self._count(due, self._prequential.label)
             self._learn(due)
         clock.lap("learn")
         self._save(number, line)
@@ -124,30 +124,30 @@ class Windows:
     def end(self) -> None:
         """Finish the windows of a complete run: count those that wait, and restore the strategy as it was before the run."""
         while self._waiting:
-            self._judge(self._waiting[0].line, self._prequential.drain)
+            self._count(self._waiting[0].line, self._prequential.drain)
         self._newest = None
         self._take_back()
 
-    def _judge(self, line: Experience, label: Callable[[np.ndarray], Judged]) -> None:
+    def _count(self, line: Experience, label: Callable[[np.ndarray], WindowAccuracy]) -> None:
         was = self._waiting.popleft()
-        judged = label(np.full(len(was.named), line.run))
+        found = label(np.full(len(was.named), line.run))
         runs, counts = np.unique(was.named, return_counts=True)
-        self._newest, self.accuracy = line.run, judged.cumulative
+        self._newest, self.accuracy = line.run, found.cumulative
         append_line(
             self._folder.windows,
             WindowLine(
-                window=judged.number,
+                window=found.number,
                 run=line.run,
                 of_run=line.window or 0,
                 first=line.first,
                 last=line.last,
-                lumisections=judged.total,
-                right=judged.right,
-                cumulative=judged.cumulative,
-                sliding=judged.sliding,
+                lumisections=found.total,
+                right=found.right,
+                cumulative=found.cumulative,
+                sliding=found.sliding,
                 known=was.is_known,
                 classes=was.classes,
-                no_change=judged.total if was.newest == line.run else 0,
+                no_change=found.total if was.newest == line.run else 0,
                 named=[[int(run), int(count)] for run, count in zip(runs, counts, strict=True)],
                 snapshot=line.snapshot,
             ).to_json(),
@@ -183,25 +183,25 @@ class Windows:
             arrays |= prefixed("strategy", self._strategy.state())
         checkpoint.save(self._folder.window_checkpoints, self._meta(number, line.snapshot), arrays)
 
-    def resume(self, lines: list[Experience], position: int, judged: int) -> int:
+    def resume(self, lines: list[Experience], position: int, counted: int) -> int:
         """Resume from the newest checkpoint between runs; the strategy is as it was at the end of the last run.
 
-        lines: of the ledger. position: how many of them had been processed at the end of the last run. judged: windows counted
+        lines: of the ledger. position: how many of them had been processed at the end of the last run. counted: windows counted
         by then. Returns the position now. Raises StateError where the ledger or windows.jsonl is behind a checkpoint.
         """
         self._begin()
         found = checkpoint.load_newest(self._folder.window_checkpoints)
         if found is not None and found[0].experience >= position:
             meta, arrays = found
-            position, judged = meta.experience + 1, meta.windows
+            position, counted = meta.experience + 1, meta.windows
             self._restore(lines[:position], position, arrays)
         path = self._folder.windows
         known = read_windows(path)
-        if len(known) < judged:
-            raise StateError(f"{path} has {len(known)} windows, but a checkpoint has counted {judged}: it is damaged")
-        keep_lines(path, judged)
-        counted = [self._prequential.count(line.right, line.lumisections) for line in known[:judged]]
-        self.accuracy = counted[-1].cumulative if counted else None
+        if len(known) < counted:
+            raise StateError(f"{path} has {len(known)} windows, but a checkpoint has counted {counted}: it is damaged")
+        keep_lines(path, counted)
+        accuracies = [self._prequential.count(line.right, line.lumisections).cumulative for line in known[:counted]]
+        self.accuracy = accuracies[-1] if accuracies else None
         return position
 
     def _restore(self, lines: list[Experience], position: int, arrays: dict[str, np.ndarray]) -> None:

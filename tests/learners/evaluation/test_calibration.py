@@ -1,4 +1,4 @@
-"""Calibration by hand, on classifiers whose probabilities are right by construction, and on the ones that boast."""
+"""Calibration by hand, on classifiers that are calibrated by construction, and on overconfident ones."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def test_a_row_of_the_matrices() -> None:
 
 
 def test_auc_hides_what_accuracy_shows() -> None:
-    """A head biased to the newest run names every lumisection after it and still ranks perfectly."""
+    """A head biased to the newest run gives every lumisection to it and still ranks perfectly."""
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(3), 50)
     logits = rng.normal(0, 0.1, (150, 3)) + 3 * np.eye(3)[labels] + np.array([0, 0, 9])
@@ -59,7 +59,7 @@ def test_auc_hides_what_accuracy_shows() -> None:
 
 
 def test_auc_against_the_fixed_set_falls_by_forgetting_alone() -> None:
-    """Scores of a run that never change: against all runs it gets harder as runs arrive, against the fixed set it does not."""
+    """With scores that never change, AUC against all runs falls as runs arrive, and against the fixed set it does not."""
     rng = np.random.default_rng(1)
     labels = np.repeat(np.arange(6), 40)
     logits = rng.normal(0, 1, (240, 6)) + 1.5 * np.eye(6)[labels]
@@ -88,7 +88,7 @@ def test_auc_against_the_fixed_set_by_hand() -> None:
 
 
 class Counting:
-    """Scores nothing, and counts what it is asked."""
+    """Scores everything alike, and counts the lumisections and calls."""
 
     def __init__(self) -> None:
         self.classes = self.lumisections = self.calls = 0
@@ -100,7 +100,7 @@ class Counting:
 
 
 class Noticing:
-    """In the place of the new-run score; counts the runs it is asked about."""
+    """Stands in for the new-run score, and counts the runs."""
 
     runs = 0
 

@@ -1,4 +1,4 @@
-"""The history file: its lines are JSON that stays as it is, old ones are read, and half a line is none."""
+"""The history file: its format does not change, older files are read, and half a line at the end is ignored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is made of the matrix R: by hand, against Mammoth's definitions, and against Avalanche itself."""
+"""Metrics of the matrix R: by hand, against Mammoth's definitions, and against Avalanche itself."""
 
 from __future__ import annotations
 

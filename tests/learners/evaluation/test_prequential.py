@@ -1,4 +1,4 @@
-"""Prequential accuracy by hand: what was said on arrival counts, and only once its label has come."""
+"""Prequential accuracy by hand: predictions made on arrival are counted once their labels come."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from dqmstream.errors import InputError
-from dqmstream.learners.evaluation.prequential import Judged, Prequential
+from dqmstream.learners.evaluation.prequential import Prequential, WindowAccuracy
 
 
-def feed(prequential: Prequential, named: list[list[int]], truth: list[list[int]]) -> list[Judged]:
+def feed(prequential: Prequential, named: list[list[int]], truth: list[list[int]]) -> list[WindowAccuracy]:
     due = iter(truth)
     return [prequential.label(np.array(next(due))) for window in named if prequential.arrive(np.array(window))]
 
@@ -17,10 +17,10 @@ def feed(prequential: Prequential, named: list[list[int]], truth: list[list[int]
 def test_by_hand_with_labels_a_window_late() -> None:
     prequential = Prequential(delay_windows=1, sliding_windows=2)
     found = feed(prequential, [[0, 0], [0, 1], [1, 1], [1, 1, 1]], [[0, 0], [1, 1], [1, 0]])
-    assert (prequential.waiting, prequential.judged) == (1, 3)
-    assert [(judged.right, judged.total) for judged in found] == [(2, 2), (1, 2), (1, 2)]
-    assert [judged.cumulative for judged in found] == pytest.approx([1.0, 3 / 4, 4 / 6])
-    assert [judged.sliding for judged in found] == pytest.approx([1.0, 3 / 4, 2 / 4])
+    assert (prequential.waiting, prequential.counted) == (1, 3)
+    assert [(one.right, one.total) for one in found] == [(2, 2), (1, 2), (1, 2)]
+    assert [one.cumulative for one in found] == pytest.approx([1.0, 3 / 4, 4 / 6])
+    assert [one.sliding for one in found] == pytest.approx([1.0, 3 / 4, 2 / 4])
     last = prequential.drain(np.array([1, 1, 1]))
     assert (last.number, last.cumulative, last.sliding) == (3, pytest.approx(7 / 9), pytest.approx(4 / 5))
     assert prequential.waiting == 0
@@ -34,18 +34,18 @@ def test_windows_of_other_sizes_count_by_their_lumisections() -> None:
 
 
 def test_what_is_said_later_of_a_window_does_not_count() -> None:
-    """A learner that names whatever it was taught last is wrong on each new run until its label has come."""
+    """A learner that predicts the run whose label came last is wrong on each new run until its label comes."""
     truth = np.repeat([0, 1, 2], 4)
     accuracy = []
     for delay in (0, 1, 2):
         prequential, taught = Prequential(delay), -1
         for _ in truth:
             if prequential.arrive(np.array([taught])):
-                of = truth[prequential.judged]
+                of = truth[prequential.counted]
                 last = prequential.label(np.array([of]))
                 taught = of
         while prequential.waiting:
-            last = prequential.drain(truth[prequential.judged][None])
+            last = prequential.drain(truth[prequential.counted][None])
         accuracy.append(last.cumulative)
     assert accuracy == pytest.approx([9 / 12, 6 / 12, 3 / 12])
 

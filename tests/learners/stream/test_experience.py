@@ -1,4 +1,4 @@
-"""One experience: judged before and after, watched where it is asked for; and what a history of such lines comes to."""
+"""One experience: evaluated before and after, and watched during training; and the results of a history."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from dqmstream.learners.evaluation.history_line import HistoryLine
 from dqmstream.learners.evaluation.stability_gap import LUMISECTIONS, MOMENTS, Watcher
 from dqmstream.learners.maps import Maps, RunData
 from dqmstream.learners.monitoring.novelty import NewRunScores
+from dqmstream.learners.splits import Part
 from dqmstream.learners.strategy import LearnLog, Past, Strategy, Watch
 from dqmstream.learners.stream.experience import learn_and_evaluate
 from dqmstream.learners.stream.learner_state import LearnerState
@@ -29,7 +30,7 @@ STREAM = make_stream(5, drift=0.02, seed=4)
 
 
 class Gap:
-    """Knows each lumisection by its run's total, but while it learns it names everything after the new run, for a while.
+    """Tells runs by their mean count, except during the first half of a training: then it gives everything to the new run.
 
     steps: calls of `watch` in a training, the first half of them within the gap.
     """
@@ -75,7 +76,7 @@ class Gap:
 
 
 class NumbersOfRuns:
-    """In the place of the new-run score: the most that any run has counted is what is known."""
+    """Stands in for the new-run score: a lumisection with a larger mean count than any known run is new."""
 
     def __init__(self) -> None:
         self._known = 0.0
@@ -95,7 +96,7 @@ class NumbersOfRuns:
 
 
 def flat_stream(runs: int) -> list[RunData]:
-    """Runs whose lumisections all have one total, another in each run."""
+    """Runs whose lumisections all have one count, a different one in each run."""
     stream = []
     for i, run in enumerate(make_stream(runs, drift=0.0, n=400)):
         maps = run.maps
@@ -118,7 +119,7 @@ def learn(
 
 @pytest.fixture(scope="module")
 def lines() -> list[HistoryLine]:
-    """Naive Bayes with gain maps beside."""
+    """The history of naive Bayes, with gain maps as a baseline."""
     made = {made.name: made(Geometry(1), 0) for made in (NaiveBayes, GainMap)}
     return learn(made["naive_bayes"], STREAM, gain_map=made["gain_map"])
 
@@ -174,6 +175,14 @@ def without_new_fields(line: dict[str, Any]) -> dict[str, Any]:
 
 def _without(values: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in names}
+
+
+def test_known_lumisections_are_not_scored_again_before_a_run_is_learnt() -> None:
+    strategy, stream = Gap(), flat_stream(4)
+    learn(strategy, stream)
+    of_evaluation = sum(len(run.part(part)) for run in stream[:3] for part in (Part.TEST, Part.VALIDATION))
+    new = len(stream[3].part(Part.TEST))
+    assert sum(lumisections for classes, lumisections in strategy.asked if classes == 3) == of_evaluation + new
 
 
 def test_a_stability_gap_is_seen_by_watching_and_by_nothing_else() -> None:

@@ -1,4 +1,4 @@
-"""Signs of life: work of the learning thread is one, waiting for a lock is none, and how it ended is told."""
+"""Signs of life: work of the learning thread gives one, waiting for a lock gives none, and the end is recorded."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_long_training_step_is_a_sign_of_life_without_a_word_of_it(tmp_path: P
 def test_a_learning_thread_that_waits_shows_no_sign_of_life_whatever_other_threads_do(
     tmp_path: Path, looks: list[float]
 ) -> None:
-    """It waits for a lock; this thread works meanwhile. When it gets on, it is seen again."""
+    """The learning thread waits for a lock while this thread works; once it continues, there are signs of life again."""
     made, gate = threading.Event(), threading.Event()
 
     def learn() -> None:
@@ -127,7 +127,7 @@ def test_silence_does_not_depend_on_the_time_of_day_and_is_not_told_of_another_m
 
 
 def test_the_error_is_told_although_the_disk_takes_nothing_more(tmp_path: Path) -> None:
-    """The file has its place on the disk from the start, and is written in that place."""
+    """The space of the file is allocated from the start, and it is written in place."""
     pulse = Heartbeat(tmp_path)
     place = (tmp_path / "heartbeat").stat()
     assert place.st_blocks * 512 >= heartbeat.SIZE

@@ -1,4 +1,4 @@
-"""The incremental learner: ledger, checkpoint, resume, and what it refuses."""
+"""The learner of an archive: ledger, checkpoint, resume, and what it refuses."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def learn_all(archive: Archive, folder: Path, settings: LearnerSettings = SETTIN
 
 
 def stored_bits(folder: Path) -> tuple[list[dict[str, object]], dict[str, np.ndarray], np.ndarray]:
-    """History without its clock, arrays of the newest checkpoint, scores of the newest evaluation."""
+    """History without its seconds, arrays of the newest checkpoint, scores of the newest evaluation."""
     lines = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
     for line in lines:
         del line["seconds"]
@@ -95,7 +95,7 @@ def test_every_experience_is_tagged_and_frozen(archive: Archive, unbroken: Path)
 def test_a_learner_that_dies_resumes_to_the_same_bits(
     archive: Archive, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dies_after: str
 ) -> None:
-    """It dies while it learns the third run: before the checkpoint, when history is a line ahead, or right after it."""
+    """It dies at the third run: before the checkpoint, when the history is a line ahead, or right after the checkpoint."""
 
     class Death(BaseException):
         pass
@@ -128,7 +128,7 @@ def test_replaying_a_ledger_gives_the_same_bits(archive: Archive, unbroken: Path
 def test_no_line_is_frozen_before_its_snapshot_is_tagged(
     archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A kill between the two leaves a tag without a line; the run is then frozen as it is later."""
+    """A kill in between leaves a tag without a ledger line; after the restart the run is frozen as it is then."""
 
     class Death(BaseException):
         pass
@@ -153,13 +153,13 @@ def test_no_line_is_frozen_before_its_snapshot_is_tagged(
 
 
 def copied(archive: Archive, folder: Path) -> Archive:
-    """A copy of it without tags."""
+    """A copy of the archive without tags."""
     shutil.copytree(archive.path, folder / "A", ignore=shutil.ignore_patterns("tag.*"))
     return Archive.open(folder / "A")
 
 
 def file_late(archive: Archive) -> Archive:
-    """Two more revisions and ten late lumisections of the first run, in a commit of their own; the archive with them."""
+    """File two revisions and ten late lumisections of the first run in a commit of their own; returns the archive."""
     run = archive.runs()[0].run
     ArchiveWriter(archive).append("late", 0, rows(archive, run, range(199, 211), 0, source="moderate"), 0, 12)
     return archive.refresh()
@@ -168,7 +168,7 @@ def file_late(archive: Archive) -> Archive:
 def test_a_state_whose_snapshots_have_expired_goes_on_to_the_same_bits(
     archive: Archive, unbroken: Path, tmp_path: Path
 ) -> None:
-    """Its tags were never made, as an older version might have left it, and then the learner was down for long."""
+    """The state has no tags, as one of an older version may, and the learner was stopped until the snapshots expired."""
     copy = copied(archive, tmp_path)
     down = Learner(copy, tmp_path / "down", SETTINGS).open()
     down.freeze([describe(copy, summary.run, number) for number, summary in enumerate(copy.runs())])
@@ -194,7 +194,7 @@ def can_be_read(archive: Archive, run: int) -> bool:
 
 
 def test_runs_that_the_archive_has_lost_are_left_out_and_no_other(archive: Archive, tmp_path: Path) -> None:
-    """One is not what was frozen, and the file that holds the end of the last one is damaged."""
+    """One run differs from its ledger line, and a file of the last run is damaged."""
     copy = copied(archive, tmp_path)
     learner = Learner(copy, tmp_path / "live", SETTINGS).open()
     learner.freeze([describe(copy, summary.run, number) for number, summary in enumerate(copy.runs())])
@@ -221,7 +221,7 @@ def test_runs_that_the_archive_has_lost_are_left_out_and_no_other(archive: Archi
 
 @pytest.mark.parametrize(("frozen", "window"), [(False, 0), (True, 100)])
 def test_an_empty_run_first_is_left_out_with_its_reason(archive: Archive, tmp_path: Path, frozen: bool, window: int) -> None:
-    """Also where a ledger has frozen it already, as that of an older version may have."""
+    """Also where the ledger holds it already, as that of an older version may."""
     settings = replace(SETTINGS, window=window)
     empty = Archive.create(tmp_path / "A")
     paths = [write_run(tmp_path, 1, np.zeros((200, 64, 72)), sidecars=False)]
@@ -246,7 +246,7 @@ def test_an_empty_run_first_is_left_out_with_its_reason(archive: Archive, tmp_pa
 
 
 def test_a_learner_goes_on_without_reading_a_past_run(archive: Archive, unbroken: Path, tmp_path: Path) -> None:
-    """No map can be read any more; a checkpoint of an older version, which lacks what is judged, would need them."""
+    """No map can be read any more. A checkpoint of an older version, which lacks the test lumisections, would need them."""
     copy = copied(archive, tmp_path)
     shutil.copytree(unbroken, tmp_path / "live")
     for chunk in (copy.path / "chunks").iterdir():
@@ -348,7 +348,7 @@ def test_late_lumisections_change_no_past_experience(archive: Archive, tmp_path:
 
 
 def test_a_run_whose_lumisections_came_late_is_told_and_learnt_again(archive: Archive, unbroken: Path, tmp_path: Path) -> None:
-    """Both of its experiences name it, so that it is no harder to know than before; its ledger replays to the same bits."""
+    """Both of its experiences stand for it, so accuracy on it does not fall; its ledger replays to the same bits."""
     shutil.copytree(unbroken, tmp_path / "live")
     copy = copied(archive, tmp_path)
     run = copy.runs()[0].run
@@ -411,7 +411,7 @@ def test_an_open_run_waits_until_it_is_stopped_or_idle(tmp_path: Path) -> None:
 
 
 def test_a_pause_of_the_service_is_no_silence_of_the_detector(tmp_path: Path) -> None:
-    """The run's last row is older than idle_s, but the learner has only just come back, and ingest with it."""
+    """The run's last row is older than idle_s, but the learner and ingest have only just started again."""
     archive = Archive.create(tmp_path / "A")
     ArchiveWriter(archive).append("f", 0, rows(archive, 5, range(1, 201), 0), 0, 200)
     last = archive.refresh().runs()[0].last_committed_ns

@@ -1,4 +1,4 @@
-"""A reference of named runs is a file with a version, and what looks through it belongs to it."""
+"""A reference of chosen runs is a file with a version, to which the state of every learner that uses it belongs."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_channels_that_are_dead_in_one_of_the_runs_are_left_out_and_named(tmp_pa
 
 
 def test_two_runs_know_the_channels_better_than_one() -> None:
-    """The gains of a third run of the same detector are nothing but errors, of which the reference's are a part."""
+    """The gains of a third run of the same detector scatter by their errors, which include those of the reference."""
     stream = make_stream(3, drift=0.0, seed=4, n=400)
     errors = []
     for runs in (stream[:1], stream[:2]):

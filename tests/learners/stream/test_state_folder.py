@@ -1,4 +1,4 @@
-"""The state folder: one process holds it, and whoever asks whether one does changes nothing."""
+"""The state folder: one process holds it, and asking whether one does changes nothing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def ask_on(folder: Path, asked: Event, end: Event) -> None:
 
 
 def test_a_start_never_fails_because_somebody_asks_whether_a_learner_runs(tmp_path: Path) -> None:
-    """Of 16 741 starts 1288 failed when the question took the lock that it asked about."""
+    """When asking took the lock, 1288 of 16 741 starts failed."""
     StateFolder(tmp_path / "live", IDENTITY).close()
     context = multiprocessing.get_context("fork")
     asked, end = context.Event(), context.Event()
@@ -48,7 +48,7 @@ def test_a_folder_is_held_from_its_start_to_its_close(tmp_path: Path) -> None:
 
 
 def test_a_start_with_other_flags_is_refused_without_taking_the_folder(tmp_path: Path) -> None:
-    """It would make a right start fail that comes meanwhile."""
+    """Otherwise a correct start at the same moment would fail."""
     held = StateFolder(tmp_path / "live", IDENTITY)
     with pytest.raises(StateError, match="belongs to a learner with strategy gain_map") as refused:
         StateFolder(tmp_path / "live", Identity("slda", 0, 1000, 100, "archive"))

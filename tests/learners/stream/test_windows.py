@@ -1,4 +1,4 @@
-"""Windows: judged before they teach, gone without a trace when the run is complete, and the same bits after any death."""
+"""Windows: predicted before they are learnt, without effect once the run is complete, and the same bits after any kill."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_labels_come_when_they_are_said_to_and_at_the_end_of_the_run_at_last(
 def test_a_learner_that_dies_at_any_checkpoint_resumes_to_the_same_bits(
     archive: Archive, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
-    """Of 13: of a run, five windows and their run, five more and theirs. Files beside are a line ahead of what is lost."""
+    """There are 13 checkpoints: a run, then two runs with five windows each. History and windows.jsonl are a line ahead."""
     saved = 0
     real_save = checkpoint.save
 
@@ -127,7 +127,7 @@ def test_a_learner_that_dies_at_any_checkpoint_resumes_to_the_same_bits(
 
 
 def test_a_run_is_learnt_from_as_it_is_filed_and_its_ledger_replays_to_the_same_bits(tmp_path: Path) -> None:
-    """A run of 200; then one in pieces, with four lumisections revised; then one that is too short, ended by the last."""
+    """A run of 200; a run that is filed in parts, with four revised lumisections; and one that is too short."""
     archive = Archive.create(tmp_path / "A")
     learner = Learner(archive, tmp_path / "live", SETTINGS).open()
     writer, at = ArchiveWriter(archive), 0
