@@ -39,6 +39,8 @@ def read_runs(paths: Sequence[Path], rules: ImportRules, progress: Progress) -> 
         lambda done, total: progress("read", done, total),
     )
     runs = [run for reader, files in found.maps.items() for run in reader.read(files, request)]
+    if not runs:
+        raise InputError(f"{found.files[0]} holds no run")
     if found.notes:
         runs[0] = replace(runs[0], notes=(*runs[0].notes, *found.notes))  # notes on the files as a whole are given once
     only_run = len({data.run for data in runs}) == 1

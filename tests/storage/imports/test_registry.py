@@ -114,6 +114,22 @@ def test_a_reader_that_was_registered_later_is_asked_first(tmp_path: Path) -> No
 
 
 @pytest.mark.usefixtures("_no_reader_stays")
+def test_a_file_in_which_its_reader_finds_no_run_is_refused(tmp_path: Path) -> None:
+    @reader("empty")
+    class Empty(Reader):
+        def takes(self, path: Path) -> bool:
+            return path.suffix == ".none"
+
+        def read(self, paths: Sequence[Path], request: ReadRequest) -> list[RunFile]:
+            return []
+
+    (tmp_path / "a.none").write_text("")
+    with pytest.raises(InputError, match=r"a.none holds no run"):
+        take(tmp_path / "A", tmp_path / "a.none")
+    assert not (tmp_path / "A").exists()
+
+
+@pytest.mark.usefixtures("_no_reader_stays")
 def test_two_readers_of_one_name_are_an_error() -> None:
     class Twin(Reader):
         def takes(self, path: Path) -> bool:
