@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -48,15 +48,9 @@ class SpecOptions:
         from dqmstream.experiments.faults.spec import FaultSpec
 
         spec = FaultSpec(seeds=(100,), runs=12, lumisections=200, every=0) if self.quick else FaultSpec()
-        given: dict[str, Any] = {
-            "detectors": tuple(self.detectors) if self.detectors else None,
-            "seeds": tuple(self.seeds) if self.seeds else None,
-            "runs": self.runs,
-            "lumisections": self.lumisections,
-            "alarms": self.alarms,
-            "every": self.every,
-        }
-        return replace(spec, **{name: value for name, value in given.items() if value is not None}).checked()
+        given = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "quick"}
+        given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+        return replace(spec, **{name: value for name, value in given.items() if value not in (None, ())}).checked()
 
 
 @dataclass(frozen=True)
