@@ -22,6 +22,9 @@ sys.argv = ["dqmstream", "--version"]
 import dqmstream.cli.main as cli
 cli._leave = lambda code: None
 main()
+with warnings.catch_warnings():
+    warnings.simplefilter("error", UserWarning)
+    import dqmstream.learners.gradient.trainer
 import dqmstream.experiments.report.plots, dqmstream.learners.gradient.strategy
 from avalanche.benchmarks.datasets.dataset_utils import default_dataset_location
 print(default_dataset_location("x"))

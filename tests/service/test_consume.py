@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -57,9 +58,22 @@ def run_service(
     return consume(archive, feed or feed_of(source), letters, settings, topic="runs", until_idle_s=until_idle_s, **flags)
 
 
-def feed_of(source: Archive) -> InProcessFeed:
+class PatientFeed(InProcessFeed):
+    """Waits where nothing comes, as a broker's feed does: a service that asks on and on takes the learner's processor."""
+
+    gate_is_shut: Callable[[], bool] = staticmethod(lambda: False)
+    """While it holds, nothing comes."""
+
+    def poll(self, timeout_s: float) -> Polled:
+        polled = Polled() if self.gate_is_shut() else super().poll(timeout_s)
+        if polled == Polled():
+            time.sleep(min(timeout_s, 0.05))
+        return polled
+
+
+def feed_of(source: Archive) -> PatientFeed:
     order = [summary.run for summary in source.runs()]
-    return InProcessFeed("runs@in-process", functools.partial(messages, source, order))
+    return PatientFeed("runs@in-process", functools.partial(messages, source, order))
 
 
 def test_every_run_is_filed_and_learnt(source: Archive, tmp_path: Path) -> None:
@@ -95,10 +109,6 @@ def test_a_learner_that_is_killed_is_started_again_and_skips_nothing(source: Arc
     killed: list[int] = []
     stop = Stop()
 
-    class Gated(InProcessFeed):
-        def poll(self, timeout_s: float) -> Polled:
-            return Polled() if self._position >= 404 and not killed else super().poll(timeout_s)
-
     def kill_once(counts: IngestCounts, learner: dict[str, Any]) -> None:
         learnt = learner.get("experiences_learnt", 0)
         if learnt == 2 and not killed:
@@ -107,7 +117,8 @@ def test_a_learner_that_is_killed_is_started_again_and_skips_nothing(source: Arc
         if learnt == 3:
             stop.set()
 
-    feed = Gated("runs@in-process", feed_of(source).messages, max_records=101)
+    feed = PatientFeed("runs@in-process", feed_of(source).messages, max_records=101)
+    feed.gate_is_shut = lambda: feed._position >= 404 and not killed
     done = run_service(source, settings, feed=feed, until_idle_s=None, stop=stop, progress=kill_once)
     status = json.loads((settings.state_path / "live" / "status.json").read_text())
     assert killed and status["pid"] != killed[0]

@@ -20,11 +20,9 @@ from dqmstream.service.stopping import Stop
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.locks import try_exclusive
 from dqmstream.streaming.counts import IngestCounts
-from dqmstream.streaming.in_process import InProcessFeed
-from dqmstream.streaming.message import Polled
 from tests.commandline import Command, dqmstream, result
 from tests.runs import simulated_archive
-from tests.service.test_consume import feed_of, run_service, settings_for
+from tests.service.test_consume import PatientFeed, feed_of, run_service, settings_for
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +43,6 @@ def test_a_learner_that_hangs_slows_nothing_is_killed_and_started_again_and_skip
     told: list[dict[str, Any]] = []
     stop = Stop()
 
-    class Gated(InProcessFeed):
-        def poll(self, timeout_s: float) -> Polled:
-            return Polled() if self._position >= 202 and not hung else super().poll(timeout_s)
-
     def hang(counts: IngestCounts, learner: dict[str, Any]) -> None:
         if learner.get("experiences_learnt") == 1 and not hung:
             os.kill(learner["pid"], signal.SIGSTOP)
@@ -63,7 +57,8 @@ def test_a_learner_that_hangs_slows_nothing_is_killed_and_started_again_and_skip
         if learner.get("experiences_learnt") == 3:
             stop.set()
 
-    feed = Gated("runs@in-process", feed_of(source).messages, max_records=101)
+    feed = PatientFeed("runs@in-process", feed_of(source).messages, max_records=101)
+    feed.gate_is_shut = lambda: feed._position >= 202 and not hung
     done = run_service(source, settings, feed=feed, until_idle_s=None, stop=stop, progress=hang)
     assert [(one["running"], one["experiences_behind"]) for one in told] == [(True, 2)]
     status = json.loads((settings.state_path / "live" / "status.json").read_text())

@@ -228,6 +228,13 @@ def test_a_fetch_that_fails_tells_the_first_error_and_leaves_no_stamp(tmp_path: 
             tool.fetch(tmp_path)
 
 
+def test_the_classes_of_a_broker_are_laid_out_once_for_the_starts_to_come() -> None:
+    lib = tool.fetch().resolve()
+    made = tool.class_archive(lib).stat()
+    assert made.st_size > 10_000_000
+    assert tool.class_archive(lib).stat().st_mtime_ns == made.st_mtime_ns
+
+
 def test_check_names_all_that_is_missing_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -41,6 +43,16 @@ SMALL = TableSpec(
 CELL = BenchmarkCell("small", 3, 0, "gain_map", 3, 200, 1_000_000, 6000)
 
 
+@functools.cache
+def _computed_once(cell: BenchmarkCell) -> Record:
+    return cell.compute()
+
+
+def record_of(cell: BenchmarkCell) -> Record:
+    """Of a cell that several tests look at: its figures are the same each time."""
+    return copy.deepcopy(_computed_once(cell))
+
+
 def cells_of(spec: TableSpec) -> list[BenchmarkCell]:
     return Benchmark((spec,)).checked().cells()
 
@@ -69,7 +81,7 @@ def test_a_cell_has_the_figures_of_a_replay_from_the_archive(tmp_path: Path) -> 
 
 def test_a_benchmark_makes_its_tables(tmp_path: Path) -> None:
     chosen = Benchmark((SMALL,)).checked()
-    records = {cell: cell.compute() for cell in chosen.cells()}
+    records = {cell: record_of(cell) for cell in chosen.cells()}
     result = summarise(chosen, records)
     write(chosen, records, result, tmp_path)
     (table,) = result["tables"]
@@ -105,7 +117,7 @@ def test_every_baseline_stands_in_a_benchmark_that_names_no_strategies_with_both
 def test_the_range_of_guessing_uses_the_independent_lumisections_of_each_strategy() -> None:
     """Ring means assign neighbours to the same run, gain maps do not. Streams add up, orders of the same runs do not."""
     spec = replace(SMALL, streams=("null",), seeds=(100, 101), orders=2, strategies=("ring_means", "gain_map"))
-    cells = [cell.compute() for cell in cells_of(spec)]
+    cells = [record_of(cell) for cell in cells_of(spec)]
     rings, maps = tabled(spec, cells)["streams"][0]["rows"]
     tested = 2 * 3 * 30
     worth = {name: [c["worth"] for c in cells if c["cell"]["strategy"] == name] for name in ("ring_means", "gain_map")}
@@ -136,7 +148,7 @@ def test_a_failed_cell_is_recorded_left_out_of_the_table_and_tried_again(tmp_pat
     spec = replace(SMALL, streams=("small",), seeds=(100, 101), strategies=("gain_map", "ring_means"))
     chosen = Benchmark((spec,)).checked()
     first, *others = chosen.cells()
-    records = {first: failure(first, "ValueError: why", "somewhere"), **{cell: cell.compute() for cell in others}}
+    records = {first: failure(first, "ValueError: why", "somewhere"), **{cell: record_of(cell) for cell in others}}
     for cell, record in records.items():
         store.save(cell, record)
     assert store.find(chosen.cells()).keys() == set(others)
@@ -151,13 +163,13 @@ def test_a_failed_cell_is_recorded_left_out_of_the_table_and_tried_again(tmp_pat
     errors = pq.read_table(tmp_path / "results.parquet")["error"].to_pylist()
     assert sorted(error for error in errors if error) == ["ValueError: why"]
 
-    store.save(first, first.compute())
+    store.save(first, record_of(first))
     assert store.find(chosen.cells()).keys() == set(chosen.cells())
     assert not list((tmp_path / "failed").iterdir())
 
 
 def test_finished_cells_of_other_code_are_reused_on_request_only(tmp_path: Path) -> None:
-    record = CELL.compute()
+    record = record_of(CELL)
     other = {**record, "code": "other", "commit": "0123456789ab"}
     CellStore(tmp_path / "other").save(CELL, other)
     assert not CellStore(tmp_path / "other").find([CELL])
@@ -182,7 +194,7 @@ def test_tables_are_made_from_results_parquet_alone(tmp_path: Path) -> None:
     """results.parquet says as much of finished cells as their own files; a failed cell is not in it."""
     chosen = Benchmark((replace(SMALL, seeds=(100, 101), strategies=("ideal", "gain_map", "ring_means")),)).checked()
     failed, *others = chosen.cells()
-    records = {failed: failure(failed, "ValueError: why"), **{cell: cell.compute() for cell in others}}
+    records = {failed: failure(failed, "ValueError: why"), **{cell: record_of(cell) for cell in others}}
     result = summarise(chosen, records)
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
@@ -220,7 +232,7 @@ def test_the_time_left_is_that_of_finished_cells_of_the_same_kind() -> None:
 
 
 def test_a_worker_of_other_code_is_a_failure_and_not_a_figure() -> None:
-    record = CELL.compute()
+    record = record_of(CELL)
     assert checked(CELL, record) is record
     assert "install the same" in checked(CELL, {**record, "code": "other"})["error"]
 
