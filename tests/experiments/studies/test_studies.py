@@ -35,7 +35,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]
 
 def options(of: StudyRecipe, **more: Any) -> StudySettings:
     changes = QUICK | ({"batch": 8} if of.task == "quark_gluon" else {})
-    return StudySettings(size="tiny", epochs=3, folds=2 if of.folds else 0, device="cpu", changes=changes, **more)
+    return StudySettings(size="tiny", epochs=2, folds=2 if of.folds else 0, device="cpu", changes=changes, **more)
 
 
 def distinct() -> list[str]:
