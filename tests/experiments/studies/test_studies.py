@@ -35,7 +35,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]
 
 def options(of: StudyRecipe, **more: Any) -> StudySettings:
     changes = QUICK | ({"batch": 8} if of.task == "quark_gluon" else {})
-    return StudySettings(size="tiny", epochs=2, folds=2 if of.folds else 0, device="cpu", changes=changes, **more)
+    epochs = 3 if "swin" in of.name else 2  # few rows teach these less
+    return StudySettings(size="tiny", epochs=epochs, folds=2 if of.folds else 0, device="cpu", changes=changes, **more)
 
 
 def distinct() -> list[str]:
