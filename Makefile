@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?= demo-out
 WORKERS ?= 2
+# One more than the cores of a small machine: tests of Kafka wait for much of their time.
+TEST_WORKERS ?= 3
 SOAK := tests/promises/test_kills.py tests/promises/test_hostile_messages.py tests/promises/test_exactly_once.py \
   tests/promises/test_broker_faults.py tests/promises/test_groups.py tests/storage/maintenance/test_expiry.py \
   tests/learners/test_bounded.py tests/learners/response/test_later_runs.py tests/learners/test_threads.py \
@@ -34,7 +36,7 @@ demo-kafka: check-java setup
 	$(BIN)/python -m tools.broker run -- $(BIN)/dqmstream demo --kafka --out $(OUT)/kafka
 
 test: check-java setup lint
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal
 
 soak: check-java setup
 	DQMSTREAM_SOAK=1 $(BIN)/python -m pytest -s -p no:logging $(SOAK)

@@ -126,7 +126,7 @@ def test_an_unknown_strategy_is_refused_before_anything_is_written(tmp_path: Pat
 def test_training_is_watched_where_a_flag_asks_for_it_and_that_is_part_of_what_a_learner_is(tmp_path: Path) -> None:
     archive = simulated_archive(tmp_path, "small", seed=1, runs=3, lumisections=200)
     flags = ("replay", "--archive", archive.path, "--strategy", "ring_means")
-    assert result(*flags, "--watch-samples", 400)["min_accuracy_within_training"] is not None
+    assert commandline.result(*flags, "--watch-samples", 400)["min_accuracy_within_training"] is not None
     with pytest.raises(InputError, match="at least, not 5"):
         learner_settings(load_settings(watch_samples=5))
     child = settings_of_child(archive, tmp_path / "state", load_settings(watch_samples=800), 1.0)
@@ -185,7 +185,7 @@ def test_a_recipe_of_no_use_is_refused_before_anything_is_written(words: list[st
 def test_a_learner_of_another_recipe_is_another_learner_and_consume_hands_it_on(tmp_path: Path) -> None:
     archive = simulated_archive(tmp_path, "small", seed=1, runs=2, lumisections=200)
     tiny = ["--set", "dim=16", "--set", "heads=2", "--set", "steps=2", "--set", "depth=1", "--set", "patch=[32, 36]"]
-    replayed = result("replay", "--strategy", "replay", "--archive", archive.path, *tiny)
+    replayed = commandline.result("replay", "--strategy", "replay", "--archive", archive.path, *tiny)
     assert len(replayed["accuracy_matrix"]) == 2  # type: ignore[arg-type]
     recipe = recipe_flags(None, tiny[1::2])
     assert recipe is not None
