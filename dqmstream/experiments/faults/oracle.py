@@ -7,7 +7,7 @@ import numpy as np
 from dqmstream.experiments.simulator import LIVE, SimulatedRun
 from dqmstream.experiments.simulator.detector import probability
 from dqmstream.experiments.simulator.faults import ANOMALY_LONGEST, ANOMALY_MULTIPLIERS
-from dqmstream.learners.monitoring.fault_filter import FaultFilter, Groups, Likelihoods, Rates, Suspicion
+from dqmstream.learners.monitoring.fault_filter import FailureGroups, FaultFilter, Likelihoods, Rates, Suspicion
 
 LOST = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 BOX = (0.0, 0.8, 0.84, 0.88, 0.92, 0.95)
@@ -25,7 +25,7 @@ class Oracle:
     name = "oracle"
 
     def __init__(self) -> None:
-        self._groups = Groups.of(LIVE[None])
+        self._groups = FailureGroups.of(LIVE[None])
         ends = (FLICKERS, LASTING, *(LASTING for _ in LOST), *(1 / ANOMALY_LONGEST for _ in ANOMALY_MULTIPLIERS))
         self._rates = (
             Rates((BEGINS,) * 2 + (BEGINS / 3,) * len(LOST) + (10 * BEGINS,) * len(ANOMALY_MULTIPLIERS), ends),

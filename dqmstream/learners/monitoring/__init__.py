@@ -1,6 +1,6 @@
 """Scores for the shift: is this run new, and has something failed?
 
-    novelty        the new-run score; evidence, drift, stretches: its parts
-    fault_score    the fault score; fault_filter: how evidence adds up over lumisections
-    autoencoder    a comparison for the fault score
+novelty        the new-run score; evidence, drift, stretches: its parts
+fault_score    the fault score; fault_filter: how evidence adds up over lumisections
+autoencoder    a comparison for the fault score
 """

@@ -1,8 +1,8 @@
 """The probability of a fault, from all lumisections of a run so far: a hidden Markov chain for each thing that can fail.
 
-Channels, readout modules and readout boxes can fail (`Groups`). Each is good, or in one of a few states s of failure; the state
-begins in a lumisection with probability b_s and ends with probability e_s. L_s is the likelihood of the lumisection's counts in
-state s over that of a good thing. The odds o_s of state s against good are updated by
+Channels, readout modules and readout boxes can fail (`FailureGroups`). Each is good, or in one of a few states s of failure;
+the state begins in a lumisection with probability b_s and ends with probability e_s. L_s is the likelihood of the
+lumisection's counts in state s over that of a good thing. The odds o_s of state s against good are updated by
 
     o_s <- L_s ((1 - e_s) o_s + b_s) / (1 - Σ b + Σ e_s o_s)
 
@@ -39,14 +39,14 @@ class Rates:
 
 
 @dataclass(frozen=True, eq=False)
-class Groups:
+class FailureGroups:
     """Live channels that fail together: members of each module, bool (modules, live), and of each box, (boxes, live)."""
 
     modules: np.ndarray
     boxes: np.ndarray
 
     @classmethod
-    def of(cls, live: np.ndarray) -> Groups:
+    def of(cls, live: np.ndarray) -> FailureGroups:
         """live: bool, (depth, 64, 72). A module reads alternate cells of two neighbouring iphi on one side (sign of ieta)."""
         _, row, column = np.nonzero(live)
         side, pair, parity = np.sign(IETA[row]), column // 2, (row + column) % 2
@@ -80,7 +80,7 @@ class Suspicion:
 class FaultFilter:
     """The chains of one run; its lumisections are given in order, in any number of calls."""
 
-    def __init__(self, groups: Groups, alone: Rates, module: Rates, box: Rates) -> None:
+    def __init__(self, groups: FailureGroups, alone: Rates, module: Rates, box: Rates) -> None:
         channels = groups.boxes.shape[1]
         self._members = [groups.modules.astype(np.float64), groups.boxes.astype(np.float64)]
         self._chains = [

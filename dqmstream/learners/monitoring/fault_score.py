@@ -22,7 +22,7 @@ from scipy.special import xlogy
 
 from dqmstream.errors import InputError, StateError
 from dqmstream.learners.maps import Maps
-from dqmstream.learners.monitoring.fault_filter import FaultFilter, Groups, Likelihoods, Rates, Suspicion
+from dqmstream.learners.monitoring.fault_filter import FailureGroups, FaultFilter, Likelihoods, Rates, Suspicion
 from dqmstream.learners.response.law import SHAPE, rate_of
 from dqmstream.learners.response.reference import Reference
 from dqmstream.learners.response.rings import MEDIAN_OF_SQUARE, medians
@@ -89,7 +89,7 @@ class FaultScore:
 
     def __init__(self, reference: Reference) -> None:
         self.reference = reference
-        self._groups = Groups.of(reference.live)
+        self._groups = FailureGroups.of(reference.live)
         self.gain = np.zeros(reference.channels)
         self.variance = np.zeros(reference.channels)
         self.drift = DRIFT**2

@@ -7,13 +7,13 @@ from math import nan
 import numpy as np
 
 from dqmstream.lumisection import Lumisection
-from dqmstream.streaming.wire.da00_buffer import Reader, Variable
+from dqmstream.streaming.wire.da00_buffer import BufferReader, Variable
 from dqmstream.streaming.wire.fields import canonical, checked_source
 from dqmstream.streaming.wire.undecodable import Undecodable
 
 MAP_AXES = (["ieta", "iphi"], ["depth", "ieta", "iphi"])
 
-READER = Reader()
+READER = BufferReader()
 """One for all messages: it remembers the layouts that it has read."""
 
 

@@ -149,7 +149,7 @@ class Table:
         return np.ndarray((self._count, count), dtype, self._buffer, start, (self._size, dtype.itemsize))
 
 
-class Reader:
+class BufferReader:
     """Reads buffers, and remembers their layouts."""
 
     MOST_LAYOUTS = 16

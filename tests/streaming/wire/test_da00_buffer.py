@@ -45,7 +45,7 @@ def example() -> bytes:
 def test_what_the_library_writes_is_read_as_the_library_reads_it(source: str, time_ns: int, data: list[Variable]) -> None:
     buffer = serialise_da00(source, time_ns, data)
     theirs = deserialise_da00(buffer)
-    name, timestamp, found = da00_buffer.Reader().read(buffer)
+    name, timestamp, found = da00_buffer.BufferReader().read(buffer)
     assert (name, timestamp) == (theirs.source_name, theirs.timestamp_ns)
     expected = {variable.name: variable for variable in theirs.data}
     assert found.keys() == expected.keys()
@@ -61,7 +61,7 @@ def test_what_the_library_writes_is_read_as_the_library_reads_it(source: str, ti
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2**40), st.floats(width=32, allow_nan=False)), min_size=2))
 def test_what_was_read_before_changes_nothing(sent: list[tuple[int, int, float]]) -> None:
     """A reader that remembers layouts reads like a new one, also if buffers of other layouts are as long."""
-    used = da00_buffer.Reader()
+    used = da00_buffer.BufferReader()
     for kind, number, real in sent:
         first, second = ("run", "n_events") if kind % 2 else ("n_events", "run")
         data = [
@@ -70,7 +70,7 @@ def test_what_was_read_before_changes_nothing(sent: list[tuple[int, int, float]]
             Variable("occupancy", np.full((2, 3), real, np.float32), axes=["ieta", "iphi"], unit="count"),
         ]
         buffer = serialise_da00("source", number, data)
-        ours, fresh = used.read(buffer), da00_buffer.Reader().read(buffer)
+        ours, fresh = used.read(buffer), da00_buffer.BufferReader().read(buffer)
         assert ours[:2] == fresh[:2]
         assert ours[2].keys() == fresh[2].keys()
         for name, variable in fresh[2].items():
@@ -87,7 +87,7 @@ def test_what_was_read_before_changes_nothing(sent: list[tuple[int, int, float]]
 def test_a_damaged_buffer_teaches_nothing_wrong(data: st.DataObject) -> None:
     """After damaged buffers a reader reads the next whole buffer like a new one."""
     whole = example()
-    used = da00_buffer.Reader()
+    used = da00_buffer.BufferReader()
     damaged = bytearray(whole)
     for _ in range(data.draw(st.integers(1, 3))):
         damaged[data.draw(st.integers(0, 300) | st.integers(len(whole) - 700, len(whole) - 1))] = data.draw(st.integers(0, 255))
@@ -95,7 +95,7 @@ def test_a_damaged_buffer_teaches_nothing_wrong(data: st.DataObject) -> None:
         used.read(bytes(damaged))
     for buffer in (bytes(damaged), whole):
         try:
-            expected = da00_buffer.Reader().read(buffer)
+            expected = da00_buffer.BufferReader().read(buffer)
         except ValueError as error:
             with pytest.raises(type(error)):
                 used.read(buffer)
@@ -112,13 +112,13 @@ def test_values_that_lie_over_the_tables_are_no_pattern_for_other_buffers() -> N
     place = next(place for place in layout.places if place.name == "note")
     length_at = place.start - 4
     buffer[length_at : length_at + 4] = (len(buffer) - place.start).to_bytes(4, "little")
-    reader = da00_buffer.Reader()
+    reader = da00_buffer.BufferReader()
     assert reader.read(bytes(buffer))[2]["note"].data.size == len(buffer) - place.start
     assert reader.layout_of(bytes(buffer)) is None
 
 
 def test_a_text_comes_as_its_bytes() -> None:
-    assert da00_buffer.Reader().read(example())[2]["note"].data.tobytes() == b"a text"
+    assert da00_buffer.BufferReader().read(example())[2]["note"].data.tobytes() == b"a text"
 
 
 @settings(max_examples=500, deadline=None)
@@ -134,7 +134,7 @@ def test_a_damaged_buffer_is_refused_or_read_within_itself(data: st.DataObject) 
     for buffer in (bytes(damaged), bytes(damaged[:cut])):
         tracemalloc.start()
         try:
-            _, _, found = da00_buffer.Reader().read(buffer)
+            _, _, found = da00_buffer.BufferReader().read(buffer)
             assert all(variable.data.nbytes <= len(buffer) for variable in found.values())
         except ValueError:
             pass
@@ -147,4 +147,4 @@ def test_a_damaged_buffer_is_refused_or_read_within_itself(data: st.DataObject) 
 @pytest.mark.parametrize("size", [0, 3, 4, 8, 11])
 def test_a_buffer_that_ends_early_is_told(size: int) -> None:
     with pytest.raises(da00_buffer.Damaged):
-        da00_buffer.Reader().read(example()[:size])
+        da00_buffer.BufferReader().read(example()[:size])
