@@ -19,10 +19,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
-    """The garbage collector leaves alone what the test modules import, which stays to the end.
-
-    To look through it again and again took five CPU seconds of each worker's start, and a fifth of many tests.
-    """
+    """Exempt what the test modules import, which stays to the end, from garbage collection."""
     gc.disable()
     try:
         return (yield)
@@ -32,7 +29,7 @@ def pytest_collection() -> Generator[None, object, object]:
 
 
 def pytest_unconfigure() -> None:
-    """At the end all is collected, or libraries complain of leaks."""
+    """Collect everything at the end: libraries report what is left as leaks."""
     gc.unfreeze()
 
 

@@ -22,7 +22,7 @@ from tests.learners.stream.test_learner import assert_same_bits
 from tests.runs import simulated_archive
 
 BRIEF = {"steps": 50}
-"""Half the training, after which `replay` names .96 of the lumisections of runs that differ, as it does after all of them."""
+"""Half the training: `replay` tells runs apart after it as well as after all of it."""
 
 
 def test_a_learner_that_is_killed_resumes_to_the_same_bits_and_a_replay_gives_them_again(tmp_path: Path) -> None:
