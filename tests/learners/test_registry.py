@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,10 +35,12 @@ from dqmstream.learners.registry import (
     strategy_names,
 )
 from dqmstream.lumisection import Geometry, he_depth1_mask
-from dqmstream.plugins import NETWORKS, STRATEGIES
+from dqmstream.plugins import NETWORKS, STRATEGIES, Registry
 from tests.learners.streams import make_stream, reader
 from tests.packages import installed
 from tests.runs import simulated_archive
+
+OURS: Registry[Callable[[], bool]] = Registry("thing", "dqmstream.tests", {"rested": "rested", "broken": "broken_module"})
 
 BRIEF = Recipe(steps=4, batch=16)
 
@@ -195,3 +198,19 @@ def test_names_and_recipes_of_this_package_are_known_without_pytorch() -> None:
         "assert not {'torch', 'avalanche', 'timm'} & sys.modules.keys()\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=240)
+
+
+def test_the_garbage_collector_rests_during_an_import_and_is_left_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "rested.py").write_text(
+        "import gc\nfrom tests.learners.test_registry import OURS\nenabled = gc.isenabled()\n\n\n"
+        "def made():\n    return enabled\n\n\nOURS.register('rested', made)\n"
+    )
+    (tmp_path / "broken_module.py").write_text("raise RuntimeError('broken')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert gc.isenabled()
+    assert OURS["rested"]() is False and gc.isenabled()
+    with pytest.raises(RuntimeError, match="broken"):
+        _ = OURS["broken"]
+    assert gc.isenabled()
