@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import signal
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -113,13 +114,15 @@ def sweep(client: Client, cells: Sequence[C]) -> Computed[C]:
     StateError if the scheduler is lost.
     """
     waiting, running = list(reversed(cells)), dict[Future, C]()
+    # A key that the scheduler knows, from another call or another user of it, would bring that task's result.
+    call = uuid.uuid4().hex[:12]
     try:
         while waiting or running:
             with uninterrupted():
                 workers = len(client.nthreads())
                 while waiting and len(running) < max(workers, 1):
                     cell = waiting.pop()
-                    running[client.submit(_compute, cell, key=f"cell-{cell.name}", pure=False)] = cell
+                    running[client.submit(_compute, cell, key=f"cell-{cell.name}-{call}", pure=False)] = cell
                 finished = [(running.pop(future), future) for future in _finished(client, running)]
                 for cell, future in finished:
                     yield cell, _record(cell, future), workers

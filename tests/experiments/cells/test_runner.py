@@ -177,6 +177,17 @@ def test_workers_of_a_scheduler_elsewhere_write_nothing(client: Client, tmp_path
     assert len(list((tmp_path / "cells").iterdir())) == len(list((tmp_path / "failed").iterdir())) == 1
 
 
+def test_a_task_that_the_scheduler_holds_already_does_not_stand_for_a_cell_of_the_same_name(client: Client) -> None:
+    cell = SquareCell(4)
+    with client.as_current():
+        held = client.submit(lambda: {"square": "of another call"}, key=f"cell-{cell.name}", pure=False)
+        held.result()
+    ((_, first, _),) = list(sweep(client, [cell]))
+    ((_, again, _),) = list(sweep(client, [SquareCell(4, "later")]))
+    assert (first["square"], first["code"], again["code"]) == (16, "now", "later")
+    assert held.result() == {"square": "of another call"}
+
+
 def test_a_spec_run_twice_gives_the_same_numbers_and_a_benchmark_that_stopped_goes_on(client: Client, tmp_path: Path) -> None:
     """The second is cut off by a cell that is gone; only that one is computed again."""
     spec = TableSpec(
