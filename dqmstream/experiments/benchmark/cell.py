@@ -22,6 +22,7 @@ from dqmstream.experiments.provenance import code_digest, made_by
 from dqmstream.experiments.simulator import LIVE, SimulatedRun, stream
 from dqmstream.experiments.simulator.learner_input import as_run_data
 from dqmstream.experiments.statistics import effective_count
+from dqmstream.learners.evaluation.by_last import figures_by_last
 from dqmstream.learners.evaluation.evaluator import Evaluator
 from dqmstream.learners.evaluation.history_line import HistoryLine
 from dqmstream.learners.evaluation.matrix_row import Scores, evaluate_row
@@ -136,14 +137,23 @@ def bound_lines(cell: BenchmarkCell, simulated: Sequence[SimulatedRun], split: S
     evaluator = Evaluator(cell.evaluation_samples)
     for run in simulated:
         evaluator.add(as_run_data(run, split))
-    all_runs = evaluator.score(_Bound(cell.strategy, [RunTruth.of(run) for run in simulated]))
+    bound = _Bound(cell.strategy, [RunTruth.of(run) for run in simulated])
+    all_runs = evaluator.score(bound)
+    blocks = evaluator.score_blocks(bound, all_runs)
     lines: list[HistoryLine] = []
     for number, run in enumerate(simulated):
-        seen = all_runs.labels <= number
-        log_probability = log_softmax(all_runs.log_probability[seen, : number + 1], axis=1)
-        row = evaluate_row(Scores(log_probability, all_runs.labels[seen], all_runs.lumisection[seen])) if number else None
-        lines.append(HistoryLine(number, run.run, cell.strategy, **(asdict(row) if row else {})))
+        row: dict[str, Any] = asdict(evaluate_row(_first(all_runs, number + 1))) if number else {}
+        if number and blocks is not None:
+            row["by_last"] = figures_by_last(_first(blocks, number + 1), np.arange(number + 1))
+        lines.append(HistoryLine(number, run.run, cell.strategy, **row))
     return lines, all_runs
+
+
+def _first(scores: Scores, runs: int) -> Scores:
+    """The scores of the lumisections of the first runs among these runs."""
+    seen = scores.labels < runs
+    log_probability = log_softmax(scores.log_probability[seen, :runs], axis=1)
+    return Scores(log_probability, scores.labels[seen], scores.lumisection[seen])
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from dqmstream.learners.evaluation.history_line import BeforeLearning
 from dqmstream.learners.evaluation.matrix_row import Scores
 from dqmstream.learners.evaluation.repeated_runs import merge_repeated, newest_of_run
 from dqmstream.learners.evaluation.roc import auc
+from dqmstream.learners.evaluation.whole_blocks import WholeBlocks
 from dqmstream.learners.maps import Maps, RunData, joined
 from dqmstream.learners.memory.map_codec import packed, unpacked
 from dqmstream.learners.saved_state import prefixed, within
@@ -67,6 +68,9 @@ class Evaluator:
 
     With more runs than `budget` each keeps one test lumisection and the cost grows again. With more runs than validation
     lumisections these are kept of every second run, every fourth, and so on.
+
+    Lumisections that are drawn so have no neighbours. Where they are, whole blocks of a few runs are scored beside them for the
+    figures by the last n lumisections (`learners.evaluation.whole_blocks`), an eighth as many again.
     """
 
     def __init__(self, budget: int = 6000) -> None:
@@ -75,18 +79,26 @@ class Evaluator:
         """The run of each experience so far."""
         self._tests: list[Maps] = []
         self._validations: list[Maps] = []
+        self._blocks = WholeBlocks(budget)
+        self._thinned = False  # whether any run has lost a lumisection to the budget
 
     def add(self, run: RunData) -> None:
         """Add the test and validation parts of the next experience; they replace those of an earlier experience of its run."""
         for i in self.earlier(run.run):
             self._tests[i], self._validations[i] = (_draw(maps[i], 0, 0) for maps in (self._tests, self._validations))
+            self._blocks.remove(i)
         self.runs.append(run.run)
-        self._tests = self._within(self.budget, [*self._tests, run.part(Part.TEST)])
+        test, validation = run.part(Part.TEST), run.part(Part.VALIDATION)
+        self._blocks.add(len(self.runs) - 1, run.run, test, validation)
+        whole = [*self._tests, test], [*self._validations, validation]
+        self._tests = self._within(self.budget, whole[0])
         budget = max(1, self.budget // VALIDATION_SHARE)
         # A power of two, so that what is kept later is a subset of what was kept before.
         every = 1 << (-(-len(self.runs) // budget) - 1).bit_length()
-        kept = self._within(budget, [*self._validations, run.part(Part.VALIDATION)])
+        kept = self._within(budget, whole[1])
         self._validations = [maps if number % every == 0 else _draw(maps, 0, 0) for number, maps in enumerate(kept)]
+        after = self._tests, self._validations
+        self._thinned |= any(sum(map(len, few)) < sum(map(len, all_)) for few, all_ in zip(after, whole, strict=True))
 
     def earlier(self, run: int) -> list[int]:
         """Experiences of this run so far; none for a new run."""
@@ -99,7 +111,9 @@ class Evaluator:
     def state(self) -> dict[str, np.ndarray]:
         """Runs and kept lumisections, as named arrays."""
         kept = prefixed("test", packed(self._tests)) | prefixed("validation", packed(self._validations))
-        return kept | {"runs": np.array(self.runs, dtype=np.int64)}
+        # Where every test lumisection is kept, the blocks are found in them again.
+        blocks = prefixed("blocks", self._blocks.state() if self._thinned else {})
+        return kept | blocks | {"runs": np.array(self.runs, dtype=np.int64), "thinned": np.array([self._thinned])}
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """Take back what `state` gave. Raises StateError if it is damaged."""
@@ -108,6 +122,21 @@ class Evaluator:
             raise StateError("the state lacks lumisections that are kept for judging; it is damaged")
         self.runs = state["runs"].tolist()
         self._tests, self._validations = tests, validations
+        self._restore_blocks(state)
+
+    def _restore_blocks(self, state: Mapping[str, np.ndarray]) -> None:
+        """Take back the blocks. An older state has none; they are found where its runs surely have all their lumisections."""
+        self._blocks = WholeBlocks(self.budget)
+        share = max(1, self.budget // max(1, len(self.runs)))
+        known = "thinned" in state
+        self._thinned = bool(state["thinned"][0]) if known else any(len(maps) >= share for maps in self._tests)
+        if self._thinned and known:
+            self._blocks.restore(within(state, "blocks"))
+        elif not self._thinned:
+            newest = set(self.newest().tolist())
+            for number, (run, *parts) in enumerate(zip(self.runs, self._tests, self._validations, strict=True)):
+                if number in newest:
+                    self._blocks.add(number, run, *parts)
 
     def score(self, strategy: Scorer) -> Scores:
         """Scores of the kept test lumisections."""
@@ -116,6 +145,17 @@ class Evaluator:
     def score_validation(self, strategy: Scorer) -> Scores:
         """Scores of the kept validation lumisections."""
         return self._score(strategy, self._validations)
+
+    def score_blocks(self, strategy: Scorer, test: Scores) -> Scores | None:
+        """Scores of test lumisections with all their neighbours; None where no run has them.
+
+        test: what `score` gave, which is returned where every lumisection is kept.
+        """
+        return test if not self._thinned else self._score_some(strategy, self._blocks.tests)
+
+    def score_validation_blocks(self, strategy: Scorer, validation: Scores) -> Scores | None:
+        """The same for the validation lumisections of these runs. validation: what `score_validation` gave."""
+        return validation if not self._thinned else self._score_some(strategy, self._blocks.validations)
 
     def before(
         self, strategy: Scorer, new_run_score: NewRunScore, run: RunData, largest: np.ndarray | None = None
@@ -144,10 +184,14 @@ class Evaluator:
         share = max(1, budget // len(self.runs))
         return [_draw(maps, share, number) for maps, number in zip(parts, self.runs, strict=True)]
 
-    def _score(self, strategy: Scorer, parts: list[Maps]) -> Scores:
+    def _score_some(self, strategy: Scorer, blocks: list[Maps]) -> Scores | None:
+        return self._score(strategy, blocks, np.array(self._blocks.numbers)) if any(map(len, blocks)) else None
+
+    def _score(self, strategy: Scorer, parts: list[Maps], numbers: np.ndarray | None = None) -> Scores:
+        """Scores of the parts of the given experiences; of all of them by default."""
         scores = Scores(
             np.concatenate([log_softmax(strategy.scores(maps), axis=1) for maps in _in_batches(parts)]),
-            np.repeat(np.arange(len(parts)), [len(maps) for maps in parts]),
+            np.repeat(np.arange(len(parts)) if numbers is None else numbers, [len(maps) for maps in parts]),
             np.concatenate([maps.lumisection for maps in parts]),
         )
         return replace(scores, log_probability=merge_repeated(scores.log_probability, self.runs))

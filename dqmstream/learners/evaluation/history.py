@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from dqmstream.errors import InputError, StateError
-from dqmstream.learners.evaluation.history_line import BaselineEntry, HistoryLine
+from dqmstream.learners.evaluation.history_line import EVERY_LENGTH, BaselineEntry, ByLast, HistoryLine
 from dqmstream.learners.evaluation.json_lines import append_line, keep_lines, read_lines
 from dqmstream.learners.evaluation.metrics import (
     Matrix,
@@ -80,12 +80,14 @@ def results(lines: list[HistoryLine]) -> dict[str, Any]:
     """The results of a stream, ready for JSON: matrices, figures, baselines and cost.
 
     Figures of the learner are those of `figures`; baseline_figures has the same for each baseline. What an older history lacks
-    is None.
+    is None. by_last: figures by the last n lumisections (`figures_by_last`) by n as text, of the learner with both matrices.
     """
     accuracy, area = _matrix(lines, "accuracy"), _matrix(lines, "auc")
     baselines = {name: baseline_lines(lines, name) for name in (lines[-1].baselines if lines else {})}
     beside = {name: figures(of_it) for name, of_it in baselines.items()}
     own = figures(lines)
+    for n, found in own["by_last"].items():
+        found["accuracy_matrix"], found["auc_matrix"] = (matrix_by_last(lines, int(n), name) for name in ("accuracy", "auc"))
     last = lines[-1] if lines else None
     return {
         "runs": [line.run for line in lines],
@@ -106,10 +108,10 @@ def results(lines: list[HistoryLine]) -> dict[str, Any]:
 
 
 def figures(lines: list[HistoryLine]) -> dict[str, Any]:
-    """The figures of a learner or a baseline, one number (or None) each, and `calibration` at the last evaluation.
+    """The figures of a learner or a baseline, one number (or None) each, `calibration` at the last evaluation, and `by_last`.
 
     Most are defined in `learners.evaluation.metrics`. new_run_auc: mean of the AUC of the new-run score over the runs that were
-    new. flops: None where a line lacks them.
+    new. flops: None where a line lacks them. by_last: `figures_by_last` by n as text.
     """
     accuracy = _matrix(lines, "accuracy")
     watched = [line.watched.lowest for line in lines if line.watched is not None]
@@ -132,7 +134,40 @@ def figures(lines: list[HistoryLine]) -> dict[str, Any]:
         "new_run_auc": float(np.mean(noticed)) if noticed else None,
         "calibration": asdict(calibration) if calibration is not None else None,
         "flops": float(sum(flops)) if len(flops) == len(lines) else None,
+        "by_last": {str(n): figures_by_last(lines, n) for n in EVERY_LENGTH},
     }
+
+
+def figures_by_last(lines: list[HistoryLine], n: int) -> dict[str, Any]:
+    """Figures by the last n lumisections, by the names of `figures`; None where they were not measured.
+
+    summed: how many lumisections were summed in the mean. correlation: of neighbours (`learners.evaluation.by_last`). With
+    n = 1 the figures are those of `figures`.
+    """
+    accuracy = matrix_by_last(lines, n, "accuracy")
+    last = _of_last(lines[-1], n) if lines else None
+    single = lines[-1].calibration if lines and n == 1 else None
+    calibration = last.calibration if last is not None else single
+    return {
+        "average_accuracy": average(accuracy),
+        "average_auc": average(matrix_by_last(lines, n, "auc")),
+        "forgetting": forgetting(accuracy),
+        "summed": last.summed if last is not None else 1.0 if n == 1 and average(accuracy) is not None else None,
+        "correlation": last.correlation if last is not None else None,
+        "calibration": asdict(calibration) if calibration is not None else None,
+    }
+
+
+def matrix_by_last(lines: list[HistoryLine], n: int, name: Literal["accuracy", "auc"]) -> Matrix:
+    """The matrix of accuracy or AUC by the last n lumisections; with n = 1 that of single lumisections."""
+    if n == 1:
+        return _matrix(lines, name)
+    found = [_of_last(line, n) for line in lines]
+    return matrix([None if one is None else one.row(name, t + 1) for t, one in enumerate(found)])
+
+
+def _of_last(line: HistoryLine, n: int) -> ByLast | None:
+    return next((one for one in line.by_last if one.lumisections == n), None)
 
 
 def baseline_lines(lines: list[HistoryLine], name: str) -> list[HistoryLine]:
@@ -151,6 +186,7 @@ def _baseline_line(line: HistoryLine, name: str) -> HistoryLine:
         auc=entry.auc,
         auc_fixed=entry.auc_fixed,
         calibration=entry.calibration,
+        by_last=entry.by_last,
         before=None,
         watched=None,
         memory_bytes=line.memory_bytes if entry.memory_bytes is None else entry.memory_bytes,

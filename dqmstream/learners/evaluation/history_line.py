@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from dqmstream.learners.evaluation.json_lines import Entries
+
+LENGTHS = (4, 8, 30)
+"""Each n of the figures by the last n lumisections. n = 1 are the figures of single lumisections."""
+
+EVERY_LENGTH = (1, *LENGTHS)
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,35 @@ class Watched:
 
 
 @dataclass(frozen=True)
+class ByLast(Entries):
+    """Figures where the last n lumisections name the run (`learners.evaluation.by_last`).
+
+    lumisections: n. summed: how many were summed in the mean; fewer than n at the beginning of a run or block. experiences:
+    those that the figures are of; None for all. accuracy, auc: of each of these. correlation: of neighbours, from validation.
+    calibration: of the sums as they are, and with temperature and correlation; the temperature is that of single lumisections.
+    """
+
+    lumisections: int
+    summed: float
+    experiences: list[int] | None
+    accuracy: list[float]
+    auc: list[float | None]
+    correlation: float | None
+    calibration: Calibration
+
+    @classmethod
+    def from_json(cls, entries: Mapping[str, Any]) -> Self:
+        """Read what `dataclasses.asdict` gave."""
+        return super().from_json({**entries, "calibration": Calibration.from_json(entries["calibration"])})
+
+    def row(self, name: Literal["accuracy", "auc"], count: int) -> list[float | None]:
+        """The accuracy or AUC of each of `count` experiences; None for those without a figure."""
+        places = range(count) if self.experiences is None else self.experiences
+        known = dict(zip(places, getattr(self, name), strict=True))
+        return [known.get(i) for i in range(count)]
+
+
+@dataclass(frozen=True)
 class BaselineEntry(Entries):
     """The figures of a baseline that runs beside the learner; those of `HistoryLine` by the same names."""
 
@@ -63,11 +97,12 @@ class BaselineEntry(Entries):
     calibration: Calibration | None = None
     memory_bytes: int | None = None
     state_bytes: int | None = None
+    by_last: list[ByLast] = field(default_factory=list)
 
     @classmethod
     def from_json(cls, entries: Mapping[str, Any]) -> Self:
-        """Read what `dataclasses.asdict` gave; what an older version did not write is None."""
-        return super().from_json({**entries, "calibration": _calibration(entries)})
+        """Read what `dataclasses.asdict` gave; what an older version did not write is None, or empty."""
+        return super().from_json({**entries, "calibration": _calibration(entries), "by_last": _by_last(entries)})
 
 
 @dataclass(frozen=True)
@@ -76,9 +111,10 @@ class HistoryLine(Entries):
 
     accuracy, auc, auc_fixed: row t of each matrix (`evaluator.evaluate_row`), t + 1 values; None at the first run.
     lumisections: of the run, by part. blank: how many of them are blank. reference: what the reference has been taught, and
-    `beyond`: how many lumisections lay beyond that. calibration: over all runs so far. baselines: by name, None at the first
-    run. before: None where fewer than two runs were known, or the run was learnt before. watched: None where the training was
-    not watched. loss: one value a training step. samples: lumisections that training looked at, counted each time.
+    `beyond`: how many lumisections lay beyond that. calibration: over all runs so far. by_last: figures by the last n
+    lumisections, for several n; empty at the first run. baselines: by name, None at the first run. before: None where fewer
+    than two runs were known, or the run was learnt before. watched: None where the training was not watched. loss: one value a
+    training step. samples: lumisections that training looked at, counted each time.
     flops, baseline_flops: floating-point operations of learning. memory_bytes: kept of past data. state_bytes: what else grows
     with the runs. seconds: by kind of work. snapshot: of the archive; None where the runs came from no archive.
 
@@ -95,6 +131,7 @@ class HistoryLine(Entries):
     auc: list[float] | None = None
     auc_fixed: list[float] | None = None
     calibration: Calibration | None = None
+    by_last: list[ByLast] = field(default_factory=list)
     baselines: dict[str, BaselineEntry | None] = field(default_factory=dict)
     before: BeforeLearning | None = None
     watched: Watched | None = None
@@ -112,8 +149,11 @@ class HistoryLine(Entries):
     def to_json(self) -> dict[str, Any]:
         """The line as a JSON object."""
         entries = asdict(self)
+        for one in (entries, *(baseline for baseline in entries["baselines"].values() if baseline)):
+            if not one["by_last"]:
+                del one["by_last"]
         if self.samples is None:
-            return {name: entries[name] for name in _OF_BOUND}
+            return {name: entries[name] for name in _OF_BOUND if name in entries}
         if self.watched is not None:
             entries["watched"]["lowest"] = [list(pair) for pair in self.watched.lowest.items()]
         return {name: value for name, value in entries.items() if value is not None or name not in _OF_ARCHIVE}
@@ -131,6 +171,7 @@ class HistoryLine(Entries):
                 "strategy": "",
                 **entries,
                 "calibration": _calibration(entries),
+                "by_last": _by_last(entries),
                 "baselines": baselines,
                 "before": before and BeforeLearning.from_json(before),
                 "watched": watched and Watched(**{**watched, "lowest": dict(watched["lowest"])}),
@@ -138,10 +179,14 @@ class HistoryLine(Entries):
         )
 
 
-_OF_BOUND = ("experience", "run", "strategy", "accuracy", "auc", "auc_fixed")
+_OF_BOUND = ("experience", "run", "strategy", "accuracy", "auc", "auc_fixed", "by_last")
 _OF_ARCHIVE = ("snapshot", "seed")
 
 
 def _calibration(entries: Mapping[str, Any]) -> Calibration | None:
     found = entries.get("calibration")
     return None if found is None else Calibration.from_json(found)
+
+
+def _by_last(entries: Mapping[str, Any]) -> list[ByLast]:
+    return [ByLast.from_json(one) for one in entries.get("by_last", ())]

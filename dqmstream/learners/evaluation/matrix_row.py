@@ -68,3 +68,18 @@ def evaluate_row(scores: Scores, newest: np.ndarray | None = None) -> MatrixRow:
         return row
     place = np.cumsum(counts > 0) - 1
     return MatrixRow(*([figures[place[i]] for i in newest] for figures in (row.accuracy, row.auc, row.auc_fixed)))
+
+
+def by_experience(log_probability: np.ndarray, labels: np.ndarray) -> dict[int, tuple[float, float | None]]:
+    """Accuracy and AUC, as in `evaluate_row`, of each experience that has lumisections.
+
+    log_probability: (n, T). labels: ascending, (n,). AUC is None where only one experience has lumisections.
+    """
+    named, columns = log_probability.argmax(axis=1), np.ascontiguousarray(log_probability.T)
+    there, begin, count = np.unique(labels, return_index=True, return_counts=True)
+    found: dict[int, tuple[float, float | None]] = {}
+    for i, first, lumisections in zip(there.tolist(), begin.tolist(), count.tolist(), strict=True):
+        mine = slice(first, first + lumisections)
+        area = auc_of_slice(columns[i], mine) if len(there) > 1 else None
+        found[i] = float(np.mean(named[mine] == i)), area
+    return found

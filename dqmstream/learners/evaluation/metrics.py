@@ -17,7 +17,7 @@ Matrix = list[list[float | None]]
 """T rows of T entries; None where R is not defined (row 0, and i > t)."""
 
 
-def matrix(rows: Sequence[Sequence[float] | None]) -> Matrix:
+def matrix(rows: Sequence[Sequence[float | None] | None]) -> Matrix:
     """A T x T matrix from its rows. Row t has t + 1 entries, or is None."""
     size = len(rows)
     full: Matrix = []

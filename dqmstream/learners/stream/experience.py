@@ -11,9 +11,10 @@ import time
 import numpy as np
 
 from dqmstream.learners.blank import blank
+from dqmstream.learners.evaluation.by_last import figures_by_last
 from dqmstream.learners.evaluation.calibration import calibrate
 from dqmstream.learners.evaluation.evaluator import Evaluator
-from dqmstream.learners.evaluation.history_line import BaselineEntry, HistoryLine, Watched
+from dqmstream.learners.evaluation.history_line import BaselineEntry, ByLast, HistoryLine, Watched
 from dqmstream.learners.evaluation.matrix_row import Scores, evaluate_row
 from dqmstream.learners.evaluation.stability_gap import Watcher
 from dqmstream.learners.maps import RunData
@@ -65,6 +66,7 @@ def learn_and_evaluate(state: LearnerState, number: int, run: RunData, past: Pas
         auc=figures.auc,
         auc_fixed=figures.auc_fixed,
         calibration=figures.calibration,
+        by_last=figures.by_last,
         baselines=beside,
         before=before,
         watched=watched,
@@ -104,15 +106,26 @@ def _learn(
 def _evaluate(strategy: Strategy, evaluator: Evaluator) -> tuple[BaselineEntry, Scores]:
     scores, validation = evaluator.score(strategy), evaluator.score_validation(strategy)
     row = evaluate_row(scores, evaluator.newest())
+    calibration = calibrate(scores.log_probability, scores.labels, validation.log_probability, validation.labels)
     figures = BaselineEntry(
         accuracy=row.accuracy,
         auc=row.auc,
         auc_fixed=row.auc_fixed,
-        calibration=calibrate(scores.log_probability, scores.labels, validation.log_probability, validation.labels),
+        calibration=calibration,
+        by_last=_by_last(strategy, evaluator, scores, validation, calibration.temperature),
         memory_bytes=strategy.memory_bytes(),
         state_bytes=strategy.state_bytes(),
     )
     return figures, scores
+
+
+def _by_last(
+    strategy: Strategy, evaluator: Evaluator, test: Scores, validation: Scores, temperature: float | None
+) -> list[ByLast]:
+    blocks = evaluator.score_blocks(strategy, test)
+    if blocks is None:
+        return []
+    return figures_by_last(blocks, evaluator.newest(), evaluator.score_validation_blocks(strategy, validation), temperature)
 
 
 class Clock:

@@ -40,13 +40,23 @@ OF_BOUND = (
     '{"experience": 1, "run": 7, "strategy": "ideal", "accuracy": [1.0, 0.5], "auc": [1.0, 1.0], "auc_fixed": [1.0, 0.75]}'
 )
 OF_BENCHMARK = THIRD.replace(', "snapshot": "JJMMA6YY02ARWJ04GGN0", "seed": 0', "")
+BY_LAST = (
+    '{"lumisections": 8, "summed": 7.5, "experiences": [0, 2], "accuracy": [1.0, 0.5], "auc": [1.0, null], "correlation": 0.1, '
+    '"calibration": {"nll": 0.1, "ece": 0.1, "temperature": 1.5, "nll_calibrated": 0.05, "ece_calibrated": 0.04}}'
+)
+WITH_LAST = THIRD.replace(
+    '"nll_calibrated": null, "ece_calibrated": null}, "memory_bytes": 14912, "state_bytes": 51520}',
+    f'"nll_calibrated": null, "ece_calibrated": null}}, "memory_bytes": 14912, "state_bytes": 51520, "by_last": [{BY_LAST}]}}',
+).replace('"baselines"', f'"by_last": [{BY_LAST}], "baselines"')
 OLD = (
     '{"experience": 1, "run": 8, "strategy": "replay", "accuracy": [1.0, 0.5], "auc": [1.0, 1.0], "baselines": {"gain_map": '
     '{"accuracy": [0.5, 0.5], "auc": [0.5, 0.5]}}, "before": null, "loss": [], "memory_bytes": 5, "seconds": {"learn": 0.5}}'
 )
 
 
-@pytest.mark.parametrize("text", [FIRST, THIRD, OF_BOUND, OF_BENCHMARK], ids=["first", "third", "bound", "benchmark"])
+@pytest.mark.parametrize(
+    "text", [FIRST, THIRD, OF_BOUND, OF_BENCHMARK, WITH_LAST], ids=["first", "third", "bound", "benchmark", "by the last n"]
+)
 def test_a_line_that_is_read_is_written_again_byte_for_byte(text: str) -> None:
     assert json.dumps(HistoryLine.from_json(json.loads(text)).to_json()) == text
 
@@ -67,6 +77,8 @@ def test_a_history_of_an_older_or_newer_version_is_read(tmp_path: Path) -> None:
     assert old.baselines == {"gain_map": BaselineEntry(accuracy=[0.5, 0.5], auc=[0.5, 0.5])}
     assert newer == HistoryLine.from_json(json.loads(THIRD))
     assert figures([old])["flops"] is None
+    assert figures([old])["by_last"]["1"]["average_accuracy"] == 0.75, "single lumisections need no new entries"
+    assert figures([old])["by_last"]["8"]["average_accuracy"] is None and not old.by_last
 
 
 def test_cutting_a_history_keeps_its_lines_as_they_were_written(tmp_path: Path) -> None:
