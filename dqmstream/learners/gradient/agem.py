@@ -29,11 +29,10 @@ class Agem(Replay):
 
     def before_training_exp(self, strategy: RunTemplate, **kwargs: object) -> None:
         lesson = strategy.experience
-        *old, new = lesson.classes
         self._beside = 0
-        if new > 1:
-            self._memory_batches = lesson.of(old).batches()
-            strategy.dataloader = lesson.of([new]).batches()
+        if lesson.known and lesson.old:
+            self._memory_batches = lesson.of(lesson.old).batches()
+            strategy.dataloader = lesson.of(lesson.incoming).batches()
 
     def lumisections_beside(self) -> int:
         return self._beside

@@ -1,6 +1,6 @@
 """Cumulative: the same network goes on training, on all runs seen so far, read again from the archive.
 
-    L = mean over classes c of CE(f(x), c),    x from run c
+    L = mean over groups g of CE(f(x), label of g),    x from group g
 
 f: the network's logits. A bound, as joint is: it keeps nothing and reads every run again, so the memory budget does not apply.
 Unlike joint it starts from its weights, and takes as many steps as a learner without past data; what it has over such a
@@ -8,6 +8,8 @@ learner is the cost of forgetting.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -21,5 +23,5 @@ class Cumulative(Method):
 
     name = "cumulative"
 
-    def material(self, experience: int, counts: np.ndarray, past: PastCounts) -> dict[int, np.ndarray]:
-        return {i: past(i) for i in range(experience)} | {experience: counts}
+    def material(self, experience: int, new: Mapping[int, np.ndarray], past: PastCounts) -> dict[int, np.ndarray]:
+        return {group: rows for i in range(experience) for group, rows in past(i).items()} | dict(new)

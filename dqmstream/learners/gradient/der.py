@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from dqmstream.errors import StateError
+from dqmstream.learners.gradient.method import Inputs
 from dqmstream.learners.gradient.replay import Replay
 from dqmstream.learners.gradient.strategy import register_method
 from dqmstream.learners.gradient.trainer import RunTemplate
 from dqmstream.learners.networks.base import Network
 from dqmstream.learners.networks.recipe import Recipe
-from dqmstream.learners.response.reference import Reference
 
 SHARE_LOGITS = 0.125
 """Part of the budget for logits: at 1 MB those of all exemplars up to 260 runs, later those of a run's first exemplars."""
@@ -41,29 +41,29 @@ class Der(Replay):
         self._logit_bytes = int(SHARE_LOGITS * memory_bytes)
         super().__init__(recipe, seed, memory_bytes - self._logit_bytes)
         self.logits: list[np.ndarray] = []
-        """Stored logits, a run each: float16, (exemplars with logits, classes known then)."""
+        """Stored logits, a group each: float16, (exemplars with logits, classes known then)."""
         self.places: list[np.ndarray] = []
-        """Numbers of the exemplars that they belong to, a run each: int32."""
+        """Numbers of the exemplars that they belong to, a group each: int32."""
         self._beside = 0
 
     def before_training_exp(self, strategy: RunTemplate, **kwargs: object) -> None:
-        lesson, new = strategy.experience, strategy.model.classes - 1
+        lesson = strategy.experience
         self._beside = 0
-        if new < 2:
+        if not lesson.known:
             return
-        exemplars = [lesson.residuals_ML[lesson.label_M == i] for i in range(len(self.exemplars()))]
+        exemplars = [lesson.residuals_ML[lesson.group_M == i] for i in range(len(self.exemplars()))]
         for residuals_NL in exemplars[len(self.logits) :]:
-            self.logits.append(logits_of(strategy.model, residuals_NL)[:, :new].astype(np.float16))
+            self.logits.append(logits_of(strategy.model, residuals_NL)[:, : lesson.known].astype(np.float16))
             self.places.append(np.arange(len(residuals_NL), dtype=np.int32))
-        share = self._logit_bytes // new
+        share = self._logit_bytes // len(exemplars)
         for i, (z, places) in enumerate(zip(self.logits, self.places, strict=True)):
             fit = share // (z.shape[1] * z.itemsize + places.itemsize)
             self.logits[i], self.places[i] = z[:fit].copy(), places[:fit].copy()
         self._exemplar_ML = torch.cat([rows[places] for rows, places in zip(exemplars, self.places, strict=True)])
-        self._logit_MC = torch.from_numpy(padded(self.logits, new + 1)).to(self._exemplar_ML.device)
+        self._logit_MC = torch.from_numpy(padded(self.logits, strategy.model.classes)).to(self._exemplar_ML.device)
 
     def before_backward(self, strategy: RunTemplate, **kwargs: object) -> None:
-        if strategy.model.classes > 2 and len(self._logit_MC):
+        if strategy.experience.known and len(self._logit_MC):
             index_B = torch.randint(len(self._logit_MC), (len(strategy.mb_x),), generator=strategy.experience.generator)
             index_B = index_B.to(self._logit_MC.device)
             asked_BL = strategy.experience.with_noise(self._exemplar_ML[index_B])
@@ -77,9 +77,9 @@ class Der(Replay):
     def lumisections_beside(self) -> int:
         return self._beside
 
-    def keep(self, experience: int, counts: np.ndarray, reference: Reference) -> None:
+    def keep(self, new: Mapping[int, np.ndarray], inputs: Inputs) -> None:
         before = [self._rows(i)[places] for i, places in enumerate(self.places)]
-        super().keep(experience, counts, reference)
+        super().keep(new, inputs)
         for i, rows in enumerate(before):
             # Logits of exemplars that the memory has dropped are dropped too.
             at = {row.tobytes(): place for place, row in enumerate(self._rows(i))}
@@ -127,7 +127,7 @@ def logits_of(model: Network, residuals_NL: Tensor) -> np.ndarray:
 
 
 def padded(logits: list[np.ndarray], classes: int) -> np.ndarray:
-    """Logits of all runs in one array: float32, (M, classes), nan for classes that were not known."""
+    """Logits of all groups in one array: float32, (M, classes), nan for classes that were not known."""
     out = np.full((sum(map(len, logits)), classes), np.nan, dtype=np.float32)
     start = 0
     for z in logits:

@@ -87,7 +87,7 @@ class Hybrid(StatisticalReplay):
         return ExemplarMemory(channels, self._held_bytes, self._seed, "reservoir", least=0)
 
     def _material(self, experience: int, counts: np.ndarray, past: PastCounts) -> Mapping[int, np.ndarray]:
-        real = self._method.material(experience, counts, past)
+        real = self._method.material(experience, {experience: counts}, past)
         rng = np.random.default_rng([self._seed, experience, _CHOICE])
         material = {}
         for k, drawn in super()._material(experience, counts, past).items():

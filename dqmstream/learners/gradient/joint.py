@@ -1,12 +1,14 @@
 """Joint: a new network, trained on all runs seen so far, read again from the archive.
 
-    L = mean over classes c of CE(f(x), c),    x from run c
+    L = mean over groups g of CE(f(x), label of g),    x from group g
 
 f: the network's logits. The bound that other strategies are compared with: it keeps nothing and reads every run again, so the
 memory budget does not apply. The steps of a training grow with the number of runs.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -21,8 +23,8 @@ class Joint(Method):
     name = "joint"
     starts_afresh = True
 
-    def material(self, experience: int, counts: np.ndarray, past: PastCounts) -> dict[int, np.ndarray]:
-        return {i: past(i) for i in range(experience)} | {experience: counts}
+    def material(self, experience: int, new: Mapping[int, np.ndarray], past: PastCounts) -> dict[int, np.ndarray]:
+        return {group: rows for i in range(experience) for group, rows in past(i).items()} | dict(new)
 
-    def steps(self, classes: int) -> int:
-        return self.recipe.steps * classes // 2
+    def steps(self, trainings: int) -> int:
+        return self.recipe.steps * (trainings + 1) // 2

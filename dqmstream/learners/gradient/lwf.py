@@ -1,8 +1,8 @@
 """Learning without forgetting: the network before the run teaches the network that learns it, on the new run's lumisections.
 
-    L = CE(f(x), y) + strength T² KL(softmax(f°(x)[old] / T) || softmax(f(x)[old] / T)),    x from the new run
+    L = CE(f(x), y) + strength T² KL(softmax(f°(x)[old] / T) || softmax(f(x)[old] / T)),    x from the new experience
 
-f: the network's logits; f°: those of the network before the run, for the same noisy x; [old]: the classes known then; T:
+f: the network's logits; f°: those of the network before, for the same noisy x; [old]: the outputs known then; T:
 temperature. Sources: Li and Hoiem 2017 (arXiv:1606.09282); distillation by Hinton et al. 2015 (arXiv:1503.02531). It keeps no
 data.
 """
@@ -24,17 +24,19 @@ from dqmstream.learners.networks.base import Network
 
 @register_method("lwf")
 class Lwf(Method):
-    """Holds the old weights during a training, from the third run on; keeps nothing between trainings."""
+    """Holds the old weights during a training, from the second one on; keeps nothing between trainings."""
 
     name = "lwf"
     teacher: dict[str, Tensor] | None = None
     """Weights and buffers before the run, by name."""
     _teacher_bytes = 0
     _beside = 0
+    _known = 0
 
     def before_training_exp(self, strategy: RunTemplate, **kwargs: object) -> None:
         self._beside = 0
-        if strategy.model.classes > 2:
+        self._known = strategy.experience.known
+        if self._known:
             self.teacher = {name: tensor.detach().clone() for name, tensor in strategy.model.state_dict().items()}
             self._teacher_bytes = sum(weight.nbytes for weight in self.teacher.values())
 
@@ -48,8 +50,8 @@ class Lwf(Method):
 
     def before_backward(self, strategy: RunTemplate, **kwargs: object) -> None:
         if self.teacher is not None:
-            old = strategy.model.classes - 1
-            kept = distillation(strategy.mb_output[:, :old], self._taught_BC[:, :old], self.recipe.lwf_temperature)
+            known = self._known
+            kept = distillation(strategy.mb_output[:, :known], self._taught_BC[:, :known], self.recipe.lwf_temperature)
             strategy.loss = strategy.loss + self.recipe.lwf_strength * kept
 
     def after_training_exp(self, strategy: RunTemplate, **kwargs: object) -> None:
@@ -59,9 +61,14 @@ class Lwf(Method):
         """A third of the teacher's forward passes: a step is a forward and a backward pass, which costs twice as much."""
         return self._beside // 3
 
+    def state(self) -> dict[str, np.ndarray]:
+        return {"teacher_bytes": np.array(self._teacher_bytes)}
+
     def restore(self, state: Mapping[str, np.ndarray], model: Network) -> None:
-        super().restore(state, model)
-        self._teacher_bytes = sum(tensor.nbytes for tensor in model.state_dict().values()) if model.classes > 2 else 0
+        # Older versions kept nothing, and had a teacher from the third run on.
+        of_older = sum(tensor.nbytes for tensor in model.state_dict().values()) if model.classes > 2 else 0
+        self._teacher_bytes = int(state.get("teacher_bytes", of_older))
+        super().restore({name: array for name, array in state.items() if name != "teacher_bytes"}, model)
 
     def state_bytes(self) -> int:
         """Bytes of the teacher of the last training."""

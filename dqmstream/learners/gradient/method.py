@@ -11,10 +11,15 @@ from dqmstream.errors import StateError
 from dqmstream.learners.gradient.trainer import SupervisedPlugin
 from dqmstream.learners.networks.base import Network
 from dqmstream.learners.networks.recipe import Recipe
-from dqmstream.learners.response.reference import Reference
 
-PastCounts = Callable[[int], np.ndarray]
-"""Counts of the live channels, (n, live), of an earlier experience's train part, read again from the archive."""
+PastCounts = Callable[[int], dict[int, np.ndarray]]
+"""Rows of an earlier experience's train part by group, read again from the archive.
+
+A row is what is kept of a lumisection, and what the network's input is made of: of runs, the counts of the live channels.
+"""
+
+Inputs = Callable[[np.ndarray], np.ndarray]
+"""Makes the network's input, float32 (n, features), from rows (n, values)."""
 
 
 class Method(SupervisedPlugin):
@@ -34,20 +39,20 @@ class Method(SupervisedPlugin):
         self.seed = seed
         self.budget_bytes = memory_bytes
 
-    def material(self, experience: int, counts: np.ndarray, past: PastCounts) -> dict[int, np.ndarray]:
-        """Counts (n, live) to train on, by class. counts: of the new run. The first training has two runs."""
-        return {0: past(0), 1: counts} if experience == 1 else {experience: counts}
+    def material(self, experience: int, new: Mapping[int, np.ndarray], past: PastCounts) -> dict[int, np.ndarray]:
+        """Rows to train on, by group (`learners.task`). new: those of the experience that is learnt."""
+        return dict(new)
 
-    def steps(self, classes: int) -> int:
-        """Steps of a training at whose end the network has so many classes."""
+    def steps(self, trainings: int) -> int:
+        """Steps of a training that is the stream's so-many-th, counted from 1."""
         return self.recipe.steps
 
     def lumisections_beside(self) -> int:
         """Lumisections that went forward and backward beside the batches of the last training, for the count of FLOPs."""
         return 0
 
-    def keep(self, experience: int, counts: np.ndarray, reference: Reference) -> None:
-        """Called after each experience, the first too, with the counts (n, live) of its train part."""
+    def keep(self, new: Mapping[int, np.ndarray], inputs: Inputs) -> None:
+        """Called after each experience, the first too, with the rows of its train part by group."""
 
     def notes(self) -> dict[str, float]:
         """Figures for the history about what is kept."""

@@ -1,6 +1,6 @@
-"""Replay: train on the new run and on lumisections kept of past runs, every class with the same share of each batch.
+"""Replay: train on the new run and on lumisections kept of past runs, every group with the same share of each batch.
 
-    L = mean over classes c of CE(f(x), c),    x from the new run or from the memory
+    L = mean over groups g of CE(f(x), label of g),    x from the new experience or from the memory
 
 f: the network's logits. Source: experience replay as in Chaudhry et al. 2019 (arXiv:1902.10486), with balanced batches. The
 recipe's `memory` chooses which lumisections are kept (`learners.memory.selection`). The memory gives places up only after a
@@ -13,36 +13,36 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from dqmstream.learners.gradient.method import Method, PastCounts
+from dqmstream.learners.gradient.method import Inputs, Method, PastCounts
 from dqmstream.learners.gradient.strategy import register_method
 from dqmstream.learners.memory.exemplars import ExemplarMemory
 from dqmstream.learners.networks.base import Network
-from dqmstream.learners.response.reference import Reference
 
 
 @register_method("cnn")
 @register_method("replay")
 class Replay(Method):
-    """Keeps raw counts of a few lumisections of each run. The strategy `cnn` is replay with a convolutional network."""
+    """Keeps a few lumisections of each group. The strategy `cnn` is replay with a convolutional network."""
 
     name = "replay"
     _memory: ExemplarMemory | None = None
 
-    def material(self, experience: int, counts: np.ndarray, past: PastCounts) -> dict[int, np.ndarray]:
-        kept = {i: rows for i, rows in enumerate(self.exemplars()) if len(rows)}
-        return kept | {experience: counts}
+    def material(self, experience: int, new: Mapping[int, np.ndarray], past: PastCounts) -> dict[int, np.ndarray]:
+        kept = {group: rows for group, rows in enumerate(self.exemplars()) if len(rows)}
+        return kept | dict(new)
 
-    def keep(self, experience: int, counts: np.ndarray, reference: Reference) -> None:
-        if self._memory is None:
-            self._memory = self._empty(counts.shape[1], least=1)
-        self._memory.budget_bytes = self.budget_bytes
-        self._memory.add(counts, reference.residuals_of_live)
+    def keep(self, new: Mapping[int, np.ndarray], inputs: Inputs) -> None:
+        for rows in new.values():
+            if self._memory is None:
+                self._memory = self._empty(rows.shape[1], least=1)
+            self._memory.budget_bytes = self.budget_bytes
+            self._memory.add(rows, inputs)
 
     def _empty(self, channels: int, least: int) -> ExemplarMemory:
         return ExemplarMemory(channels, self.budget_bytes, self.seed, self.recipe.memory, least)
 
     def exemplars(self) -> list[np.ndarray]:
-        """Counts (n, live) kept of each run."""
+        """Rows kept of each group."""
         return [] if self._memory is None else [self._memory.of(i) for i in range(self._memory.classes)]
 
     def notes(self) -> dict[str, float]:
@@ -57,7 +57,7 @@ class Replay(Method):
         return {} if self._memory is None else self._memory.state()
 
     def restore(self, state: Mapping[str, np.ndarray], model: Network) -> None:
-        self._memory = self._empty(model.channels, least=0)
+        self._memory = self._empty(model.row_values, least=0)
         self._memory.restore(state)
 
     def memory_bytes(self) -> int:

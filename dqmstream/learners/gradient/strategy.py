@@ -28,6 +28,7 @@ from dqmstream.learners.registry import register_strategy
 from dqmstream.learners.saved_state import STAMP, check_stamp, prefixed, stamp, within
 from dqmstream.learners.splits import Part
 from dqmstream.learners.strategy import LearnLog, Past, Watch
+from dqmstream.learners.task import RUNS
 from dqmstream.lumisection import Geometry
 
 _SCORE_BATCH = 256
@@ -107,27 +108,34 @@ class DeepStrategy(Incremental):
                 self._model = build(live, self.recipe).to(self.device)
             self._model.grow(experience + 1)
             self._classes = experience + 1
-            if experience > 0:
-                material = self._material(experience, counts, lambda i: past(i).part(Part.TRAIN).counts[:, live])
+            if experience >= RUNS.first:
+
+                def read(i: int) -> dict[int, np.ndarray]:
+                    return {i: past(i).part(Part.TRAIN).counts[:, live]}
+
+                material = self._material(experience, counts, read)
                 log = self._train(self._model, material, generator, watch)
                 log.notes |= self._routing.measure(self._model, experience)
-            self._method.keep(experience, counts, self.reference)
+            self._method.keep({experience: counts}, self.reference.residuals_of_live)
             log.notes |= self._method.notes()
         return log
 
     def _material(self, experience: int, counts: np.ndarray, past: PastCounts) -> Mapping[int, np.ndarray]:
-        """Counts (n, live) to train on, by class, from those of the new run."""
-        return self._method.material(experience, counts, past)
+        """Counts (n, live) to train on, by run, from those of the new run."""
+        material = self._method.material(experience, {experience: counts}, past)
+        # The first training needs a second run, also where the method keeps none.
+        return past(0) | material if experience == RUNS.first and 0 not in material else material
 
     def _train(
         self, model: Network, material: Mapping[int, np.ndarray], generator: torch.Generator, watch: Watch | None
     ) -> LearnLog:
-        lesson = Lesson(self._inputs(model, material), self.recipe, self._method.steps(model.classes), self.device, generator)
+        steps = self._method.steps(model.classes - 1)
+        lesson = Lesson(self._inputs(model, material), self.recipe, steps, self.device, generator)
         template = RunTemplate(model=model, recipe=self.recipe, device=self.device, plugin=self._method, watch=watch)
         template.teach(lesson)
-        steps = len(template.losses)
-        log = LearnLog(torch.stack(template.losses).flatten().tolist(), steps * self.recipe.batch)
-        trained = steps + self._method.lumisections_beside() / self.recipe.batch
+        taken = len(template.losses)
+        log = LearnLog(torch.stack(template.losses).flatten().tolist(), taken * self.recipe.batch)
+        trained = taken + self._method.lumisections_beside() / self.recipe.batch
         step_flops = self._flops.of_step(model, self.recipe.batch)
         log.flops = self.reference.response_flops(len(lesson)) + trained * step_flops
         return log

@@ -21,6 +21,7 @@ from dqmstream.learners.gradient.cuda_graph import CapturedStep, on_stream_of_ca
 from dqmstream.learners.networks.base import Network
 from dqmstream.learners.networks.recipe import Recipe
 from dqmstream.learners.strategy import Watch
+from dqmstream.learners.task import RUNS, Task
 from dqmstream.libraries import load_avalanche_paths
 
 load_avalanche_paths()
@@ -44,50 +45,70 @@ UNDECAYED = ("position_ND", "pos_embed", "cls_token", "dist_token")
 
 
 class Lesson:
-    """What one training sees: residuals of some classes, drawn in batches in which every class has the same share.
+    """What one training sees: residuals of some groups, drawn in batches in which every group has the same share.
 
     It takes the place of Avalanche's experience and data loader. Batches are drawn with replacement by a generator on the CPU,
     so that without noise they are the same on every device. Noise is drawn on the device, which is faster.
     """
 
     def __init__(
-        self, residuals: Mapping[int, np.ndarray], recipe: Recipe, steps: int, device: torch.device, generator: torch.Generator
+        self,
+        residuals: Mapping[int, np.ndarray],
+        recipe: Recipe,
+        steps: int,
+        device: torch.device,
+        generator: torch.Generator,
+        *,
+        task: Task = RUNS,
+        experience: int | None = None,
     ) -> None:
-        """residuals: float32 (n, live), n > 0, by class."""
+        """residuals: float32 (n, live), n > 0, by group. experience: the one that is learnt; by default the last run given.
+
+        groups: their numbers. incoming: those of the experience that is learnt. known: outputs that were trained before.
+        """
         sizes = [len(rows) for rows in residuals.values()]
+        learnt = max(residuals) if experience is None else experience
         self.residuals_ML = torch.from_numpy(np.concatenate(list(residuals.values()))).to(device)
-        self.label_M = torch.from_numpy(np.repeat(list(residuals), sizes)).to(device)
-        self.classes = list(residuals)
+        self.group_M = torch.from_numpy(np.repeat(list(residuals), sizes)).to(device)
+        self.label_M = torch.from_numpy(np.repeat([task.label(group) for group in residuals], sizes)).to(device)
+        self.groups = list(residuals)
+        self.incoming = [group for group in task.groups(learnt) if group in residuals]
+        self.known = task.outputs(learnt) if learnt > task.first else 0
         self.steps = steps
         self.generator = generator
         self._noise_generator = generator
         if device.type == "cuda" and recipe.noise:
             seed = int(torch.randint(2**62, (), generator=generator))
             self._noise_generator = torch.Generator(device).manual_seed(seed)
-        self._size_C = torch.tensor(sizes)
-        self._start_C = torch.cumsum(self._size_C, 0) - self._size_C
+        self._size_G = torch.tensor(sizes)
+        self._start_G = torch.cumsum(self._size_G, 0) - self._size_G
         self._recipe = recipe
 
     def __len__(self) -> int:
         return len(self.label_M)
 
-    def of(self, classes: Sequence[int]) -> Lesson:
-        """A lesson with the same rows, steps and generator, whose batches are of these classes alone; it must have them all."""
+    @property
+    def old(self) -> list[int]:
+        """The groups of earlier experiences."""
+        return [group for group in self.groups if group not in self.incoming]
+
+    def of(self, groups: Sequence[int]) -> Lesson:
+        """A lesson with the same rows, steps and generator, whose batches are of these groups alone; it must have them all."""
         part = copy.copy(self)
-        places = [self.classes.index(i) for i in classes]
-        part.classes = list(classes)
-        part._size_C, part._start_C = self._size_C[places], self._start_C[places]
+        places = [self.groups.index(i) for i in groups]
+        part.groups = list(groups)
+        part._size_G, part._start_G = self._size_G[places], self._start_G[places]
         return part
 
     def batches(self) -> Iterator[list[Tensor]]:
         """Residuals (B, L) and labels (B,), `steps` times."""
         batch = self._recipe.batch
         for step in range(self.steps):
-            # Each batch starts at the class where the last one ended, so that shares are equal over many batches.
-            which_B = (step * batch + torch.arange(batch)) % len(self._size_C)
-            place_B = torch.rand(batch, generator=self.generator, dtype=torch.float64) * self._size_C[which_B]
+            # Each batch starts at the group where the last one ended, so that shares are equal over many batches.
+            which_B = (step * batch + torch.arange(batch)) % len(self._size_G)
+            place_B = torch.rand(batch, generator=self.generator, dtype=torch.float64) * self._size_G[which_B]
             # The host must not wait for the copy: it prepares the next step while the GPU computes this one.
-            index_B = (self._start_C[which_B] + place_B.long()).to(self.label_M.device, non_blocking=True)
+            index_B = (self._start_G[which_B] + place_B.long()).to(self.label_M.device, non_blocking=True)
             yield [self.with_noise(self.residuals_ML[index_B]), self.label_M[index_B]]
 
     def with_noise(self, residuals_BL: Tensor) -> Tensor:

@@ -82,6 +82,11 @@ class Network(nn.Module, ABC):
         return len(self.cell_L)
 
     @property
+    def row_values(self) -> int:
+        """Values of a row that `inputs` are made of."""
+        return self.channels
+
+    @property
     def device(self) -> torch.device:
         return self.cell_L.device
 
