@@ -22,7 +22,10 @@ def simulate(
     lumisections: Annotated[
         int | None,
         typer.Option(
-            min=1, max=MAX_LENGTH, help="lumisections in each run (default: that of the stream: 400, for pair 501 and 1046)"
+            min=1,
+            max=MAX_LENGTH,
+            help="lumisections in each run, in campaign at most so many (default: those of the stream: 400, for pair 501 and "
+            "1046, for campaign 6 to 2800)",
         ),
     ] = None,
     interpolate_to: Annotated[

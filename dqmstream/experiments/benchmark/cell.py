@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from scipy.special import log_softmax
 
+from dqmstream.errors import InputError
 from dqmstream.experiments.benchmark.bounds import BOUNDS, IDEAL, RunTruth, ideal, ideal_profiled
 from dqmstream.experiments.cells.cell import Record, one_thread
 from dqmstream.experiments.provenance import code_digest, made_by
@@ -26,6 +27,7 @@ from dqmstream.learners.evaluation.by_last import figures_by_last
 from dqmstream.learners.evaluation.evaluator import Evaluator
 from dqmstream.learners.evaluation.history_line import HistoryLine
 from dqmstream.learners.evaluation.matrix_row import Scores, evaluate_row
+from dqmstream.learners.learnable import why_left_out
 from dqmstream.learners.maps import Maps
 from dqmstream.learners.monitoring.novelty import Novelty
 from dqmstream.learners.registry import make_strategy, recipe_of, strategy_info
@@ -77,8 +79,8 @@ class BenchmarkCell:
     def compute(self) -> Record:
         """Compute the record on one thread. Raises InputError for an unknown strategy.
 
-        "lines": history lines, one per run. "worth": the number of independent lumisections that the test lumisections of the
-        last evaluation are worth (`statistics.effective_count`), None if there was only one run.
+        "lines": history lines, one per run that is learnt. "worth": the number of independent lumisections that the test
+        lumisections of the last evaluation are worth (`statistics.effective_count`). "left_out": why, by run.
         """
         with one_thread():
             began = time.perf_counter()
@@ -86,6 +88,7 @@ class BenchmarkCell:
                 list(stream(self.stream, seed=self.seed, runs=self.runs, lumisections=self.lumisections)), self.seed, self.order
             )
             split = Split(self.split, seed=self.seed, fold=self.fold)
+            simulated, left_out = learnable(simulated, split)
             evaluate = bound_lines if self.strategy in BOUNDS else learnt_lines
             lines, scores = evaluate(self, simulated, split)
         worth = None
@@ -95,6 +98,7 @@ class BenchmarkCell:
             "cell": asdict(self),
             "lines": [line.to_json() for line in lines],
             "worth": worth,
+            "left_out": {str(run): why for run, why in left_out.items()},
             "seconds": round(time.perf_counter() - began, 3),
             **made_by(*_SOURCES),
         }
@@ -103,6 +107,26 @@ class BenchmarkCell:
 def ordered(runs: list[SimulatedRun], seed: int, order: int) -> list[SimulatedRun]:
     """The runs in the given order: 0 as drawn, else a permutation given by seed and order."""
     return runs if order == 0 else [runs[i] for i in np.random.default_rng([seed, order]).permutation(len(runs))]
+
+
+def learnable(runs: Sequence[SimulatedRun], split: Split) -> tuple[list[SimulatedRun], dict[int, str]]:
+    """The runs that a learner can learn, the same for every strategy and bound; and why the others are left out, by run.
+
+    Raises InputError if fewer than two can be learnt.
+    """
+    kept: list[SimulatedRun] = []
+    left_out: dict[int, str] = {}
+    for run in runs:
+        if why := why_left_out(as_run_data(run, split), as_reference=not kept):
+            left_out[run.run] = why
+        else:
+            kept.append(run)
+    if len(kept) < 2:
+        raise InputError(
+            f"{len(kept)} of {len(runs)} runs can be learnt, and two are needed; run {min(left_out)} is left out, since it is "
+            f"{left_out[min(left_out)]}: ask for more or longer runs"
+        )
+    return kept, left_out
 
 
 def learnt_lines(

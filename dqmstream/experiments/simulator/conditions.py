@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from dqmstream.errors import InputError
+from dqmstream.experiments.simulator import fills
 from dqmstream.experiments.simulator.draws import CORRELATION, Purpose, ar1, generator, run_generators
 from dqmstream.experiments.simulator.streams import NamedStream
 from dqmstream.lumisection import MAX_NUMBER
@@ -46,7 +47,8 @@ class Luminosity:
     """Luminosity of a run before noise is added.
 
     events: median of N, a number or (n,). events_sigma: spread of log N. pileup: R without noise, (n,). integrated_fb:
-    luminosity delivered before the run, in fb^-1. truth: what was drawn, ready for JSON.
+    luminosity delivered before the run, in fb^-1. truth: what was drawn, ready for JSON. live: live fraction, (n,), where the
+    conditions are those of data taking: events is then a Poisson number and pileup is final; None elsewhere.
     """
 
     events: np.ndarray | float
@@ -54,6 +56,7 @@ class Luminosity:
     pileup: np.ndarray
     integrated_fb: float = 0.0
     truth: dict[str, Any] = field(default_factory=dict)
+    live: np.ndarray | None = None
 
 
 def luminosity(named: NamedStream, seed: int, index: int, lumisections: int) -> Luminosity:
@@ -61,8 +64,18 @@ def luminosity(named: NamedStream, seed: int, index: int, lumisections: int) -> 
     return _LUMINOSITIES[named.luminosity](named, seed, index, lumisections)
 
 
+def run_length(named: NamedStream, seed: int, index: int, lumisections: int | None) -> int:
+    """Lumisections of a run. lumisections: as asked for; None for the stream's own. A run of fills is cut to so many."""
+    if named.luminosity == "fills":
+        own = fills.own_length(seed, index)
+        return own if lumisections is None else min(own, lumisections)
+    return named.length(index) if lumisections is None else lumisections
+
+
 def draw_conditions(path: Luminosity, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, list[dict[str, object]]]:
     """Draw events and pileup of each lumisection, (n,) each, and the truncated lumisections with their fractions."""
+    if path.live is not None:
+        return _by_live_fraction(np.asarray(path.events * path.live), path, rng)
     lumisections = len(path.pileup)
     events = np.round(np.clip(path.events * np.exp(path.events_sigma * ar1(lumisections, rng)), *EVENTS_RANGE))
     pileup = path.pileup * np.exp(PILEUP_SIGMA * ar1(lumisections, rng))
@@ -75,8 +88,22 @@ def draw_conditions(path: Luminosity, rng: np.random.Generator) -> tuple[np.ndar
     return events, pileup, truncated
 
 
+def _by_live_fraction(
+    mean: np.ndarray, path: Luminosity, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, list[dict[str, object]]]:
+    """As `draw_conditions`, with Poisson events of that mean, (n,). Empty lumisections are not called truncated."""
+    fraction = mean / max(float(np.median(mean)), 1.0)
+    cut = np.flatnonzero((mean > 0) & (fraction < TRUNCATED_RANGE[1]))
+    truncated: list[dict[str, object]] = [
+        {"lumisection": int(row) + 1, "fraction": float(f"{fraction[row]:.5g}")} for row in cut
+    ]
+    return rng.poisson(mean).astype(np.float64), path.pileup, truncated
+
+
 def chosen(named: NamedStream) -> dict[str, object]:
     """The constants of a stream's conditions, for the head of truth.json."""
+    if named.luminosity == "fills":
+        return fills.constants()
     events: dict[str, object] = {"median": EVENTS_MEDIAN, "log_sigma": EVENTS_SIGMA, "range": EVENTS_RANGE}
     pileup: dict[str, object] = {"start": PILEUP_START, "end": PILEUP_END, "log_sigma": PILEUP_SIGMA}
     common = {"correlation": CORRELATION, "truncated": {"probability": TRUNCATED_P, "fraction": TRUNCATED_RANGE}}
@@ -162,9 +189,15 @@ def _published(named: NamedStream, seed: int, index: int, lumisections: int) -> 
     )
 
 
+def _fills(named: NamedStream, seed: int, index: int, lumisections: int) -> Luminosity:
+    run = fills.lumisections_of_run(seed, index, lumisections)
+    return Luminosity(run.events, 0.0, run.pileup, truth=run.truth, live=run.live)
+
+
 _LUMINOSITIES: dict[str, Callable[[NamedStream, int, int, int], Luminosity]] = {
     "run": _every_run_alike,
     "fill": _fill,
     "moving": _moving,
     "published": _published,
+    "fills": _fills,
 }

@@ -21,6 +21,14 @@ FINGERPRINT_SIGMA = 0.08
 LOSS_AT_19, LOSS_AT_29 = 0.0005, 0.006
 """Loss of response per fb^-1 at |ieta| 19 and 29, exponential between (chosen): 3 % and 30 % after 60 fb^-1."""
 
+OFF_THEIR_RING = (
+    (-29, 55, 0.39),
+    (20, 61, 0.70), (21, 61, 0.65), (23, 61, 0.70), (25, 61, 0.72), (27, 61, 0.76),
+    (24, 57, 0.65), (26, 57, 0.70), (28, 57, 0.75), (29, 57, 0.80),
+    (19, 58, 1.60), (20, 58, 1.30),
+)  # fmt: skip
+"""ieta, iphi and gain of the channels that are far from their ring's median in both published runs (measured)."""
+
 READOUT_BOXES = tuple((side, n) for side in (-1, 1) for n in range(1, 19))
 LIVE = he_depth1_mask()
 
@@ -38,13 +46,19 @@ def nominal_rate() -> np.ndarray:
     return np.where(LIVE, rate, 0.0)
 
 
-def fingerprint(seed: int) -> np.ndarray:
-    """Lasting differences between channels, the same in all runs of a seed: lognormal, median 1 in each ring, (64, 72)."""
+def fingerprint(seed: int, *, off_their_ring: bool = False) -> np.ndarray:
+    """Lasting differences between channels, the same in all runs of a seed: lognormal, median 1 in each ring, (64, 72).
+
+    off_their_ring: with the measured gains of `OFF_THEIR_RING`.
+    """
     log_factor = FINGERPRINT_SIGMA * generator(seed, Purpose.FINGERPRINT).standard_normal((N_IETA, N_IPHI))
     for ring in RING_RATES:
         cells = LIVE & (np.abs(IETA) == ring)[:, None]
         log_factor[cells] -= np.median(log_factor[cells])
-    return np.exp(log_factor)
+    factor = np.exp(log_factor)
+    for ieta, iphi, gain in OFF_THEIR_RING if off_their_ring else ():
+        factor[ieta_row(ieta), iphi - 1] = gain
+    return factor
 
 
 def ageing(integrated_luminosity_fb: float) -> np.ndarray:

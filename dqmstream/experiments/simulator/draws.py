@@ -27,6 +27,7 @@ class Purpose(IntEnum):
     FLICKER = 6
     ANOMALIES = 7
     LUMINOSITY = 8
+    FILL = 9
 
 
 def generator(seed: int, purpose: Purpose, *key: int) -> np.random.Generator:

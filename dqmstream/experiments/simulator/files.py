@@ -40,7 +40,9 @@ def write(
     """
     named, numbers = checked(name, seed, runs, lumisections)
     if interpolate_to is not None:
-        _check_rows(interpolate_to, max(named.lumisections) if lumisections is None else lumisections)
+        _check_rows(
+            interpolate_to, max(conditions.run_length(named, seed, index, lumisections) for index in range(len(numbers)))
+        )
     layout = {number: _layout(out, number, name) for number in numbers}
     truth_file = out / "truth.json"
     paths = [*(path for three in layout.values() for path in three), truth_file]
@@ -52,7 +54,7 @@ def write(
             raise InputError(f"{out} holds other files ({foreign[0]}): choose an empty or new folder")
         truth_file.unlink(missing_ok=True)
         with _unfinished(truth_file).open("w") as truth:
-            truth.write(json.dumps(_chosen(named, seed, lumisections, interpolate_to))[:-1] + ', "runs": [\n')
+            truth.write(json.dumps(_chosen(named, seed, len(numbers), lumisections, interpolate_to))[:-1] + ', "runs": [\n')
             for done, simulated in enumerate(draw_runs(named, seed, numbers, lumisections), start=1):
                 arrays = (simulated.counts, simulated.events, simulated.pileup)
                 for path, array in zip(layout[simulated.run], arrays, strict=True):
@@ -108,13 +110,15 @@ def _unfinished(path: Path) -> Path:
     return path.with_name(f".{path.name}.tmp")
 
 
-def _chosen(named: NamedStream, seed: int, lumisections: int | None, interpolate_to: int | None) -> dict[str, object]:
+def _chosen(
+    named: NamedStream, seed: int, runs: int, lumisections: int | None, interpolate_to: int | None
+) -> dict[str, object]:
     """The head of truth.json: what the runs have in common."""
-    own = named.lumisections[0] if len(set(named.lumisections)) == 1 else list(named.lumisections)
+    lengths = [conditions.run_length(named, seed, index, lumisections) for index in range(runs)]
     head: dict[str, object] = {
         "stream": asdict(named),
         "seed": seed,
-        "lumisections": own if lumisections is None else lumisections,
+        "lumisections": lengths[0] if len(set(lengths)) == 1 else lengths,
         "interpolated_rows": interpolate_to,
         "numpy": np.__version__,
         "model": "counts ~ Binomial(events, p), p = 1 - (1 + pileup * rate / k)**-k, rate = ring * fingerprint * gain",
@@ -126,7 +130,7 @@ def _chosen(named: NamedStream, seed: int, lumisections: int | None, interpolate
         "choices": CHOICES[named.name],
         "order": "gain and fingerprint list the live channels by rising ieta, then rising iphi",
         "faults_in_gain": not named.within_runs,
-        "fingerprint": compact(detector.fingerprint(seed)),
+        "fingerprint": compact(detector.fingerprint(seed, off_their_ring=named.off_their_ring)),
     }
     if named.luminosity_per_run_fb:
         head["ageing_per_fb"] = {"at_19": detector.LOSS_AT_19, "at_29": detector.LOSS_AT_29}

@@ -28,11 +28,13 @@ def simulate_runs(
     Parameters
     ----------
     name : str
-        null, moderate, small, structured, year, tracks or pair. On `null` nothing differs but luminosity.
+        null, moderate, small, structured, year, tracks, pair, campaign or campaign-null. On the null streams nothing differs
+        but luminosity.
     seed : int
         0 to 9 are for tuning, 100 and up for results that are reported.
     runs, lumisections : int, optional
-        Number of runs, and of lumisections in each; by default those of the stream.
+        Number of runs, and of lumisections in each; by default those of the stream. Runs of `campaign` have their own
+        lengths, and are cut to this number.
 
     Returns
     -------

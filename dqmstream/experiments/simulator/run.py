@@ -18,14 +18,14 @@ class SimulatedRun:
     """One run of n lumisections, numbered from 1.
 
     counts: whole numbers as float64, (n, 64, 72). events: N of each lumisection, whole numbers as float64, (n,). pileup: R of
-    each lumisection, (n,), in units of the R of run 355456. rate: true rate of each channel per unit of R with all gains of
-    this run, (64, 72), zero where there is no channel. truth: what differs in this run, ready for JSON (see `write`). faults:
-    all faults of the run. faults_within: faults begin and end within the run (`tracks`), and `rate` and `expected` omit them;
-    in other streams every fault lasts the whole run and is part of `rate`.
+    each lumisection, (n,), in units of the R of run 355456; in `campaign` the mean pileup, as OMS gives it. rate: true rate of
+    each channel per unit of pileup with all gains of this run, (64, 72), zero where there is no channel. truth: what differs in
+    this run, ready for JSON (see `write`). faults: all faults of the run. faults_within: faults begin and end within the run
+    (`tracks`), and `rate` and `expected` omit them; in other streams every fault lasts the whole run and is part of `rate`.
 
     The exact likelihood of a lumisection is a product over the live channels, Binomial(events, p):
 
-    * `null`, `moderate`, `small`, `year`, `pair`: p = probability(rate, pileup) = expected / events;
+    * `null`, `moderate`, `small`, `year`, `pair`, `campaign`: p = probability(rate, pileup) = expected / events;
     * `structured`: the same given the gains of the noisy boxes of truth["common_mode"]; each is Normal(1, sigma) in each
       lumisection, independent of all else, multiplies the rate of the box, and must be integrated out;
     * `tracks`: p = expected_with_faults / events with the faults of the lumisection, expected / events without.

@@ -13,6 +13,7 @@ from dqmstream.experiments.simulator.conditions import (
     draw_conditions,
     lazy_run_number,
     luminosity,
+    run_length,
     run_numbers,
 )
 from dqmstream.experiments.simulator.detector import (
@@ -35,7 +36,8 @@ def stream(
 ) -> Iterator[SimulatedRun]:
     """Draw the runs of a named stream one at a time; none is kept.
 
-    runs, lumisections: how many; by default the stream's own. first_run: number of the first run; `pair` has its own. Raises
+    runs, lumisections: how many; by default the stream's own. Runs of `campaign` have lengths of their own, and are cut to this
+    number. first_run: number of the first run; `pair` has its own. Raises
     InputError at once, before a run is drawn, for a name that does not exist, fewer than one run or lumisection, a negative
     seed, or more runs than the stream has.
     """
@@ -86,7 +88,7 @@ def _checked_alone(
 
 
 def _check(named: NamedStream, seed: int, runs: int, lumisections: int | None) -> None:
-    length = named.length(0) if lumisections is None else lumisections
+    length = 1 if lumisections is None else lumisections
     for what, value, least in (("runs", runs, 1), ("lumisections", length, 1), ("seed", seed, 0)):
         if value < least:
             raise InputError(f"{what} must be {least} or more, not {value}")
@@ -102,13 +104,14 @@ def _draw(
     run_number: Callable[[int], int],
     detector: DetectorHistory,
 ) -> SimulatedRun:
-    path = luminosity(named, seed, index, named.length(index) if lumisections is None else lumisections)
+    path = luminosity(named, seed, index, run_length(named, seed, index, lumisections))
     _, _, conditions, hits = run_generators(seed, index)
     gain, faults = detector.at(index, path)
     if not named.within_runs:
         for fault in faults:
             gain = np.where(fault.channels, gain * fault.factor, gain)
-    rate = nominal_rate() * fingerprint(seed) * gain
+    lasting = fingerprint(seed, off_their_ring=named.off_their_ring)
+    rate = nominal_rate() / named.pileup_per_r * lasting * gain
     boxes = noisy_boxes(named.noisy_boxes, seed, index)
     events, pileup, truncated = draw_conditions(path, conditions)
     if named.within_runs:

@@ -3,14 +3,15 @@
 `null`, `moderate`, `small` and `structured` have the same conditions in every run, so that luminosity does not tell runs apart.
 Telling them apart is impossible in `null`, easy in `moderate`, hard in `small`, and possible only by correlations in
 `structured`. `year` is long, `tracks` has fixed labels (good, faulty) under moving conditions, and `pair` is a model of the two
-published runs. The sizes of drifts and faults are chosen, not measured on the detector.
+published runs. `campaign` has the conditions of data taking. The sizes of drifts and faults are chosen, not measured on the
+detector.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from dqmstream.errors import InputError
 
@@ -45,10 +46,13 @@ class NamedStream:
     number of readout boxes in each run (the first too) whose gain fluctuates as a whole from lumisection to lumisection, by the
     factor 1 + noise_sigma * a normal number.
 
-    luminosity: how events and pileup move (`dqmstream.experiments.simulator.conditions`). luminosity_per_run_fb: mean delivered
-    luminosity of a run in fb^-1, for the ageing of the detector; 0 without ageing. faults: those that last until a repair.
-    within_runs: faults begin and end at lumisections, not between runs. anomaly_p: probability that a short anomaly begins in
-    a lumisection. lazy: any run can be drawn without those before it. run_numbers: fixed numbers, if any.
+    luminosity: how events and pileup move (`dqmstream.experiments.simulator.conditions`); "fills": as in data taking, with
+    runs of their own lengths. pileup_per_r: pileup at which R is 1, so that rates are per unit of pileup; 1 where the pileup of
+    the stream is R itself. off_their_ring: the measured weak and strong channels are part of the fingerprint.
+    luminosity_per_run_fb: mean delivered luminosity of a run in fb^-1, for the ageing of the detector; 0 without ageing.
+    faults: those that last until a repair. within_runs: faults begin and end at lumisections, not between runs. anomaly_p:
+    probability that a short anomaly begins in a lumisection. lazy: any run can be drawn without those before it. run_numbers:
+    fixed numbers, if any.
     """
 
     name: str
@@ -63,7 +67,9 @@ class NamedStream:
     rbx_factor: tuple[float, float] = (1.0, 1.0)
     noisy_boxes: int = 0
     noise_sigma: float = 0.0
-    luminosity: Literal["run", "fill", "moving", "published"] = "run"
+    luminosity: Literal["run", "fill", "moving", "published", "fills"] = "run"
+    pileup_per_r: float = 1.0
+    off_their_ring: bool = False
     luminosity_per_run_fb: float = 0.0
     faults: tuple[FaultRate, ...] = ()
     within_runs: bool = False
@@ -75,6 +81,11 @@ class NamedStream:
         """Default number of lumisections of a run."""
         return self.lumisections[index % len(self.lumisections)]
 
+
+_CAMPAIGN: Any = {
+    "runs": 20, "most_runs": 4096, "luminosity": "fills", "pileup_per_r": 5.0, "off_their_ring": True, "lazy": True,
+}  # fmt: skip
+"""What `campaign` and its null twin share. Run 357479 has R = 12 at a pileup of 60."""
 
 STREAMS = {
     named.name: named
@@ -157,6 +168,21 @@ STREAMS = {
             luminosity="published",
             run_numbers=(355456, 357479),
         ),
+        NamedStream(
+            "campaign",
+            "fills, runs and live fractions as in data taking; channels drift by 0.4 % a run, faults last until their repair",
+            drift_sigma=0.004,
+            faults=(
+                FaultRate("dead", 0.2, 8, 64, (0.0, 0.0)),
+                FaultRate("degraded", 0.1, 8, 64, (0.2, 0.8)),
+                FaultRate("hot", 0.03, 8, 64, (2.0, 2.0)),
+                FaultRate("module", 0.02, 4, 64, (0.0, 0.0)),
+                FaultRate("box", 0.3, 2, 16, (0.93, 0.99)),
+                FaultRate("hem15/16", 0.002, 16, 64, (0.0, 0.0)),
+            ),
+            **_CAMPAIGN,
+        ),
+        NamedStream("campaign-null", "the conditions of campaign; nothing differs in the detector", **_CAMPAIGN),
     )
 }
 
@@ -179,16 +205,30 @@ _ALIKE = (
     "For one seed, null, moderate, small and structured have the same fingerprint, run numbers, events and pileup, so that "
     "they can be compared in pairs; year, tracks and pair share the fingerprint with them.",
 )
-_LAZY = (
+_LAZY_FAULTS = (
     "A fault's channels are drawn uniformly among the live ones (dead, degraded, hot, flicker, anomaly: one channel), the "
     "144 modules (two sides, 36 pairs of iphi, two ways to alternate) or the 36 readout boxes; faults that share a channel "
     "multiply.",
     "At most one fault of a kind begins in a run. A repaired channel has the gain that its walk and its age have reached.",
     "Modules and HEM15/16 that fail are off.",
     "The walk is one that any run can be asked for alone: halves of 4096 runs, each with its own normal numbers.",
+)
+_LAZY = (
+    *_LAZY_FAULTS,
     "The response to a unit of rate falls as exp(-loss * integrated luminosity), with a loss of 0.0005 per fb^-1 at |ieta| "
     "19 that rises exponentially to 0.006 at 29; within a run it is held at its value at the start.",
     "A run number is drawn in each block of 40.",
+)
+_OF_FILLS = (
+    "Pileup is that of OMS, not R: the rates are per unit of pileup, and R = 12 at a pileup of 60, as in run 357479.",
+    "Channels that are far from their ring in both published runs have their measured gains instead of a lognormal number.",
+    "The runs of a fill follow each other without a gap and have lengths of their own; if a length is asked for, longer runs "
+    "are cut to it.",
+    "N is Poisson around a constant of the era times the live fraction; an empty lumisection has a live fraction of 0, and one "
+    "flag of it is false. Stable beams begin with the scan in the ramp.",
+    "Luminosity tells runs of different eras apart, and runs that fall at different times of a fill, as in data taking; "
+    "campaign-null shows how far.",
+    "A truncated lumisection has less than 0.6 times the run's median of N; no event is taken from it after the draw.",
 )
 CHOICES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("null", "moderate", "small", "structured"), (*_EVERY_STREAM, *_ALIKE)),
@@ -219,6 +259,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
         "Events and pileup fall linearly over a run by 2 % and 10 % around their middle in 355456, by 14 % and 20 % in 357479, "
         "and events move by another 2.5 % and 1 %: so chosen that the published maxima and spreads come out.",
     ),
+    "campaign": (*_EVERY_STREAM, *_LAZY_FAULTS, *_OF_FILLS),
+    "campaign-null": (*_EVERY_STREAM, *_OF_FILLS),
 }
 """Assumptions behind each stream, which its parameters do not show; written into truth.json."""
 
