@@ -47,6 +47,7 @@ _BUILT_IN: dict[str, tuple[str, StrategyInfo]] = {
     "agem": ("gradient.agem", _GRADIENT),
     "lwf": ("gradient.lwf", _GRADIENT),
     "ewc": ("gradient.ewc", _GRADIENT),
+    "ensemble": ("gradient.ensemble", _GRADIENT),
     "cumulative": ("gradient.cumulative", _GRADIENT),
     "joint": ("gradient.joint", _GRADIENT),
     "cnn": ("gradient.replay", StrategyInfo(True, CNN_RECIPE, CNN_RECIPE.model)),

@@ -158,9 +158,14 @@ class DeepStrategy(Incremental):
         inputs = torch.from_numpy(self._model.inputs(self.reference, counts))
         self._model.eval()
         for start in range(0, len(counts), _SCORE_BATCH):
-            logits = self._model(inputs[start : start + _SCORE_BATCH].to(self.device))
+            logits = self._logits(self._model, inputs[start : start + _SCORE_BATCH].to(self.device))
             scores[start : start + _SCORE_BATCH] = logits.double().log_softmax(dim=-1).cpu().numpy()
         return scores
+
+    def _logits(self, model: Network, inputs: torch.Tensor) -> torch.Tensor:
+        """Logits (B, classes) of the network, or of several of which it is one. model: in evaluation mode."""
+        logits: torch.Tensor = model(inputs)
+        return logits
 
     def state(self) -> dict[str, np.ndarray]:
         state = {STAMP: stamp(self._belongs_to), "classes": np.array(self._classes)}

@@ -72,7 +72,8 @@ class Recipe:
     patch, patch_shift
         Transformers: cells (ieta, iphi) of a token; by how many columns the patches begin before the map does.
     dim, depth, heads, mlp_ratio
-        Transformers: width, number of blocks, attention heads, and hidden width over width of an MLP and of an expert.
+        Transformers: width, number of blocks, attention heads, and hidden width over width of an MLP and of an expert. Of a
+        depthvit `dim` is the width of one depth.
     readout
         Transformers: what the head reads, one of `READOUTS`. Published families: one of `BACKBONE_READOUTS`.
     moe_blocks
@@ -170,6 +171,8 @@ class Recipe:
         """Reasons why this recipe cannot be used."""
         if "study_vit" in ensemble_members(self.model):
             yield "study_vit learns from scaled counts and the others from residuals: it cannot be in an ensemble"
+        if "depthvit" in self.networks and self.readout == "class":
+            yield "depthvit has no class token: choose the readout tokens or mean"
         if self.dropout == 1:
             yield "dropout is below 1"
         if not self.cnn_widths:

@@ -27,6 +27,7 @@ BUILT_IN = {
     "cnn": "cnn",
     "linear": "linear",
     "study_vit": "study_vit",
+    "depthvit": "depth_vit",
     **dict.fromkeys(BACKBONES, "published"),
 }
 """Networks of this package, and the module beside this one that registers each."""

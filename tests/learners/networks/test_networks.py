@@ -29,10 +29,11 @@ SMALL = {
     "cnn": replace(CNN_RECIPE, cnn_widths=(4, 6)),
     "linear": Recipe(model="linear"),
     "study_vit": replace(STUDY_RECIPE, dim=16, depth=1, heads=2),
+    "depthvit": Recipe(model="depthvit", dim=8, depth=2, heads=2),
     **{name: Recipe(model=name) for name in BACKBONES},
 }
 ENSEMBLE = "ensemble:cnn+resnet+moe_vit"
-IN_PLACE = ("moe_vit", "vit", "cnn", "linear", *BACKBONES)
+IN_PLACE = ("moe_vit", "vit", "cnn", "linear", "depthvit", *BACKBONES)
 """Networks whose head sees every channel in its place."""
 
 
