@@ -123,7 +123,13 @@ Scheduler = Annotated[
     str | None, typer.Option("--dask", help="host:port of a Dask scheduler, whose workers compute", show_default=False)
 ]
 Interpolated = Annotated[bool, typer.Option("--interpolated", help="rows were interpolated, as in the published files")]
-Stream = Annotated[str, typer.Option(help="null, moderate, small, structured, year, tracks or pair")]
+Stream = Annotated[
+    str,
+    typer.Option(
+        help="null, moderate, small, structured, year, tracks, pair; campaign, overdispersed, threshold, patterns, transient, "
+        "mixture, or one of these six with -null, its null twin"
+    ),
+]
 
 
 def show(result: dict[str, Any], as_json: bool, *readable: Any) -> None:

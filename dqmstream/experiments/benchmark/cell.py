@@ -17,7 +17,8 @@ import numpy as np
 from scipy.special import log_softmax
 
 from dqmstream.errors import InputError
-from dqmstream.experiments.benchmark.bounds import BOUNDS, IDEAL, RunTruth, ideal, ideal_profiled
+from dqmstream.experiments.benchmark.bounds import BOUNDS, IDEAL, ideal, ideal_profiled
+from dqmstream.experiments.benchmark.run_likelihood import RunTruth
 from dqmstream.experiments.cells.cell import Record, one_thread
 from dqmstream.experiments.provenance import code_digest, made_by
 from dqmstream.experiments.simulator import LIVE, SimulatedRun, stream
@@ -37,7 +38,12 @@ from dqmstream.learners.stream.learner_state import LearnerState
 from dqmstream.learners.threads import set_threads
 from dqmstream.lumisection import Geometry
 
-_SOURCES = ("experiments/statistics.py", "experiments/benchmark/bounds.py", "experiments/benchmark/cell.py")
+_SOURCES = (
+    "experiments/statistics.py",
+    "experiments/benchmark/bounds.py",
+    "experiments/benchmark/run_likelihood.py",
+    "experiments/benchmark/cell.py",
+)
 """What the figures depend on besides learners and simulator. Code that reads finished cells is left out."""
 
 

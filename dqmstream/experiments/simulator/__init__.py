@@ -6,11 +6,12 @@ rate of each ring, N about 1510 and R = 1 in run 355456, N about 942 and R about
 the channels of a ring. Chosen, not measured: how N and R move, truncated lumisections, and everything that differs between runs
 (`dqmstream.experiments.simulator.streams`).
 
-In `null`, `moderate`, `small` and `structured` N and R move within each run over the same ranges in all runs. If they differed
-between runs, luminosity alone would tell the runs apart, and a classifier could succeed without seeing the detector. In `year`
-they depend on the run's place in its fill; in `tracks` on the run, where labels are good and faulty, which luminosity does not
-tell apart; in `pair` they are those of the published runs, which luminosity does tell apart. `campaign` has the conditions of
-data taking (`dqmstream.experiments.simulator.fills`), which tell some runs apart; its null twin shows how far.
+In `null`, `moderate`, `small`, `structured` and the streams outside the law of gains (`outside_law`) N and R move within each
+run over the same ranges in all runs. If they differed between runs, luminosity alone would tell the runs apart, and a
+classifier could succeed without seeing the detector. In `year` they depend on the run's place in its fill; in `tracks` on the
+run, where labels are good and faulty, which luminosity does not tell apart; in `pair` they are those of the published runs,
+which luminosity does tell apart. `campaign` has the conditions of data taking (`dqmstream.experiments.simulator.fills`), which
+tell some runs apart; its null twin shows how far.
 
 The bits of a run depend on the stream, the seed, the run's index and its length, not on how many runs are asked for. They are
 reproducible with one version of NumPy; another version may draw other numbers.

@@ -28,6 +28,9 @@ class Purpose(IntEnum):
     ANOMALIES = 7
     LUMINOSITY = 8
     FILL = 9
+    LAW = 20
+    PATTERN_FAMILIES = 21
+    MOVEMENT = 22
 
 
 def generator(seed: int, purpose: Purpose, *key: int) -> np.random.Generator:

@@ -129,7 +129,7 @@ def _chosen(
         "fingerprint_sigma": detector.FINGERPRINT_SIGMA,
         "choices": CHOICES[named.name],
         "order": "gain and fingerprint list the live channels by rising ieta, then rising iphi",
-        "faults_in_gain": not named.within_runs,
+        "faults_in_gain": not named.faults_within,
         "fingerprint": compact(detector.fingerprint(seed, off_their_ring=named.off_their_ring)),
     }
     if named.luminosity_per_run_fb:

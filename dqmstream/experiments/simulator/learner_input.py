@@ -28,8 +28,9 @@ def simulate_runs(
     Parameters
     ----------
     name : str
-        null, moderate, small, structured, year, tracks, pair, campaign or campaign-null. On the null streams nothing differs
-        but luminosity.
+        null, moderate, small, structured, year, tracks, pair or campaign; overdispersed, threshold, patterns, transient or
+        mixture, which lie outside the law of gains; or one of these five or campaign with -null. On null streams nothing
+        differs but luminosity.
     seed : int
         0 to 9 are for tuning, 100 and up for results that are reported.
     runs, lumisections : int, optional

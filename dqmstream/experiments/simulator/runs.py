@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -26,8 +27,9 @@ from dqmstream.experiments.simulator.detector import (
     nominal_rate,
 )
 from dqmstream.experiments.simulator.detector_history import DetectorHistory, detector_history
-from dqmstream.experiments.simulator.draws import run_generators
+from dqmstream.experiments.simulator.draws import Purpose, generator, run_generators
 from dqmstream.experiments.simulator.run import SimulatedRun, faulty_probability
+from dqmstream.experiments.simulator.run_law import draw_law_counts, run_law
 from dqmstream.experiments.simulator.streams import NamedStream, named_stream
 
 
@@ -106,20 +108,27 @@ def _draw(
 ) -> SimulatedRun:
     path = luminosity(named, seed, index, run_length(named, seed, index, lumisections))
     _, _, conditions, hits = run_generators(seed, index)
-    gain, faults = detector.at(index, path)
-    if not named.within_runs:
+    law_index = 0 if named.one_law else index
+    gain, faults = detector.at(law_index, path)
+    if not named.faults_within:
         for fault in faults:
             gain = np.where(fault.channels, gain * fault.factor, gain)
     lasting = fingerprint(seed, off_their_ring=named.off_their_ring)
     rate = nominal_rate() / named.pileup_per_r * lasting * gain
     boxes = noisy_boxes(named.noisy_boxes, seed, index)
     events, pileup, truncated = draw_conditions(path, conditions)
-    if named.within_runs:
+    whole = [] if named.within_runs else faults
+    law = None
+    if named.outside is not None:
+        law = replace(run_law(named.outside, seed, law_index), lasting=tuple(whole))
+        moves, drops = (generator(seed, Purpose.MOVEMENT, index, part) for part in range(2))
+        faults = [*whole, *law.draw_faults(len(events), run_number(index), drops)]
+        counts = draw_law_counts(law, rate, events, pileup, faults, moves, hits)
+    elif named.within_runs:
         counts = fire(faulty_probability(rate, pileup, tuple(faults)), events, hits)
     else:
         moving = common_mode(rate, boxes, named.noise_sigma, len(events), hits) if boxes else rate
         counts = draw_counts(moving, events, pileup, hits)
-    whole = [] if named.within_runs else faults
     return SimulatedRun(
         run=run_number(index),
         counts=counts,
@@ -140,10 +149,12 @@ def _draw(
             "common_mode": [{"side": side, "n": n, "sigma": named.noise_sigma} for side, n in boxes],
             "truncated": truncated,
             "faults": [fault.truth() for fault in faults],
+            **({} if law is None else {"law": law.truth()}),
             **path.truth,
         },
         faults=tuple(faults),
-        faults_within=named.within_runs,
+        faults_within=named.faults_within,
+        law=law,
     )
 
 

@@ -3,17 +3,28 @@
 `null`, `moderate`, `small` and `structured` have the same conditions in every run, so that luminosity does not tell runs apart.
 Telling them apart is impossible in `null`, easy in `moderate`, hard in `small`, and possible only by correlations in
 `structured`. `year` is long, `tracks` has fixed labels (good, faulty) under moving conditions, and `pair` is a model of the two
-published runs. `campaign` has the conditions of data taking. The sizes of drifts and faults are chosen, not measured on the
-detector.
+published runs. `campaign` has the conditions of data taking. `overdispersed`, `threshold`, `patterns`, `transient` and
+`mixture` lie outside the law of gains (`dqmstream.experiments.simulator.outside_law`); each has a null twin, in which nothing
+depends on the run. The sizes of drifts and faults are chosen, not measured on the detector.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from dqmstream.errors import InputError
+from dqmstream.experiments.simulator.outside_law import (
+    MIXTURE,
+    OUTSIDE_CHOICES,
+    OVERDISPERSED,
+    PATTERNS,
+    THRESHOLD,
+    TRANSIENT,
+    TWIN,
+    OutsideLaw,
+)
 
 Kind = Literal["dead", "degraded", "hot", "module", "box", "hem15/16", "flicker", "anomaly"]
 """Kinds of faults; `dqmstream.experiments.simulator.faults` says which channels each has."""
@@ -53,6 +64,9 @@ class NamedStream:
     faults: those that last until a repair. within_runs: faults begin and end at lumisections, not between runs. anomaly_p:
     probability that a short anomaly begins in a lumisection. lazy: any run can be drawn without those before it. run_numbers:
     fixed numbers, if any.
+
+    outside: what else moves within runs, outside the law of gains. one_law: a null twin: every run has the gains, the faults
+    and the law of movements of the first run, and draws its own conditions, movements and counts.
     """
 
     name: str
@@ -76,6 +90,13 @@ class NamedStream:
     anomaly_p: float = 0.0
     lazy: bool = False
     run_numbers: tuple[int, ...] = ()
+    outside: OutsideLaw | None = None
+    one_law: bool = False
+
+    @property
+    def faults_within(self) -> bool:
+        """Whether some faults begin and end within a run."""
+        return self.within_runs or self.outside is not None
 
     def length(self, index: int) -> int:
         """Default number of lumisections of a run."""
@@ -87,6 +108,44 @@ _CAMPAIGN: Any = {
 }  # fmt: skip
 """What `campaign` and its null twin share. Run 357479 has R = 12 at a pileup of 60."""
 
+_OUTSIDE = (
+    NamedStream(
+        "overdispersed",
+        "channels drift by 0.55 % a run; the variance of counts is 1.5 times binomial, and each ring moves by 2 %",
+        runs=8,
+        drift_sigma=0.0055,
+        outside=OVERDISPERSED,
+    ),
+    NamedStream(
+        "threshold",
+        "no gain differs; in each run six readout boxes respond in another way above a pileup of their own",
+        runs=8,
+        outside=THRESHOLD,
+    ),
+    NamedStream(
+        "patterns",
+        "one mean map for all runs; in each, another wave, mirror pattern or bump moves from lumisection to lumisection",
+        runs=8,
+        outside=PATTERNS,
+    ),
+    NamedStream(
+        "transient",
+        "in each run, the first too, 20 channels flicker and a readout box trips for a tenth of the run",
+        runs=8,
+        outside=TRANSIENT,
+    ),
+    NamedStream(
+        "mixture",
+        "each run has some of all that the other streams have, on top of drift and faults as in small",
+        runs=8,
+        drift_sigma=0.004,
+        death_p=0.5,
+        repair_p=0.3,
+        rbx_p=0.4,
+        rbx_factor=(0.93, 0.99),
+        outside=MIXTURE,
+    ),
+)
 STREAMS = {
     named.name: named
     for named in (
@@ -183,6 +242,11 @@ STREAMS = {
             **_CAMPAIGN,
         ),
         NamedStream("campaign-null", "the conditions of campaign; nothing differs in the detector", **_CAMPAIGN),
+        *_OUTSIDE,
+        *(
+            replace(one, name=one.name + TWIN, what=f"null twin of {one.name}: one law for all runs", one_law=True)
+            for one in _OUTSIDE
+        ),
     )
 }
 
@@ -202,8 +266,8 @@ _ALIKE = (
     "No two runs of a stream have the same set of noisy boxes; two may share a box.",
     "Common-mode noise is no fault: every run of its stream has it.",
     "Pileup falls linearly over the run, whatever its length.",
-    "For one seed, null, moderate, small and structured have the same fingerprint, run numbers, events and pileup, so that "
-    "they can be compared in pairs; year, tracks and pair share the fingerprint with them.",
+    "For one seed, null, moderate, small, structured and the streams outside the law of gains have the same fingerprint, run "
+    "numbers, events and pileup, so that they can be compared in pairs; year, tracks and pair share the fingerprint with them.",
 )
 _LAZY_FAULTS = (
     "A fault's channels are drawn uniformly among the live ones (dead, degraded, hot, flicker, anomaly: one channel), the "
@@ -231,6 +295,11 @@ _OF_FILLS = (
     "A truncated lumisection has less than 0.6 times the run's median of N; no event is taken from it after the draw.",
 )
 CHOICES: dict[str, tuple[str, ...]] = {
+    **{
+        name: (*_EVERY_STREAM, *_ALIKE, *OUTSIDE_CHOICES["every"], *OUTSIDE_CHOICES[name.removesuffix(TWIN)])
+        for name in STREAMS
+        if STREAMS[name].outside is not None
+    },
     **dict.fromkeys(("null", "moderate", "small", "structured"), (*_EVERY_STREAM, *_ALIKE)),
     "year": (
         *_EVERY_STREAM,

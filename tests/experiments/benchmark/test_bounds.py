@@ -9,7 +9,8 @@ from scipy.optimize import minimize
 from scipy.special import gammaln
 from scipy.stats import binom, norm
 
-from dqmstream.experiments.benchmark.bounds import RunTruth, fit_conditions, ideal, ideal_profiled
+from dqmstream.experiments.benchmark.bounds import fit_conditions, ideal, ideal_profiled
+from dqmstream.experiments.benchmark.run_likelihood import RunTruth
 from dqmstream.experiments.simulator import LIVE, SimulatedRun, probability, stream
 
 
@@ -33,7 +34,7 @@ def test_ideal_is_the_binomial_likelihood_up_to_a_constant() -> None:
 
 def test_a_count_in_a_dead_channel_excludes_the_run() -> None:
     _, truths, counts = drawn("null")
-    silent = RunTruth(np.where(np.arange(counts.shape[1]) == 7, 0.0, truths[0].rate), (), 0.0)
+    silent = RunTruth(np.where(np.arange(counts.shape[1]) == 7, 0.0, truths[0].rate))
     scores = ideal(counts, np.full(40, 5000.0), np.full(40, 5.0), [truths[0], silent])
     assert np.isfinite(scores[:, 0]).all()
     assert (scores[counts[:, 7] > 0, 1] == -np.inf).all()
@@ -44,9 +45,10 @@ def test_common_mode_is_integrated_out() -> None:
     simulated, truths, counts = drawn("structured")
     last, truth = simulated[-1], truths[-1]
     events, pileup = last.events[3], last.pileup[3]
-    quiet = RunTruth(truth.rate, (), 0.0)
+    quiet = RunTruth(truth.rate)
     expected = 0.0
-    for box in truth.boxes:
+    for movement in truth.law.movements:
+        box = movement.channels
 
         def log_l(gain: float, box: np.ndarray = box) -> float:
             p = probability(truth.rate[box] * gain, pileup)
@@ -54,7 +56,7 @@ def test_common_mode_is_integrated_out() -> None:
 
         best = max(log_l(gain) for gain in np.linspace(0.85, 1.15, 61))
         integral, _ = quad(
-            lambda gain, log_l=log_l, best=best: np.exp(log_l(gain) - best) * norm.pdf(gain, 1, truth.sigma),
+            lambda gain, log_l=log_l, best=best: np.exp(log_l(gain) - best) * norm.pdf(gain, 1, 0.03),
             0.8,
             1.2,
             limit=200,
