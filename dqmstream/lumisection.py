@@ -39,6 +39,9 @@ MAX_PILEUP = 1000.0
 ROUNDING_EVENTS = 1.0
 """How far a count may exceed `n_events`, which may be a rounded product of a trigger rate and 23.31 s."""
 
+MOST_SHARE = 1.01
+"""Largest share of events that a channel can count, with room for rounded numbers of events."""
+
 IETA = np.concatenate([np.arange(-32, 0), np.arange(1, 33)])
 """ieta of each row, shape (64,)."""
 
@@ -182,16 +185,22 @@ def row_faults(
     pileup: Any,
     dtype: np.dtype,
     max_events: float,
+    interpolated: bool = False,
 ) -> Faults:
     """All rules of a row in an archive of this dtype (float32 or uint16), which hold for messages and files alike.
 
     run, lumisection, time_ns: whole numbers, scalars or (n,). counts: any dtype, shape (cells,) or (n, cells). n_events,
-    pileup: scalars or (n,), nan where unknown. max_events: most events of any lumisection.
+    pileup: scalars or (n,), nan where unknown. max_events: most events of any lumisection. interpolated: rows lie between
+    lumisections, so counts of less than 1 are possible.
     """
     yield from number_faults(run, lumisection)
     yield from time_faults(time_ns)
     yield counts.dtype.kind not in "iuf", lambda: f"occupancy of dtype {counts.dtype} is not a real number"
     low, high = counts.min(axis=-1), counts.max(axis=-1)
+    if not interpolated:
+        yield are_shares(counts, high), lambda: (
+            f"occupancy holds values that are not whole, up to {high:.6g}: they are shares of events, not counts"
+        )
     yield from count_faults(counts, low, high, dtype)
     yield from plausibility_faults(high.astype(dtype).astype(np.float64), n_events, pileup, max_events)
 
@@ -219,6 +228,18 @@ def count_faults(counts: np.ndarray, low: Any, high: Any, dtype: np.dtype) -> Fa
     if dtype.kind == "u" and counts.dtype.kind == "f":
         whole = (counts == np.floor(counts)).all(axis=-1 if np.ndim(high) else None)
         yield ~whole, lambda: f"occupancy holds counts that are not whole, and the archive is {dtype}"
+
+
+def are_shares(counts: np.ndarray, high: Any) -> Any:
+    """Whether maps hold shares of events, from 0 to 1, and not counts, which are whole: bool or bool (n,).
+
+    counts: shape (cells,) or (n, cells). high: the largest value of each, scalar or (n,).
+    """
+    small = np.asarray((high > 0) & (high <= MOST_SHARE))
+    if counts.dtype.kind == "f" and small.any():
+        small[small] = (counts[small] != np.floor(counts[small])).any(axis=-1)
+        return small if small.ndim else bool(small)
+    return np.zeros_like(small) if small.ndim else False
 
 
 def plausibility_faults(largest: Any, n_events: Any, pileup: Any, max_events: float) -> Faults:

@@ -68,6 +68,8 @@ def describe_comparison(result: dict[str, Any]) -> list[Any]:
         result["verdict"],
         *(f"Warning: {warning}" for warning in result["warnings"]),
     ]
+    if any(result[side]["values"] != "counts" for side in ("a", "b")):
+        parts.append("values: " + ", ".join(f"{result[side]['name']} {result[side]['values']}" for side in ("a", "b")))
     if result["boxes"]:
         found = [[f"RBX {box['rbx']:+d}", str(box["channels"]), *_change(box)] for box in result["boxes"]]
         parts.append(output.table("readout boxes that changed", ["box", "channels", *_CHANGE], found[: output.SHOWN_CHANGES]))

@@ -78,8 +78,8 @@ def describe_imported(result: dict[str, Any]) -> list[Any]:
     rows = []
     for f in result["files"]:
         note = known if f["known"] else f"rounded by up to {f['rounding']:.2g} counts" if f["rounding"] else ""
-        rows.append([f["name"], f["run"], f["lumisections"], f["rows"], f["duplicates"], f["revisions"], note])
-    columns = ["file", "run", "lumisections", "filed", "duplicates", "revisions", "note"]
+        rows.append([f["name"], f["run"], f["lumisections"], f["rows"], f["duplicates"], f["revisions"], f["scale"], note])
+    columns = ["file", "run", "lumisections", "filed", "duplicates", "revisions", "values", "note"]
     parts: list[Any] = [output.table("imported", columns, rows)] if rows else []
     dropped = [[f["name"], f["run"], d["count"], d["what"], d["reason"]] for f in result["files"] for d in f["dropped"]]
     if dropped:

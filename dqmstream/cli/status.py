@@ -23,7 +23,7 @@ def status(settings: Settings, as_json: Json = False) -> None:
 
 def describe_status(result: dict[str, Any]) -> list[Any]:
     """What is printed of `archive_status` and `learner_status`: runs, feeds, learners, and what is wrong with them."""
-    columns = ["run", "lumisections", "first", "last", "missing", "revisions", "duplicates", "complete"]
+    columns = ["run", "lumisections", "first", "last", "missing", "revisions", "duplicates", "complete", "scale"]
     runs = [[str(run[column]) for column in columns] for run in result["runs"]]
     kinds = ["feed", "partition", "first_offset", "next_offset", "rows", "duplicate", "dead", "hole", "gap"]
     feeds = [[str(feed[kind]) for kind in kinds] for feed in result["feeds"]]

@@ -11,6 +11,7 @@ import numpy as np
 from dqmstream.lumisection import MAX_EVENTS, Geometry, Lumisection, content_hash, raise_fault, row_faults, with_depths
 from dqmstream.storage.columns import Column
 from dqmstream.storage.layout import NAT, ControlKind, Quality
+from dqmstream.storage.scale import whole_rows
 
 LATEST_NS = int(np.iinfo(np.int64).max)
 """Latest time that can be stored, UTC nanoseconds since 1970."""
@@ -64,8 +65,9 @@ def make_row(
 ) -> Row:
     """The row of a lumisection. Raises ValueError, with the reason, for a lumisection that the archive cannot hold.
 
-    produced_ns: when the broker took the message, UTC nanoseconds since 1970. A producer can claim any time; an impossible one
-    is stored as unknown. max_events: most events of a lumisection.
+    quality: what is known of the lumisection; NOT_WHOLE is added where its counts are not whole. produced_ns: when the broker
+    took the message, UTC nanoseconds since 1970. A producer can claim any time; an impossible one is stored as unknown.
+    max_events: most events of a lumisection.
     """
     counts = with_depths(record.occupancy, geometry)
     raise_fault(
@@ -78,13 +80,17 @@ def make_row(
             pileup=record.pileup,
             dtype=dtype,
             max_events=max_events,
+            interpolated=bool(quality & Quality.INTERPOLATED),
         )
     )
+    stored = np.ascontiguousarray(counts, dtype=dtype.newbyteorder("<"))
+    if not (quality & Quality.INTERPOLATED or whole_rows(stored[None])[0]):
+        quality |= Quality.NOT_WHOLE
     return row_of(
         offset,
         record.run,
         record.lumisection,
-        np.ascontiguousarray(counts, dtype=dtype.newbyteorder("<")),
+        stored,
         record.time_ns,
         record.n_events,
         record.pileup,

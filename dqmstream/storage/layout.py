@@ -50,11 +50,20 @@ class ControlKind(IntEnum):
 
 
 class Quality(IntFlag):
-    """Flags of a stored row."""
+    """Flags of a stored row.
+
+    INTERPOLATED: it lies between lumisections. REVISION: the lumisection was filed before. FROM_SHARES: it came as shares of
+    events, and was multiplied by these (`storage.scale`). NOT_WHOLE: values that are not whole, not marked as interpolated.
+    """
 
     GOOD = 0
     INTERPOLATED = 1
     REVISION = 2
+    FROM_SHARES = 4
+    NOT_WHOLE = 8
+
+
+ANY_QUALITY = Quality.INTERPOLATED | Quality.REVISION | Quality.FROM_SHARES | Quality.NOT_WHOLE
 
 
 _SINCE_1970: Mapping[str, Any] = {"units": "nanoseconds since 1970-01-01", "calendar": "proleptic_gregorian"}
@@ -67,7 +76,7 @@ ROW_COLUMNS: Columns = {
     "pileup": ("float64", {"long_name": "mean pileup, nan where unknown"}),
     "offset": ("int64", {"long_name": "offset in the feed's partition"}),
     "content": ("uint64", {"long_name": "first 8 bytes of the SHA-256 of row, n_events and pileup"}),
-    "quality": ("uint8", {"flag_masks": [1, 2], "flag_meanings": "interpolated revision"}),
+    "quality": ("uint8", {"flag_masks": [1, 2, 4, 8], "flag_meanings": "interpolated revision from_shares not_whole"}),
     "produced": ("int64", {"long_name": "when the broker took the message", **_SINCE_1970, "_FillValue": NAT}),
     "committed": ("int64", {"long_name": "when the row was filed", **_SINCE_1970}),
 }

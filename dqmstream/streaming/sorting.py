@@ -2,7 +2,8 @@
 
 `Sorter.entry` decides for one message. Under load hundreds of messages wait, and nearly all are da00 buffers that differ in
 their values alone: `Sorter.rows` takes those as one table, a row each, in a third of the time. Both apply the same rules
-(`lumisection.row_faults`). Messages that `rows` does not return go through `entry`, which knows the reason.
+(`lumisection.row_faults`). Messages that `rows` does not return go through `entry`, which knows the reason and multiplies
+shares of events back into counts.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 
-from dqmstream.lumisection import MAX_EVENTS, Lumisection, RunStart, row_faults, sound_rows
+from dqmstream.lumisection import MAX_EVENTS, Lumisection, RunStart, are_shares, row_faults, sound_rows
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.entries import Control, Row, make_row, row_of
-from dqmstream.storage.layout import ControlKind
+from dqmstream.storage.layout import ControlKind, Quality
+from dqmstream.storage.scale import counts_of_shares, whole_rows
 from dqmstream.streaming import wire
 from dqmstream.streaming.message import Message
 from dqmstream.streaming.source_agreement import other_source
@@ -51,9 +54,10 @@ class Sorter:
             return Control(message.offset, message.offset + 1, kind, record.run)
         if source and record.source and record.source != source:
             raise Undecodable(other_source(record.source, source))
+        record, quality = _in_counts(record)
         produced_ns = message.timestamp_ms * NS_PER_MS
         return make_row(
-            record, message.offset, self._geometry, self._dtype, produced_ns=produced_ns, max_events=self._max_events
+            record, message.offset, self._geometry, self._dtype, quality, produced_ns=produced_ns, max_events=self._max_events
         )
 
     def rows(self, messages: Sequence[Message], source: str = "") -> dict[int, Row]:
@@ -102,8 +106,9 @@ class Sorter:
         sound = table.alike & sound_rows(faults, len(messages))
         with np.errstate(all="ignore"):  # counts of rows that are not sound, which are not used
             stored = np.ascontiguousarray(counts, self._dtype.newbyteorder("<")).reshape(-1, *self._geometry.shape)
-        numbers = (column.tolist() for column in (sound, run, lumisection, time_ns, n_events, pileup))
-        for message, is_sound, a_run, a_lumisection, a_time_ns, events, mean_pileup, occupancy in zip(
+        whole = whole_rows(stored)
+        numbers = (column.tolist() for column in (sound, whole, run, lumisection, time_ns, n_events, pileup))
+        for message, is_sound, is_whole, a_run, a_lumisection, a_time_ns, events, mean_pileup, occupancy in zip(
             messages, *numbers, stored, strict=True
         ):
             if not is_sound:
@@ -121,7 +126,19 @@ class Sorter:
                     mean_pileup,
                     layout.source,
                     message.timestamp_ms * NS_PER_MS,
+                    Quality.GOOD if is_whole else Quality.NOT_WHOLE,
                 )
+
+
+def _in_counts(record: Lumisection) -> tuple[Lumisection, Quality]:
+    """The lumisection with shares of events multiplied back into counts, and flagged so. Raises ValueError where it cannot be.
+
+    The wire carries counts; a producer that divides them by `n_events` is understood, as `import` understands its files.
+    """
+    shares = record.occupancy
+    if shares.dtype.kind != "f" or not shares.size or not are_shares(shares.reshape(-1), shares.max()):
+        return record, Quality.GOOD
+    return replace(record, occupancy=counts_of_shares(shares, record.n_events)), Quality.FROM_SHARES
 
 
 def _reals(table: da00_buffer.Table, name: str, count: int) -> np.ndarray:

@@ -17,6 +17,7 @@ from streaming_data_types.dataarray_da00 import Variable
 from dqmstream.lumisection import MAX_EVENTS, Geometry
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.entries import Row
+from dqmstream.storage.layout import Quality
 from dqmstream.storage.writer import ArchiveWriter
 from dqmstream.streaming import sorting
 from dqmstream.streaming.dead_letters import FolderDeadLetters
@@ -60,6 +61,17 @@ def with_events_and_count(n_events: float, count: float) -> Callable[[Draw], Mad
     return make
 
 
+def with_shares(n_events: float, divided_by: float) -> Callable[[Draw], Made]:
+    """Counts divided by a number of events; the events of the message may be others, or unknown."""
+
+    def make(draw: Draw) -> Made:
+        shares = np.minimum(np.rint(draw.counts), divided_by) / np.float32(divided_by)
+        events = None if np.isnan(n_events) else Variable("n_events", np.array(n_events))
+        return plain(draw, draw.da00(occupancy=occupancy(shares.astype(np.float32)), n_events=events))
+
+    return make
+
+
 def with_time(time_ns: int) -> Callable[[Draw], Made]:
     return lambda draw: plain(draw, draw.da00(time_ns=time_ns))
 
@@ -87,6 +99,7 @@ OF_ONE_LAYOUT: list[Callable[[Draw], Made]] = [
     *(with_number(name, number) for name in ("run", "lumisection") for number in (0, -1, 2**31 - 1, 2**31, 2**40)),
     *map(with_events, (0.0, -0.0, -1.0, np.inf, -np.inf, np.nan, NAN_WITH_A_PAYLOAD, 5e-324, 900.0, 3e6, 3e6 + 1, 1e300)),
     *map(with_events_and_count, (900.0, 900.0, 1.5e6, np.nan, np.nan), (901.0, 902.0, 1.4e6, 3e6, 3_000_001.0)),
+    *map(with_shares, (1500.0, 1499.6, 1500.0, np.nan, 0.0, np.inf), (1500.0, 1500.0, 1412.0, 1500.0, 1500.0, 1500.0)),
     *map(with_count, (np.nan, np.inf, -np.inf, -1.0, -0.0, 0.5, 65535.0, 65536.0, 3e38)),
     *map(with_time, (0, 1, -1, 2**62, 2**62 + 1, -(2**63))),
     *map(with_envelope, (None, b"", b"x", b" 1", b"0001")),
@@ -138,6 +151,23 @@ def _bits(value: Any) -> object:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "uint16"])
+def test_shares_of_events_on_the_wire_become_counts_or_a_dead_letter_with_the_reason(dtype: str, tmp_path: Path) -> None:
+    sorter = Sorter(Archive.create(tmp_path / "A", dtype=dtype), crc_required=True)
+    draws = [Draw(np.random.default_rng(index), index) for index in range(4)]
+    made = [with_shares(1500.0, 1500.0), with_shares(1499.6, 1500.0), with_shares(1500.0, 1412.0), with_shares(np.nan, 1500.0)]
+    messages = [Message(0, draw.index, *make(draw), 0) for make, draw in zip(made, draws, strict=True)]
+    for message, draw in zip(messages[:2], draws[:2], strict=True):
+        row = sorter.entry(message)
+        assert isinstance(row, Row) and row.quality == Quality.FROM_SHARES
+        again = Draw(np.random.default_rng(draw.index), draw.index)
+        np.testing.assert_array_equal(row.occupancy[0], np.minimum(np.rint(again.counts), 1500))
+    with pytest.raises(ValueError, match=r"1500 events do not make them whole counts.*but 1412 events do"):
+        sorter.entry(messages[2])
+    with pytest.raises(ValueError, match="its number of events is unknown: give counts, or the events"):
+        sorter.entry(messages[3])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "uint16"])
 def test_messages_of_one_layout_become_the_same_together_and_alone(dtype: str, tmp_path: Path) -> None:
     sorter = Sorter(Archive.create(tmp_path / "A", dtype=dtype), crc_required=True)
     for make in OF_ONE_LAYOUT:
@@ -145,7 +175,9 @@ def test_messages_of_one_layout_become_the_same_together_and_alone(dtype: str, t
         made = [make(draw) if draw.index % 5 == 2 else plain(draw, draw.da00()) for draw in draws]
         messages = [Message(0, offset, *one, 1_650_000_000_123) for offset, one in enumerate(made)]
         together = sorter.rows(messages)
-        expected = {m.offset: told(row) for m in messages if isinstance(row := alone(sorter, m), Row)}
+        by_itself = {m.offset: row for m in messages if isinstance(row := alone(sorter, m), Row)}
+        # Shares of events are multiplied back one by one.
+        expected = {offset: told(row) for offset, row in by_itself.items() if row.quality != Quality.FROM_SHARES}
         assert {offset: told(row) for offset, row in together.items()} == expected, "taken together and alone differ"
 
 

@@ -27,8 +27,10 @@ def as_json(found: Findings) -> dict[str, Any]:
     """The findings as one object for JSON, with the changed channels and boxes by falling |pull|. Numbers may be nan or inf."""
     pair, tested, boxes = found.pair, found.channel_tests, found.box_tests
     sides = [
-        {"name": name, "run": run, "lumisections": read, "compared": common}
-        for name, run, read, common in zip(pair.names, pair.runs, pair.lumisections, found.common, strict=True)
+        {"name": name, "run": run, "lumisections": read, "compared": common, "values": values.value}
+        for name, run, read, common, values in zip(
+            pair.names, pair.runs, pair.lumisections, found.common, pair.values, strict=True
+        )
     ]
     separation = found.separation
     return {

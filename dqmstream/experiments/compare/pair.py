@@ -12,6 +12,7 @@ from dqmstream.errors import InputError
 from dqmstream.experiments.compare.run_counts import RunCounts, is_file, read_run
 from dqmstream.experiments.compare.samples import Channels, Sample
 from dqmstream.storage.archive import Archive
+from dqmstream.storage.scale import Scale
 
 MIN_LUMISECTIONS = 5
 """Usable lumisections that a run needs (times 25 if rows were interpolated)."""
@@ -32,7 +33,8 @@ class Pair:
 
     runs: their numbers, None if unknown. names: for messages, such as the file, or run and archive. lumisections: as many as
     each run has; `dark`: how many of these are left out of the samples, because nothing counted or events are unknown.
-    counts_events: the numbers of events are known and used. notes: warnings about the inputs.
+    counts_events: the numbers of events are known and used. notes: warnings about the inputs. values: what those of each run
+    are as they came (`storage.scale`).
     """
 
     runs: tuple[int | None, int | None]
@@ -43,6 +45,7 @@ class Pair:
     samples: tuple[Sample, Sample]
     counts_events: bool
     notes: list[str]
+    values: tuple[Scale, Scale] = (Scale.COUNTS, Scale.COUNTS)
 
 
 def read_pair(a: str, b: str, archive: Path | None, interpolated: bool) -> Pair:
@@ -76,7 +79,8 @@ def pair_of(first: RunCounts, second: RunCounts) -> Pair:
     if any(one.scale == 1 and _fractional(part) for one, part in zip(both, counts, strict=True)):
         notes.append(
             "Counts are not whole numbers. If rows were interpolated, as in the published files, give --interpolated; else the "
-            "AUC is too high, since neighbours of the tested rows are trained on."
+            "AUC is too high, since neighbours of the tested rows are trained on. If they are scaled by an unknown factor, "
+            "errors are off by its root."
         )
     counts_events = _events_known(both, counts, notes)
     samples, dark = [], []
@@ -93,7 +97,7 @@ def pair_of(first: RunCounts, second: RunCounts) -> Pair:
             )
     return Pair(
         (first.run, second.run), (first.name, second.name), (len(counts[0]), len(counts[1])), (dark[0], dark[1]),
-        channels, (samples[0], samples[1]), counts_events, notes,
+        channels, (samples[0], samples[1]), counts_events, notes, (first.values, second.values),
     )  # fmt: skip
 
 

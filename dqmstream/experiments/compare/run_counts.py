@@ -16,6 +16,9 @@ from dqmstream.learners.stream.ledger import scale_of
 from dqmstream.lumisection import IETA, IPHI, N_IETA, N_IPHI, utf8
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.imports.checking import read_run_file
+from dqmstream.storage.imports.run_file import RunFile
+from dqmstream.storage.imports.scaling import in_counts
+from dqmstream.storage.scale import Scale, scale_of_rows
 
 _ROWS = 512
 """Lumisections that are read at a time."""
@@ -30,6 +33,7 @@ class RunCounts:
 
     run: its number, None if unknown. name: for messages. counts: (n, 64, 72) or (n, depth, 64, 72), may be a memory map.
     events: (n,), nan where unknown. lumisection: numbers, (n,), ascending. scale: 25 if rows were interpolated, else 1.
+    values: what they are as they came (`storage.scale`); shares of events are counts here.
     """
 
     run: int | None
@@ -38,6 +42,7 @@ class RunCounts:
     events: np.ndarray
     lumisection: np.ndarray
     scale: int
+    values: Scale = Scale.COUNTS
 
     @property
     def depths(self) -> int:
@@ -74,7 +79,9 @@ def read_run(name: str, archive: Archive | None, interpolated: bool) -> RunCount
         if path.is_dir():
             raise InputError(f"{path} is a folder: give the .npy file of one run")
         data = read_run_file(path, interpolated=interpolated).data
-        return RunCounts(data.run, utf8(path.name), data.all_maps(), data.events, data.lumisection, _scale(interpolated))
+        return RunCounts(
+            data.run, utf8(path.name), data.all_maps(), data.events, data.lumisection, _scale(interpolated), data.scale
+        )
     if archive is None:
         raise InputError(f"there is no file {name}; to compare run {name} of an archive, give --archive")
     return _of_archive(archive, int(name))
@@ -117,7 +124,8 @@ def _of_archive(archive: Archive, run: int) -> RunCounts:
     view = archive.run(run)
     counts, events = view["occupancy"].values, view["n_events"].values
     name = f"run {run} of {utf8(archive.path.name)}"
-    return RunCounts(run, name, counts, events, view["lumisection"].values, scale_of(view))
+    values = scale_of_rows(view["quality"].values)
+    return RunCounts(run, name, counts, events, view["lumisection"].values, scale_of(view), values)
 
 
 def _of_dataset(data: xr.Dataset, name: str, n_events: np.ndarray | None, interpolated: bool) -> RunCounts:
@@ -141,7 +149,7 @@ def _of_dataset(data: xr.Dataset, name: str, n_events: np.ndarray | None, interp
 def _of_arrays(
     run: int | None, name: str, counts: np.ndarray, n_events: np.ndarray | None, lumisection: np.ndarray, scale: int
 ) -> RunCounts:
-    """Check arrays that no reader has checked, and put the lumisections in order."""
+    """Check arrays that no reader has checked, put the lumisections in order, and multiply shares of events back."""
     if counts.ndim not in (3, 4) or counts.shape[-2:] != (N_IETA, N_IPHI) or not len(counts):
         raise InputError(f"{name} has shape {counts.shape}: give counts of shape (n, 64, 72) or (n, depth, 64, 72)")
     if not np.isfinite(counts).all() or (counts < 0).any():
@@ -155,4 +163,9 @@ def _of_arrays(
     if len(np.unique(lumisection)) < len(lumisection):
         raise InputError(f"{name} holds a lumisection twice: give each number once")
     ordered = counts if np.array_equal(order, np.arange(len(order))) else counts[order]
-    return RunCounts(run, name, ordered, events[order], np.asarray(lumisection)[order], scale)
+    unknown_size = np.full(len(counts), np.nan)
+    data = RunFile(
+        name, run or 0, ordered, np.arange(1, len(counts) + 1), events[order], unknown_size, row_is_in_file=False
+    )
+    data = in_counts(data, scale > 1)
+    return RunCounts(run, name, data.all_maps(), data.events, np.asarray(lumisection)[order], scale, data.scale)

@@ -14,6 +14,7 @@ from dqmstream.errors import InputError
 from dqmstream.lumisection import IETA, MAX_EVENTS, RUN_FILE, check_counts, check_plausible, most_counts
 from dqmstream.storage.imports.readers.arrays import read_array
 from dqmstream.storage.imports.run_file import RunFile
+from dqmstream.storage.imports.scaling import in_counts
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +38,7 @@ def read_run_file(path: Path, *, interpolated: bool = False) -> CheckedRun:
         raise InputError(f"{path} does not exist")
     if RUN_FILE.match(path.name) is None:
         raise InputError(f"{path}: the name does not tell the run; name it Run<number>_Dataset_<name>.npy")
-    return check_run(read_array(path), interpolated, np.dtype("float32"), None)
+    return check_run(in_counts(read_array(path), interpolated), interpolated, np.dtype("float32"), None)
 
 
 def check_run(

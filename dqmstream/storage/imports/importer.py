@@ -6,7 +6,7 @@ few hundred maps in memory at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,6 +24,8 @@ from dqmstream.storage.imports.rules import ImportRules
 from dqmstream.storage.imports.run_file import Dropped, RunFile
 from dqmstream.storage.labels.luminosity import LuminosityTable
 from dqmstream.storage.layout import IMPORT_FEED, ControlKind, Quality
+from dqmstream.storage.scale import Scale
+from dqmstream.storage.status import run_scales
 from dqmstream.storage.writer import ArchiveWriter, OffsetConflict, SourceConflict
 
 
@@ -33,7 +35,8 @@ class Imported:
 
     lumisections: of the files, without dropped ones. rows, duplicates, revisions: as filed. rounding: largest difference, in
     counts, between the file's values and the stored ones. known: the run was imported before, so nothing was written.
-    dropped: what was left out, and why. notes: for the user.
+    dropped: what was left out, and why. notes: for the user. scale: of the values in the file (`storage.scale`). off_whole: how
+    far shares times events were from whole counts at most; None where the file holds no shares, or is interpolated.
     """
 
     name: str
@@ -46,6 +49,8 @@ class Imported:
     known: bool
     dropped: tuple[Dropped, ...] = ()
     notes: tuple[str, ...] = ()
+    scale: str = Scale.COUNTS.value
+    off_whole: float | None = None
 
 
 def import_files(
@@ -87,13 +92,30 @@ def import_runs(
     filed = FiledDatasets(writer.archive)
     for one in checked:
         _check_dataset(writer.archive, filed, one, rules)
+    scales = run_scales(writer.archive)
     done = []
     for i, one in enumerate(checked):
         progress("import", i, len(checked))
-        done.append(_import_run(writer, one, rules, known))
+        note = _other_scale(one.data, scales)
+        filed_run = _import_run(writer, one, rules, known)
+        done.append(replace(filed_run, notes=(*filed_run.notes, *note)))
         known[one.sha256] = one.data.run
+        scales[one.data.run] = one.data.scale
     progress("import", len(checked), len(checked))
     return done, [data.luminosity for data in runs if data.luminosity]
+
+
+def _other_scale(data: RunFile, scales: Mapping[int, Scale]) -> tuple[str, ...]:
+    """A note where the run's values are of another scale than those of the other runs. scales: by run."""
+    stored = {run: Scale.COUNTS if scale is Scale.SHARES else scale for run, scale in {**scales, data.run: data.scale}.items()}
+    own = stored[data.run]
+    others = [run for run, scale in stored.items() if scale != own]
+    if not others:
+        return ()
+    return (
+        f"its values are of another scale ({own.value}) than those of {len(others)} runs of the archive, as run {others[0]} "
+        f"({stored[others[0]].value}): ratios of channels compare, errors and the number of events do not",
+    )
 
 
 def _check_dataset(archive: Archive, filed: FiledDatasets, run: CheckedRun, rules: ImportRules) -> None:
@@ -117,7 +139,9 @@ def _check_dataset(archive: Archive, filed: FiledDatasets, run: CheckedRun, rule
 def _import_run(writer: ArchiveWriter, run: CheckedRun, rules: ImportRules, known: Container[str]) -> Imported:
     """File a run in one commit. known: SHA-256 of the runs that were imported before."""
     data, size = run.data, run.data.size
-    imported = Imported(data.name, data.run, size, 0, 0, 0, run.rounding, True, data.dropped, data.notes)
+    imported = Imported(
+        data.name, data.run, size, 0, 0, 0, run.rounding, True, data.dropped, data.notes, data.scale.value, data.off_whole
+    )
     if run.sha256 in known:
         return imported
     if not size:
@@ -151,6 +175,8 @@ def _import_run(writer: ArchiveWriter, run: CheckedRun, rules: ImportRules, know
 def _parts(archive: Archive, data: RunFile, rules: ImportRules, offset: int) -> Iterator[list[Entry]]:
     """Entries to file: the run's start, its lumisections piece by piece, its stop."""
     quality = Quality.INTERPOLATED if rules.interpolated else Quality.GOOD
+    if data.times is not None:
+        quality |= Quality.FROM_SHARES
     yield [Control(offset, offset + 1, ControlKind.START, data.run, reason=data.dataset)]
     for start, block in data.pieces():
         entries: list[Entry] = []

@@ -14,13 +14,14 @@ from dqmstream.storage.imports.find import find_files
 from dqmstream.storage.imports.readers.registry import ReadRequest
 from dqmstream.storage.imports.rules import ImportRules
 from dqmstream.storage.imports.run_file import RunFile
+from dqmstream.storage.imports.scaling import in_counts
 from dqmstream.storage.labels.luminosity import LuminosityTable
 
 Progress = Callable[[str, int, int], None]
 
 
 def read_runs(paths: Sequence[Path], rules: ImportRules, progress: Progress) -> list[RunFile]:
-    """The runs of files and folders, with the conditions of tables, and without lumisections that are not golden.
+    """The runs of files and folders in counts, with the conditions of tables, and without lumisections that are not golden.
 
     progress: called with "read", done, total, by readers that read maps ahead. Raises InputError for what cannot be used.
     """
@@ -48,6 +49,7 @@ def read_runs(paths: Sequence[Path], rules: ImportRules, progress: Progress) -> 
         if not (table.has_runs or only_run):
             raise InputError(f"{table.name} names no run (run_number), and several runs are imported: add that column")
         runs = [with_luminosity(data, table, rules.max_events) for data in runs]
+    runs = [in_counts(data, rules.interpolated) for data in runs]
     if rules.source:
         runs = [replace(data, source=rules.source if data.source else "") for data in runs]
     if rules.golden:

@@ -12,6 +12,7 @@ from dqmstream.lumisection import N_IETA, N_IPHI, utf8
 from dqmstream.storage.imports.binning import PLAIN, Binning
 from dqmstream.storage.labels.luminosity import LuminosityTable
 from dqmstream.storage.layout import ROWS_PER_CHUNK
+from dqmstream.storage.scale import Scale, multiplied
 
 PIECE_BYTES = 16 << 20
 """Most bytes of maps in memory while a run is read piece by piece."""
@@ -41,6 +42,8 @@ class RunFile:
     row_is_in_file: whether these rows are rows of the file too, so that messages can name them.
     binning: where the archive's bins are in the maps. dataset: as the file or its name gives it, also when the user gave
     another source; empty where unknown. luminosity: conditions from a table beside the maps, to be filed as labels.
+    scale: of the values in the file (`imports.scaling`). times: events by which shares are multiplied, (n,); None: not shares.
+    off_whole: how far the products were from whole counts at most; None where there are none, or rows are interpolated.
     In name, source and dataset, bytes that are not UTF-8 are replaced by escapes. Raises InputError for arrays that do not fit
     together.
     """
@@ -59,6 +62,9 @@ class RunFile:
     binning: Binning = PLAIN
     dataset: str = ""
     luminosity: LuminosityTable | None = None
+    scale: Scale = Scale.COUNTS
+    times: np.ndarray | None = None
+    off_whole: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("name", "source", "dataset"):
@@ -95,11 +101,16 @@ class RunFile:
 
     def maps(self, which: slice | np.ndarray) -> np.ndarray:
         """Maps of these lumisections, by place in `lumisection`, in memory: (n, 64, 72) or (n, depth, 64, 72)."""
-        return np.ascontiguousarray(self.binning.apply(self.counts[which if self.rows is None else self.rows[which]]))
+        maps = np.ascontiguousarray(self.binning.apply(self.counts[which if self.rows is None else self.rows[which]]))
+        if self.times is None:
+            return maps
+        events = self.times[which].reshape(-1, *[1] * (maps.ndim - 1))
+        return maps * events if self.scale is Scale.INTERPOLATED else multiplied(maps, events)
 
     def all_maps(self) -> np.ndarray:
         """Maps of all lumisections: a memory map where the file holds them as they are, otherwise in memory."""
-        return self.counts if self.rows is None and self.binning.is_plain else self.maps(slice(None))
+        is_plain = self.rows is None and self.binning.is_plain and self.times is None
+        return self.counts if is_plain else self.maps(slice(None))
 
     def pieces(self) -> Iterator[tuple[int, np.ndarray]]:
         """(place of the first, maps) of the lumisections, piece by piece in memory."""
@@ -117,6 +128,7 @@ class RunFile:
             events=self.events[good],
             pileup=self.pileup[good],
             rows=rows[good],
+            times=None if self.times is None else self.times[good],
             dropped=(*self.dropped, Dropped(reason, int((~good).sum()))),
         )
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import zarr
 
-from dqmstream.lumisection import MAX_NUMBER, check_counts, check_plausible, content_hash
+from dqmstream.lumisection import MAX_NUMBER, are_shares, check_counts, check_plausible, content_hash
 from dqmstream.storage import layout
 from dqmstream.storage.archive import Archive
-from dqmstream.storage.layout import ROWS_PER_CHUNK, ControlKind, Quality
+from dqmstream.storage.layout import ANY_QUALITY, ROWS_PER_CHUNK, ControlKind, Quality
 from dqmstream.storage.maintenance.findings import UNREADABLE, Finding, ReadableTable, line_of, numbered, read_table
 
 CHUNKS_AT_ONCE = 4
@@ -102,9 +102,14 @@ class LogCheck:
         here = slice(first, first + len(block))
         conditions = [np.where(self.rows.known[n][here], self.rows.columns[n][here], np.nan) for n in ("n_events", "pileup")]
         largest = block.reshape(len(block), -1).max(axis=1)
-        for row, (high, n_events, pileup) in enumerate(zip(largest.tolist(), *(c.tolist() for c in conditions), strict=True)):
+        shares = are_shares(block.reshape(len(block), -1), largest)
+        shares &= ~(self.rows.known["quality"][here] & ((self.rows.columns["quality"][here] & Quality.INTERPOLATED) != 0))
+        values = zip(largest.tolist(), shares.tolist(), *(c.tolist() for c in conditions), strict=True)
+        for row, (high, is_share, n_events, pileup) in enumerate(values):
             try:
                 check_plausible(high, n_events, pileup, self.max_events)
+                if is_share:
+                    raise ValueError(f"occupancy holds shares of events, not counts: the largest value is {high:.6g}")
             except ValueError as error:
                 self.implausible.append(Finding(self.rows_at(first + row, first + row), str(error)))
 
@@ -116,7 +121,7 @@ class LogCheck:
         for name in ("n_events", "pileup"):
             fine = np.isnan(columns[name]) | ((columns[name] >= 0) & np.isfinite(columns[name]))
             self.tell(known[name] & ~fine, f"{name} is negative or infinite")
-        unknown_flags = columns["quality"] & ~np.uint8(Quality.INTERPOLATED | Quality.REVISION)
+        unknown_flags = columns["quality"] & ~np.uint8(ANY_QUALITY)
         self.tell(known["quality"] & (unknown_flags != 0), "quality has a flag that means nothing")
         there = np.flatnonzero(known["offset"])
         falls = np.zeros(self.rows.size, bool)

@@ -109,7 +109,8 @@ def test_names_in_a_notebook_stay_text(archive: Archive, numbers: list[int]) -> 
 
 def test_json_is_what_the_command_prints_with_null_for_what_is_not_finite(killed: Comparison) -> None:
     said = json.loads(json.dumps(killed.to_json(), allow_nan=False))
-    assert said["a"] == {"name": "run A", "run": None, "lumisections": LUMISECTIONS, "compared": killed.common[0]}
+    first = {"name": "run A", "run": None, "lumisections": LUMISECTIONS, "compared": killed.common[0], "values": "counts"}
+    assert said["a"] == first
     assert said["changed"][0]["ieta"] == 25 and said["changed"][0]["state"] == "dead"
     assert said["auc"] is None
 
