@@ -58,7 +58,7 @@ class StatisticalReplay(DeepStrategy):
 
     def _material(self, experience: int, counts: np.ndarray, past: PastCounts) -> Mapping[int, np.ndarray]:
         classes = experience + 1
-        each = -(-self._method.steps(experience) * self.recipe.batch // classes)
+        each = -(-self._steps(experience) * self.recipe.batch // classes)
         rng = np.random.default_rng([self._seed, experience, _DRAWS])
         conditions = counts[rng.integers(len(counts), size=classes * each)]
         drawn = self.statistical.draw(np.repeat(np.arange(classes), each), conditions, rng)

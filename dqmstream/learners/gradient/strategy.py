@@ -5,6 +5,7 @@ The first run sets the reference and is kept; nothing is trained before there is
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -84,6 +85,22 @@ class DeepStrategy(Incremental):
         self._routing = RoutingFigures(self._seed)
         self._model: Network | None = None
         self._classes = 0
+        self._effort = 1.0
+
+    @property
+    def effort(self) -> float:
+        """Share of the method's training steps that the next trainings take, 0 to 1. It is part of the state."""
+        return self._effort
+
+    @effort.setter
+    def effort(self, share: float) -> None:
+        """Set it between two calls of `learn`. At 0 nothing is trained: the head grows, and the method keeps what it keeps.
+
+        Raises ValueError outside 0..1.
+        """
+        if not 0 <= share <= 1:
+            raise ValueError(f"an effort is a share of the training steps, 0 to 1, not {share}")
+        self._effort = float(share)
 
     @property
     def classes(self) -> int:
@@ -108,7 +125,7 @@ class DeepStrategy(Incremental):
                 self._model = build(live, self.recipe).to(self.device)
             self._model.grow(experience + 1)
             self._classes = experience + 1
-            if experience >= RUNS.first:
+            if experience >= RUNS.first and self._effort > 0:
 
                 def read(i: int) -> dict[int, np.ndarray]:
                     return {i: past(i).part(Part.TRAIN).counts[:, live]}
@@ -126,10 +143,14 @@ class DeepStrategy(Incremental):
         # The first training needs a second run, also where the method keeps none.
         return past(0) | material if experience == RUNS.first and 0 not in material else material
 
+    def _steps(self, experience: int) -> int:
+        """Training steps of an experience."""
+        return math.ceil(self._effort * self._method.steps(experience))
+
     def _train(
         self, model: Network, material: Mapping[int, np.ndarray], generator: torch.Generator, watch: Watch | None
     ) -> LearnLog:
-        steps = self._method.steps(model.classes - 1)
+        steps = self._steps(model.classes - 1)
         lesson = Lesson(self._inputs(model, material), self.recipe, steps, self.device, generator)
         template = RunTemplate(model=model, recipe=self.recipe, device=self.device, plugin=self._method, watch=watch)
         template.teach(lesson)
@@ -168,7 +189,7 @@ class DeepStrategy(Incremental):
         return logits
 
     def state(self) -> dict[str, np.ndarray]:
-        state = {STAMP: stamp(self._belongs_to), "classes": np.array(self._classes)}
+        state = {STAMP: stamp(self._belongs_to), "classes": np.array(self._classes), "effort": np.array(self._effort)}
         if self._model is not None:
             weights = {name: tensor.cpu().numpy().copy() for name, tensor in self._model.state_dict().items()}
             state |= self._reference_state() | prefixed("model", weights) | prefixed("method", self._method.state())
@@ -181,6 +202,7 @@ class DeepStrategy(Incremental):
             raise StateError("the state does not say how many runs were learnt; it is damaged or of another version")
         classes = int(state["classes"])
         self._begin()
+        self.effort = float(state.get("effort", 1.0))  # states of older versions do not say
         self._restore_reference(state, known=classes > 0)
         if classes == 0:
             return
