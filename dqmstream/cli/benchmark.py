@@ -24,6 +24,8 @@ app = typer.Typer()
 
 Several = list[str] | None
 
+BY_LAST = "accuracy where the last n lumisections name the run by the sum of their log-probabilities"
+
 
 @dataclass(frozen=True)
 class FileOptions:
@@ -166,16 +168,21 @@ def _run(chosen: Benchmark, run: RunOptions, by_stream: bool) -> None:
 
 def _shown(table: dict[str, Any], by_stream: bool) -> list[Any]:
     """What is printed of a table."""
-    from dqmstream.experiments.benchmark.text import origin, overview, printed, stream_columns, title
+    from dqmstream.experiments.benchmark import text
 
+    grids = []
     if by_stream:
-        grids = [
-            output.table(title(table, one["stream"]), stream_columns(table), [printed(row) for row in one["rows"]])
-            for one in table["streams"]
-        ]
+        for one in table["streams"]:
+            name, rows = text.title(table, one["stream"]), one["rows"]
+            grids.append(output.table(name, text.stream_columns(table), [text.printed(row) for row in rows]))
+            if last := [text.printed_by_last(row) for row in rows if text.by_last(row)]:
+                grids.append(output.table(f"{one['stream']}, {BY_LAST}", text.by_last_columns(), last))
     else:
-        grids = [output.table(title(table), *overview(table))]
-    return [*grids, origin(table), *([table["warning"]] if table["warning"] else [])]
+        grids.append(output.table(text.title(table), *text.overview(table)))
+        columns, rows = text.overview_by_last(table)
+        if rows:
+            grids.append(output.table(f"{BY_LAST}; in parentheses divided by that of ideal", columns, rows))
+    return [*grids, text.origin(table), *([table["warning"]] if table["warning"] else [])]
 
 
 def _reported(bars: Any) -> Callable[[Progress[BenchmarkCell]], None]:

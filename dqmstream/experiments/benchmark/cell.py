@@ -24,9 +24,9 @@ from dqmstream.experiments.provenance import code_digest, made_by
 from dqmstream.experiments.simulator import LIVE, SimulatedRun, stream
 from dqmstream.experiments.simulator.learner_input import as_run_data
 from dqmstream.experiments.statistics import effective_count
-from dqmstream.learners.evaluation.by_last import figures_by_last
+from dqmstream.learners.evaluation.by_last import figures_by_last, sums_of_last
 from dqmstream.learners.evaluation.evaluator import Evaluator
-from dqmstream.learners.evaluation.history_line import HistoryLine
+from dqmstream.learners.evaluation.history_line import LENGTHS, HistoryLine
 from dqmstream.learners.evaluation.matrix_row import Scores, evaluate_row
 from dqmstream.learners.learnable import why_left_out
 from dqmstream.learners.maps import Maps
@@ -86,7 +86,9 @@ class BenchmarkCell:
         """Compute the record on one thread. Raises InputError for an unknown strategy.
 
         "lines": history lines, one per run that is learnt. "worth": the number of independent lumisections that the test
-        lumisections of the last evaluation are worth (`statistics.effective_count`). "left_out": why, by run.
+        lumisections of the last evaluation are worth (`statistics.effective_count`). "worth_by_last": the same where their last
+        n lumisections name the run, by n as text; without entries where not all neighbours were evaluated. "left_out": why, by
+        run.
         """
         with one_thread():
             began = time.perf_counter()
@@ -100,10 +102,15 @@ class BenchmarkCell:
         worth = None
         if scores is not None:
             worth = effective_count(scores.log_probability.argmax(axis=1), scores.labels, scores.lumisection)
+        by_last = {}
+        if scores is not None and lines[-1].by_last and lines[-1].by_last[0].experiences is None:
+            for n, sums in zip(LENGTHS, sums_of_last(scores), strict=True):
+                by_last[str(n)] = effective_count(sums.total.argmax(axis=1), sums.labels, sums.lumisection)
         return {
             "cell": asdict(self),
             "lines": [line.to_json() for line in lines],
             "worth": worth,
+            "worth_by_last": by_last,
             "left_out": {str(run): why for run, why in left_out.items()},
             "seconds": round(time.perf_counter() - began, 3),
             **made_by(*_SOURCES),

@@ -1,4 +1,4 @@
-"""Figures of a benchmark: accuracy of each row, accuracy against memory, and accuracy against operations."""
+"""Figures of a benchmark: accuracy of each row, and accuracy against the last n lumisections, memory and operations."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
+from dqmstream.experiments.benchmark.bounds import IDEAL
+from dqmstream.experiments.benchmark.text import by_last
 from dqmstream.experiments.figures import COLOURS, MARKERS, canvas, plain
+from dqmstream.learners.evaluation.history_line import EVERY_LENGTH
 
 _BLUE, _RED, _GREY = "#3f90da", "#bd1f01", "#717581"
 
@@ -64,6 +67,37 @@ def draw_costs(path: Path, streams: Streams) -> None:
     _draw_against(path, streams, points, "learning [GFLOP]", "")
 
 
+def draw_by_last(path: Path, streams: Streams) -> None:
+    """Draw a panel per stream: accuracy where the last n lumisections name the run, against n; both bounds, and guessing."""
+    names = list(dict.fromkeys(row["label"] for one in streams for row in one["rows"] if not row["bound"] and by_last(row)))
+    with canvas(path, height_in=4.4 + 0.24 * -(-len(names) // 4)) as figure:
+        panels = figure.subplots(1, len(streams), sharey=True, squeeze=False)[0]
+        for axes, one in zip(panels, streams, strict=True):
+            for row in one["rows"]:
+                if not by_last(row):
+                    continue
+                lengths = [int(n) for n in row["by_last"]]
+                values = [found["accuracy"] for found in row["by_last"].values()]
+                estimates, errors = [value["estimate"] for value in values], np.hstack([_error(value) for value in values])
+                if row["bound"]:
+                    style = "-" if row["strategy"] == IDEAL else ":"
+                    axes.plot(lengths, estimates, color="black", ls=style, lw=1.5, label=plain(row["label"]))
+                    continue
+                number = names.index(row["label"])
+                shape = {"marker": MARKERS[number % len(MARKERS)], "color": COLOURS[number % len(COLOURS)]}
+                axes.errorbar(lengths, estimates, yerr=errors, lw=1.3, ms=5, capsize=2, label=plain(row["label"]), **shape)
+            if one["rows"]:
+                axes.axhline(one["rows"][0]["guessing"]["estimate"], color=_GREY, ls="--", lw=1.2, label="guessing")
+            axes.set_title(plain(one["stream"]))
+            axes.set_xscale("log")
+            axes.set_xticks(EVERY_LENGTH, [str(n) for n in EVERY_LENGTH])
+            axes.minorticks_off()
+            axes.set_xlabel("lumisections summed")
+            axes.set_ylim(-0.03, 1.05)
+        panels[0].set_ylabel("accuracy")
+        _legend(figure, panels)
+
+
 def _cost(row: Mapping[str, Any]) -> float:
     return 0.0 if row["bound"] else row["flops"] or 0.0
 
@@ -107,7 +141,7 @@ def _bounds(line: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     """Draw both bounds. line: the method of the axes that draws a line across them."""
     for row in rows:
         if row["bound"]:
-            style = "-" if row["strategy"] == "ideal" else ":"
+            style = "-" if row["strategy"] == IDEAL else ":"
             line(row["accuracy"]["estimate"], color=_RED, ls=style, lw=1.5, label=plain(row["label"]))
 
 

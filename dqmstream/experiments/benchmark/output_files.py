@@ -4,7 +4,7 @@ results.parquet     a row per cell: settings, figures of each run, cost, and the
 results.json        all figures of the tables
 table.md            the tables over all streams
 streams.md          a table per stream
-accuracy-NAME.png, memory-NAME.png, cost-NAME.png    figures of each table
+accuracy-NAME.png, last-NAME.png, memory-NAME.png, cost-NAME.png    figures of each table
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dqmstream.experiments.benchmark.cell import BenchmarkCell
-from dqmstream.experiments.benchmark.figures import draw_accuracies, draw_costs, draw_memories
+from dqmstream.experiments.benchmark.figures import draw_accuracies, draw_by_last, draw_costs, draw_memories
 from dqmstream.experiments.benchmark.parquet import FILE, cell_table
 from dqmstream.experiments.benchmark.spec import Benchmark
-from dqmstream.experiments.benchmark.text import markdown, stream_markdown
+from dqmstream.experiments.benchmark.text import by_last, markdown, stream_markdown
 from dqmstream.experiments.cells.cell import Record
 from dqmstream.experiments.json_numbers import nan_as_null
 from dqmstream.storage.locks import write_atomically
@@ -45,6 +45,8 @@ def draw(table: Mapping[str, Any], place: Callable[[str], Path]) -> list[Path]:
     if not drawn:
         return []
     kinds = {"accuracy": draw_accuracies, "cost": draw_costs}
+    if any(by_last(row) for one in drawn for row in one["rows"]):
+        kinds["last"] = draw_by_last
     if len(table["spec"]["memory_bytes"]) > 1:
         kinds["memory"] = draw_memories
     paths = {kind: place(f"{kind}-{table['name']}.png") for kind in kinds}

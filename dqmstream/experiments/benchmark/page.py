@@ -10,11 +10,12 @@ from typing import Any
 from dqmstream import __version__
 from dqmstream.errors import InputError, StateError
 from dqmstream.experiments.benchmark.output_files import draw
-from dqmstream.experiments.benchmark.text import NOTE, origin, overview, title
+from dqmstream.experiments.benchmark.text import NOTE, origin, overview, overview_by_last, title
 from dqmstream.experiments.page import PageFolder, page_template, picture
 
 _SHOWN = {
     "accuracy": "Accuracy over all runs after the last one, with 95 % intervals; grey: range of guessing.",
+    "last": "Accuracy where the last n lumisections name the run by the sum of their log-probabilities, against n.",
     "memory": "Accuracy against the memory for past runs.",
     "cost": "Accuracy against the floating-point operations of all learning.",
 }
@@ -43,13 +44,19 @@ def write_benchmark_report(benchmark: Path, out: Path) -> Path:
 
 
 def _table(folder: PageFolder, table: Mapping[str, Any]) -> dict[str, Any]:
-    columns, rows = overview(table)
     return {
         "heading": table["title"] or table["name"],
         "caption": title(table),
-        "columns": [column.replace("`", "") for column in columns],
-        "rows": [[row[0].replace("`", ""), *row[1:]] for row in rows],
+        "grids": [_plain(*grid) for grid in (overview(table), overview_by_last(table)) if grid[1]],
         "origin": origin(table),
         "warning": table["warning"],
         "pictures": [picture(path, _SHOWN[path.name.split("-")[0]]) for path in draw(table, folder.add)],
+    }
+
+
+def _plain(columns: list[str], rows: list[list[str]]) -> dict[str, Any]:
+    """Columns and rows without the marks of Markdown."""
+    return {
+        "columns": [column.replace("`", "") for column in columns],
+        "rows": [[row[0].replace("`", ""), *row[1:]] for row in rows],
     }

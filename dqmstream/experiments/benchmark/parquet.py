@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,27 @@ import pyarrow.parquet as pq
 from dqmstream.errors import StateError
 from dqmstream.experiments.benchmark.bounds import BOUNDS
 from dqmstream.experiments.benchmark.cell import BenchmarkCell
-from dqmstream.experiments.benchmark.cell_figures import CellFigures, figures_of
+from dqmstream.experiments.benchmark.cell_figures import CellFigures, FiguresByLast, figures_of
 from dqmstream.experiments.benchmark.spec import Benchmark
+from dqmstream.learners.evaluation.history_line import LENGTHS
 from dqmstream.learners.registry import recipe_of, strategy_info
 
 FILE = "results.parquet"
 
 _REAL, _WHOLE, _TEXT = pa.float64(), pa.int64(), pa.string()
+
+_BY_LAST = {
+    name: pa.list_(_REAL) if name.endswith("_by_run") else _REAL
+    for name in (field.name for field in fields(FiguresByLast))
+    if name != "lumisections"
+}
+"""Columns by the last n lumisections; each n has them with its suffix (`_of_last`)."""
+
+
+def _of_last(name: str, n: int) -> str:
+    """The column of a figure by the last n lumisections: accuracy_last_8."""
+    return f"{name}_last_{n}"
+
 
 SCHEMA = pa.schema(
     [
@@ -36,6 +50,7 @@ SCHEMA = pa.schema(
         ("worth", _REAL),  # independent lumisections behind the accuracy
         ("lumisections_trained", _WHOLE), ("flops", _REAL), ("memory_bytes", _WHOLE), ("state_bytes", _WHOLE),
         ("seconds", _REAL), ("learn_seconds", _REAL),
+        *((_of_last(name, n), kind) for n in LENGTHS for name, kind in _BY_LAST.items()),
         ("versions", pa.map_(_TEXT, _TEXT)), ("commit", _TEXT), ("code", _TEXT), ("error", _TEXT),
     ]
 )  # fmt: skip
@@ -63,7 +78,8 @@ def _model(cell: BenchmarkCell) -> str | None:
 
 
 def _columns(figures: CellFigures) -> dict[str, Any]:
-    return asdict(figures) | {"versions": list(figures.versions.items())}
+    by_last = {_of_last(name, one.lumisections): getattr(one, name) for one in figures.by_last for name in _BY_LAST}
+    return asdict(replace(figures, by_last=[])) | by_last | {"versions": list(figures.versions.items())}
 
 
 def read_cells(path: Path) -> dict[BenchmarkCell, dict[str, Any]]:
@@ -80,7 +96,12 @@ def read_cells(path: Path) -> dict[BenchmarkCell, dict[str, Any]]:
                     "memory_bytes": row["memory_budget_bytes"]
                 }
                 figures = {field.name: row.get(field.name) for field in fields(CellFigures)} | {
-                    "versions": dict(row["versions"])
+                    "versions": dict(row["versions"]),
+                    "by_last": [
+                        FiguresByLast(n, **{name: row[_of_last(name, n)] for name in _BY_LAST})
+                        for n in LENGTHS
+                        if row.get(_of_last("accuracy", n)) is not None
+                    ],
                 }
                 of_both = {name: row[name] for name in ("seconds", "code", "commit")}
                 found[BenchmarkCell(**identity)] = {"cell": identity, "figures": figures, **of_both}

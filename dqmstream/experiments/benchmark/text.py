@@ -6,15 +6,21 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-COLUMNS = ("", "accuracy", "guessing", "of ideal", "AUC", "forgetting", "ECE", "- {against}", "kB", "s")
+from dqmstream.learners.evaluation.history_line import EVERY_LENGTH
+
+COLUMNS = ("", "accuracy", "last 8", "guessing", "of ideal", "AUC", "forgetting", "ECE", "- {against}", "kB", "s")
 """Columns of the table of a stream."""
+
+SHOWN = "8"
+"""The n of figures by the last n lumisections that have no table of their own."""
 
 NOTE = (
     "95 % intervals, by resampling runs and streams. guessing: 95 % range of a strategy that knows nothing and assigns "
     "neighbouring lumisections to the same run as often; too wide for a strategy that knows something. ECE: expected "
     "calibration error with a temperature from validation. Differences of accuracy are paired by run; *: the interval excludes "
-    "0 and p < .05 after Holm's correction. kB: memory for past runs. LS: lumisections learnt from, repeats counted. GFLOP, s: "
-    "for learning all runs, on one thread."
+    "0 and p < .05 after Holm's correction. last n: the last n lumisections name the run by their summed log-probabilities; "
+    "n = 1 everywhere else. kB: memory for past runs. LS: lumisections learnt from, repeats counted. GFLOP, s: for learning "
+    "all runs, on one thread."
 )
 
 
@@ -55,6 +61,7 @@ def printed(row: Mapping[str, Any]) -> list[str]:
     return [
         _labelled(row, row["strategy"]),
         _interval(row["accuracy"]),
+        _interval(row["by_last"][SHOWN]["accuracy"], 2) if by_last(row) else "",
         f"{_number(row['guessing']['low'])}-{_number(row['guessing']['high'])}",
         _number(row["of_ideal"]),
         _interval(row["auc"]),
@@ -63,6 +70,53 @@ def printed(row: Mapping[str, Any]) -> list[str]:
         _beside(row),
         "" if row["kept_bytes"] is None else f"{row['kept_bytes'] / 1000:.0f}",
         "" if row["learn_s"] is None else f"{row['learn_s']:.1f}",
+    ]
+
+
+def overview_by_last(table: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of a table over all streams: accuracy where the last 8 lumisections name the run; no rows without any.
+
+    In parentheses: accuracy divided by that of `ideal`.
+    """
+    streams = {one["stream"]: {row["label"]: row for row in one["rows"] if by_last(row)} for one in table["streams"]}
+    labels = list(dict.fromkeys(label for rows in streams.values() for label in rows))
+    rows = []
+    for label in labels:
+        of_label = [of_stream.get(label) for of_stream in streams.values()]
+        first = next(row for row in of_label if row)
+        cells = []
+        for row in of_label:
+            found = row["by_last"][SHOWN] if row else None
+            share = f" ({_number(found['of_ideal'], 2)})" if row and found and found["of_ideal"] and not row["bound"] else ""
+            cells.append(_interval(found["accuracy"], 2) + share if found else "")
+        rows.append([_labelled(first, f"`{first['strategy']}`"), *cells])
+    return ["last 8", *(f"`{stream}`" for stream in streams)], rows
+
+
+def by_last(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The figures of a row by the last n lumisections, by n; empty where it has none, as in an older results.json."""
+    found: Mapping[str, Any] = row.get("by_last", {})
+    return found
+
+
+def by_last_columns() -> list[str]:
+    """Headings of the table of a stream by the last n lumisections."""
+    accuracies = [f"last {n}" if n > 1 else "1" for n in EVERY_LENGTH]
+    return ["", *accuracies, *(f"{what}, last {SHOWN}" for what in ("of ideal", "guessing", "AUC", "forgetting", "ECE"))]
+
+
+def printed_by_last(row: Mapping[str, Any]) -> list[str]:
+    """A row of a stream that has figures by the last n, as text, one entry for each of `by_last_columns`."""
+    found, shown = row["by_last"], row["by_last"][SHOWN]
+    chance = shown["guessing"]
+    return [
+        _labelled(row, row["strategy"]),
+        *(_interval(found[str(n)]["accuracy"], 2) if str(n) in found else "" for n in EVERY_LENGTH),
+        _number(shown["of_ideal"]),
+        f"{_number(chance['low'])}-{_number(chance['high'])}" if chance else "",
+        _number(shown["auc"]["estimate"]),
+        _number(shown["forgetting"]["estimate"]),
+        _number(shown["ece_calibrated"]),
     ]
 
 
@@ -101,7 +155,10 @@ def markdown(result: Mapping[str, Any]) -> str:
     blocks = []
     for table in result["tables"]:
         columns, rows = overview(table)
-        blocks += [f"**{title(table)}**", _grid(columns, rows), origin(table), *_warning(table)]
+        blocks += [f"**{title(table)}**", _grid(columns, rows)]
+        columns, rows = overview_by_last(table)
+        blocks += [_grid(columns, rows)] if rows else []
+        blocks += [origin(table), *_warning(table)]
     return "\n\n".join([*blocks, NOTE]) + "\n"
 
 
@@ -112,6 +169,8 @@ def stream_markdown(result: Mapping[str, Any]) -> str:
         blocks.append(f"## {table['title'] or table['name']}")
         for one in table["streams"]:
             blocks += [title(table, one["stream"]), _grid(stream_columns(table), [printed(row) for row in one["rows"]])]
+            rows = [printed_by_last(row) for row in one["rows"] if by_last(row)]
+            blocks += [_grid(by_last_columns(), rows)] if rows else []
         blocks += [origin(table), *_warning(table)]
     return "\n\n".join([*blocks, NOTE]) + "\n"
 

@@ -51,11 +51,13 @@ class Temper:
 class Sums:
     """Sums of log-probabilities over the last lumisections of each of n lumisections, by run and number.
 
-    total: float64, (n, T). labels: the experience of each, (n,). size: how many lumisections were summed, at least 1, int (n,).
+    total: float64, (n, T). labels, lumisection: as in `Scores`, (n,). size: how many lumisections were summed, at least 1, int
+    (n,).
     """
 
     total: np.ndarray
     labels: np.ndarray
+    lumisection: np.ndarray
     size: np.ndarray
 
     def log_probability(self, temper: Temper | None = None) -> np.ndarray:
@@ -92,7 +94,7 @@ def sums_of_last(scores: Scores, lengths: Sequence[int] = LENGTHS, counted: np.n
             first = np.searchsorted(number[here], number[here] - n, side="right")
             np.subtract(up_to[1:], up_to[first], out=total[here])
             np.subtract(counts[1:], counts[first], out=size[here])
-    return [Sums(total, labels, np.maximum(size, 1)) for total, size in found]
+    return [Sums(total, labels, number, np.maximum(size, 1)) for total, size in found]
 
 
 def fit_correlation(validation: Scores, temperature: float) -> float:

@@ -24,7 +24,16 @@ from dqmstream.experiments.benchmark.reuse import reused_records
 from dqmstream.experiments.benchmark.run import time_left
 from dqmstream.experiments.benchmark.spec import Benchmark, TableSpec
 from dqmstream.experiments.benchmark.summary import summarise
-from dqmstream.experiments.benchmark.text import COLUMNS, markdown, overview, printed, stream_markdown
+from dqmstream.experiments.benchmark.text import (
+    COLUMNS,
+    by_last_columns,
+    markdown,
+    overview,
+    overview_by_last,
+    printed,
+    printed_by_last,
+    stream_markdown,
+)
 from dqmstream.experiments.cells.cell import Record, failure
 from dqmstream.experiments.cells.runner import Workers, checked, run_cells
 from dqmstream.experiments.cells.store import CellStore
@@ -92,12 +101,13 @@ def test_a_benchmark_makes_its_tables(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "results.json").read_text())["tables"][0]["use"] == "reported"
     assert (tmp_path / "table.md").read_text() == markdown(result)
     assert (tmp_path / "streams.md").read_text() == stream_markdown(result)
-    for name in ("accuracy", "cost"):
+    for name in ("accuracy", "cost", "last"):
         assert (tmp_path / f"{name}-benchmark.png").read_bytes().startswith(b"\x89PNG")
     assert {len(printed(row)) for one in table["streams"] for row in one["rows"]} == {len(COLUMNS)}
     page = write_benchmark_report(tmp_path, tmp_path / "page")
     html, pictures = page.read_text(), sorted(path.name for path in page.parent.glob("*.png"))
-    assert pictures == ["accuracy-benchmark.png", "cost-benchmark.png"] and all(name in html for name in pictures)
+    assert pictures == [f"{kind}-benchmark.png" for kind in ("accuracy", "cost", "last")]
+    assert all(name in html for name in pictures)
     assert '<th scope="row">gain_map</th>' in html and "small, minus gain_map" in html
     with pytest.raises(InputError, match="no finished benchmark"):
         write_benchmark_report(tmp_path / "nowhere", tmp_path / "page")
@@ -105,6 +115,34 @@ def test_a_benchmark_makes_its_tables(tmp_path: Path) -> None:
     assert columns[1:4] == ["`null`", "`small`", "forgetting, `small`"]
     assert [line[0] for line in lines] == ["`ideal` (bound)", "`gain_map`", "`ring_means`"]
     assert {len(line) for line in lines} == {len(columns)}
+
+
+def test_tables_have_the_figures_by_the_last_lumisections_of_strategies_and_bounds(tmp_path: Path) -> None:
+    records = [record_of(cell) for cell in cells_of(SMALL)]
+    table = tabled(SMALL, records)
+    rows = {row["strategy"]: row for row in next(one for one in table["streams"] if one["stream"] == "small")["rows"]}
+    for row in rows.values():
+        assert list(row["by_last"]) == ["1", "4", "8", "30"]
+        assert row["by_last"]["1"]["accuracy"] == row["accuracy"] and row["by_last"]["1"]["guessing"] == row["guessing"]
+        assert row["by_last"]["8"]["summed"] == pytest.approx(np.minimum(np.arange(1, 31), 8).mean())
+        assert len(printed_by_last(row)) == len(by_last_columns())
+    maps, ideal = rows["gain_map"]["by_last"], rows["ideal"]["by_last"]
+    assert maps["8"]["of_ideal"] == pytest.approx(maps["8"]["accuracy"]["estimate"] / ideal["8"]["accuracy"]["estimate"])
+    (cell,) = (one for one in records if (one["cell"]["stream"], one["cell"]["strategy"]) == ("small", "gain_map"))
+    (last,) = (one for one in cell["lines"][-1]["by_last"] if one["lumisections"] == 8)
+    assert maps["8"]["accuracy"]["estimate"] == pytest.approx(np.mean(last["accuracy"]))
+    assert maps["8"]["worth"] == cell["worth_by_last"]["8"] <= cell["worth"], "sums that overlap are worth less"
+    columns, lines = overview_by_last(table)
+    assert columns == ["last 8", "`null`", "`small`"] and [line[0] for line in lines][1] == "`gain_map`"
+
+    older = [{**one, "lines": [_without_by_last(line) for line in one["lines"]]} for one in records]
+    old = tabled(SMALL, older)
+    assert not any(row["by_last"] for one in old["streams"] for row in one["rows"])
+    assert "last 8 |" in stream_markdown({"tables": [old]}) and "| 1 | last 4" not in stream_markdown({"tables": [old]})
+
+
+def _without_by_last(line: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in line.items() if name != "by_last"}
 
 
 def test_every_baseline_stands_in_a_benchmark_that_names_no_strategies_with_both_bounds() -> None:
