@@ -48,7 +48,8 @@ class Luminosity:
 
     events: median of N, a number or (n,). events_sigma: spread of log N. pileup: R without noise, (n,). integrated_fb:
     luminosity delivered before the run, in fb^-1. truth: what was drawn, ready for JSON. live: live fraction, (n,), where the
-    conditions are those of data taking: events is then a Poisson number and pileup is final; None elsewhere.
+    conditions are those of data taking: events is then a Poisson number and pileup is final; None elsewhere. measured: events,
+    (n,), and pileup are final; pileup is nan where unknown, and events are then 0.
     """
 
     events: np.ndarray | float
@@ -57,6 +58,7 @@ class Luminosity:
     integrated_fb: float = 0.0
     truth: dict[str, Any] = field(default_factory=dict)
     live: np.ndarray | None = None
+    measured: bool = False
 
 
 def luminosity(named: NamedStream, seed: int, index: int, lumisections: int) -> Luminosity:
@@ -74,8 +76,12 @@ def run_length(named: NamedStream, seed: int, index: int, lumisections: int | No
 
 def draw_conditions(path: Luminosity, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, list[dict[str, object]]]:
     """Draw events and pileup of each lumisection, (n,) each, and the truncated lumisections with their fractions."""
+    if path.measured:
+        events = np.asarray(path.events, dtype=np.float64)
+        return events, path.pileup, _truncated(events)
     if path.live is not None:
-        return _by_live_fraction(np.asarray(path.events * path.live), path, rng)
+        mean = path.events * path.live
+        return rng.poisson(mean).astype(np.float64), path.pileup, _truncated(mean)
     lumisections = len(path.pileup)
     events = np.round(np.clip(path.events * np.exp(path.events_sigma * ar1(lumisections, rng)), *EVENTS_RANGE))
     pileup = path.pileup * np.exp(PILEUP_SIGMA * ar1(lumisections, rng))
@@ -88,16 +94,14 @@ def draw_conditions(path: Luminosity, rng: np.random.Generator) -> tuple[np.ndar
     return events, pileup, truncated
 
 
-def _by_live_fraction(
-    mean: np.ndarray, path: Luminosity, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray, list[dict[str, object]]]:
-    """As `draw_conditions`, with Poisson events of that mean, (n,). Empty lumisections are not called truncated."""
-    fraction = mean / max(float(np.median(mean)), 1.0)
-    cut = np.flatnonzero((mean > 0) & (fraction < TRUNCATED_RANGE[1]))
-    truncated: list[dict[str, object]] = [
-        {"lumisection": int(row) + 1, "fraction": float(f"{fraction[row]:.5g}")} for row in cut
+def _truncated(events: np.ndarray) -> list[dict[str, object]]:
+    """Lumisections below .6 times the median of the run, events or their means, (n,). Empty ones are not called truncated."""
+    lit = events > 0
+    fraction = events / (np.median(events[lit]) if lit.any() else 1.0)
+    return [
+        {"lumisection": int(row) + 1, "fraction": float(f"{fraction[row]:.5g}")}
+        for row in np.flatnonzero(lit & (fraction < TRUNCATED_RANGE[1]))
     ]
-    return rng.poisson(mean).astype(np.float64), path.pileup, truncated
 
 
 def chosen(named: NamedStream) -> dict[str, object]:

@@ -28,6 +28,7 @@ class Purpose(IntEnum):
     ANOMALIES = 7
     LUMINOSITY = 8
     FILL = 9
+    DEPTHS = 10
     LAW = 20
     PATTERN_FAMILIES = 21
     MOVEMENT = 22
@@ -53,8 +54,10 @@ def ar1(length: int, rng: np.random.Generator) -> np.ndarray:
     return values
 
 
-def walk(seed: int, index: int) -> np.ndarray:
+def walk(seed: int, index: int, depth: int = 0) -> np.ndarray:
     """A random walk with unit steps in each channel, after `index` steps: (64, 72). Earlier steps are not computed.
+
+    depth: 0 for HE depth 1 alone; 1 to 7 give walks of their own.
 
     Levy's construction of Brownian motion: given the walk at both ends of an interval, its middle is normal around their mean,
     with a quarter of the length as variance (Karatzas and Shreve, Brownian Motion and Stochastic Calculus, 1991, section 2.3).
@@ -62,10 +65,10 @@ def walk(seed: int, index: int) -> np.ndarray:
     """
     low, high = 0, WALK_RUNS
     at_low = np.zeros((N_IETA, N_IPHI))
-    at_high = np.sqrt(WALK_RUNS) * _node(seed, WALK_RUNS)
+    at_high = np.sqrt(WALK_RUNS) * _node(seed, WALK_RUNS, depth)
     while low < index < high:
         middle = (low + high) // 2
-        at_middle = (at_low + at_high) / 2 + np.sqrt(high - low) / 2 * _node(seed, middle)
+        at_middle = (at_low + at_high) / 2 + np.sqrt(high - low) / 2 * _node(seed, middle, depth)
         if index < middle:
             high, at_high = middle, at_middle
         else:
@@ -73,5 +76,5 @@ def walk(seed: int, index: int) -> np.ndarray:
     return at_low if index == low else at_high
 
 
-def _node(seed: int, index: int) -> np.ndarray:
-    return generator(seed, Purpose.WALK, index).standard_normal((N_IETA, N_IPHI))
+def _node(seed: int, index: int, depth: int) -> np.ndarray:
+    return generator(seed, Purpose.WALK, index, *((depth,) if depth else ())).standard_normal((N_IETA, N_IPHI))

@@ -17,11 +17,16 @@ MODULES = tuple((side, pair, parity) for side in (-1, 1) for pair in range(36) f
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FaultLocation:
-    """name: as experts say it. numbers: behind the name. channels: the live channels of the location, bool, (64, 72)."""
+    """name: as experts say it. numbers: behind the name. cells: of the location, with and without a channel, bool, (64, 72)."""
 
     name: str
     numbers: tuple[int, ...]
-    channels: np.ndarray
+    cells: np.ndarray
+
+    @property
+    def channels(self) -> np.ndarray:
+        """The live channels of HE depth 1 in the location: bool, (64, 72)."""
+        return LIVE & self.cells
 
 
 def channel(row: int, column: int) -> FaultLocation:
@@ -38,19 +43,19 @@ def module(side: int, pair: int, parity: int) -> FaultLocation:
     """
     half = (np.arange(N_IETA)[:, None] + np.arange(N_IPHI)) % 2 == parity
     columns = np.isin(IPHI, (2 * pair + 1, 2 * pair + 2))
-    mask = LIVE & (np.sign(IETA) == side)[:, None] & columns & half
+    mask = (np.sign(IETA) == side)[:, None] & columns & half
     name = f"module HE{_sign(side)} iphi {2 * pair + 1}-{2 * pair + 2} {'AB'[parity]}"
     return FaultLocation(name, (side, pair, parity), mask)
 
 
 def box(side: int, n: int) -> FaultLocation:
     """A readout box (RBX): 4 columns of iphi on a side."""
-    return FaultLocation(f"HE{_sign(side)}{n:02d}", (side, n), LIVE & rbx_mask(side, n))
+    return FaultLocation(f"HE{_sign(side)}{n:02d}", (side, n), rbx_mask(side, n))
 
 
 def hem1516() -> FaultLocation:
     """HEM15 and HEM16: ieta < 0, iphi 55-62."""
-    return FaultLocation("HEM15-16", (), LIVE & (IETA < 0)[:, None] & ((IPHI >= 55) & (IPHI <= 62)))
+    return FaultLocation("HEM15-16", (), (IETA < 0)[:, None] & ((IPHI >= 55) & (IPHI <= 62)))
 
 
 def a_channel(uniform: float) -> FaultLocation:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,8 +11,12 @@ import numpy as np
 
 from dqmstream.errors import InputError
 from dqmstream.experiments.simulator import conditions, detector, faults
+from dqmstream.experiments.simulator.depths import AllDepthsRun, all_depths, check_depths
+from dqmstream.experiments.simulator.depths import chosen as depths_chosen
+from dqmstream.experiments.simulator.run import SimulatedRun
 from dqmstream.experiments.simulator.runs import checked, compact, draw_runs
 from dqmstream.experiments.simulator.streams import CHOICES, NamedStream
+from dqmstream.experiments.simulator.tables import TableConditions
 
 
 def write(
@@ -23,6 +27,8 @@ def write(
     lumisections: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     interpolate_to: int | None = None,
+    depths: int = 1,
+    given: TableConditions | None = None,
 ) -> list[Path]:
     """Write a stream in the original layout into a folder of its own, and return the paths, truth.json last.
 
@@ -32,17 +38,23 @@ def write(
     the exact ones), dead channels and losses of readout boxes that last the whole run, noisy boxes, truncated lumisections, and
     all faults with their channels and lumisections; 7 to 16 kB a run.
 
-    progress: called with the number of runs written and of all runs. interpolate_to: number of rows that the lumisections of
-    each run are interpolated to (see `interpolate`; the published files have 10000); the truth still counts in lumisections.
+    depths: 1 for HE depth 1, or 7 for all of HCAL (`simulator.depths`): counts are then uint16, (n, 7, 64, 72), gains and
+    fingerprint are those of all its channels, and channels of faults are named with their depth; 140 kB a run. given: as for
+    `stream`. progress: called with the number of runs written and of all runs. interpolate_to: number of rows that the
+    lumisections of each run are interpolated to (see `interpolate`; the published files have 10000); the truth still counts in
+    lumisections.
 
     Only one run is held in memory. Each file appears whole or not at all, and truth.json last; an interrupted call can be
     repeated. Raises InputError as `stream` does, and if the folder holds other files or cannot be written.
     """
-    named, numbers = checked(name, seed, runs, lumisections)
+    named, numbers = checked(name, seed, runs, lumisections, given=given)
+    check_depths(named, depths)
+    lengths = [
+        given.runs[index].length(lumisections) if given else conditions.run_length(named, seed, index, lumisections)
+        for index in range(len(numbers))
+    ]
     if interpolate_to is not None:
-        _check_rows(
-            interpolate_to, max(conditions.run_length(named, seed, index, lumisections) for index in range(len(numbers)))
-        )
+        _check_rows(interpolate_to, max(lengths))
     layout = {number: _layout(out, number, name) for number in numbers}
     truth_file = out / "truth.json"
     paths = [*(path for three in layout.values() for path in three), truth_file]
@@ -54,8 +66,10 @@ def write(
             raise InputError(f"{out} holds other files ({foreign[0]}): choose an empty or new folder")
         truth_file.unlink(missing_ok=True)
         with _unfinished(truth_file).open("w") as truth:
-            truth.write(json.dumps(_chosen(named, seed, len(numbers), lumisections, interpolate_to))[:-1] + ', "runs": [\n')
-            for done, simulated in enumerate(draw_runs(named, seed, numbers, lumisections), start=1):
+            truth.write(json.dumps(_chosen(named, seed, lengths, interpolate_to, depths, given))[:-1] + ', "runs": [\n')
+            he = draw_runs(named, seed, numbers, lumisections, given)
+            drawn: Iterator[SimulatedRun | AllDepthsRun] = he if depths == 1 else all_depths(he, named, seed, numbers)
+            for done, simulated in enumerate(drawn, start=1):
                 arrays = (simulated.counts, simulated.events, simulated.pileup)
                 for path, array in zip(layout[simulated.run], arrays, strict=True):
                     with _unfinished(path).open("wb") as file:
@@ -111,10 +125,14 @@ def _unfinished(path: Path) -> Path:
 
 
 def _chosen(
-    named: NamedStream, seed: int, runs: int, lumisections: int | None, interpolate_to: int | None
+    named: NamedStream,
+    seed: int,
+    lengths: list[int],
+    interpolate_to: int | None,
+    depths: int,
+    given: TableConditions | None,
 ) -> dict[str, object]:
-    """The head of truth.json: what the runs have in common."""
-    lengths = [conditions.run_length(named, seed, index, lumisections) for index in range(runs)]
+    """The head of truth.json: what the runs have in common. lengths: lumisections of each run."""
     head: dict[str, object] = {
         "stream": asdict(named),
         "seed": seed,
@@ -124,7 +142,7 @@ def _chosen(
         "model": "counts ~ Binomial(events, p), p = 1 - (1 + pileup * rate / k)**-k, rate = ring * fingerprint * gain",
         "k": detector.K,
         "ring_rates": detector.RING_RATES,
-        **conditions.chosen(named),
+        **(conditions.chosen(named) if given is None else {"tables": list(given.notes)}),
         **faults.chosen(named),
         "fingerprint_sigma": detector.FINGERPRINT_SIGMA,
         "choices": CHOICES[named.name],
@@ -132,6 +150,8 @@ def _chosen(
         "faults_in_gain": not named.faults_within,
         "fingerprint": compact(detector.fingerprint(seed, off_their_ring=named.off_their_ring)),
     }
+    if depths > 1:
+        head |= depths_chosen(seed)
     if named.luminosity_per_run_fb:
         head["ageing_per_fb"] = {"at_19": detector.LOSS_AT_19, "at_29": detector.LOSS_AT_29}
     return head

@@ -10,6 +10,7 @@ import numpy as np
 from dqmstream.errors import InputError
 from dqmstream.experiments.simulator.conditions import (
     FIRST_RUN,
+    Luminosity,
     check_run_numbers,
     draw_conditions,
     lazy_run_number,
@@ -31,20 +32,28 @@ from dqmstream.experiments.simulator.draws import Purpose, generator, run_genera
 from dqmstream.experiments.simulator.run import SimulatedRun, faulty_probability
 from dqmstream.experiments.simulator.run_law import draw_law_counts, run_law
 from dqmstream.experiments.simulator.streams import NamedStream, named_stream
+from dqmstream.experiments.simulator.tables import TableConditions, under_tables
 
 
 def stream(
-    name: str, *, seed: int, runs: int | None = None, lumisections: int | None = None, first_run: int = FIRST_RUN
+    name: str,
+    *,
+    seed: int,
+    runs: int | None = None,
+    lumisections: int | None = None,
+    first_run: int = FIRST_RUN,
+    given: TableConditions | None = None,
 ) -> Iterator[SimulatedRun]:
     """Draw the runs of a named stream one at a time; none is kept.
 
     runs, lumisections: how many; by default the stream's own. Runs of `campaign` have lengths of their own, and are cut to this
-    number. first_run: number of the first run; `pair` has its own. Raises
+    number. first_run: number of the first run; `pair` has its own. given: runs with these conditions, numbers and lengths
+    instead of the stream's; the detector changes as in the stream. Raises
     InputError at once, before a run is drawn, for a name that does not exist, fewer than one run or lumisection, a negative
     seed, or more runs than the stream has.
     """
-    named, numbers = checked(name, seed, runs, lumisections, first_run)
-    return draw_runs(named, seed, numbers, lumisections)
+    named, numbers = checked(name, seed, runs, lumisections, first_run, given)
+    return draw_runs(named, seed, numbers, lumisections, given)
 
 
 def simulated_run(
@@ -56,24 +65,45 @@ def simulated_run(
     without drawing their counts. Raises InputError as `stream` does.
     """
     named, numbers = _checked_alone(name, index, seed, lumisections, first_run)
-    return _draw(named, seed, index, lumisections, numbers, detector_history(named, seed, numbers))
+    path = _path(named, seed, index, lumisections)
+    return _draw(named, seed, index, path, numbers, detector_history(named, seed, numbers))
 
 
 def checked(
-    name: str, seed: int, runs: int | None, lumisections: int | None, first_run: int = FIRST_RUN
+    name: str,
+    seed: int,
+    runs: int | None,
+    lumisections: int | None,
+    first_run: int = FIRST_RUN,
+    given: TableConditions | None = None,
 ) -> tuple[NamedStream, list[int]]:
     """The stream of that name and its run numbers. Raises InputError as `stream` does."""
     named = named_stream(name)
+    if given is not None:
+        named, numbers = under_tables(named, given, runs)
+        _check(named, seed, len(numbers), lumisections)
+        return named, numbers
     runs = named.runs if runs is None else runs
     _check(named, seed, runs, lumisections)
     return named, run_numbers(named, seed, runs, first_run)
 
 
-def draw_runs(named: NamedStream, seed: int, numbers: list[int], lumisections: int | None) -> Iterator[SimulatedRun]:
-    """Draw the runs with those numbers, one after another."""
+def draw_runs(
+    named: NamedStream,
+    seed: int,
+    numbers: list[int],
+    lumisections: int | None,
+    given: TableConditions | None = None,
+) -> Iterator[SimulatedRun]:
+    """Draw the runs with those numbers, one after another. given: as for `stream`."""
     detector = detector_history(named, seed, numbers.__getitem__)
     for index in range(len(numbers)):
-        yield _draw(named, seed, index, lumisections, numbers.__getitem__, detector)
+        path = given.runs[index].luminosity(lumisections) if given else _path(named, seed, index, lumisections)
+        yield _draw(named, seed, index, path, numbers.__getitem__, detector)
+
+
+def _path(named: NamedStream, seed: int, index: int, lumisections: int | None) -> Luminosity:
+    return luminosity(named, seed, index, run_length(named, seed, index, lumisections))
 
 
 def _checked_alone(
@@ -102,11 +132,10 @@ def _draw(
     named: NamedStream,
     seed: int,
     index: int,
-    lumisections: int | None,
+    path: Luminosity,
     run_number: Callable[[int], int],
     detector: DetectorHistory,
 ) -> SimulatedRun:
-    path = luminosity(named, seed, index, run_length(named, seed, index, lumisections))
     _, _, conditions, hits = run_generators(seed, index)
     law_index = 0 if named.one_law else index
     gain, faults = detector.at(law_index, path)
@@ -117,18 +146,19 @@ def _draw(
     rate = nominal_rate() / named.pileup_per_r * lasting * gain
     boxes = noisy_boxes(named.noisy_boxes, seed, index)
     events, pileup, truncated = draw_conditions(path, conditions)
+    known = np.nan_to_num(pileup)
     whole = [] if named.within_runs else faults
     law = None
     if named.outside is not None:
         law = replace(run_law(named.outside, seed, law_index), lasting=tuple(whole))
         moves, drops = (generator(seed, Purpose.MOVEMENT, index, part) for part in range(2))
         faults = [*whole, *law.draw_faults(len(events), run_number(index), drops)]
-        counts = draw_law_counts(law, rate, events, pileup, faults, moves, hits)
+        counts = draw_law_counts(law, rate, events, known, faults, moves, hits)
     elif named.within_runs:
-        counts = fire(faulty_probability(rate, pileup, tuple(faults)), events, hits)
+        counts = fire(faulty_probability(rate, known, tuple(faults)), events, hits)
     else:
         moving = common_mode(rate, boxes, named.noise_sigma, len(events), hits) if boxes else rate
-        counts = draw_counts(moving, events, pileup, hits)
+        counts = draw_counts(moving, events, known, hits)
     return SimulatedRun(
         run=run_number(index),
         counts=counts,

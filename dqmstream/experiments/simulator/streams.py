@@ -58,8 +58,9 @@ class NamedStream:
     factor 1 + noise_sigma * a normal number.
 
     luminosity: how events and pileup move (`dqmstream.experiments.simulator.conditions`); "fills": as in data taking, with
-    runs of their own lengths. pileup_per_r: pileup at which R is 1, so that rates are per unit of pileup; 1 where the pileup of
-    the stream is R itself. off_their_ring: the measured weak and strong channels are part of the fingerprint.
+    runs of their own lengths; "tables": from a user's own tables. pileup_per_r: pileup at which R is 1, so that rates are per
+    unit of pileup; 1 where the pileup of the stream is R itself. off_their_ring: the measured weak and strong channels are part
+    of the fingerprint.
     luminosity_per_run_fb: mean delivered luminosity of a run in fb^-1, for the ageing of the detector; 0 without ageing.
     faults: those that last until a repair. within_runs: faults begin and end at lumisections, not between runs. anomaly_p:
     probability that a short anomaly begins in a lumisection. lazy: any run can be drawn without those before it. run_numbers:
@@ -81,7 +82,7 @@ class NamedStream:
     rbx_factor: tuple[float, float] = (1.0, 1.0)
     noisy_boxes: int = 0
     noise_sigma: float = 0.0
-    luminosity: Literal["run", "fill", "moving", "published", "fills"] = "run"
+    luminosity: Literal["run", "fill", "moving", "published", "fills", "tables"] = "run"
     pileup_per_r: float = 1.0
     off_their_ring: bool = False
     luminosity_per_run_fb: float = 0.0
@@ -103,10 +104,13 @@ class NamedStream:
         return self.lumisections[index % len(self.lumisections)]
 
 
+PILEUP_PER_R = 5.0
+"""Pileup at which R is 1: run 357479 has R = 12 at a pileup of about 60."""
+
 _CAMPAIGN: Any = {
-    "runs": 20, "most_runs": 4096, "luminosity": "fills", "pileup_per_r": 5.0, "off_their_ring": True, "lazy": True,
+    "runs": 20, "most_runs": 4096, "luminosity": "fills", "pileup_per_r": PILEUP_PER_R, "off_their_ring": True, "lazy": True,
 }  # fmt: skip
-"""What `campaign` and its null twin share. Run 357479 has R = 12 at a pileup of 60."""
+"""What `campaign` and its null twin share."""
 
 _OUTSIDE = (
     NamedStream(
