@@ -44,10 +44,14 @@ def flags(
     """Flag lumisections that look like no known run, and lumisections with a fault, by the newest checkpoint of a learner.
 
     flagged: a lumisection and the 29 before it fit no known run. The new-run score is the log of a Bayes factor, for "new"
-    against the nearest known run; flagged means exp(-score) <= --alarms. Changes of luminosity are ignored.
+    against the nearest known run. Changes of luminosity are ignored.
 
-    faulty: P(no fault) <= --alarms, by the counts of the run so far against gains that are followed from run to run. Slow drift
-    is no fault.
+    faulty: something has failed, by the counts of the run so far against gains that are followed from run to run. Slow drift is
+    no fault.
+
+    Both mean p <= --alarms, where p is the share of known lumisections that score as high, by those that were not used for
+    learning. With too few of them, flagged means exp(-score) <= --alarms and faulty P(no fault) <= --alarms, and a warning says
+    so: these hold only where the detector follows the law of the response.
 
     The learner may run at the same time; its state is only read. docs/glossary.md defines known, new, flagged, faulty, failed.
     """
@@ -61,7 +65,7 @@ def flags(
     flagger = Flagger(reader, settings.state_path / settings.name)
     found = [flagger.flags(run, alarms, rate) for run in runs or [known.run for known in reader.runs()]]
     result = {"learnt": flagger.runs, "alarms": alarms, "rate": rate, "runs": [one.summary() for one in found]}
-    result["warnings"] = flagger.warnings(found)
+    result |= {"calibrated": flagger.calibrated(alarms), "warnings": flagger.warnings(found, alarms)}
     if out is not None:
         write_table(out, found)
         result["file"] = str(out)
@@ -80,7 +84,9 @@ def describe_flags(result: dict[str, Any]) -> list[Any]:
     ]  # fmt: skip
     columns = ["run", "known", "lumisections", "flagged", "median score", "most probable", "probability", "channels"]
     columns += ["faulty", "failed"]
-    parts: list[Any] = [output.table(f"flags, false alarms at {result['alarms']:g}", columns, rows)]
+    unsure = [name for key, name in (("new_run", "flagged"), ("fault", "faulty")) if not result["calibrated"][key]]
+    title = f"flags, false alarms at {result['alarms']:g}" + (f" (not calibrated: {', '.join(unsure)})" if unsure else "")
+    parts: list[Any] = [output.table(title, columns, rows)]
     for one in result["runs"]:
         if one["flagged"] and one["channels"]:
             found = [

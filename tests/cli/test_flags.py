@@ -77,7 +77,7 @@ def test_the_table_names_runs_and_channels(folder: Path) -> None:
     last = Archive.open(folder / "A").runs()[-1].run
     done = dqmstream("flags", "--archive", folder / "A", "--run", last, "--alarms", 0.001)
     assert done.returncode == 0, done.stderr
-    for words in ("false alarms at 0.001", "-24, 21, 1", f"run {last} against"):
+    for words in ("false alarms at 0.001 (not calibrated: flagged, faulty)", "-24, 21, 1", f"run {last} against"):
         assert words in done.stdout
 
 
@@ -88,6 +88,9 @@ def test_flags_agree_with_the_learner_on_what_it_learnt(folder: Path) -> None:
     assert np.mean(found.top[test, 0] == archive.runs()[0].run) > 0.9
     assert (np.diff(found.probability, axis=1) <= 0).all()
     np.testing.assert_array_equal(found.flagged, found.p <= 0.01)
+    assert found.summary()["calibrated"] == {"new_run": False, "fault": False}, "three runs are too few"
+    np.testing.assert_allclose(found.p, np.exp(-np.maximum(found.score, 0)))
+    assert {(row["calibrated"], row["fault_calibrated"]) for row in found.rows()} == {(0, 0)}
 
 
 def test_what_cannot_be_flagged_is_refused(folder: Path, tmp_path: Path) -> None:
@@ -130,7 +133,8 @@ def test_a_channel_that_fails_within_a_run_is_named_with_its_lumisections(folder
 def test_a_reference_that_does_not_follow_the_law_is_told(folder: Path, tmp_path: Path) -> None:
     """Counts that lie eight times as far from their mean as counts do follow no law of events that fire."""
     first = Archive.open(folder / "A").runs()[0].run
-    assert result("flags", "--archive", folder / "A", "--run", first)["warnings"] == []
+    told = result("flags", "--archive", folder / "A", "--run", first)["warnings"]
+    assert len(told) == 2 and all("is not calibrated" in warning for warning in told)
     shutil.copytree(folder / "A", tmp_path / "A")
     counts = np.load(min((folder / "runs").glob("*_Dataset_*")))
     noise = 7 * np.sqrt(counts) * np.random.default_rng(0).standard_normal(counts.shape)

@@ -116,11 +116,13 @@ class FaultScore:
             factor = self.reference.gain_factor(reference)
             self.gain, self.variance, self.reference = self.gain * factor, self.variance * factor**2, reference
 
-    def score(self, maps: Maps, apart: int = 1) -> Suspicion:
+    def score(self, maps: Maps, apart: int = 1, own: tuple[np.ndarray, np.ndarray] | None = None) -> Suspicion:
         """Log-odds of a fault for each lumisection of one run, in their order, and for each channel in it.
 
-        apart: distance of the run from the last learnt one, in runs, over which gains have drifted. Values depend on their own
-        lumisection and those before it. Raises InputError before the first run.
+        apart: distance of the run from the last learnt one, in runs, over which gains have drifted. own: gains measured in this
+        run, relative to the reference, and their errors, (live,). They are used where they fit the gains that are followed, so
+        that a channel that is dead throughout stays faulty. Values depend on their own lumisection and those before it. Raises
+        InputError before the first run.
         """
         if not self.runs:
             raise InputError("no run is known yet: learn one before asking for faults")
@@ -128,6 +130,10 @@ class FaultScore:
         informative = ~self.reference.blank(counts)
         chains = FaultFilter(self._groups, RATES_ALONE, RATES_MODULE, RATES_BOX)
         gain, variance = self.gain, self.variance + apart * self.drift
+        if own is not None:
+            measured, error = np.log(np.maximum(1 + own[0], _NEVER)), own[1] ** 2
+            fits = (measured - gain) ** 2 < OUTLYING**2 * (variance + error)
+            gain, variance = np.where(fits, measured, gain), np.where(fits, error + self.drift, variance)
         score, channels = np.empty(len(counts)), np.empty(counts.shape)
         for start in range(0, len(counts), AT_ONCE):
             chunk = slice(start, start + AT_ONCE)

@@ -9,7 +9,8 @@ A single lumisection can show a fault; a drift of all channels shows only in the
 runs would not do: a run that has drifted on is all the more surely taken for the last known one.
 
 For lumisections of a known run, a score of s or more has probability exp(-s) at most, if the densities are right (an e-value:
-Vovk and Wang, Ann. Stat. 49 (2021) 1736). So no past scores are needed for a p-value.
+Vovk and Wang, Ann. Stat. 49 (2021) 1736). Where they are not, scores are larger. The p-value of a score is therefore its place
+among those of held-out lumisections of known runs (`monitoring.known_scores`), and this bound only while these are too few.
 
 Changes of luminosity and calibration are ignored. Blank lumisections (`learners.blank`) add nothing.
 """
@@ -21,13 +22,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.special import expit
 
 from dqmstream.errors import InputError
 from dqmstream.learners.closed_form.statistical import Statistical
 from dqmstream.learners.maps import Maps, RunData
+from dqmstream.learners.monitoring.alarms import AlarmRates, Alarms
 from dqmstream.learners.monitoring.drift import drift_variance
 from dqmstream.learners.monitoring.evidence import KnownRows, Residuals, box_evidence, channel_evidence, pulls
+from dqmstream.learners.monitoring.fault_filter import Suspicion
 from dqmstream.learners.monitoring.fault_score import FaultScore
+from dqmstream.learners.monitoring.held_out import held_out
 from dqmstream.learners.monitoring.stretches import batches, window_sums
 from dqmstream.learners.response.observation import observe
 from dqmstream.learners.response.reference import Reference
@@ -48,15 +53,19 @@ _FAULTS = "faults"
 class NewRunScores:
     """Scores of n lumisections of a run.
 
-    score: log Bayes factor, higher for a newer run, float64, (n,). nearest: class of the nearest known run, int, (n,).
+    score: log Bayes factor, higher for a newer run, float64, (n,). nearest: class of the nearest known run, int, (n,). length:
+    lumisections in the window that are not blank, int, (n,). p: probability that a lumisection of a known run scores as high,
+    by held-out lumisections of known runs; where these are too few, `bound`; (n,).
     """
 
     score: np.ndarray
     nearest: np.ndarray
+    length: np.ndarray
+    p: np.ndarray
 
     @property
-    def p(self) -> np.ndarray:
-        """Upper bound on the probability that a lumisection of a known run scores as high: min(1, exp(-score)), (n,)."""
+    def bound(self) -> np.ndarray:
+        """The largest that this probability can be if the densities are right: min(1, exp(-score)), (n,)."""
         return np.exp(-np.maximum(self.score, 0.0))
 
 
@@ -79,6 +88,7 @@ class Novelty:
 
     def __init__(self, geometry: Geometry, seed: int) -> None:
         self.statistical = Statistical(geometry, seed, MEMORY_BYTES)
+        self.alarms = AlarmRates()
         self._faults: FaultScore | None = None
         self._cached: KnownRows | None = None
 
@@ -110,6 +120,27 @@ class Novelty:
         self._faults.set_reference(self.statistical.reference)
         self._faults.learn(run.part(Part.TRAIN))
         self._cached = None
+        stretches = held_out(run, self.statistical.reference)
+        self.alarms.add(
+            experience,
+            [(found.score, found.length) for found in self.score_each(stretches)],
+            [(self.fault_score(maps, experience).score, np.arange(1, len(maps) + 1)) for maps in stretches],
+        )
+
+    def fault_score(self, maps: Maps, experience: int | None = None) -> Suspicion:
+        """The fault score of the lumisections of a run (`FaultScore.score`). experience: its number if the run is known."""
+        if experience is None:
+            return self.faults.score(maps)
+        row = self._known.row[experience]
+        return self.faults.score(maps, self.classes - experience, (self._known.gains[row], self._known.errors[row]))
+
+    def new_run_alarms(self, scores: NewRunScores, rate: float) -> Alarms:
+        """Alarms of the new-run score at this rate of false alarms."""
+        return self.alarms.of_new_run(scores.score, scores.length, scores.bound, rate)
+
+    def fault_alarms(self, score: np.ndarray, blank: np.ndarray, rate: float) -> Alarms:
+        """Alarms of the fault score at this rate. score: of the lumisections of a run from its first, blank: bool, (n,)."""
+        return self.alarms.of_fault(score, np.cumsum(~blank), expit(-score), rate)
 
     def reference_summary(self) -> dict[str, Any] | None:
         """Kind and fitted range of the reference (`Reference.summary`); None before the first run."""
@@ -130,24 +161,33 @@ class Novelty:
         """The same for several runs, each by itself; faster than one call a run."""
         if not self.classes:
             raise InputError("no run is known yet: learn one before asking whether another is new")
-        scores = [NewRunScores(np.empty(len(maps)), np.empty(len(maps), dtype=np.int64)) for maps in several]
+        scores = [
+            NewRunScores(*(np.empty(len(maps), dtype=kind) for kind in (np.float64, np.int64, np.int64, np.float64)))
+            for maps in several
+        ]
         for stretches in batches([len(maps) for maps in several]):
             counts = [several[one.run].counts[one.begin : one.stop][:, self.live] for one in stretches]
             scored = self._scored(np.concatenate(counts).astype(np.float64), [len(one) for one in stretches])
-            for one, (score, nearest) in zip(stretches, scored, strict=True):
-                wanted = slice(one.start - one.begin, None)
-                scores[one.run].score[one.start : one.stop] = score[wanted]
-                scores[one.run].nearest[one.start : one.stop] = nearest[wanted]
+            for one, of_stretch in zip(stretches, scored, strict=True):
+                found = scores[one.run]
+                for whole, part in zip((found.score, found.nearest, found.length), of_stretch, strict=True):
+                    whole[one.start : one.stop] = part[one.start - one.begin :]
+        for found in scores:
+            found.p[:] = self.alarms.of_new_run(found.score, found.length, found.bound).p
         return scores
 
-    def _scored(self, counts: np.ndarray, sizes: list[int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Score and nearest class of each lumisection, stretch by stretch. counts: (n, live). sizes: of the stretches."""
+    def _scored(self, counts: np.ndarray, sizes: list[int]) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Score, nearest class and length of the window of each lumisection, stretch by stretch.
+
+        counts: (n, live). sizes: of the stretches.
+        """
         reference = self.statistical.reference
         observed = observe(reference, counts)
         blank = reference.blank(counts)
         of_class, ends = self.statistical.scores_of(observed), np.cumsum(sizes)
         of_class[blank] = 0.0
         near = window_sums(of_class, ends).argmax(axis=1)
+        length = window_sums((~blank[:, None]).astype(np.int64), ends)[:, 0]
         rows = self._known.row[near]
         # A block holds all lumisections of a stretch under one of the rows that are nearest to some of them.
         runs = [(np.arange(end - size, end), np.unique(rows[end - size : end])) for size, end in zip(sizes, ends, strict=True)]
@@ -162,7 +202,7 @@ class Novelty:
         own = under == rows[place]
         score[place[own]] = found[own]
         for size, end in zip(sizes, ends, strict=True):
-            yield score[end - size : end], near[end - size : end]
+            yield score[end - size : end], near[end - size : end], length[end - size : end]
 
     def deviation(self, maps: Maps) -> RunDeviation:
         """Compare all lumisections of a run together with the known run nearest to them.
@@ -193,7 +233,8 @@ class Novelty:
 
     def state(self) -> dict[str, np.ndarray]:
         """Everything, as named arrays."""
-        return self.statistical.state() | (prefixed(_FAULTS, self._faults.state()) if self._faults else {})
+        more = prefixed(_FAULTS, self._faults.state()) | self.alarms.state() if self._faults else {}
+        return self.statistical.state() | more
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """Return to a state that `state` gave. Raises StateError if it is damaged or of another detector."""
@@ -201,6 +242,8 @@ class Novelty:
         self._faults = FaultScore(self.statistical.reference) if self.classes else None
         if self._faults:
             self._faults.restore(within(state, _FAULTS))
+        self.alarms = AlarmRates()
+        self.alarms.restore(state)
         self._cached = None
 
     @staticmethod

@@ -13,6 +13,8 @@ import numpy as np
 from scipy.stats import false_discovery_control, norm
 
 from dqmstream.errors import StateError
+from dqmstream.learners.monitoring.alarms import AlarmRates
+from dqmstream.learners.monitoring.known_scores import needed_blocks
 from dqmstream.learners.response.saturating import Saturating
 from dqmstream.learners.strategy import Strategy
 from dqmstream.learners.stream.ledger import maps_of
@@ -41,10 +43,10 @@ class Flagger:
         """The run of each experience that was learnt."""
         return self._learner.experiences
 
-    def warnings(self, found: Sequence[RunFlags] = ()) -> list[str]:
-        """Reasons why the flags, and those of these runs, may be wrong; a sentence each."""
+    def warnings(self, found: Sequence[RunFlags] = (), alarms: float = 0.01) -> list[str]:
+        """Reasons why the flags at a rate of false alarms, and those of these runs, may be wrong; a sentence each."""
         reference = self._novelty.statistical.reference
-        taught, warnings = reference.summary(), []
+        taught, warnings = reference.summary(), not_calibrated(self._novelty.alarms, alarms)
         if reference.kind != Saturating.kind:
             warnings.append(
                 "the reference run does not follow the law of the response, or is too short to tell, so a quadratic is used: "
@@ -62,6 +64,10 @@ class Flagger:
             )
         return warnings
 
+    def calibrated(self, alarms: float) -> dict[str, bool]:
+        """Whether the alarms of each score, "new_run" and "fault", are calibrated at a rate."""
+        return self._novelty.alarms.calibrated(alarms)
+
     def flags(self, run: int, alarms: float, rate: float) -> RunFlags:
         """Flag a run as the archive holds it.
 
@@ -77,10 +83,10 @@ class Flagger:
         log_probability = self._learner.scores(maps)
         order = np.argsort(-log_probability, axis=1, kind="stable")[:, :TOP]
         new_run = self._novelty.score(maps)
-        flagged = new_run.p <= alarms
-        found = self._novelty.deviation(maps.take(np.flatnonzero(flagged)) if flagged.any() else maps)
-        apart = 1 + experiences[::-1].index(run) if run in experiences else 1
-        suspicion, sure = self._novelty.faults.score(maps, apart), np.log((1 - alarms) / alarms)
+        is_new = self._novelty.new_run_alarms(new_run, alarms)
+        found = self._novelty.deviation(maps.take(np.flatnonzero(is_new.raised)) if is_new.raised.any() else maps)
+        learnt = len(experiences) - 1 - experiences[::-1].index(run) if run in experiences else None
+        suspicion, sure = self._novelty.fault_score(maps, learnt), np.log((1 - alarms) / alarms)
         blank = reference.blank(maps.counts[:, self._novelty.live])
         # The odds of a blank lumisection are those of the lumisections before it: no evidence of its own.
         failed = np.where((suspicion.channels >= sure) & ~blank[:, None], suspicion.channels, 0.0)
@@ -94,15 +100,30 @@ class Flagger:
             top=np.array(self._learner.runs)[order],
             probability=np.exp(np.take_along_axis(log_probability, order, axis=1)),
             score=new_run.score,
-            p=new_run.p,
-            flagged=flagged,
+            new_run=is_new,
             against=experiences[found.nearest],
             channels=_significant(found.pull, found.expected, found.seen, self._novelty.live, rate),
             fault=suspicion.score,
-            faulty=(suspicion.score >= sure) & ~blank,
+            of_fault=self._novelty.fault_alarms(suspicion.score, blank, alarms),
             failed=failed[:, some],
             places=[_place(*where) for where in np.argwhere(self._novelty.live)[some].tolist()],
         )
+
+
+def not_calibrated(rates: AlarmRates, alarms: float) -> list[str]:
+    """A warning for each score whose alarms are not calibrated at this rate."""
+    warnings = []
+    for name, known, rule in (
+        ("flagged", rates.new_run, f"exp(-score) <= {alarms:g}"),
+        ("faulty", rates.fault, f"P(no fault) <= {alarms:g}"),
+    ):
+        if alarms < known.least():
+            warnings.append(
+                f"`{name}` is not calibrated: a rate of {alarms:g} needs {needed_blocks(alarms):.0f} independent blocks of "
+                f"held-out lumisections of known runs, and {known.independent():.0f} are known, so it means {rule}, which is "
+                "right only where the detector follows the law of the response; learn more runs or raise --alarms"
+            )
+    return warnings
 
 
 def _significant(

@@ -352,6 +352,7 @@ class Learner:
                 "strategy": self.strategy.name,
                 "reference": "first run" if self.reference is None else self.reference.version,
                 "reference_taught": self._state.novelty.reference_summary(),
+                "alarms": self._state.novelty.alarms.summary(),
                 "reference_runs": None if self.reference is None else self.reference.runs,
                 "pid": os.getpid(),
                 "snapshot": self.archive.snapshot,

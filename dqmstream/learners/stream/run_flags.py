@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from dqmstream.errors import InputError
+from dqmstream.learners.monitoring.alarms import Alarms
 from dqmstream.storage.locks import write_atomically
 
 TOP = 3
@@ -32,16 +33,15 @@ class RunFlags:
 
     beyond: the conditions are outside those that the reference covers, so that all scores are less certain; bool (n,).
 
-    top, probability: the most probable known runs and the learner's probabilities, (n, up to 3). score, p: the new-run score
-    and exp(-score), (n,). flagged: p is at most the rate of false alarms, bool (n,).
+    top, probability: the most probable known runs and the learner's probabilities, (n, up to 3). score: the new-run score,
+    (n,). new_run: its alarms at the rate of false alarms.
 
     against: the known run that channels are compared with, over the flagged lumisections if there are any, else over all.
     channels: those whose pull is significant at the false-discovery rate (Benjamini and Hochberg), largest first: ieta, iphi,
     depth, pull, p, and expected and seen counts a lumisection.
 
-    fault: log-odds of a fault (`learners.monitoring.fault_score`), (n,). faulty: P(no fault) is at most the rate of false
-    alarms, and the lumisection is not blank, bool (n,). failed: log-odds of the channels in `places` that have failed, 0 where
-    a channel has not, (n, channels). places: (ieta, iphi, depth).
+    fault: log-odds of a fault (`learners.monitoring.fault_score`), (n,). of_fault: its alarms. failed: log-odds of the channels
+    in `places` where P(no fault) is at most the rate of false alarms, else 0, (n, channels). places: (ieta, iphi, depth).
     """
 
     run: int
@@ -52,14 +52,28 @@ class RunFlags:
     top: np.ndarray
     probability: np.ndarray
     score: np.ndarray
-    p: np.ndarray
-    flagged: np.ndarray
+    new_run: Alarms
     against: int
     channels: list[dict[str, Any]]
     fault: np.ndarray
-    faulty: np.ndarray
+    of_fault: Alarms
     failed: np.ndarray
     places: list[tuple[int, int, int]]
+
+    @property
+    def p(self) -> np.ndarray:
+        """Probability that a lumisection of a known run has such a new-run score, (n,)."""
+        return self.new_run.p
+
+    @property
+    def flagged(self) -> np.ndarray:
+        """Whether there is an alarm of the new-run score, bool (n,)."""
+        return self.new_run.raised
+
+    @property
+    def faulty(self) -> np.ndarray:
+        """Whether there is an alarm of the fault score, bool (n,); never for a blank lumisection."""
+        return self.of_fault.raised & ~self.blank
 
     def faults(self) -> list[dict[str, Any]]:
         """The failed channels, those with most lumisections first: number of lumisections, first and last, largest log-odds."""
@@ -91,6 +105,7 @@ class RunFlags:
             "against": self.against,
             "channels": self.channels,
             "faulty": int(self.faulty.sum()),
+            "calibrated": {"new_run": bool(self.new_run.calibrated.all()), "fault": bool(self.of_fault.calibrated.all())},
             "faults": self.faults(),
         }
 
@@ -109,10 +124,13 @@ class RunFlags:
                 "score": round(float(self.score[i]), 3),
                 "p": float(f"{self.p[i]:.3g}"),
                 "flagged": int(self.flagged[i]),
+                "calibrated": int(self.new_run.calibrated[i]),
                 "against": self.against,
                 "channels": names if self.flagged[i] else "",
                 "fault": round(float(self.fault[i]), 3),
+                "fault_p": float(f"{self.of_fault.p[i]:.3g}"),
                 "faulty": int(self.faulty[i]),
+                "fault_calibrated": int(self.of_fault.calibrated[i]),
                 "faulty_channels": " ".join(
                     "/".join(map(str, self.places[c]))
                     for c in np.argsort(-self.failed[i], kind="stable")

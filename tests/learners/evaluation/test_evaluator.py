@@ -106,7 +106,7 @@ class Noticing:
 
     def score_each(self, several: Sequence[Maps]) -> list[NewRunScores]:
         self.runs += len(several)
-        return [NewRunScores(np.zeros(len(maps)), np.zeros(len(maps), dtype=int)) for maps in several]
+        return [NewRunScores(*np.zeros((4, len(maps)))) for maps in several]
 
 
 def tiny_run(run: int) -> RunData:

@@ -49,8 +49,12 @@ def test_a_run_that_is_not_known_is_noticed(name: str) -> None:
 def test_small_drifts_are_found_and_known_runs_are_not_called_new(small: list[RunData]) -> None:
     assert noticed(small) > 0.85
     novelty = learnt(small)
-    p = np.concatenate([novelty.score(run.part(Part.TEST)).p for run in small])
-    assert np.mean(p <= 0.05) < 0.05
+    scores = [novelty.score(run.part(Part.TEST)) for run in small]
+    assert np.mean(np.concatenate([found.bound for found in scores]) <= 0.05) < 0.05
+    alarms = [novelty.new_run_alarms(found, 0.05) for found in scores]
+    assert all(one.calibrated.all() for one in alarms)
+    # Twelve blocks, in which .6 are expected; 4 or more have a probability of .003.
+    assert np.mean(np.concatenate([one.raised for one in alarms])) < 4 / 12
 
 
 def test_where_only_luminosity_differs_a_new_run_is_not_called_new_and_ranks_like_a_known_one() -> None:

@@ -92,7 +92,7 @@ class NumbersOfRuns:
 
     def score_each(self, several: Sequence[Maps]) -> list[NewRunScores]:
         scores = [maps.counts.mean(axis=(1, 2, 3)) - self._known for maps in several]
-        return [NewRunScores(score, np.zeros(len(score), np.int64)) for score in scores]
+        return [NewRunScores(score, *np.zeros((3, len(score)))) for score in scores]
 
 
 def flat_stream(runs: int) -> list[RunData]:
