@@ -189,7 +189,9 @@ class DeepStrategy(Incremental):
         return logits
 
     def state(self) -> dict[str, np.ndarray]:
-        state = {STAMP: stamp(self._belongs_to), "classes": np.array(self._classes), "effort": np.array(self._effort)}
+        state = {STAMP: stamp(self._belongs_to), "classes": np.array(self._classes)}
+        if self._effort < 1:
+            state["effort"] = np.array(self._effort)
         if self._model is not None:
             weights = {name: tensor.cpu().numpy().copy() for name, tensor in self._model.state_dict().items()}
             state |= self._reference_state() | prefixed("model", weights) | prefixed("method", self._method.state())
@@ -202,7 +204,7 @@ class DeepStrategy(Incremental):
             raise StateError("the state does not say how many runs were learnt; it is damaged or of another version")
         classes = int(state["classes"])
         self._begin()
-        self.effort = float(state.get("effort", 1.0))  # states of older versions do not say
+        self.effort = float(state.get("effort", 1.0))
         self._restore_reference(state, known=classes > 0)
         if classes == 0:
             return

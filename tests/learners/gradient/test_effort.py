@@ -59,7 +59,7 @@ def test_states_that_do_not_name_the_effort_are_of_full_training() -> None:
     strategy = make("replay")
     steps_of_next_run(strategy)
     older = strategy.state()
-    del older["effort"]
+    assert "effort" not in older
     strategy.effort = 0
     strategy.restore(older)
     assert strategy.effort == 1
