@@ -33,6 +33,9 @@ class SpecOptions:
     ] = None
     runs: Annotated[int | None, typer.Option(max=MAX_RUNS, help="runs of the stream (default: 40)")] = None
     lumisections: Annotated[int | None, typer.Option(max=MAX_LENGTH, help="lumisections of each run (default: 400)")] = None
+    shift: Annotated[
+        str | None, typer.Option(help="what moves between runs: large (conditions, drift, ageing; default) or small (drift)")
+    ] = None
     alarms: Annotated[
         float | None, typer.Option(max=20, callback=finite, help="false alarms per run that a threshold allows (default: 1)")
     ] = None
@@ -82,11 +85,15 @@ def faults(options: SpecOptions, run: RunOptions) -> None:
     from dqmstream.experiments.faults.text import (
         BY_KIND,
         COLUMNS,
+        COST_COLUMNS,
         KIND_COLUMNS,
         NOTE,
+        PRECISION_COLUMNS,
         forgetting_lines,
         printed,
         printed_by_kind,
+        printed_cost,
+        printed_precision,
         title,
         write,
     )
@@ -104,7 +111,9 @@ def faults(options: SpecOptions, run: RunOptions) -> None:
     write(result, run.out)
     rows = result["detectors"]
     tables = [output.table(title(result), COLUMNS, [printed(row) for row in rows])]
+    tables.append(output.table("Precision at a capture", PRECISION_COLUMNS, [printed_precision(row) for row in rows]))
     tables += [output.table(what, KIND_COLUMNS, [printed_by_kind(row, what) for row in rows]) for what in BY_KIND]
+    tables.append(output.table("Cost", COST_COLUMNS, [printed_cost(row) for row in rows]))
     lines = [*forgetting_lines(result), NOTE, f"tables and figure: {run.out}", *result["failed"]]
     show(result, run.as_json, *tables, *lines)
     if result["failed"]:

@@ -17,6 +17,7 @@ from scipy.special import gammaln
 from scipy.stats import norm
 
 from dqmstream.errors import InputError
+from dqmstream.experiments.faults.cost import Cost
 from dqmstream.learners.maps import Maps
 from dqmstream.learners.monitoring.fault_filter import Suspicion
 
@@ -51,6 +52,9 @@ class BetaBinomial:
         square = (pull**2).mean(axis=1)
         score = np.maximum(square / CHI2_CUT, _corrected(pull.max(axis=1), pull.shape[1]) / PULL_CUT)
         return Suspicion(score, pull)
+
+    def cost(self) -> Cost:
+        return Cost.of_arrays([self.live, *self._references])
 
 
 def pulls(counts: np.ndarray, references: np.ndarray) -> np.ndarray:

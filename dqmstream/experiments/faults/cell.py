@@ -8,16 +8,17 @@ from typing import Any
 from dqmstream.experiments.cells.cell import Record, one_thread
 from dqmstream.experiments.faults.detectors import make_detector
 from dqmstream.experiments.faults.retest import Retest
+from dqmstream.experiments.faults.streams import fault_stream
 from dqmstream.experiments.faults.track import Track
 from dqmstream.experiments.provenance import code_digest, made_by
-from dqmstream.experiments.simulator import stream
 from dqmstream.learners.threads import set_threads
-
-STREAM = "tracks"
 
 _SOURCES = tuple(
     f"experiments/faults/{name}.py"
-    for name in ("autodqm", "cell", "detection_metrics", "detectors", "learned", "oracle", "residuals", "retest", "track")
+    for name in (
+        *("autodqm", "cell", "cost", "detection_metrics", "detectors", "learned", "oracle", "residuals", "retest", "streams"),
+        "track",
+    )
 )
 """What the figures depend on besides learners and simulator."""
 
@@ -27,7 +28,7 @@ class FaultCell:
     """A detector on the stream `tracks`; the seed is that of the stream and of the detector.
 
     alarms: allowed false alarms per run, of good lumisections and of channels in them. every: a detector is re-tested on the
-    conditions of each such run (`retest`), 0 for never.
+    conditions of each such run (`retest`), 0 for never. shift: what moves between runs, of `streams.SHIFTS`.
     """
 
     detector: str
@@ -36,12 +37,14 @@ class FaultCell:
     lumisections: int
     alarms: float
     every: int
+    shift: str = "large"
 
     @property
     def name(self) -> str:
         """Detector and settings, without characters that a file name should not have."""
         shown = self.detector.replace(",", "").replace(" ", "-").lower()
-        return f"{shown}-{self.seed}-{self.runs}x{self.lumisections}-{self.alarms:g}-{self.every}"
+        moved = "" if self.shift == "large" else f"-{self.shift}"
+        return f"{shown}-{self.seed}-{self.runs}x{self.lumisections}-{self.alarms:g}-{self.every}{moved}"
 
     @property
     def file(self) -> str:
@@ -57,7 +60,8 @@ class FaultCell:
         with one_thread():
             track = Track(make_detector(self.detector, self.seed), self.alarms)
             retest = Retest(self.seed, self.every or self.runs)
-            for index, run in enumerate(stream(STREAM, seed=self.seed, runs=self.runs, lumisections=self.lumisections)):
+            runs = fault_stream(self.shift, seed=self.seed, runs=self.runs, lumisections=self.lumisections)
+            for index, run in enumerate(runs):
                 track.go_on(run)
                 retest.add(index, run, track)
         return {"cell": asdict(self), **track.results(), "replayed": retest.results(), **made_by(*_SOURCES)}

@@ -14,6 +14,10 @@ import numpy as np
 
 CAPTURES = (0.9, 0.95, 0.99)
 
+PREVALENCES = (0.3, 0.01)
+"""Shares of faulty lumisections at which a precision is stated: that of the public protocol of DepthViT (arXiv:2603.02369; 30 %
+of the time windows have an anomaly), and one of each hundred."""
+
 LEVELS = np.unique(np.concatenate([np.linspace(0, 0.12, 61), np.linspace(0.12, 1, 45)]))
 """Quantiles of the faulty scores that are levels, denser in the region of the captures."""
 
@@ -43,10 +47,11 @@ class Tally:
         return cls(*(np.stack([_binned(scores, levels) for scores in side]) for side in (faulty, good)))
 
     def figures(self, weights: np.ndarray) -> np.ndarray:
-        """False-positive rate at each of `CAPTURES`, then AUC; nan without faulty or good scores: (draws, 4).
+        """False-positive rate at each of `CAPTURES`, AUC, then `precision` at each capture for each of `PREVALENCES`.
 
-        weights: how often each run counts, (draws, runs). The threshold at a capture c is the highest level that a share c of
-        the faulty scores reaches; the rate is the share of good scores that reach it. AUC: Mann-Whitney, ties count half.
+        (draws, 10), nan without faulty or good scores. weights: how often each run counts, (draws, runs). The threshold at a
+        capture c is the highest level that a share c of the faulty scores reaches; the rate is the share of good scores that
+        reach it. AUC: Mann-Whitney, ties count half.
         """
         faulty, good = weights @ self.faulty, weights @ self.good
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -54,12 +59,24 @@ class Tally:
             passed = good[:, ::-1].cumsum(axis=1)[:, ::-1] / good.sum(axis=1, keepdims=True)
             above = reached - 0.5 * faulty / faulty.sum(axis=1, keepdims=True)
             auc = (good * above).sum(axis=1) / good.sum(axis=1)
-        found = []
+        rates, precisions = [], []
         for capture in CAPTURES:
             level = (reached >= capture - 1e-9).sum(axis=1) - 1  # `reached` falls from 1 at the lowest level
-            rate = np.take_along_axis(passed, np.maximum(level, 0)[:, None], axis=1)[:, 0]
-            found.append(np.where(level < 0, np.nan, rate))
-        return np.stack([*found, auc], axis=1)
+            at = np.maximum(level, 0)[:, None]
+            rate = np.take_along_axis(passed, at, axis=1)[:, 0]
+            caught = np.take_along_axis(reached, at, axis=1)[:, 0]
+            rates.append(np.where(level < 0, np.nan, rate))
+            precisions += [np.where(level < 0, np.nan, precision(caught, rate, share)) for share in PREVALENCES]
+        return np.stack([*rates, auc, *precisions], axis=1)
+
+
+def precision(capture: np.ndarray, false_positives: np.ndarray, prevalence: float) -> np.ndarray:
+    """Share of the flagged lumisections that are faulty, where a share `prevalence` of all is: nan where none is flagged.
+
+    capture, false_positives: shares of the faulty and of the good ones that are flagged.
+    """
+    right, wrong = prevalence * capture, (1 - prevalence) * false_positives
+    return np.divide(right, right + wrong, out=np.full(np.shape(right), np.nan), where=right + wrong > 0)
 
 
 def _binned(scores: np.ndarray, levels: np.ndarray) -> np.ndarray:

@@ -13,10 +13,12 @@ import numpy as np
 
 from dqmstream.errors import InputError
 from dqmstream.experiments.faults.autodqm import BetaBinomial
-from dqmstream.experiments.faults.learned import FaultFlags, NewRun, Reconstruction
+from dqmstream.experiments.faults.cost import Cost
+from dqmstream.experiments.faults.learned import FaultFlags, MaskedReconstruction, NewRun, Reconstruction
 from dqmstream.experiments.faults.oracle import Oracle
 from dqmstream.experiments.faults.residuals import ZScore
 from dqmstream.learners.maps import Maps
+from dqmstream.learners.monitoring.depthvit import Training
 from dqmstream.learners.monitoring.fault_filter import Suspicion
 
 
@@ -39,6 +41,15 @@ class Detector(Protocol):
         """
         ...
 
+    def cost(self) -> Cost:
+        """What it keeps now, and operations to score a lumisection. Raises InputError before the first run."""
+        ...
+
+
+NEWEST, ENSEMBLE = Training(), Training(models=4)
+PUBLISHED = Training(first_epochs=100, epochs=100, models=4)
+"""DepthViT in the size of the public code; the first two with fewer epochs than its 100, which take an hour for 40 runs."""
+
 
 DETECTORS: dict[str, Callable[[int], Detector]] = {
     "z-score": lambda seed: ZScore(follows=False),
@@ -46,10 +57,18 @@ DETECTORS: dict[str, Callable[[int], Detector]] = {
     "AutoDQM": lambda seed: BetaBinomial(),
     "autoencoder": lambda seed: Reconstruction(seed, replay=False),
     "autoencoder, replay": lambda seed: Reconstruction(seed, replay=True),
+    "DepthViT": lambda seed: MaskedReconstruction(seed, NEWEST, residuals=False),
+    "DepthViT, ensemble": lambda seed: MaskedReconstruction(seed, ENSEMBLE, residuals=False),
+    "DepthViT, residuals": lambda seed: MaskedReconstruction(seed, ENSEMBLE, residuals=True),
     "new-run score": lambda seed: NewRun(seed),
     "fault score": lambda seed: FaultFlags(),
 }
 """Name -> a new detector with this seed. The last is the learner's own, whose scores `dqmstream flags` prints."""
+
+ON_REQUEST: dict[str, Callable[[int], Detector]] = {
+    "DepthViT, 100 epochs": lambda seed: MaskedReconstruction(seed, PUBLISHED, residuals=False),
+}
+"""Detectors that take long: they are computed only where they are named."""
 
 NAMES = (*DETECTORS, Oracle.name)
 
@@ -58,6 +77,7 @@ def make_detector(name: str, seed: int) -> Detector | Oracle:
     """A new detector. Raises InputError for an unknown name."""
     if name == Oracle.name:
         return Oracle()
-    if name not in DETECTORS:
-        raise InputError(f"there is no detector {name!r}: choose one of {', '.join(NAMES)}")
-    return DETECTORS[name](seed)
+    made = (DETECTORS | ON_REQUEST).get(name)
+    if made is None:
+        raise InputError(f"there is no detector {name!r}: choose one of {', '.join((*NAMES, *ON_REQUEST))}")
+    return made(seed)

@@ -10,7 +10,9 @@ import numpy as np
 
 from dqmstream.experiments.figures import canvas, plain
 
-COLOURS = ("#717581", "#94a4a2", "#ffa90e", "#832db6", "#a96b59", "#3f90da", "#bd1f01", "#000000")
+COLOURS = (
+    "#717581", "#94a4a2", "#ffa90e", "#832db6", "#a96b59", "#92dadd", "#b9ac70", "#e76300", "#3f90da", "#bd1f01", "#000000",
+)  # fmt: skip
 """Colours of the detectors in their order; the last one is the bound."""
 
 FLOOR = 1e-4

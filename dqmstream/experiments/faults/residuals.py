@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from dqmstream.errors import InputError
+from dqmstream.experiments.faults.cost import Cost
 from dqmstream.learners.maps import Maps
 from dqmstream.learners.monitoring.fault_filter import Suspicion
 from dqmstream.learners.response.reference import Reference
@@ -20,6 +21,11 @@ class Standardised:
         self._follows = follows
         self._mean: np.ndarray | None = None
         self._square = np.zeros(0)
+
+    @property
+    def kept(self) -> tuple[np.ndarray, ...]:
+        """Mean and variance."""
+        return () if self._mean is None else (self._mean, self._square)
 
     def learn(self, values: np.ndarray) -> None:
         """values: of the next run, (n, live)."""
@@ -65,3 +71,6 @@ class ZScore:
 
     def look(self, maps: Maps) -> Suspicion:
         return self._standardised.suspicion(self._known.residuals(maps.counts))
+
+    def cost(self) -> Cost:
+        return Cost.of_arrays([*self._known.state().values(), *self._standardised.kept], self._known.response_flops(1))

@@ -10,8 +10,9 @@ from dqmstream.errors import InputError
 from dqmstream.experiments.cells.cell import Record
 from dqmstream.experiments.cells.runner import Progress, Workers, run_cells
 from dqmstream.experiments.cells.store import CellStore
-from dqmstream.experiments.faults.cell import STREAM, FaultCell
+from dqmstream.experiments.faults.cell import FaultCell
 from dqmstream.experiments.faults.detectors import NAMES, make_detector
+from dqmstream.experiments.faults.streams import SHIFTS, STREAM
 from dqmstream.experiments.faults.track import WARM
 from dqmstream.experiments.simulator.streams import named_stream, seed_use
 
@@ -28,6 +29,7 @@ class FaultSpec:
     lumisections: int = named_stream(STREAM).length(0)
     alarms: float = 1.0
     every: int = 6
+    shift: str = "large"
 
     def checked(self) -> FaultSpec:
         """The same. Raises InputError for what does not exist or makes no sense, before anything is computed."""
@@ -45,12 +47,14 @@ class FaultSpec:
             raise InputError(f"--alarms {self.alarms:g}: give more than 0 and at most 20 false alarms per run")
         if self.every < 0:
             raise InputError(f"--every {self.every}: give a number of runs, or 0 for no re-tests")
+        if self.shift not in SHIFTS:
+            raise InputError(f"--shift {self.shift}: choose one of {', '.join(SHIFTS)}")
         return self
 
     def cells(self) -> list[FaultCell]:
         """All cells, those of a seed together."""
         return [
-            FaultCell(detector, seed, self.runs, self.lumisections, self.alarms, self.every)
+            FaultCell(detector, seed, self.runs, self.lumisections, self.alarms, self.every, self.shift)
             for seed in self.seeds
             for detector in self.detectors
         ]

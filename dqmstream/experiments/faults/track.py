@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, get_args
 
 import numpy as np
@@ -38,8 +38,10 @@ class _Measured:
     faulty: dict[str, list[np.ndarray]] = field(default_factory=lambda: {kind: [] for kind in KINDS})
     faulty_channels: dict[str, list[np.ndarray]] = field(default_factory=lambda: {kind: [] for kind in KINDS})
     named: dict[str, list[list[float]]] = field(default_factory=lambda: {kind: [] for kind in KINDS})
+    flagged: dict[str, list[list[int]]] = field(default_factory=lambda: {kind: [] for kind in KINDS})
     alarms: list[list[float]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=lambda: {"look": 0.0, "learn": 0.0})
+    looked: int = 0
 
 
 class Track:
@@ -56,9 +58,10 @@ class Track:
     def go_on(self, run: SimulatedRun) -> None:
         """Score the next run, then learn it."""
         if self._runs:
-            began = time.perf_counter()
+            began = time.process_time()
             seen = self.look(run)
-            self._kept.seconds["look"] += time.perf_counter() - began
+            self._kept.seconds["look"] += time.process_time() - began
+            self._kept.looked += len(run.counts)
             if self._runs > WARM:
                 self._measure(run, seen)
             good = ~run.faulty
@@ -66,9 +69,9 @@ class Track:
             self.lumisections.add(seen.score[good], share)
             self.channels.add(seen.channels[good].ravel(), share)
         if not isinstance(self.detector, Oracle):
-            began = time.perf_counter()
+            began = time.process_time()
             self.detector.learn(as_maps(run).take(np.flatnonzero(~run.faulty)))
-            self._kept.seconds["learn"] += time.perf_counter() - began
+            self._kept.seconds["learn"] += time.process_time() - began
         self._runs += 1
         self._first += len(run.counts)
 
@@ -102,6 +105,7 @@ class Track:
             kept.faulty_channels[kind].append(seen.channels[alone_channels])
             found = agreement(named[alone], true[alone])
             kept.named[kind].append([int(alone.sum()), *found.sum(axis=0).tolist()])
+            kept.flagged[kind].append([int(alone.sum()), int(flagged[alone].sum()), int(good.sum()), int(flagged[good].sum())])
         for fault in run.faults:
             key = fault.since_run, fault.kind, fault.location.name, fault.active.argmax() if fault.kind == "anomaly" else 0
             if fault.since_run == run.run or key in self._delays.onset:
@@ -112,8 +116,10 @@ class Track:
 
         lumisections, channels: kind -> counts of a `Tally`, of lumisections (channels in them) in which a fault of this kind
         acts and no other one; "all": any faults. named: kind -> per run the number of such lumisections and sums of
-        `agreement`. alarms: per run its share of good lumisections, and how many of them and of their channels were flagged.
-        faults: of `Delays.rows`.
+        `agreement`. flagged: kind -> per run such lumisections, those of them that were flagged, good ones, and flagged good
+        ones. alarms: per run its share of good lumisections, and how many of them and of their channels were flagged. faults:
+        of `Delays.rows`. seconds: CPU time of all scoring and learning. cost: of `Detector.cost`, with the CPU time to score a
+        lumisection and to learn a run; without it for the oracle.
         """
         kept = self._kept
         return {
@@ -121,9 +127,15 @@ class Track:
             "lumisections": {kind: _tallied(kept.faulty[kind], kept.good) for kind in KINDS},
             "channels": {kind: _tallied(kept.faulty_channels[kind], kept.good_channels) for kind in KINDS},
             "named": kept.named,
+            "flagged": kept.flagged,
             "alarms": kept.alarms,
             "faults": [list(row) for row in self._delays.rows()],
             "seconds": kept.seconds,
+            "cost": {
+                **({} if isinstance(self.detector, Oracle) else asdict(self.detector.cost())),
+                "look_ms": 1000 * kept.seconds["look"] / max(kept.looked, 1),
+                "learn_s": kept.seconds["learn"] / max(self._runs, 1),
+            },
         }
 
 

@@ -33,6 +33,14 @@ def step_flops(model: nn.Module, batch: int, features: int, device: torch.device
     return float(counted.get_total_flops())
 
 
+def forward_flops(network: nn.Module, features: int) -> float:
+    """Floating-point operations of a forward pass of one lumisection of so many channels, counted as `step_flops` counts."""
+    network.eval()
+    with counter() as counted, torch.no_grad():
+        network(torch.zeros(1, features))
+    return float(counted.get_total_flops())
+
+
 class StepFlops:
     """`step_flops` of a network whose head grows: counted for two numbers of classes, and linear in that number.
 

@@ -9,6 +9,8 @@ Shape suffixes: B lumisections, L live channels, F features, R x S a map.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -39,6 +41,15 @@ class Autoencoder:
         self._adam = torch.optim.Adam(self._network.parameters(), lr=RATE)
         self._memory = np.zeros((0, reference.channels), dtype=np.float32)
         self._met = 0
+
+    @property
+    def network(self) -> nn.Module:
+        return self._network
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of the weights, the optimizer's state and the lumisections kept."""
+        return training_bytes([self._network], self._adam) + self._memory.nbytes
 
     def learn(self, maps: Maps) -> None:
         """Train on the lumisections of the next run."""
@@ -74,6 +85,14 @@ class Autoencoder:
                 self._memory = np.concatenate([self._memory, row[None]])
             elif (place := int(self._rng.integers(met + 1))) < KEPT:
                 self._memory[place] = row
+
+
+def training_bytes(networks: Sequence[nn.Module], optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of the weights of these networks, and of an optimizer's state."""
+    weights = sum(weight.nbytes for network in networks for weight in network.state_dict().values())
+    return weights + sum(
+        value.nbytes for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)
+    )
 
 
 class _Network(nn.Module):

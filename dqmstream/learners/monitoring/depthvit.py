@@ -13,7 +13,6 @@ Shape suffixes: B lumisections, L live channels, N patches, C depths.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +21,7 @@ from torch import nn
 
 from dqmstream.errors import InputError
 from dqmstream.learners.memory.checkpoints import spread
+from dqmstream.learners.monitoring.autoencoder import training_bytes
 from dqmstream.learners.networks.depth_vit import MaskedDepthViT
 
 _AT_ONCE = 128
@@ -56,9 +56,9 @@ class Training:
 class DepthViTDetector:
     """Learns good lumisections run by run, and scores the channels of others."""
 
-    def __init__(self, live: np.ndarray, training: Training, seed: int) -> None:
-        """live: bool, (depth, 64, 72); channels outside it are ignored."""
-        self.live, self.training = live, training
+    def __init__(self, live: np.ndarray, training: Training, seed: int, least_deviation: float = _LEAST_SPREAD) -> None:
+        """live: bool, (depth, 64, 72); channels outside it are ignored. least_deviation: of a channel's error."""
+        self.live, self.training, self._least_deviation = live, training, least_deviation
         self._generator = torch.Generator().manual_seed(seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -87,6 +87,18 @@ class DepthViTDetector:
         """After how many runs each older model was set aside."""
         return [runs for runs, _ in self._older]
 
+    @property
+    def numbers(self) -> int:
+        """Number of weights of all models, and of the means and standard deviations of their errors."""
+        statistics = sum(mean.size + deviation.size for mean, deviation in self._errors)
+        return statistics + sum(weight.numel() for model in self.models for weight in model.parameters())
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of these numbers and of the optimizer's state."""
+        statistics = sum(mean.nbytes + deviation.nbytes for mean, deviation in self._errors)
+        return statistics + training_bytes(self.models, self._adam)
+
     def learn(self, values: np.ndarray) -> list[float]:
         """Train the newest model on the next run. values: float32 (n, live), n > 0. Returns the loss of each step."""
         if self.runs and self.training.models > 1:
@@ -97,7 +109,7 @@ class DepthViTDetector:
         self._errors = []
         for model in self.models:
             error = np.abs(self.rebuilt(model, values) - values)
-            self._errors.append((error.mean(axis=0), np.maximum(error.std(axis=0), _LEAST_SPREAD)))
+            self._errors.append((error.mean(axis=0), np.maximum(error.std(axis=0), self._least_deviation)))
         self.runs += 1
         return losses
 
@@ -131,9 +143,6 @@ class DepthViTDetector:
                 self._adam.step()
                 losses.append(float(loss.detach()))
         return losses
-
-
-Scaling = Callable[[np.ndarray], np.ndarray]
 
 
 def scaled_by_quartiles(counts: np.ndarray) -> np.ndarray:

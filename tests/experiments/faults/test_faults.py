@@ -18,11 +18,22 @@ from dqmstream.experiments.cells.runner import Progress, Workers, run_cells
 from dqmstream.experiments.cells.store import CellStore
 from dqmstream.experiments.faults.autodqm import pulls
 from dqmstream.experiments.faults.cell import FaultCell
-from dqmstream.experiments.faults.detection_metrics import CAPTURES, Delays, HeldOut, Tally, agreement
-from dqmstream.experiments.faults.detectors import NAMES, make_detector
+from dqmstream.experiments.faults.detection_metrics import CAPTURES, PREVALENCES, Delays, HeldOut, Tally, agreement, precision
+from dqmstream.experiments.faults.detectors import DETECTORS, NAMES, make_detector
 from dqmstream.experiments.faults.spec import FaultSpec, run_faults
+from dqmstream.experiments.faults.streams import SHIFTS, fault_stream
 from dqmstream.experiments.faults.summary import summarise
-from dqmstream.experiments.faults.text import COLUMNS, KIND_COLUMNS, markdown, printed, write
+from dqmstream.experiments.faults.text import (
+    COLUMNS,
+    COST_COLUMNS,
+    KIND_COLUMNS,
+    PRECISION_COLUMNS,
+    markdown,
+    printed,
+    printed_cost,
+    printed_precision,
+    write,
+)
 from dqmstream.experiments.faults.track import KINDS, WARM, Track, follow
 from dqmstream.experiments.json_numbers import nan_as_null
 from dqmstream.experiments.simulator import LIVE, SimulatedRun, stream
@@ -38,6 +49,8 @@ from dqmstream.learners.response.reference import Reference
 from dqmstream.lumisection import ieta_row
 
 RUNS, LUMISECTIONS = WARM + 4, 60
+TRAINED = [name for name in NAMES if "autoencoder" in name or "DepthViT" in name]
+"""Detectors that train a network, and score each lumisection by itself."""
 QUICK = FaultSpec(detectors=("z-score", "fault score"), seeds=(3,), runs=RUNS, lumisections=120, every=2)
 
 
@@ -75,6 +88,27 @@ def test_false_positives_at_a_capture_and_auc_are_those_counted_by_hand() -> Non
     weighted = Tally.of([faulty, faulty], [good[:4], good[4:]]).figures(np.array([[1.0, 0.0]]))[0]
     assert weighted[:3] == pytest.approx([0.0, 0.0, 0.5])
     assert np.isnan(Tally.of([np.zeros(0)], [good]).figures(np.ones((1, 1)))).all()
+
+
+def test_precision_at_a_capture_follows_from_both_shares() -> None:
+    faulty, good = np.arange(1, 101) / 100, np.array([0.0, 0.005, 0.02, 0.055, 0.06, 0.105, 0.11, 0.5, 0.99, 2.0])
+    found = Tally.of([faulty], [good]).figures(np.ones((1, 1)))[0]
+    expected = [c * p / (c * p + rate * (1 - p)) for c, rate in zip(CAPTURES, found[:3], strict=True) for p in PREVALENCES]
+    assert found[4:] == pytest.approx(expected)
+    assert expected[0] == pytest.approx(0.27 / (0.27 + 0.28))
+    assert np.isnan(precision(np.zeros(1), np.zeros(1), 0.3)).all(), "nothing is flagged"
+
+
+def test_small_shifts_leave_the_conditions_alike_and_the_faults_as_they_are() -> None:
+    runs = {shift: list(fault_stream(shift, seed=3, runs=6, lumisections=40)) for shift in SHIFTS}
+    spread = {shift: np.std([np.log(run.pileup.mean()) for run in of_shift]) for shift, of_shift in runs.items()}
+    assert spread["small"] < 0.05 < 0.3 < spread["large"]
+    drift = {shift: np.std(np.log(np.array(of[-1].truth["gain"]) / of[0].truth["gain"])) for shift, of in runs.items()}
+    assert drift["small"] < 0.5 * drift["large"]
+    for one, other in zip(runs["small"], runs["large"], strict=True):
+        assert [(fault.kind, fault.location.name) for fault in one.faults] == [
+            (fault.kind, fault.location.name) for fault in other.faults
+        ]
 
 
 def test_binned_scores_give_the_figures_of_all_scores() -> None:
@@ -142,11 +176,14 @@ def test_each_detector_finds_a_channel_that_dies_and_names_it(name: str, good_ru
     seen = track.look(run)
     dead = (np.argwhere(LIVE) == [ieta_row(-24), 20]).all(axis=1)
     assert np.median(seen.channels[run.faulty][:, dead]) > np.quantile(seen.channels[:, ~dead], 0.999)
+    if name in DETECTORS:
+        cost = track.results()["cost"]
+        assert cost["numbers"] >= 932 and cost["kept_bytes"] >= cost["numbers"]
     if "z-score" not in name:  # channels that were full in the first run deviate more than a dead one
         assert auc(seen.score[run.faulty], seen.score[~run.faulty]) > 0.9
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if "autoencoder" not in name])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in TRAINED])
 def test_nothing_is_learnt_from_the_future(name: str, tracks: list[SimulatedRun], good_runs: list[SimulatedRun]) -> None:
     """Scores of a run change neither with other runs that were looked at, nor with its own later lumisections."""
     one, other = make_detector(name, 0), make_detector(name, 0)
@@ -196,7 +233,7 @@ def test_a_cell_has_the_same_figures_each_time_and_is_not_computed_twice(tmp_pat
     seen: list[Progress[FaultCell]] = []
     again = run_faults(QUICK, tmp_path, Workers(), seen.append)
     assert [(one.finished, one.total) for one in seen] == [(2, 2)]
-    figures = ("lumisections", "channels", "named", "alarms", "faults", "replayed")
+    figures = ("lumisections", "channels", "named", "flagged", "alarms", "faults", "replayed")
     cell = QUICK.cells()[1]
     anew = json.loads(json.dumps(cell.compute()))
     for name in figures:
@@ -209,6 +246,8 @@ def test_a_cell_has_the_same_figures_each_time_and_is_not_computed_twice(tmp_pat
     better, worse = (rows[name]["kinds"]["all"]["lumisections"]["auc"]["estimate"] for name in ("fault score", "z-score"))
     assert better > 0.9 and better > worse
     assert {len(printed(row)) for row in made["detectors"]} == {len(COLUMNS)}
+    assert {len(printed_precision(row)) for row in made["detectors"]} == {len(PRECISION_COLUMNS)}
+    assert {len(printed_cost(row)) for row in made["detectors"]} == {len(COST_COLUMNS)}
     assert (tmp_path / "table.md").read_text() == markdown(made)
     assert len(KIND_COLUMNS) == len(KINDS)
     assert json.loads((tmp_path / "results.json").read_text())["use"] == "tuning"
@@ -235,6 +274,7 @@ def test_a_cell_that_fails_is_recorded_and_does_not_stop_the_others(tmp_path: Pa
         ({"lumisections": 5}, "needs at least 40 lumisections"),
         ({"alarms": 0.0}, "alarms"),
         ({"every": -1}, "every"),
+        ({"shift": "huge"}, "choose one of large, small"),
     ],
 )
 def test_errors_are_raised_before_anything_is_computed(changes: dict[str, Any], reason: str, tmp_path: Path) -> None:
