@@ -20,11 +20,15 @@ def stamp(belongs_to: Mapping[str, Any]) -> np.ndarray:
 
 
 def check_stamp(
-    state: Mapping[str, np.ndarray], belongs_to: Mapping[str, Any], removed: Mapping[str, Any] = MappingProxyType({})
+    state: Mapping[str, np.ndarray],
+    belongs_to: Mapping[str, Any],
+    removed: Mapping[str, Any] = MappingProxyType({}),
+    added: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Raise StateError if the stamp of a state is missing or differs from these settings; it names every difference.
 
-    removed: entries that only states of older versions have, by dotted name, and the value that is accepted.
+    removed, added: entries that only states of older versions have, and those that they lack, by dotted name, each with the
+    value that is accepted.
     """
     if STAMP not in state:
         raise StateError("the state does not say which strategy it belongs to; it is damaged or of another version")
@@ -32,7 +36,7 @@ def check_stamp(
         found = json.loads(np.asarray(state[STAMP], dtype=np.uint8).tobytes())
     except ValueError as error:
         raise StateError(f"the state's stamp cannot be read ({error}); it is damaged or of another version") from error
-    differing = _differences("", json.loads(stamp(belongs_to).tobytes()), found, removed)
+    differing = _differences("", json.loads(stamp(belongs_to).tobytes()), found, removed, added)
     if differing:
         raise StateError(f"the state is of another model: {'; '.join(differing)}. Use its settings, or start a new state")
 
@@ -47,10 +51,15 @@ def prefixed(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndar
     return {f"{prefix}.{name}": array for name, array in arrays.items()}
 
 
-def _differences(where: str, wanted: Any, found: Any, removed: Mapping[str, Any]) -> list[str]:
+def _differences(
+    where: str, wanted: Any, found: Any, removed: Mapping[str, Any], added: Mapping[str, Any]
+) -> list[str]:
     if isinstance(wanted, dict) and isinstance(found, dict):
         names = sorted(wanted.keys() | found.keys())
-        return [d for n in names for d in _differences(f"{where}.{n}" if where else n, wanted.get(n), found.get(n), removed)]
+        dotted = {name: f"{where}.{name}" if where else name for name in names}
+        return [d for n in names for d in _differences(dotted[n], wanted.get(n), found.get(n), removed, added)]
     if wanted is None and where in removed and found == removed[where]:
+        return []
+    if found is None and where in added and wanted == added[where]:
         return []
     return [] if wanted == found else [f"{where} is {found!r} there and {wanted!r} here"]

@@ -15,7 +15,7 @@ import pytest
 from dqmstream.errors import InputError, StateError
 from dqmstream.learners.checks import assert_same_state, check_strategy
 from dqmstream.learners.closed_form.gain_map import GainMap
-from dqmstream.learners.networks.recipe import REMOVED, Recipe
+from dqmstream.learners.networks.recipe import ADDED, REMOVED, Recipe
 from dqmstream.learners.registry import NAMES, make_strategy, resolve
 from dqmstream.learners.saved_state import STAMP, stamp
 from dqmstream.learners.strategy import Strategy
@@ -147,6 +147,20 @@ def test_a_state_of_a_recipe_with_entries_that_are_gone_opens_where_they_were_at
             make("replay", recipe=BRIEF).restore(_with_recipe_entries(strategy.state(), REMOVED | {name: other}))
         with pytest.raises(InputError, match=f"a recipe has no {name}; it has model, patch"):
             BRIEF.changed({name: other})
+
+
+def test_a_state_of_a_recipe_that_lacks_entries_opens_where_they_change_nothing() -> None:
+    strategy = make("replay", recipe=BRIEF)
+    run = make_stream(1, drift=0.03, n=100)[0]
+    strategy.learn(0, run, reader([run]))
+    belongs_to = json.loads(strategy.state()[STAMP].tobytes())
+    belongs_to["recipe"] = {name: value for name, value in belongs_to["recipe"].items() if name not in ADDED}
+    older = strategy.state() | {STAMP: stamp(belongs_to)}
+    resumed = make("replay", recipe=BRIEF)
+    resumed.restore(older)
+    assert_same_state(resumed, strategy)
+    with pytest.raises(StateError, match=r"recipe\.products is None there and 3 here"):
+        make("replay", recipe=replace(BRIEF, products=3)).restore(older)
 
 
 def test_unknown_names_and_devices_are_refused() -> None:

@@ -11,6 +11,7 @@ from dqmstream.errors import StateError
 from dqmstream.learners.gradient.trainer import SupervisedPlugin
 from dqmstream.learners.networks.base import Network
 from dqmstream.learners.networks.recipe import Recipe
+from dqmstream.learners.response.reference import Reference
 
 PastCounts = Callable[[int], dict[int, np.ndarray]]
 """Rows of an earlier experience's train part by group, read again from the archive.
@@ -31,6 +32,8 @@ class Method(SupervisedPlugin):
     name: ClassVar[str]
     starts_afresh: ClassVar[bool] = False
     """Whether each training begins with a new network."""
+    reference: Reference | None = None
+    """The present reference, which the strategy sets before it calls the method; None where rows are not counts of runs."""
 
     def __init__(self, recipe: Recipe, seed: int, memory_bytes: int) -> None:
         """memory_bytes: budget for what is kept, for the whole stream. A strategy may lower `budget_bytes` later."""

@@ -16,6 +16,7 @@ import numpy as np
 from dqmstream.learners.gradient.method import Inputs, Method, PastCounts
 from dqmstream.learners.gradient.strategy import register_method
 from dqmstream.learners.memory.exemplars import ExemplarMemory
+from dqmstream.learners.memory.packed import PackedExemplars
 from dqmstream.learners.networks.base import Network
 
 
@@ -25,7 +26,7 @@ class Replay(Method):
     """Keeps a few lumisections of each group. The strategy `cnn` is replay with a convolutional network."""
 
     name = "replay"
-    _memory: ExemplarMemory | None = None
+    _memory: ExemplarMemory | PackedExemplars | None = None
 
     def material(self, experience: int, new: Mapping[int, np.ndarray], past: PastCounts) -> dict[int, np.ndarray]:
         kept = {group: rows for group, rows in enumerate(self.exemplars()) if len(rows)}
@@ -35,10 +36,14 @@ class Replay(Method):
         for rows in new.values():
             if self._memory is None:
                 self._memory = self._empty(rows.shape[1], least=1)
+            if isinstance(self._memory, PackedExemplars) and self.reference is not None:
+                self._memory.use(self.reference)
             self._memory.budget_bytes = self.budget_bytes
             self._memory.add(rows, inputs)
 
-    def _empty(self, channels: int, least: int) -> ExemplarMemory:
+    def _empty(self, channels: int, least: int) -> ExemplarMemory | PackedExemplars:
+        if self.recipe.packed and self.reference is not None:
+            return PackedExemplars(self.reference, self.budget_bytes, self.seed, self.recipe.memory, least)
         return ExemplarMemory(channels, self.budget_bytes, self.seed, self.recipe.memory, least)
 
     def exemplars(self) -> list[np.ndarray]:
@@ -46,7 +51,7 @@ class Replay(Method):
         return [] if self._memory is None else [self._memory.of(i) for i in range(self._memory.classes)]
 
     def notes(self) -> dict[str, float]:
-        sizes = [len(rows) for rows in self.exemplars()]
+        sizes = [] if self._memory is None else self._memory.sizes
         return (
             {"exemplars_most": max(sizes), "exemplars_fewest": min(sizes), "runs_without_exemplars": sizes.count(0)}
             if sizes

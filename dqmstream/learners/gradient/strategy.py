@@ -24,7 +24,7 @@ from dqmstream.learners.maps import Maps
 from dqmstream.learners.networks.base import Network
 from dqmstream.learners.networks.build import build
 from dqmstream.learners.networks.moe.routing_figures import RoutingFigures
-from dqmstream.learners.networks.recipe import REMOVED, Recipe
+from dqmstream.learners.networks.recipe import ADDED, REMOVED, Recipe
 from dqmstream.learners.registry import register_strategy
 from dqmstream.learners.saved_state import STAMP, check_stamp, prefixed, stamp, within
 from dqmstream.learners.splits import Part
@@ -33,7 +33,7 @@ from dqmstream.learners.task import RUNS
 from dqmstream.lumisection import Geometry
 
 _SCORE_BATCH = 256
-_REMOVED = {f"recipe.{name}": default for name, default in REMOVED.items()}
+_REMOVED, _ADDED = ({f"recipe.{name}": value for name, value in entries.items()} for entries in (REMOVED, ADDED))
 
 
 class DeepStrategy(Incremental):
@@ -119,6 +119,7 @@ class DeepStrategy(Incremental):
     def _learn(self, experience: int, train: Maps, validation: Maps, past: Past, watch: Watch | None) -> LearnLog:
         live = self.reference.live
         counts = train.counts[:, live]
+        self._method.reference = self.reference
         log = LearnLog(samples=len(train))
         with seeded(self._seed, experience) as generator:
             if self._model is None or self._method.starts_afresh:
@@ -199,7 +200,7 @@ class DeepStrategy(Incremental):
         return state
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        check_stamp(state, self._belongs_to, removed=_REMOVED)
+        check_stamp(state, self._belongs_to, removed=_REMOVED, added=_ADDED)
         if "classes" not in state:
             raise StateError("the state does not say how many runs were learnt; it is damaged or of another version")
         classes = int(state["classes"])
@@ -209,6 +210,7 @@ class DeepStrategy(Incremental):
         if classes == 0:
             return
         model = self._restored_network(classes, within(state, "model"))
+        self._method.reference = self.reference
         self._method.restore(within(state, "method"), model)
         self._routing.restore(within(state, "routing"), model)
         self._model, self._classes = model, classes

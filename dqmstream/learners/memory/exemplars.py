@@ -54,6 +54,11 @@ class ExemplarMemory:
         return len(self._sizes)
 
     @property
+    def sizes(self) -> list[int]:
+        """Number of stored lumisections of each class."""
+        return list(self._sizes)
+
+    @property
     def places(self) -> int:
         """Number of lumisections that fit."""
         return len(self._store)

@@ -41,6 +41,7 @@ _BOUNDS: Mapping[str, tuple[float, float]] = {
     **dict.fromkeys(("steps", "batch", "fisher_samples"), (1, 1e9)),
     "micro_batch": (0, 1e9),
     "places": (1, 65_536),
+    "products": (0, 65_536),
     "lr": (0, 1e38),
     **dict.fromkeys(("warmup", "ewc_decay", "dropout"), (0, 1)),
     "lwf_temperature": (1e-6, 1e6),
@@ -59,6 +60,9 @@ REMOVED = {
     "temperature": False,
 }
 """Entries that recipes no longer have, and their defaults: states that were written with them at their defaults still open."""
+
+ADDED = {"products": 0, "packed": False}
+"""Entries that recipes of older versions lacked, and what those did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +86,8 @@ class Recipe:
         moe_vit: see `learners.networks.moe.config.MoEConfig`. A vit has an MLP of as many operations instead.
     linear_skip
         Whether a linear map from the residuals is added to the logits.
+    products
+        Transformers: products of projections of what the head reads, for a second head (`learners.networks.products`).
     steps, batch, micro_batch
         Training steps a run; lumisections a step; how many of these go through the network at once, 0 for all.
     bf16
@@ -92,6 +98,8 @@ class Recipe:
         Standard deviation of the Gaussian noise added to the residuals in training.
     memory
         How a method that keeps lumisections chooses them, one of `learners.memory.selection.POLICIES`.
+    packed
+        Whether it keeps lumisections of runs at 4 bits a channel, four times as many (`learners.memory.packed`).
     ewc_strength, ewc_decay, fisher_samples
         Elastic weight consolidation (`learners.gradient.ewc`).
     lwf_strength, lwf_temperature
@@ -124,6 +132,7 @@ class Recipe:
     bias_rate: float = 1e-3
     places: int = 8
     linear_skip: bool = True
+    products: int = 0
     steps: int = 100
     batch: int = 64
     micro_batch: int = 0
@@ -134,6 +143,7 @@ class Recipe:
     cosine: bool = True
     noise: float = 1.5
     memory: str = "balanced"
+    packed: bool = False
     ewc_strength: float = 1000.0
     ewc_decay: float = 0.9
     fisher_samples: int = 64

@@ -2,7 +2,7 @@
 
 Its input is one residual for each live channel. The head reads all tokens, because their average and a class token lose what a
 single channel says. A linear map from the residuals to the logits (`linear_skip`) carries what single channels say; the
-transformer carries what several say together.
+transformer carries what several say together. A second head may read products of projections (`networks.products`).
 
 B lumisections, L live channels, N tokens, P cells of a token's patch, D width, C classes.
 """
@@ -22,6 +22,7 @@ from dqmstream.learners.networks.base import GrowingLinear, Network
 from dqmstream.learners.networks.moe.config import MoEConfig
 from dqmstream.learners.networks.moe.layer import MoE
 from dqmstream.learners.networks.moe.routers import Router
+from dqmstream.learners.networks.products import Products
 from dqmstream.learners.networks.recipe import Recipe
 from dqmstream.learners.networks.registry import register_network
 from dqmstream.lumisection import N_IPHI
@@ -71,8 +72,11 @@ class ViT(Network):
         self._routers = [module for module in self.modules() if isinstance(module, Router)]
         self.norm = nn.LayerNorm(dim)
         self._read = READOUTS[recipe.readout]
-        self.head = GrowingLinear(dim * (len(self.position_ND) if recipe.readout == "tokens" else 1), bias=True)
+        features = dim * (len(self.position_ND) if recipe.readout == "tokens" else 1)
+        self.head = GrowingLinear(features, bias=True)
         self.skip = GrowingLinear(int(live.sum()), bias=False) if recipe.linear_skip else None
+        self.products = Products(features, recipe.products) if recipe.products else None
+        self.product_head = GrowingLinear(recipe.products, bias=False) if recipe.products else None
 
     def forward(self, residuals_BL: Tensor) -> Tensor:
         x_BND = self.tokens(residuals_BL) + self.position_ND
@@ -80,11 +84,16 @@ class ViT(Network):
             x_BND = torch.cat([self.class_D.expand(len(x_BND), 1, -1), x_BND], dim=1)
         for block in self.blocks:
             x_BND = block(x_BND)
-        logits_BC: Tensor = self.head(self._read(self.norm(x_BND)))
-        return logits_BC if self.skip is None else logits_BC + self.skip(residuals_BL)
+        x_BF = self._read(self.norm(x_BND))
+        logits_BC: Tensor = self.head(x_BF)
+        if self.skip is not None:
+            logits_BC = logits_BC + self.skip(residuals_BL)
+        if self.products is not None and self.product_head is not None:
+            logits_BC = logits_BC + self.product_head(self.products(x_BF))
+        return logits_BC
 
     def heads(self) -> list[GrowingLinear]:
-        return [self.head] if self.skip is None else [self.head, self.skip]
+        return [head for head in (self.head, self.skip, self.product_head) if head is not None]
 
     def routers(self) -> list[Router]:
         return self._routers

@@ -96,6 +96,25 @@ def test_each_channel_reaches_the_head_in_its_place(name: str) -> None:
     assert (scores.abs() > 1e-4).all()
 
 
+@pytest.mark.parametrize("name", ["moe_vit", "vit"])
+def test_products_tell_apart_what_only_moves_together(name: str) -> None:
+    """Two signs of one pattern have the same score, another size has another, and old rows stay as the head grows."""
+    model = make(name, products=5, linear_skip=False)
+    assert isinstance(model, ViT) and model.products is not None and model.product_head is not None
+    assert len(model.heads()) == 2
+    model.grow(2)
+    assert not model(torch.randn(3, 932)).any(), "a new head says nothing"
+    x_BF = torch.randn(4, model.products.u_KF.shape[1])
+    torch.testing.assert_close(model.products(-x_BF), model.products(x_BF))
+    torch.testing.assert_close(model.products(2 * x_BF), 4 * model.products(x_BF))
+    torch.nn.init.normal_(model.product_head.weight)
+    x = torch.randn(4, 932)
+    before = model(x)
+    model.grow(3)
+    torch.testing.assert_close(model(x)[:, :2], before)
+    assert not model(x)[:, 2].any()
+
+
 def test_only_tokens_with_live_channels_are_computed() -> None:
     model = make("moe_vit")
     assert isinstance(model, ViT)
