@@ -14,9 +14,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from dqmstream.learners.gradient.method import Inputs, Method, PastCounts
+from dqmstream.learners.gradient.packed import PackedExemplars
 from dqmstream.learners.gradient.strategy import register_method
 from dqmstream.learners.memory.exemplars import ExemplarMemory
-from dqmstream.learners.memory.packed import PackedExemplars
 from dqmstream.learners.networks.base import Network
 
 

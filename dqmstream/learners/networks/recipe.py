@@ -99,7 +99,7 @@ class Recipe:
     memory
         How a method that keeps lumisections chooses them, one of `learners.memory.selection.POLICIES`.
     packed
-        Whether it keeps lumisections of runs at 4 bits a channel, four times as many (`learners.memory.packed`).
+        Whether it keeps lumisections of runs at 4 bits a channel, four times as many (`learners.gradient.packed`).
     ewc_strength, ewc_decay, fisher_samples
         Elastic weight consolidation (`learners.gradient.ewc`).
     lwf_strength, lwf_temperature

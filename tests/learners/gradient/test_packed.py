@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from dqmstream.learners.checks import check_strategy
+from dqmstream.learners.gradient.packed import LEVELS, PackedExemplars, ResidualCodec
 from dqmstream.learners.memory.exemplars import ExemplarMemory
-from dqmstream.learners.memory.packed import LEVELS, PackedExemplars, ResidualCodec
 from dqmstream.learners.networks.recipe import Recipe
 from dqmstream.learners.registry import make_strategy
 from dqmstream.learners.response.reference import CLIP, Reference
