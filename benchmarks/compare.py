@@ -8,7 +8,7 @@ null      nothing changed between the runs of a pair: the share of pairs with an
           this share takes more streams than the rest: seeds 100 to 139, against 100 to 109
 brighter  nothing changed, but the second run has 0.8 of the pileup and 0.7 of the events
 sparse    80 channels changed and all others stayed exactly the same, so that precision is well defined
-real      conditions of data taking (`benchmarks.real_conditions`), without a change and with those of `sparse`; saturated: five
+real      conditions of data taking (`simulator.stretches`), without a change and with those of `sparse`; saturated: five
           times the rates, so that hardly a channel misses an event at the highest pileup
 moderate, small   every channel drifts, so no discovery is false; precision is given by the size of the true change
 """
@@ -28,12 +28,12 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import binomtest, kstest
 
-from benchmarks.real_conditions import LENGTHS, PAIRS, R_A_PILEUP, conditions, draw, rates
 from dqmstream.experiments.compare.compare import compare_pair
 from dqmstream.experiments.compare.comparison import Comparison
 from dqmstream.experiments.compare.pair import pair_of
 from dqmstream.experiments.compare.run_counts import RunCounts
 from dqmstream.experiments.simulator import LIVE, READOUT_BOXES, SimulatedRun, draw_counts, stream, write
+from dqmstream.experiments.simulator.stretches import rate_per_pileup, stretch
 from dqmstream.lumisection import rbx_mask
 
 RATE = 0.05
@@ -42,6 +42,13 @@ FIRST_SEED = 100
 
 DRIFTED, DEGRADED, KILLED, HOT = 40, 10, 3, 2
 BOX_FACTOR = 0.95
+
+LENGTHS = (20, 50, 100, 300, 1000)
+PAIRS = (
+    ("level", "level"), ("level", "fall"), ("fall", "fall"), ("level", "tail"), ("fall", "tail"), ("ramp", "level"),
+    ("ramp", "ramp"), ("low", "low"), ("low", "level"),
+)  # fmt: skip
+"""Lengths of runs under conditions of data taking, and the stretches of a fill that two runs are taken from."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,10 +143,10 @@ def real_pair(
     if changed:
         gain, box = sparse_gain(rng)
         boxes = frozenset({box})
-    rate, both = rates(seed), []
+    rate, both = rate_per_pileup(seed) * (5 if saturated else 1), []
     for number, (kind, factor) in enumerate(zip(kinds, (np.ones(LIVE.shape), gain), strict=True), start=1):
-        given = conditions(kind, int(rng.choice(lengths)), rng)
-        counts = draw(rate * factor, given, rng, r_a_pileup=R_A_PILEUP * (5 if saturated else 1))
+        given = stretch(kind, int(rng.choice(lengths)), rng)
+        counts = draw_counts(rate * factor, given.events, given.pileup, rng).astype(np.float32)
         events = given.events if events_known else np.full(len(given.events), np.nan)
         both.append(RunCounts(number, f"run {number}", counts, events, np.arange(1, len(events) + 1), 1))
     return Known(both[0], both[1], gain[LIVE], boxes)

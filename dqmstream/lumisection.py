@@ -198,8 +198,9 @@ def row_faults(
     yield counts.dtype.kind not in "iuf", lambda: f"occupancy of dtype {counts.dtype} is not a real number"
     low, high = counts.min(axis=-1), counts.max(axis=-1)
     if not interpolated:
-        yield are_shares(counts, high), lambda: (
-            f"occupancy holds values that are not whole, up to {high:.6g}: they are shares of events, not counts"
+        yield (
+            are_shares(counts, high),
+            lambda: f"occupancy holds values that are not whole, up to {high:.6g}: they are shares of events, not counts",
         )
     yield from count_faults(counts, low, high, dtype)
     yield from plausibility_faults(high.astype(dtype).astype(np.float64), n_events, pileup, max_events)

@@ -134,6 +134,5 @@ def _contradiction(shares: np.ndarray, n_events: float, off: float, rounding: fl
         if _off_whole(shares, one) <= WHOLE + rounding * one:
             return f"{said}, but {one:.0f} events do: give the events of these maps (a trigger may be that of another data set)"
     return (
-        f"{said}, nor does any number up to {LARGEST_SOUGHT}: give counts; where rows are interpolated, say so "
-        "(--interpolated)"
+        f"{said}, nor does any number up to {LARGEST_SOUGHT}: give counts; where rows are interpolated, say so (--interpolated)"
     )

@@ -164,8 +164,6 @@ def _of_arrays(
         raise InputError(f"{name} holds a lumisection twice: give each number once")
     ordered = counts if np.array_equal(order, np.arange(len(order))) else counts[order]
     unknown_size = np.full(len(counts), np.nan)
-    data = RunFile(
-        name, run or 0, ordered, np.arange(1, len(counts) + 1), events[order], unknown_size, row_is_in_file=False
-    )
+    data = RunFile(name, run or 0, ordered, np.arange(1, len(counts) + 1), events[order], unknown_size, row_is_in_file=False)
     data = in_counts(data, scale > 1)
     return RunCounts(run, name, data.all_maps(), data.events, np.asarray(lumisection)[order], scale, data.scale)

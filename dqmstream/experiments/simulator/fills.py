@@ -93,14 +93,15 @@ def fill(seed: int, number: int) -> Fill:
     """Draw fill `number`, from 0."""
     rng = generator(seed, Purpose.FILL, number)
     level = rng.uniform(*LEVEL)
-    ramp, stable = _ramp(level, rng)
-    levelled = _levelled(level, int(rng.integers(*LEVEL_LENGTH)), rng)
-    pileup = np.concatenate([ramp, levelled, _fall(level, int(rng.integers(*FALL_LENGTH)), rng)])
+    climb, stable = ramp(level, rng)
+    flat = levelled(level, int(rng.integers(*LEVEL_LENGTH)), rng)
+    length = int(rng.integers(*FALL_LENGTH))
+    pileup = np.concatenate([climb, flat, fall(level, rng.uniform(*FALL_END), length, rng)])
     pileup.setflags(write=False)
     starts = [0]
     while True:
-        length = float(np.clip(rng.lognormal(np.log(MEDIAN_LENGTH), LENGTH_SIGMA), SHORTEST, LONGEST))
-        start = starts[-1] + round(length)
+        own = float(np.clip(rng.lognormal(np.log(MEDIAN_LENGTH), LENGTH_SIGMA), SHORTEST, LONGEST))
+        start = starts[-1] + round(own)
         if start + SHORTEST > len(pileup):
             return Fill(number, pileup, stable, tuple(starts))
         starts.append(start)
@@ -142,10 +143,9 @@ def lumisections_of_run(seed: int, index: int, lumisections: int) -> Lumisection
     piece = found.run(place)
     pileup = found.pileup[piece]
     rng = generator(seed, Purpose.LUMINOSITY, index)
-    live = _live_fractions(pileup, rng)
+    live = live_fractions(pileup, rng)
     flags = {name: np.ones(len(pileup), dtype=bool) for name in CAUSES}
-    mean = EMPTY_MEAN * min(1.0, len(pileup) / EMPTY_LENGTH)
-    empty = rng.permutation(len(pileup))[: min(int(rng.exponential(mean)), EMPTY_MOST, len(pileup) // 4)]
+    empty = empty_lumisections(len(pileup), rng)
     for row, cause in zip(empty, rng.choice(CAUSES, len(empty), p=CAUSES_P), strict=True):
         live[row] = 0.0
         flags[cause][row] = False
@@ -199,7 +199,7 @@ def constants() -> dict[str, object]:
     }
 
 
-def _ramp(level: float, rng: np.random.Generator) -> tuple[np.ndarray, int]:
+def ramp(level: float, rng: np.random.Generator) -> tuple[np.ndarray, int]:
     """Pileup from the first collisions to levelling: 61 to 97 lumisections; and the first of them with stable beams.
 
     It rises from 1, stays at a plateau while the beams are adjusted and scanned, and rises to the level.
@@ -216,20 +216,20 @@ def _ramp(level: float, rng: np.random.Generator) -> tuple[np.ndarray, int]:
     return pileup * np.exp(FALL_NOISE * rng.standard_normal(len(pileup))), len(rise) + len(adjusted)
 
 
-def _levelled(level: float, length: int, rng: np.random.Generator) -> np.ndarray:
+def levelled(level: float, length: int, rng: np.random.Generator) -> np.ndarray:
     """Pileup that sinks slowly and is set up again every 10 to 20 lumisections."""
     period = rng.integers(10, 21)
     saw = LEVEL_STEP * (0.5 - (np.arange(length) % period) / period)
     return np.asarray(level + saw + LEVEL_NOISE * rng.standard_normal(length))
 
 
-def _fall(level: float, length: int, rng: np.random.Generator) -> np.ndarray:
-    """Pileup after levelling: it burns off as 1 / (1 + t)**2."""
-    a = np.sqrt(level / rng.uniform(*FALL_END)) - 1
-    return np.asarray(level / (1 + a * np.linspace(0, 1, length)) ** 2 * np.exp(FALL_NOISE * rng.standard_normal(length)))
+def fall(start: float, end: float, length: int, rng: np.random.Generator) -> np.ndarray:
+    """Pileup that burns off from start to end as 1 / (1 + t)**2, (length,)."""
+    a = np.sqrt(start / end) - 1
+    return np.asarray(start / (1 + a * np.linspace(0, 1, length)) ** 2 * np.exp(FALL_NOISE * rng.standard_normal(length)))
 
 
-def _live_fractions(pileup: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def live_fractions(pileup: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Live fraction (recorded over delivered luminosity) of each lumisection of a run without empty ones, (n,)."""
     n = len(pileup)
     live = 1 - DEAD_TIME - DEAD_TIME_AT_62 * (pileup / 62) ** 2 - LIVE_NOISE * rng.exponential(size=n)
@@ -240,3 +240,9 @@ def _live_fractions(pileup: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     truncated = rng.random(n) < share
     live[truncated] = rng.uniform(*TRUNCATED_LIVE, int(truncated.sum()))
     return np.asarray(live)
+
+
+def empty_lumisections(lumisections: int, rng: np.random.Generator) -> np.ndarray:
+    """Positions of the empty lumisections of a run of that length."""
+    mean = EMPTY_MEAN * min(1.0, lumisections / EMPTY_LENGTH)
+    return rng.permutation(lumisections)[: min(int(rng.exponential(mean)), EMPTY_MOST, lumisections // 4)]

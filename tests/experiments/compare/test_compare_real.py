@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from benchmarks.compare import RATE, Known, real_pair
-from benchmarks.real_conditions import FAR, conditions, draw, rates
 from dqmstream.experiments.compare.compare import compare_pair
 from dqmstream.experiments.compare.comparison import Comparison
 from dqmstream.experiments.compare.differences import Ground
@@ -19,6 +18,8 @@ from dqmstream.experiments.compare.run_counts import RunCounts
 from dqmstream.experiments.compare.separation import Auc, Separation
 from dqmstream.experiments.compare.verdict import told_apart
 from dqmstream.experiments.simulator import LIVE, draw_counts
+from dqmstream.experiments.simulator.detector import OFF_THEIR_RING
+from dqmstream.experiments.simulator.stretches import rate_per_pileup, stretch
 from dqmstream.lumisection import IETA, ieta_row
 
 REAL = Path(__file__).parents[4] / "shared" / "real"
@@ -29,8 +30,8 @@ WEAK = (-22, 11)
 def run(number: int, kind: str, lumisections: int, gain: np.ndarray | float = 1.0, seed: int = 0) -> RunCounts:
     """A run of a kind of pileup, with the rates of seed 100 times a gain, (64, 72)."""
     rng = np.random.default_rng((seed, number))
-    given = conditions(kind, lumisections, rng)
-    counts = draw(rates(100) * gain, given, rng)
+    given = stretch(kind, lumisections, rng)
+    counts = draw_counts(rate_per_pileup(100) * gain, given.events, given.pileup, rng).astype(np.float32)
     return RunCounts(number, f"run {number}", counts, given.events, np.arange(1, lumisections + 1), 1)
 
 
@@ -87,7 +88,7 @@ def test_channels_far_from_their_ring_are_not_named_where_conditions_differ() ->
     for first, second in (("low", "level"), ("level", "tail"), ("tail", "low")):
         done = compare_pair(pair_of(run(1, first, 100), run(2, second, 100)), RATE)
         assert done.ground is Ground.APART and done.comparable
-        assert not any(done.channel_tests.changed[place(done, ieta, iphi)] for ieta, iphi, _ in FAR)
+        assert not any(done.channel_tests.changed[place(done, ieta, iphi)] for ieta, iphi, _ in OFF_THEIR_RING)
         assert done.box_tests.changed.sum() <= 1 and done.channel_tests.changed.sum() <= 1
         assert np.nanmax(np.abs(done.channel_tests.pull)) < 6
 
@@ -108,7 +109,7 @@ def test_level_runs_of_slightly_different_pileup_have_no_change() -> None:
     rng, both = np.random.default_rng(3), []
     for number, pileup in ((1, 62.0), (2, 61.4)):
         events = rng.poisson(3500, 300).astype(float)
-        counts = draw_counts(rates(100), events, 0.2 * (pileup + 0.3 * rng.standard_normal(300)), rng)
+        counts = draw_counts(rate_per_pileup(100), events, pileup + 0.3 * rng.standard_normal(300), rng)
         both.append(RunCounts(number, str(number), counts, events, np.arange(1, 301), 1))
     done = compare_pair(pair_of(*both), RATE)
     assert done.by_ring and done.channel_tests.changed.sum() <= 1 and not done.box_tests.changed.any()
@@ -201,7 +202,7 @@ def test_the_published_runs_share_no_conditions_and_are_compared_with_their_ring
     known = Known(both[0], both[1], np.ones(932), frozenset())
     done = known.compare()
     assert done.ground is Ground.APART and done.comparable
-    assert sum(done.channel_tests.changed[place(done, ieta, iphi)] for ieta, iphi, _ in FAR) <= 1
+    assert sum(done.channel_tests.changed[place(done, ieta, iphi)] for ieta, iphi, _ in OFF_THEIR_RING) <= 1
 
 
 @pytest.mark.parametrize(
