@@ -77,4 +77,10 @@ def describe_results(result: dict[str, Any]) -> Table:
         if windows
         else ""
     )
-    return output.table(f"{runs} runs, seed {result['seed']}{on_arrival}", columns, rows)
+    short = (
+        f"; {result['short_runs']} runs have fewer than 10 test lumisections and count as much as the others: by lumisection "
+        f"the accuracy is {output.number(result['average_accuracy_by_lumisection'])}"
+        if result["short_runs"]
+        else ""
+    )
+    return output.table(f"{runs} runs, seed {result['seed']}{on_arrival}{short}", columns, rows)

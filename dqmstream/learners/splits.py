@@ -5,8 +5,15 @@ by its neighbours. The parts are therefore blocks of consecutive lumisections wi
 
     train 100 | gap 20 | validation 10 | gap 20 | test 30 | gap 20
 
-In a file of interpolated lumisections (10000 rows made from 501), blocks and gaps are 25 times as long. `assign` is this split;
-every ledger uses it. `Split` offers others for comparison: a random one, and folds.
+In a file of interpolated lumisections (10000 rows made from 501), blocks and gaps are 25 times as long. `assign` is this split.
+
+A run that is too short for these blocks, as half of the real ones are, has one of each, with lengths in proportion to its own
+(`assign_short`); of 20 lumisections:
+
+    train 11 | gap 2 | validation 1 | gap 2 | test 4
+
+`kind_of` decides between the two, and a ledger names the one that a run has. `Split` offers others for comparison: a random
+one, and folds.
 """
 
 from __future__ import annotations
@@ -28,6 +35,16 @@ CYCLE = TRAIN + VALIDATION + TEST + 3 * BETWEEN
 """Length of a cycle in lumisections."""
 
 
+BLOCKS, SHORT = "blocks", "short"
+"""Kinds of split that a ledger line can name."""
+
+FEWEST_TRAIN, FEWEST_OTHER = 20, 1
+"""Lumisections for training, and for each of validation and test, from which the blocks of a cycle are used."""
+
+ALL_IN_TRAIN = 5
+"""A run of fewer lumisections cannot have three parts with a gap between them."""
+
+
 class Part(IntEnum):
     """Part of a run that a lumisection belongs to."""
 
@@ -44,7 +61,7 @@ WARNING_RANDOM = (
 )
 """Warning shown with every random split. Its figures were measured with the command that it names."""
 
-KINDS = ("blocks", "random", "folds")
+KINDS = (BLOCKS, "random", "folds")
 """Kinds of `Split`."""
 
 
@@ -54,6 +71,45 @@ def assign(lumisections: np.ndarray, scale: int = 1) -> np.ndarray:
     lumisections: numbers, counted from 1. scale: factor on the lengths, 1 or (for interpolated rows) 25.
     """
     return _cycle((np.asarray(lumisections) - 1) % (CYCLE * scale), scale, TRAIN, TEST)
+
+
+def assign_short(lumisections: np.ndarray, scale: int = 1) -> np.ndarray:
+    """Part of each lumisection of a short run: one block of each part, in the order train, validation, test.
+
+    Blocks go by the order of the numbers, not by the numbers, so that missing ones leave no part empty; gaps in numbers are
+    then as long or longer. Of n lumisections a tenth is in each gap, a twentieth in validation, a fifth in test (at least 1, at
+    most as many as in a cycle), and the rest in train. lumisections: numbers of the whole run, each once. scale: as `assign`.
+    """
+    numbers = np.asarray(lumisections)
+    size = numbers.size // scale
+    parts = np.full(numbers.shape, Part.TRAIN, dtype=np.uint8)
+    if size < ALL_IN_TRAIN:
+        return parts
+    gap, validation, test = (
+        scale * min(max(1, size // share), most) for share, most in ((10, BETWEEN), (20, VALIDATION), (5, TEST))
+    )
+    place = np.empty(numbers.size, dtype=np.int64)
+    place[np.argsort(numbers, axis=None)] = np.arange(numbers.size)
+    end = numbers.size
+    for part, length in ((Part.TEST, test), (Part.GAP, gap), (Part.VALIDATION, validation), (Part.GAP, gap)):
+        parts[((place >= end - length) & (place < end)).reshape(numbers.shape)] = part
+        end -= length
+    return parts
+
+
+def kind_of(lumisections: np.ndarray, scale: int = 1) -> str:
+    """The kind of split for a complete run: blocks where they have enough of each part, else short."""
+    count = np.bincount(assign(lumisections, scale).ravel(), minlength=len(Part))
+    enough = count[Part.TRAIN] >= FEWEST_TRAIN and min(count[Part.VALIDATION], count[Part.TEST]) >= FEWEST_OTHER
+    return BLOCKS if enough else SHORT
+
+
+def assign_by(kind: str, lumisections: np.ndarray, scale: int = 1) -> np.ndarray:
+    """Part of each lumisection by a kind of split. Raises InputError for a kind that this version does not know."""
+    ways = {BLOCKS: assign, SHORT: assign_short}
+    if kind not in ways:
+        raise InputError(f"there is no split {kind!r} of a run; this dqmstream knows {', '.join(ways)}: upgrade it")
+    return ways[kind](lumisections, scale)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +147,12 @@ class Split:
     def assign(self, lumisections: np.ndarray, scale: int = 1) -> np.ndarray:
         """Part of each lumisection, as by the function `assign`; a random split ignores the scale."""
         return _WAYS[self.kind](self, np.asarray(lumisections), scale)
+
+    def assign_run(self, lumisections: np.ndarray, scale: int = 1) -> np.ndarray:
+        """Part of each lumisection of a whole run: where the kind is blocks, by the split that a ledger gives the run."""
+        if self.kind == BLOCKS:
+            return assign_by(kind_of(lumisections, scale), lumisections, scale)
+        return self.assign(lumisections, scale)
 
 
 def _blocks(split: Split, lumisections: np.ndarray, scale: int) -> np.ndarray:

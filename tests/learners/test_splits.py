@@ -10,7 +10,7 @@ import pytest
 
 from dqmstream.errors import InputError
 from dqmstream.learners.maps import RunData
-from dqmstream.learners.splits import WARNING_RANDOM, Part, Split, assign
+from dqmstream.learners.splits import WARNING_RANDOM, Part, Split, assign, assign_by, kind_of
 from dqmstream.lumisection import he_depth1_mask
 from tests.learners.streams import make_stream
 
@@ -35,6 +35,37 @@ def test_parts_never_touch() -> None:
 
 def test_interpolated_lumisections_have_blocks_25_times_as_long() -> None:
     np.testing.assert_array_equal(assign(np.arange(1, 5001), scale=25), np.repeat(assign(np.arange(1, 201)), 25))
+
+
+@pytest.mark.parametrize("scale", [1, 25])
+def test_a_short_run_has_one_block_of_each_part_with_gaps(scale: int) -> None:
+    """Of all lengths from 1 to 100, also where lumisections are missing."""
+    for size in range(1, 101):
+        whole = np.arange(1, size * scale + 1)
+        some = np.random.default_rng(size).permutation(np.arange(1, 3 * size * scale + 1))[: size * scale]
+        assert kind_of(whole) == "short" or scale > 1
+        for numbers in (whole, some):
+            blocks = _blocks(assign_by("short", numbers, scale)[np.argsort(numbers)])
+            if size < 5:
+                assert [part for part, *_ in blocks] == [Part.TRAIN], "which leaves nothing to judge it by"
+                continue
+            assert [part for part, *_ in blocks] == [Part.TRAIN, Part.GAP, Part.VALIDATION, Part.GAP, Part.TEST]
+            lengths = np.diff([0, *(stop for *_, stop in blocks)])
+            assert lengths[1] == lengths[3] == scale * max(1, size // 10)
+            assert lengths[4] == scale * max(1, size // 5) and lengths.sum() == size * scale
+            assert size < 20 or lengths[0] >= 0.5 * size * scale
+
+
+def test_runs_that_are_long_enough_have_the_blocks_that_they_always_had() -> None:
+    for size in range(101, 1000):
+        numbers = np.arange(1, size + 1)
+        assert kind_of(numbers) == ("blocks" if size >= 151 else "short")
+    np.testing.assert_array_equal(Split().assign_run(numbers), assign(numbers))
+    drawn = Split("random", seed=3)
+    np.testing.assert_array_equal(drawn.assign_run(numbers[:30]), drawn.assign(numbers[:30]))
+    assert kind_of(np.r_[1:11, 300:321]) == "short", "few lumisections of a long run"
+    with pytest.raises(InputError, match="no split 'thirds' of a run"):
+        assign_by("thirds", numbers)
 
 
 def test_blocks_are_the_split_of_the_ledger() -> None:

@@ -17,7 +17,7 @@ def as_maps(run: SimulatedRun) -> Maps:
 def as_run_data(run: SimulatedRun, split: Split) -> RunData:
     """A run with its lumisections divided into train, validation and test part."""
     maps = as_maps(run)
-    return RunData(run.run, maps, split.assign(maps.lumisection))
+    return RunData(run.run, maps, split.assign_run(maps.lumisection))
 
 
 def simulate_runs(

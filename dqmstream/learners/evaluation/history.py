@@ -20,11 +20,18 @@ from dqmstream.learners.evaluation.metrics import (
     forgetting,
     forgetting_initial,
     gap_closed,
+    interval_of_share,
     matrix,
     min_accuracy_per_experience,
     min_accuracy_within_training,
+    weighted_average,
+    weighted_forgetting,
     worst_case,
 )
+
+FEW_TESTED = 10
+"""Test lumisections below which a run counts as short in figures: its accuracy moves in steps of more than .1."""
+
 
 
 class History:
@@ -80,7 +87,9 @@ def results(lines: list[HistoryLine]) -> dict[str, Any]:
     """The results of a stream, ready for JSON: matrices, figures, baselines and cost.
 
     Figures of the learner are those of `figures`; baseline_figures has the same for each baseline. What an older history lacks
-    is None. by_last: figures by the last n lumisections (`figures_by_last`) by n as text, of the learner with both matrices.
+    is None. by_run: accuracy of each experience after the last with its 95 % interval and its number of test lumisections.
+    short_runs: how many of these numbers are below 10. by_last: figures by the last n lumisections (`figures_by_last`) by n as
+    text, of the learner with both matrices.
     """
     accuracy, area = _matrix(lines, "accuracy"), _matrix(lines, "auc")
     baselines = {name: baseline_lines(lines, name) for name in (lines[-1].baselines if lines else {})}
@@ -94,6 +103,8 @@ def results(lines: list[HistoryLine]) -> dict[str, Any]:
         "accuracy_matrix": accuracy,
         "auc_matrix": area,
         "auc_fixed_matrix": _matrix(lines, "auc_fixed"),
+        "by_run": _by_run(lines),
+        "short_runs": sum(number < FEW_TESTED for number in tested(lines) or ()),
         **{name: own.pop(name) for name in ("average_accuracy", "average_auc", "forgetting", "forgetting_initial")},
         **own,
         "baselines": {name: found["average_accuracy"] for name, found in beside.items()},
@@ -111,9 +122,10 @@ def figures(lines: list[HistoryLine]) -> dict[str, Any]:
     """The figures of a learner or a baseline, one number (or None) each, `calibration` at the last evaluation, and `by_last`.
 
     Most are defined in `learners.evaluation.metrics`. new_run_auc: mean of the AUC of the new-run score over the runs that were
-    new. flops: None where a line lacks them. by_last: `figures_by_last` by n as text.
+    new. average_accuracy and forgetting count every run alike; those by_lumisection count a run by its test lumisections.
+    flops: None where a line lacks them. by_last: `figures_by_last` by n as text.
     """
-    accuracy = _matrix(lines, "accuracy")
+    accuracy, counts = _matrix(lines, "accuracy"), tested(lines)
     watched = [line.watched.lowest for line in lines if line.watched is not None]
     per_experience, within = min_accuracy_per_experience(accuracy), min_accuracy_within_training(watched)
     noticed = [line.before.new_run_auc for line in lines if line.before is not None]
@@ -121,6 +133,8 @@ def figures(lines: list[HistoryLine]) -> dict[str, Any]:
     flops = [line.flops for line in lines if line.flops is not None]
     return {
         "average_accuracy": average(accuracy),
+        "average_accuracy_by_lumisection": weighted_average(accuracy, counts) if counts else None,
+        "forgetting_by_lumisection": weighted_forgetting(accuracy, counts) if counts else None,
         "average_auc": average(_matrix(lines, "auc")),
         "average_auc_fixed": average(_matrix(lines, "auc_fixed")),
         "any_time_accuracy": any_time(accuracy),
@@ -136,6 +150,23 @@ def figures(lines: list[HistoryLine]) -> dict[str, Any]:
         "flops": float(sum(flops)) if len(flops) == len(lines) else None,
         "by_last": {str(n): figures_by_last(lines, n) for n in EVERY_LENGTH},
     }
+
+
+def tested(lines: list[HistoryLine]) -> list[int] | None:
+    """Test lumisections of each experience; None where a line does not tell."""
+    found = [line.lumisections for line in lines]
+    return [one["test"] for one in found if one] if all(found) else None
+
+
+def _by_run(lines: list[HistoryLine]) -> list[dict[str, Any]]:
+    accuracy, counts = (lines[-1].accuracy if lines else None), tested(lines)
+    if accuracy is None or counts is None or len(accuracy) != len(counts):
+        return []
+    entries = []
+    for line, share, number in zip(lines, accuracy, counts, strict=True):
+        low, high = interval_of_share(share, number)
+        entries.append({"run": line.run, "test_lumisections": number, "accuracy": share, "low": low, "high": high})
+    return entries
 
 
 def figures_by_last(lines: list[HistoryLine], n: int) -> dict[str, Any]:

@@ -32,6 +32,25 @@ def average(values: Matrix) -> float | None:
     return _mean(values[-1]) if values else None
 
 
+def weighted_average(values: Matrix, weights: Sequence[float]) -> float | None:
+    """sum_i w_i R[T-1, i] / sum_i w_i. With the numbers of test lumisections as weights it is the share of all test
+    lumisections that are given to the right run, where each run counts as much as it was measured. None before row 1."""
+    return _weighted(values[-1], weights) if values else None
+
+
+def interval_of_share(share: float, lumisections: int) -> tuple[float, float]:
+    """Lowest and highest true share at 95 % for one measured on so many independent lumisections (Wilson, JASA 22 (1927) 209).
+
+    Neighbours that share what a strategy does not know are worth fewer, so the interval is a lower bound on the uncertainty.
+    """
+    z2 = 1.96**2
+    if lumisections < 1:
+        return 0.0, 1.0
+    middle = (share + z2 / (2 * lumisections)) / (1 + z2 / lumisections)
+    half = (z2 * (share * (1 - share) / lumisections + z2 / (4 * lumisections**2))) ** 0.5 / (1 + z2 / lumisections)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
 def any_time(values: Matrix) -> float | None:
     """Mean over t of the average after experience t: 1/(T-1) sum over t >= 1 of 1/(t+1) sum_i R[t, i].
 
@@ -134,6 +153,24 @@ def drops(values: Matrix, reference: Callable[[list[float]], float]) -> list[flo
         if before and last is not None:
             lost.append(reference(before) - last)
     return lost
+
+
+def weighted_forgetting(values: Matrix, weights: Sequence[float]) -> float | None:
+    """`forgetting` with each run weighted, as by its test lumisections.
+
+    The best of several accuracies that are measured on few lumisections lies above the true one by chance, so short runs seem
+    to be forgotten: they count less here. None before three runs, and where a run has no accuracy.
+    """
+    return _weighted(drops(values, max), weights[:-1])
+
+
+def _weighted(values: Sequence[float | None], weights: Sequence[float]) -> float | None:
+    """The weighted mean of the values that are known; None without one, or without a weight for each."""
+    if len(values) != len(weights):
+        return None
+    known = [(value, weight) for value, weight in zip(values, weights, strict=True) if value is not None]
+    total = sum(weight for _, weight in known)
+    return float(sum(value * weight for value, weight in known) / total) if total else None
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

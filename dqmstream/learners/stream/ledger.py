@@ -19,7 +19,7 @@ import xarray as xr
 
 from dqmstream.errors import ArchiveError, InputError, StateError
 from dqmstream.learners.maps import Maps, RunData
-from dqmstream.learners.splits import INTERPOLATED_SCALE, Part, assign
+from dqmstream.learners.splits import BLOCKS, INTERPOLATED_SCALE, Part, assign_by, kind_of
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.failures import is_damage
 from dqmstream.storage.layout import Quality
@@ -37,7 +37,8 @@ class Experience:
 
     id: 0, 1, 2, ...; None for a window, and for a run that is left out (with the reason in `left_out`). rows: lumisections of
     the run at the snapshot. revisions: how often they had been revised by then. digest: of their numbers and contents. scale:
-    of the split, 1 or 25 (`learners.splits`). train, validation, test: lumisections of each part.
+    of the split, 1 or 25 (`learners.splits`). train, validation, test: lumisections of each part. split: its kind; an older
+    ledger does not name it, and has blocks.
 
     window: None for a run; 0, 1, 2, ... for a window of one. Its lumisections are those from number `first` to `last`; rows,
     digest and parts are of the run up to `last`.
@@ -57,11 +58,13 @@ class Experience:
     window: int | None = None
     first: int = 0
     last: int = 0
+    split: str = BLOCKS
 
 
 def describe(archive: Archive, run: int, number: int) -> Experience:
     """The ledger line of a run as the archive holds it now. number: its id, if it can be learnt."""
-    line = _line(archive, run, archive.run(run, maps=False))
+    view = archive.run(run, maps=False)
+    line = _line(archive, run, view, kind_of(view["lumisection"].values, scale_of(view)))
     empty = [part for part in ("train", "validation", "test") if getattr(line, part) == 0]
     left_out = f"too short: no lumisection for {', '.join(empty)}" if empty else ""
     return replace(line, id=None if empty else number, left_out=left_out)
@@ -73,7 +76,8 @@ def describe_windows(
     """The ledger lines of the windows of a run that follow window `after` (None: from the first), as the archive holds it now.
 
     size: lumisections in a window, in the order of their numbers. A lumisection that arrives after its window was frozen is in
-    no window. complete: the run has ended, so the remaining lumisections are a shorter window.
+    no window. complete: the run has ended, so the remaining lumisections are a shorter window. Windows have the split of a long
+    run, since the length of theirs is not known yet.
     """
     view = archive.run(run, maps=False)
     numbers = view["lumisection"].values
@@ -84,13 +88,13 @@ def describe_windows(
         end = min(begin + size, len(numbers))
         if end - begin < size and not complete:
             return
-        line = _line(archive, run, view.isel(lumisection=slice(0, end)))
+        line = _line(archive, run, view.isel(lumisection=slice(0, end)), BLOCKS)
         yield replace(line, window=k, first=int(numbers[begin]), last=int(numbers[end - 1]))
 
 
-def _line(archive: Archive, run: int, view: xr.Dataset) -> Experience:
+def _line(archive: Archive, run: int, view: xr.Dataset, split: str) -> Experience:
     scale = scale_of(view)
-    parts = assign(view["lumisection"].values, scale)
+    parts = assign_by(split, view["lumisection"].values, scale)
     train, validation, test = (int(np.sum(parts == part)) for part in (Part.TRAIN, Part.VALIDATION, Part.TEST))
     return Experience(
         id=None,
@@ -103,6 +107,7 @@ def _line(archive: Archive, run: int, view: xr.Dataset) -> Experience:
         train=train,
         validation=validation,
         test=test,
+        split=split,
     )
 
 
@@ -112,7 +117,7 @@ def read_experience(archive: Archive, experience: Experience) -> RunData:
     Raises LostExperienceError where the archive does not hold them.
     """
     maps = maps_of(frozen_view(archive, experience))
-    return RunData(experience.run, maps, assign(maps.lumisection, experience.scale))
+    return RunData(experience.run, maps, assign_by(experience.split, maps.lumisection, experience.scale))
 
 
 def frozen_view(archive: Archive, experience: Experience, *, maps: bool = True) -> xr.Dataset:
@@ -243,7 +248,10 @@ def scale_of(view: xr.Dataset) -> int:
 
 
 def _encoded(line: Experience) -> bytes:
-    return json.dumps(asdict(line)).encode() + b"\n"
+    entries = asdict(line)
+    if line.split == BLOCKS:  # older versions can read the line too
+        del entries["split"]
+    return json.dumps(entries).encode() + b"\n"
 
 
 def _digest(view: xr.Dataset) -> str:

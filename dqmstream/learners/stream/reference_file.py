@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from dqmstream.errors import InputError, StateError
-from dqmstream.learners.learnable import why_left_out
+from dqmstream.learners.learnable import FEWEST_OF_A_REFERENCE, has_counts, why_left_out
 from dqmstream.learners.maps import joined
 from dqmstream.learners.response.reference import Reference
 from dqmstream.learners.splits import Part
@@ -55,7 +55,7 @@ def make_reference(archive: Archive, runs: Sequence[int], masked: Sequence[Chann
     """Fit a reference on the joined train parts of runs, as the archive holds them now.
 
     A channel that counts nothing in one of the runs is left out, since its mean would fit none of the runs. Raises InputError
-    for a run that is too short, a channel that does not exist, or where no channel is left.
+    for runs that are too short, a channel that does not exist, or where no channel is left.
     """
     if not runs:
         raise InputError("a reference needs a run: name one by --run")
@@ -71,6 +71,12 @@ def make_reference(archive: Archive, runs: Sequence[int], masked: Sequence[Chann
         if why := why_left_out(data, as_reference=False):
             raise InputError(f"run {run} cannot be a reference, it is {why}")
         parts.append(data.part(Part.TRAIN))
+    together = sum(int(has_counts(part).sum()) for part in parts)
+    if together < FEWEST_OF_A_REFERENCE:
+        raise InputError(
+            f"these runs are too short for a reference: {together} lumisections for train count anything, and "
+            f"{FEWEST_OF_A_REFERENCE} are needed: name more runs by --run"
+        )
     counted = np.array([(part.counts > 0).any(axis=0) for part in parts])
     dead = counted.any(axis=0) & ~counted.all(axis=0) & ~mask
     with held_threads():

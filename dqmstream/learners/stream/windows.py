@@ -26,10 +26,10 @@ from dqmstream.learners.blank import informative
 from dqmstream.learners.evaluation.json_lines import append_line, keep_lines
 from dqmstream.learners.evaluation.prequential import Prequential, WindowAccuracy, WindowLine, read_windows
 from dqmstream.learners.evaluation.repeated_runs import merge_repeated
-from dqmstream.learners.learnable import FEWEST_TRAIN_LUMISECTIONS, has_counts
+from dqmstream.learners.learnable import has_counts
 from dqmstream.learners.maps import RunData
 from dqmstream.learners.saved_state import prefixed, within
-from dqmstream.learners.splits import Part
+from dqmstream.learners.splits import FEWEST_TRAIN, Part
 from dqmstream.learners.strategy import Past, Strategy
 from dqmstream.learners.stream import checkpoint
 from dqmstream.learners.stream.experience import Clock
@@ -155,10 +155,10 @@ class Windows:
 
     def _learn(self, line: Experience) -> None:
         """Learn the run up to the window, unless it has no train lumisections that were not learnt already."""
-        if line.train < FEWEST_TRAIN_LUMISECTIONS or self._learnt == (line.run, line.train):
+        if line.train < FEWEST_TRAIN or self._learnt == (line.run, line.train):
             return
         run = self._read(line)
-        if has_counts(run.part(Part.TRAIN)).sum() < FEWEST_TRAIN_LUMISECTIONS:
+        if has_counts(run.part(Part.TRAIN)).sum() < FEWEST_TRAIN:
             return
         self._take_back()
         self._before = _copy(self._strategy.state())

@@ -386,14 +386,37 @@ def read_run(archive: Archive, run: int) -> Maps:
     return read_experience(archive, describe(archive, run, 0)).part(Part.TEST)
 
 
-def test_a_short_run_is_left_out_with_its_reason(archive: Archive, tmp_path: Path) -> None:
+def test_a_run_of_20_is_learnt_and_a_run_of_3_is_left_out_with_the_reason(archive: Archive, tmp_path: Path) -> None:
     copy = tmp_path / "A"
     shutil.copytree(archive.path, copy)
-    path = write_run(tmp_path, 999999, counts(999999, 30))
-    import_files([path], lambda: Archive.open(copy), dtype=np.dtype("float32"), depths=1)
+    known = archive.run(archive.runs()[0].run)["occupancy"].values[:, 0]
+    known[:, 33:, :12] = np.floor(0.7 * known[:, 33:, :12])  # three readout boxes on one side
+    for run, size in ((999998, 3), (999999, 20)):
+        path = write_run(tmp_path, run, known[:size], sidecars=False)
+        import_files([path], lambda: Archive.open(copy), dtype=np.dtype("float32"), depths=1)
     found = replay(Archive.open(copy), tmp_path, SETTINGS)
-    assert found["left_out"] == {"999999": "too short: no lumisection for validation, test"}
-    assert 999999 not in found["runs"]
+    assert found["left_out"] == {"999998": "too short: no lumisection for validation, test"}
+    assert found["runs"][-1] == 999999 and 999998 not in found["runs"]
+    *long, short = found["by_run"]
+    assert short["test_lumisections"] == 4 and short["accuracy"] == 1.0, "its channels are far from those of the others"
+    assert short["low"] < 0.6, "four lumisections prove no more"
+    assert found["short_runs"] == 1
+    right = sum(one["accuracy"] * one["test_lumisections"] for one in found["by_run"])
+    total = 4 + sum(one["test_lumisections"] for one in long)
+    assert found["average_accuracy_by_lumisection"] == pytest.approx(right / total)
+    lines = (tmp_path / "replay-gain_map-3" / "ledger.jsonl").read_text().splitlines()
+    assert [json.loads(line).get("split") for line in lines] == [None] * len(long) + ["short", "short"]
+    again = replay(Archive.open(copy), tmp_path / "b", SETTINGS, ledger=tmp_path / "replay-gain_map-3" / "ledger.jsonl")
+    assert again["accuracy_matrix"] == found["accuracy_matrix"]
+
+
+def test_a_first_run_needs_20_lumisections_for_training(tmp_path: Path) -> None:
+    for run, size in ((1, 30), (2, 60), (3, 60)):
+        path = write_run(tmp_path, run, counts(run, size))
+        import_files([path], lambda: Archive.open_or_create(tmp_path / "A"), dtype=np.dtype("float32"), depths=1)
+    found = replay(Archive.open(tmp_path / "A"), tmp_path, SETTINGS)
+    assert found["runs"] == [2, 3]
+    assert "cannot be the first run: 17 lumisections for train" in found["left_out"]["1"]
 
 
 def test_an_open_run_waits_until_it_is_stopped_or_idle(tmp_path: Path) -> None:
