@@ -100,6 +100,9 @@ def test_a_strategy_that_no_registry_knows_is_evaluated_beside_others(runs: list
     assert accuracy["gain_map"] > 0.95 and accuracy["nearest_mean"] > 0.6 and accuracy["ring_means"] < 0.6
     assert found.accuracy == pytest.approx(np.nanmean(found.accuracy_matrix[-1]))
     assert np.isnan(found.accuracy_matrix[np.triu_indices(3, 1)]).all() and np.isnan(found.accuracy_matrix[0]).all()
+    last_8 = found.by_last[8]["average_accuracy"]
+    assert found.accuracy == found.by_last[1]["average_accuracy"] and list(found.by_last) == [1, 4, 8, 30]
+    assert f"{last_8:.3f}" in repr(found) and "last 8" in found._repr_html_()
     assert f"{found.accuracy:.3f}" in repr(found) and f"<td>{found.accuracy:.3f}</td>" in found._repr_html_()
 
 

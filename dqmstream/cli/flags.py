@@ -13,6 +13,8 @@ from dqmstream.errors import InputError
 from dqmstream.lumisection import MAX_NUMBER
 from dqmstream.settings import Settings
 
+MAX_LAST = 10_000
+
 
 @with_settings("archive", "state", "name")
 def flags(
@@ -36,6 +38,9 @@ def flags(
             help="false-discovery rate: share of the named channels that may be there by chance",
         ),
     ] = 0.05,
+    last: Annotated[
+        int, typer.Option("--last", min=1, max=MAX_LAST, help="lumisections that name a run together, up to the one itself")
+    ] = 8,
     out: Annotated[
         Path | None, typer.Option("--out", help="CSV file to write, a line for each lumisection", show_default=False)
     ] = None,
@@ -53,6 +58,8 @@ def flags(
     learning. With too few of them, flagged means exp(-score) <= --alarms and faulty P(no fault) <= --alarms, and a warning says
     so: these hold only where the detector follows the law of the response.
 
+    The last 8 lumisections together (--last) name the most probable known run by the sum of their log-probabilities.
+
     The learner may run at the same time; its state is only read. docs/glossary.md defines known, new, flagged, faulty, failed.
     """
     from dqmstream.learners.stream.flags import Flagger
@@ -63,8 +70,8 @@ def flags(
         raise InputError(f"flags are written as CSV: give --out a name that ends with .csv, not {out.name}")
     reader = Reader.open(settings.need("archive"))
     flagger = Flagger(reader, settings.state_path / settings.name)
-    found = [flagger.flags(run, alarms, rate) for run in runs or [known.run for known in reader.runs()]]
-    result = {"learnt": flagger.runs, "alarms": alarms, "rate": rate, "runs": [one.summary() for one in found]}
+    found = [flagger.flags(run, alarms, rate, last) for run in runs or [known.run for known in reader.runs()]]
+    result = {"learnt": flagger.runs, "alarms": alarms, "rate": rate, "last": last, "runs": [one.summary() for one in found]}
     result |= {"calibrated": flagger.calibrated(alarms), "warnings": flagger.warnings(found, alarms)}
     if out is not None:
         write_table(out, found)
@@ -77,13 +84,14 @@ def describe_flags(result: dict[str, Any]) -> list[Any]:
     rows = [
         [
             str(one["run"]), "yes" if one["learnt"] else "no", str(one["lumisections"]), str(one["flagged"]),
-            f"{one['median_score']:+.1f}", str(one["most_probable"]), f"{one['probability']:.2f}", str(len(one["channels"])),
-            str(one["faulty"]), str(len(one["faults"])),
+            f"{one['median_score']:+.1f}", str(one["most_probable"]), f"{one['probability']:.2f}",
+            one["by_last"]["most_probable"], f"{one['by_last']['named_so'] / one['lumisections']:.2f}",
+            str(len(one["channels"])), str(one["faulty"]), str(len(one["faults"])),
         ]
         for one in result["runs"]
     ]  # fmt: skip
-    columns = ["run", "known", "lumisections", "flagged", "median score", "most probable", "probability", "channels"]
-    columns += ["faulty", "failed"]
+    columns = ["run", "known", "lumisections", "flagged", "median score", "most probable", "probability"]
+    columns += [f"by last {result['last']}", "share", "channels", "faulty", "failed"]
     unsure = [name for key, name in (("new_run", "flagged"), ("fault", "faulty")) if not result["calibrated"][key]]
     title = f"flags, false alarms at {result['alarms']:g}" + (f" (not calibrated: {', '.join(unsure)})" if unsure else "")
     parts: list[Any] = [output.table(title, columns, rows)]

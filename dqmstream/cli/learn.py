@@ -59,17 +59,19 @@ def replay(
 
 
 def describe_results(result: dict[str, Any]) -> Table:
-    """A table of the learner and the baselines that ran beside it."""
+    """A table of the learner and the baselines that ran beside it. last 8: accuracy by the last 8 lumisections."""
     runs = len(set(result["runs"]))
     rows = [[
-        result["strategy"], result["average_accuracy"], result["average_auc"], result["forgetting"],
+        result["strategy"], result["average_accuracy"], _last_8(result), result["average_auc"], result["forgetting"],
         f"{result['memory_bytes'] / 1000:.0f}", f"{result['seconds']:.1f}",
     ]]  # fmt: skip
     for name, accuracy in result["baselines"].items():
         if name != result["strategy"]:
-            rows.append([name, accuracy, result["baselines_auc"][name], result["baselines_forgetting"][name], "-", "-"])
-    rows.append(["chance", 1 / runs if runs else None, 0.5, None, "-", "-"])
-    columns = ["strategy", "accuracy", "AUC", "forgetting", "memory kB", "seconds"]
+            last_8 = _last_8(result["baseline_figures"][name])
+            rows.append([name, accuracy, last_8, result["baselines_auc"][name], result["baselines_forgetting"][name], "-", "-"])
+    chance = 1 / runs if runs else None
+    rows.append(["chance", chance, chance, 0.5, None, "-", "-"])
+    columns = ["strategy", "accuracy", "last 8", "AUC", "forgetting", "memory kB", "seconds"]
     windows = result["prequential"]
     on_arrival = (
         f"; {windows['windows']} windows on arrival: accuracy {output.number(windows['accuracy'])}, "
@@ -84,3 +86,9 @@ def describe_results(result: dict[str, Any]) -> Table:
         else ""
     )
     return output.table(f"{runs} runs, seed {result['seed']}{on_arrival}{short}", columns, rows)
+
+
+def _last_8(figures: dict[str, Any]) -> float | None:
+    """Accuracy where the last 8 lumisections name the run."""
+    found: float | None = figures["by_last"]["8"]["average_accuracy"]
+    return found

@@ -39,10 +39,11 @@ def describe_status(result: dict[str, Any]) -> list[Any]:
     if learners := result["learners"]:
         shown = {
             "strategy": "strategy", "condition": "condition", "learnt": "experiences_learnt", "behind": "experiences_behind",
-            "last run": "last_run", "accuracy": "average_accuracy", "prequential": "prequential_accuracy",
-            "reference": "reference", "written": "written",
+            "last run": "last_run", "accuracy": "average_accuracy", "last 8": "accuracy_last_8",
+            "prequential": "prequential_accuracy", "reference": "reference", "written": "written",
         }  # fmt: skip
-        rows = [[name, *(one.get(key) for key in shown.values())] for name, one in learners.items()]
+        flat = {name: {**one, "accuracy_last_8": one.get("accuracy_by_last", {}).get("8")} for name, one in learners.items()}
+        rows = [[name, *(one.get(key) for key in shown.values())] for name, one in flat.items()]
         parts.append(output.table("learners", ["name", *shown], rows))
         parts += [f"learner {name}: {told}" for name, one in learners.items() if (told := _trouble(one))]
         parts += [

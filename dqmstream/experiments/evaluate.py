@@ -28,7 +28,7 @@ from dqmstream.storage.archive import Archive
 BESIDE = ("gain_map", "naive_bayes", "ring_means")
 """Baselines that are evaluated beside a strategy where nothing else is asked for; ring_means sees luminosity alone."""
 
-_COLUMNS = ("accuracy", "AUC", "forgetting")
+_COLUMNS = ("accuracy", "AUC", "forgetting", "last 8")
 
 
 @dataclass(frozen=True, repr=False)
@@ -82,6 +82,15 @@ class Evaluation:
         """Mean over the runs of the highest accuracy so far minus the last one (`learners.evaluation.metrics.forgetting`)."""
         return float(self.results["forgetting"])
 
+    @property
+    def by_last(self) -> dict[int, dict[str, Any]]:
+        """Figures where the last n lumisections name the run by their summed log-probabilities, by n: 1, 4, 8 and 30.
+
+        Each has average_accuracy, average_auc, forgetting, calibration, correlation (of neighbours), summed (how many
+        lumisections were summed in the mean), accuracy_matrix and auc_matrix (`learners.evaluation.by_last`).
+        """
+        return {int(n): found for n, found in self.results["by_last"].items()}
+
     def table(self) -> list[tuple[str, float | None, float | None, float | None]]:
         """Rows (name, accuracy, AUC, forgetting): the strategy, its baselines, and guessing."""
         found = self.results
@@ -90,12 +99,19 @@ class Evaluation:
             rows.append((name, *(found[kind][name] for kind in ("baselines", "baselines_auc", "baselines_forgetting"))))
         return [*rows, ("guessing", 1 / len(self.runs), 0.5, None)]
 
+    def _shown(self) -> list[tuple[str, list[float | None]]]:
+        """The rows of `table` with the accuracy by the last 8 lumisections."""
+        found = self.results
+        beside = [one["by_last"]["8"]["average_accuracy"] for one in found["baseline_figures"].values()]
+        last_8 = [found["by_last"]["8"]["average_accuracy"], *beside, 1 / len(self.runs)]
+        return [(name, [*figures, last]) for (name, *figures), last in zip(self.table(), last_8, strict=True)]
+
     def to_json(self) -> dict[str, Any]:
         """Figures, runs and the runs left out, of plain types only."""
         return {"strategy": self.strategy, **self.results, "left_out": {str(run): why for run, why in self.left_out.items()}}
 
     def __repr__(self) -> str:
-        rows = [("", *_COLUMNS), *((name, *map(_number, figures)) for name, *figures in self.table())]
+        rows = [("", *_COLUMNS), *((name, *map(_number, figures)) for name, figures in self._shown())]
         width = max(len(str(row[0])) for row in rows)
         lines = [f"{row[0]:<{width}}  " + "  ".join(f"{cell:>10}" for cell in row[1:]) for row in rows]
         return "\n".join([f"<Evaluation of {self.strategy} on {len(self.runs)} runs>", *lines, *self._left_out_lines()])
@@ -103,7 +119,7 @@ class Evaluation:
     def _repr_html_(self) -> str:
         rows = "".join(
             f"<tr><th>{html.escape(name)}</th>{''.join(f'<td>{_number(figure)}</td>' for figure in figures)}</tr>"
-            for name, *figures in self.table()
+            for name, figures in self._shown()
         )
         head = "".join(f"<th>{column}</th>" for column in ("", *_COLUMNS))
         left_out = "".join(f"<p>{html.escape(line)}</p>" for line in self._left_out_lines())

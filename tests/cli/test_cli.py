@@ -210,6 +210,9 @@ def test_windows_are_named_before_they_teach_where_a_flag_asks_for_it(tmp_path: 
     assert "the strategy has no recipe: these change nothing" in shown.stderr
     live = commandline.result("status", "--archive", archive.path)["learners"]["live"]
     assert live["prequential_accuracy"] == learnt["accuracy"]
+    by_last = commandline.result("replay", *flags)["by_last"]
+    assert live["accuracy_by_last"] == {n: by_last[n]["average_accuracy"] for n in ("4", "8", "30")}
+    assert "last 8" in shown.stdout and by_last["8"]["accuracy_matrix"][1][0] >= 0.9
     says = told(commandline.dqmstream("learn", *flags), 7)
     assert "label_delay 0, not 1" in says
     says = told(commandline.dqmstream("replay", "--archive", archive.path, "--label-delay", 2), 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,10 @@ def test_a_run_that_is_not_known_is_flagged_and_its_channels_named_beside_a_lear
     assert len(rows) == 800
     assert [row["lumisection"] for row in rows[:3]] == ["1", "2", "3"]
     assert rows[0]["run_1"] == str(known[0]["run"]) and float(rows[0]["probability_1"]) > 0.5
+    assert [row["summed"] for row in rows[:9]] == ["1", "2", "3", "4", "5", "6", "7", "8", "8"]
+    assert rows[10]["run_by_last"] == str(known[0]["run"]) and float(rows[10]["probability_by_last"]) > 0.9
+    assert [one["by_last"]["lumisections"] for one in known] == [8] * 3
+    assert [one["by_last"]["most_probable"] for one in known] == [one["run"] for one in known]
     assert rows[-1]["flagged"] == "1" and "-24/21/1:" in rows[-1]["channels"]
 
 
@@ -87,10 +92,31 @@ def test_flags_agree_with_the_learner_on_what_it_learnt(folder: Path) -> None:
     test = assign(found.lumisection) == Part.TEST
     assert np.mean(found.top[test, 0] == archive.runs()[0].run) > 0.9
     assert (np.diff(found.probability, axis=1) <= 0).all()
+    assert np.mean(found.top_by_last[test] == archive.runs()[0].run) >= np.mean(found.top[test, 0] == archive.runs()[0].run)
     np.testing.assert_array_equal(found.flagged, found.p <= 0.01)
     assert found.summary()["calibrated"] == {"new_run": False, "fault": False}, "three runs are too few"
     np.testing.assert_allclose(found.p, np.exp(-np.maximum(found.score, 0)))
     assert {(row["calibrated"], row["fault_calibrated"]) for row in found.rows()} == {(0, 0)}
+
+
+def test_one_lumisection_by_itself_is_the_last_one_and_an_older_checkpoint_has_no_temper(folder: Path, tmp_path: Path) -> None:
+    archive, state = Archive.open(folder / "A"), tmp_path / "live"
+    run = archive.runs()[0].run
+    shutil.copytree(folder / "A.state" / "live", state)
+    (meta,) = (state / "checkpoints").glob("000002/checkpoint.json")
+    stored = json.loads(meta.read_text())
+    assert stored["temperature"] is not None and 0 <= stored["correlation"] <= 1
+    plain, sure = Flagger(archive, state).flags(run, 0.01, 0.05, last=1), {}
+    np.testing.assert_array_equal(plain.top_by_last, plain.top[:, 0])
+    for name, entries in (
+        ("correlated", {**stored, "temperature": 40.0, "correlation": 1.0}),
+        ("independent", {**stored, "temperature": 0.1, "correlation": 0.0}),
+        ("older", {name: value for name, value in stored.items() if name not in ("temperature", "correlation")}),
+    ):
+        meta.write_text(json.dumps(entries))
+        sure[name] = Flagger(archive, state).flags(run, 0.01, 0.05).probability_by_last
+    assert sure["correlated"].mean() < 0.99 < sure["independent"].mean()
+    np.testing.assert_array_equal(sure["older"], sure["independent"], "no surer than the sum itself")
 
 
 def test_what_cannot_be_flagged_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -44,15 +44,15 @@ class Temper:
 
     def tau(self, size: np.ndarray) -> np.ndarray:
         """tau of a sum over `size` lumisections."""
-        return np.asarray(self.temperature * (1 + (size - 1) * self.correlation))
+        return np.asarray(self.temperature * (1 + np.maximum(size - 1, 0) * self.correlation))
 
 
 @dataclass(frozen=True, eq=False)
 class Sums:
     """Sums of log-probabilities over the last lumisections of each of n lumisections, by run and number.
 
-    total: float64, (n, T). labels, lumisection: as in `Scores`, (n,). size: how many lumisections were summed, at least 1, int
-    (n,).
+    total: float64, (n, T). labels, lumisection: as in `Scores`, (n,). size: how many lumisections were summed, int (n,); where
+    it is 0, the sum is 0 for all runs.
     """
 
     total: np.ndarray
@@ -94,7 +94,7 @@ def sums_of_last(scores: Scores, lengths: Sequence[int] = LENGTHS, counted: np.n
             first = np.searchsorted(number[here], number[here] - n, side="right")
             np.subtract(up_to[1:], up_to[first], out=total[here])
             np.subtract(counts[1:], counts[first], out=size[here])
-    return [Sums(total, labels, number, np.maximum(size, 1)) for total, size in found]
+    return [Sums(total, labels, number, size) for total, size in found]
 
 
 def fit_correlation(validation: Scores, temperature: float) -> float:

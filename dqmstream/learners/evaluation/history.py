@@ -9,7 +9,8 @@ from typing import Any, Literal
 import numpy as np
 
 from dqmstream.errors import InputError, StateError
-from dqmstream.learners.evaluation.history_line import EVERY_LENGTH, BaselineEntry, ByLast, HistoryLine
+from dqmstream.learners.evaluation.by_last import Temper
+from dqmstream.learners.evaluation.history_line import EVERY_LENGTH, LENGTHS, BaselineEntry, ByLast, HistoryLine
 from dqmstream.learners.evaluation.json_lines import append_line, keep_lines, read_lines
 from dqmstream.learners.evaluation.metrics import (
     Matrix,
@@ -81,6 +82,20 @@ def newest_average(lines: list[HistoryLine]) -> float | None:
     """Mean accuracy over the runs seen, after the newest experience; None before the second."""
     row = lines[-1].accuracy if lines else None
     return None if row is None else float(np.mean(row))
+
+
+def newest_by_last(lines: list[HistoryLine]) -> dict[str, float | None]:
+    """The same where the last n lumisections name the run, by n as text; None where it was not measured."""
+    found = {n: _of_last(lines[-1], n) if lines else None for n in LENGTHS}
+    return {str(n): None if one is None else float(np.mean(one.accuracy)) for n, one in found.items()}
+
+
+def newest_temper(lines: list[HistoryLine]) -> Temper | None:
+    """How sure sums over the last lumisections are, after the newest experience; None where it was not measured."""
+    for one in lines[-1].by_last if lines else ():
+        if one.correlation is not None and one.calibration.temperature is not None:
+            return Temper(one.calibration.temperature, one.correlation)
+    return None
 
 
 def results(lines: list[HistoryLine]) -> dict[str, Any]:

@@ -35,6 +35,8 @@ class CheckpointMeta:
     experience: its number; of a checkpoint between runs, the number of the window's ledger line. runs: the run of each
     experience. threads: CPU threads; the same bits are computed only with as many. pools: the numerical libraries, each with
     version, kind of processor and threads (`learners.threads`); empty in an older checkpoint. windows: how many were counted.
+    temperature, correlation: of the probabilities, from validation lumisections (`learners.evaluation.by_last.Temper`); None
+    where there were none, and in an older checkpoint.
     """
 
     experience: int
@@ -48,6 +50,8 @@ class CheckpointMeta:
     dqmstream: str
     windows: int = 0
     pools: list[str] = field(default_factory=list)
+    temperature: float | None = None
+    correlation: float | None = None
     sha256: str = ""
     format: int = FORMAT
 

@@ -13,13 +13,15 @@ import numpy as np
 from scipy.stats import false_discovery_control, norm
 
 from dqmstream.errors import StateError
+from dqmstream.learners.evaluation.by_last import sums_of_last
+from dqmstream.learners.evaluation.matrix_row import Scores
 from dqmstream.learners.monitoring.alarms import AlarmRates
 from dqmstream.learners.monitoring.known_scores import needed_blocks
 from dqmstream.learners.response.saturating import Saturating
 from dqmstream.learners.strategy import Strategy
 from dqmstream.learners.stream.ledger import maps_of
 from dqmstream.learners.stream.loaded import LoadedLearner
-from dqmstream.learners.stream.run_flags import TOP, RunFlags
+from dqmstream.learners.stream.run_flags import SUMMED, TOP, RunFlags
 from dqmstream.learners.threads import held_threads
 from dqmstream.lumisection import IETA
 from dqmstream.storage.archive import Archive
@@ -68,16 +70,16 @@ class Flagger:
         """Whether the alarms of each score, "new_run" and "fault", are calibrated at a rate."""
         return self._novelty.alarms.calibrated(alarms)
 
-    def flags(self, run: int, alarms: float, rate: float) -> RunFlags:
+    def flags(self, run: int, alarms: float, rate: float, last: int = SUMMED) -> RunFlags:
         """Flag a run as the archive holds it.
 
-        alarms: rate of false alarms among lumisections. rate: rate of false discoveries among channels. Raises ArchiveError for
-        a run that the archive does not hold.
+        alarms: rate of false alarms among lumisections. rate: rate of false discoveries among channels. last: lumisections that
+        name a run together. Raises ArchiveError for a run that the archive does not hold.
         """
         with held_threads(self._learner.threads):
-            return self._flags(run, alarms, rate)
+            return self._flags(run, alarms, rate, last)
 
-    def _flags(self, run: int, alarms: float, rate: float) -> RunFlags:
+    def _flags(self, run: int, alarms: float, rate: float, last: int) -> RunFlags:
         maps, reference = maps_of(self._archive.run(run)), self._novelty.statistical.reference
         experiences = self._learner.experiences
         log_probability = self._learner.scores(maps)
@@ -91,6 +93,9 @@ class Flagger:
         # The odds of a blank lumisection are those of the lumisections before it: no evidence of its own.
         failed = np.where((suspicion.channels >= sure) & ~blank[:, None], suspicion.channels, 0.0)
         some = np.flatnonzero(failed.any(axis=0))
+        scores = Scores(log_probability, np.zeros(len(maps), dtype=np.int64), maps.lumisection)
+        (sums,) = sums_of_last(scores, (last,), ~blank)
+        together = sums.log_probability(self._learner.temper)
         return RunFlags(
             run=run,
             learnt=run in experiences,
@@ -99,6 +104,10 @@ class Flagger:
             beyond=reference.beyond(maps.counts),
             top=np.array(self._learner.runs)[order],
             probability=np.exp(np.take_along_axis(log_probability, order, axis=1)),
+            last=last,
+            top_by_last=np.array(self._learner.runs)[together.argmax(axis=1)],
+            probability_by_last=np.exp(together.max(axis=1)),
+            summed=sums.size,
             score=new_run.score,
             new_run=is_new,
             against=experiences[found.nearest],

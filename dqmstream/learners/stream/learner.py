@@ -21,7 +21,7 @@ import structlog
 from dqmstream import __version__
 from dqmstream.errors import InputError, StateError
 from dqmstream.learners.evaluation.evaluator import Evaluator
-from dqmstream.learners.evaluation.history import History, newest_average, results
+from dqmstream.learners.evaluation.history import History, newest_average, newest_by_last, newest_temper, results
 from dqmstream.learners.evaluation.prequential import prequential_results
 from dqmstream.learners.evaluation.stability_gap import Watcher
 from dqmstream.learners.learnable import why_left_out
@@ -281,6 +281,7 @@ class Learner:
         return read_experience(self.archive, line)
 
     def _meta(self, number: int, snapshot: str) -> checkpoint.CheckpointMeta:
+        temper = newest_temper(self.history.newest)
         return checkpoint.CheckpointMeta(
             experience=number,
             runs=list(self.evaluator.runs),
@@ -293,6 +294,8 @@ class Learner:
             pools=self._pools.used(),
             dqmstream=__version__,
             windows=self.windows.counted,
+            temperature=None if temper is None else temper.temperature,
+            correlation=None if temper is None else temper.correlation,
         )
 
     def follow(
@@ -364,6 +367,7 @@ class Learner:
                 "last_run": learnt[-1].run if learnt else None,
                 **changes_since_frozen(self.ledger.lines, self._summaries),
                 "average_accuracy": newest_average(self.history.newest),
+                "accuracy_by_last": newest_by_last(self.history.newest),
             }
         )
 

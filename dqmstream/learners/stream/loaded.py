@@ -8,6 +8,7 @@ import numpy as np
 from scipy.special import log_softmax
 
 from dqmstream.errors import InputError, StateError
+from dqmstream.learners.evaluation.by_last import Temper
 from dqmstream.learners.evaluation.repeated_runs import merge_repeated, newest_of_run
 from dqmstream.learners.maps import Maps
 from dqmstream.learners.monitoring.novelty import Novelty
@@ -40,6 +41,8 @@ class LoadedLearner:
     strategy_name : str
     archive_id : str
         Of the archive that was learnt from.
+    temper : Temper or None
+        How sure sums over several lumisections are, by validation lumisections; None where that is not known.
 
     Raises
     ------
@@ -54,6 +57,10 @@ class LoadedLearner:
         self._kept = np.unique(newest_of_run(meta.runs))
         self.runs = [meta.runs[i] for i in self._kept]
         self.threads = meta.threads
+        self.temper = None
+        if meta.temperature is not None and meta.correlation is not None:
+            # Validation lumisections without an error do not show that probabilities should be surer than the strategy's.
+            self.temper = Temper(max(1.0, meta.temperature), meta.correlation)
         of_strategy, of_novelty = within(arrays, "strategy"), within(arrays, "novelty")
         if not Novelty.holds_all(of_novelty):
             raise StateError(f"the checkpoint in {folder} holds no new-run or fault score: let the learner learn one more run")

@@ -18,6 +18,9 @@ from dqmstream.storage.locks import write_atomically
 TOP = 3
 """Most probable known runs that are given for a lumisection."""
 
+SUMMED = 8
+"""Lumisections that name a run together, unless another number is asked for."""
+
 CHANNELS_IN_TABLE = 5
 """Channels of its run that the table gives for a flagged lumisection."""
 
@@ -33,8 +36,11 @@ class RunFlags:
 
     beyond: the conditions are outside those that the reference covers, so that all scores are less certain; bool (n,).
 
-    top, probability: the most probable known runs and the learner's probabilities, (n, up to 3). score: the new-run score,
-    (n,). new_run: its alarms at the rate of false alarms.
+    top, probability: the most probable known runs and the learner's probabilities, (n, up to 3). top_by_last,
+    probability_by_last: the most probable known run by the last `last` lumisections together, and its probability, (n,);
+    summed: how many of them are not blank, (n,) (`learners.evaluation.by_last`).
+
+    score: the new-run score, (n,). new_run: its alarms at the rate of false alarms.
 
     against: the known run that channels are compared with, over the flagged lumisections if there are any, else over all.
     channels: those whose pull is significant at the false-discovery rate (Benjamini and Hochberg), largest first: ieta, iphi,
@@ -51,6 +57,10 @@ class RunFlags:
     beyond: np.ndarray
     top: np.ndarray
     probability: np.ndarray
+    last: int
+    top_by_last: np.ndarray
+    probability_by_last: np.ndarray
+    summed: np.ndarray
     score: np.ndarray
     new_run: Alarms
     against: int
@@ -101,12 +111,27 @@ class RunFlags:
             "most_probable": int(names[named]),
             "named_so": int((places == named).sum()),
             "probability": float(self.probability[counted, 0][places == named].mean()),
+            "by_last": self._summary_by_last(),
             "median_score": float(np.median(self.score)),
             "against": self.against,
             "channels": self.channels,
             "faulty": int(self.faulty.sum()),
             "calibrated": {"new_run": bool(self.new_run.calibrated.all()), "fault": bool(self.of_fault.calibrated.all())},
             "faults": self.faults(),
+        }
+
+    def _summary_by_last(self) -> dict[str, Any]:
+        """The run that the last lumisections name most often, how often, and its mean probability there; None without any."""
+        said = self.summed > 0
+        names, places = np.unique(self.top_by_last[said], return_inverse=True)
+        if not len(names):
+            return {"lumisections": self.last, "most_probable": None, "named_so": 0, "probability": None}
+        most = int(np.bincount(places).argmax())
+        return {
+            "lumisections": self.last,
+            "most_probable": int(names[most]),
+            "named_so": int((places == most).sum()),
+            "probability": float(self.probability_by_last[said][places == most].mean()),
         }
 
     def rows(self) -> list[dict[str, Any]]:
@@ -121,6 +146,9 @@ class RunFlags:
                 "blank": int(self.blank[i]),
                 "beyond": int(self.beyond[i]),
                 **{name: value for place in range(TOP) for name, value in self._named(i, place).items()},
+                "run_by_last": int(self.top_by_last[i]) if self.summed[i] else "",
+                "probability_by_last": round(float(self.probability_by_last[i]), 4) if self.summed[i] else "",
+                "summed": int(self.summed[i]),
                 "score": round(float(self.score[i]), 3),
                 "p": float(f"{self.p[i]:.3g}"),
                 "flagged": int(self.flagged[i]),

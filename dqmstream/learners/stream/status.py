@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dqmstream.learners.evaluation.history import newest_average, read_history
+from dqmstream.learners.evaluation.history import newest_average, newest_by_last, read_history
 from dqmstream.learners.stream import checkpoint
 from dqmstream.learners.stream.ledger import Experience, late, newest_lines, read_ledger
 from dqmstream.learners.stream.state_folder import is_learner, life, read_json, read_status
@@ -53,6 +53,7 @@ def _status(folder: Path, summaries: list[RunSummary], hang_s: float) -> dict[st
         "experiences_behind": len(not_frozen) + sum(line.id is not None for line in frozen) - len(lines),
         "last_run": lines[-1].run if lines else None,
         "average_accuracy": newest_average(lines),
+        "accuracy_by_last": newest_by_last(lines),
         "late_lumisections": changes_since_frozen(frozen, summaries)["late_lumisections"],
     }
 

@@ -79,6 +79,7 @@ def test_a_lumisection_without_evidence_adds_nothing(blank: float) -> None:
     test = scored([clear, none, none, clear], [0, 0, 0, 0], [151, 152, 153, 154])
     (sums,) = sums_of_last(test, (4,), counted=np.array([True, False, False, True]))
     assert sums.size.tolist() == [1, 1, 1, 2]
+    assert sums_of_last(test, (1,), np.zeros(4, dtype=bool))[0].size.tolist() == [0] * 4
     np.testing.assert_allclose(np.exp(sums.log_probability()[:, 0]), [0.7, 0.7, 0.7, 0.49 / 0.58])
 
 
@@ -117,7 +118,7 @@ def test_independent_lumisections_need_no_correlation_and_repeated_ones_do() -> 
 def test_tau_counts_neighbours() -> None:
     sums = sums_of_last(scored(np.log([[0.6, 0.4]] * 4), [0] * 4, range(151, 155)), (4,))[0]
     np.testing.assert_allclose(sums.log_probability(Temper(1.0, 1.0)), np.log([[0.6, 0.4]] * 4))
-    np.testing.assert_allclose(Temper(2.0, 0.5).tau(np.array([1, 3])), [2.0, 4.0])
+    np.testing.assert_allclose(Temper(2.0, 0.5).tau(np.array([0, 1, 3])), [2.0, 2.0, 4.0])
 
 
 def line(number: int, log_probability: np.ndarray, labels: np.ndarray, lumisection: np.ndarray) -> HistoryLine:
