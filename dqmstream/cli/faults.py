@@ -36,6 +36,7 @@ class SpecOptions:
     shift: Annotated[
         str | None, typer.Option(help="what moves between runs: large (conditions, drift, ageing; default) or small (drift)")
     ] = None
+    depths: Annotated[int | None, typer.Option(max=7, help="1 for depth 1 of HE (default), 7 for all depths of HE")] = None
     alarms: Annotated[
         float | None, typer.Option(max=20, callback=finite, help="false alarms per run that a threshold allows (default: 1)")
     ] = None

@@ -16,7 +16,17 @@ from dqmstream.learners.threads import set_threads
 _SOURCES = tuple(
     f"experiments/faults/{name}.py"
     for name in (
-        *("autodqm", "cell", "cost", "detection_metrics", "detectors", "learned", "oracle", "residuals", "retest", "streams"),
+        "all_depths",
+        "autodqm",
+        "cell",
+        "cost",
+        "detection_metrics",
+        "detectors",
+        "learned",
+        "oracle",
+        "residuals",
+        "retest",
+        "streams",
         "track",
     )
 )
@@ -28,7 +38,8 @@ class FaultCell:
     """A detector on the stream `tracks`; the seed is that of the stream and of the detector.
 
     alarms: allowed false alarms per run, of good lumisections and of channels in them. every: a detector is re-tested on the
-    conditions of each such run (`retest`), 0 for never. shift: what moves between runs, of `streams.SHIFTS`.
+    conditions of each such run (`retest`), 0 for never. shift: what moves between runs, of `streams.SHIFTS`. depths:
+    1 or 7.
     """
 
     detector: str
@@ -38,12 +49,14 @@ class FaultCell:
     alarms: float
     every: int
     shift: str = "large"
+    depths: int = 1
 
     @property
     def name(self) -> str:
         """Detector and settings, without characters that a file name should not have."""
         shown = self.detector.replace(",", "").replace(" ", "-").lower()
         moved = "" if self.shift == "large" else f"-{self.shift}"
+        moved += "" if self.depths == 1 else f"-{self.depths}depths"
         return f"{shown}-{self.seed}-{self.runs}x{self.lumisections}-{self.alarms:g}-{self.every}{moved}"
 
     @property
@@ -60,7 +73,7 @@ class FaultCell:
         with one_thread():
             track = Track(make_detector(self.detector, self.seed), self.alarms)
             retest = Retest(self.seed, self.every or self.runs)
-            runs = fault_stream(self.shift, seed=self.seed, runs=self.runs, lumisections=self.lumisections)
+            runs = fault_stream(self.shift, seed=self.seed, runs=self.runs, lumisections=self.lumisections, depths=self.depths)
             for index, run in enumerate(runs):
                 track.go_on(run)
                 retest.add(index, run, track)

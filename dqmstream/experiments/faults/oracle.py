@@ -25,7 +25,7 @@ class Oracle:
     name = "oracle"
 
     def __init__(self) -> None:
-        self._groups = FailureGroups.of(LIVE[None])
+        self._live = LIVE[None]
         ends = (FLICKERS, LASTING, *(LASTING for _ in LOST), *(1 / ANOMALY_LONGEST for _ in ANOMALY_MULTIPLIERS))
         self._rates = (
             Rates((BEGINS,) * 2 + (BEGINS / 3,) * len(LOST) + (10 * BEGINS,) * len(ANOMALY_MULTIPLIERS), ends),
@@ -35,20 +35,21 @@ class Oracle:
 
     @property
     def live(self) -> np.ndarray:
-        """bool, (1, 64, 72)."""
-        return LIVE[None]
+        """bool, (depth, 64, 72), of the last run that was scored; depth 1 of HE before."""
+        return self._live
 
     def of(self, run: SimulatedRun) -> Suspicion:
         """Scores as of a detector's `look`, from the true parameters of the run except its faults."""
-        chains = FaultFilter(self._groups, *self._rates)
+        self._live = run.live.reshape(-1, *LIVE.shape)
+        chains = FaultFilter(FailureGroups.of(self._live), *self._rates)
         found = [
             chains.step(self._likelihoods(run, slice(start, start + _CHUNK))) for start in range(0, len(run.counts), _CHUNK)
         ]
         return Suspicion(*(np.concatenate([getattr(one, name) for one in found]) for name in ("score", "channels")))
 
     def _likelihoods(self, run: SimulatedRun, chunk: slice) -> Likelihoods:
-        counts, events = run.counts[chunk][:, LIVE], run.events[chunk, None]
-        rate, pileup = run.rate[LIVE], run.pileup[chunk, None]
+        counts, events = run.counts[chunk][:, run.live], run.events[chunk, None]
+        rate, pileup = run.rate[run.live], run.pileup[chunk, None]
 
         def of(fired: np.ndarray) -> np.ndarray:
             p = np.clip(fired, 1e-12, 1 - 1e-12)

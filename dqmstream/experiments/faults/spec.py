@@ -14,6 +14,7 @@ from dqmstream.experiments.faults.cell import FaultCell
 from dqmstream.experiments.faults.detectors import NAMES, make_detector
 from dqmstream.experiments.faults.streams import SHIFTS, STREAM
 from dqmstream.experiments.faults.track import WARM
+from dqmstream.experiments.simulator.depths import DEPTHS
 from dqmstream.experiments.simulator.streams import named_stream, seed_use
 
 LEAST_LUMISECTIONS = 40
@@ -30,6 +31,7 @@ class FaultSpec:
     alarms: float = 1.0
     every: int = 6
     shift: str = "large"
+    depths: int = 1
 
     def checked(self) -> FaultSpec:
         """The same. Raises InputError for what does not exist or makes no sense, before anything is computed."""
@@ -49,12 +51,14 @@ class FaultSpec:
             raise InputError(f"--every {self.every}: give a number of runs, or 0 for no re-tests")
         if self.shift not in SHIFTS:
             raise InputError(f"--shift {self.shift}: choose one of {', '.join(SHIFTS)}")
+        if self.depths not in (1, DEPTHS):
+            raise InputError(f"--depths {self.depths}: give 1 or {DEPTHS}")
         return self
 
     def cells(self) -> list[FaultCell]:
         """All cells, those of a seed together."""
         return [
-            FaultCell(detector, seed, self.runs, self.lumisections, self.alarms, self.every, self.shift)
+            FaultCell(detector, seed, self.runs, self.lumisections, self.alarms, self.every, self.shift, self.depths)
             for seed in self.seeds
             for detector in self.detectors
         ]

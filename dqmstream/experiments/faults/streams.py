@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+from dqmstream.experiments.faults.all_depths import in_all_depths
 from dqmstream.experiments.simulator import SimulatedRun
 from dqmstream.experiments.simulator.conditions import run_numbers
 from dqmstream.experiments.simulator.runs import draw_runs
@@ -20,7 +21,11 @@ SHIFTS: dict[str, NamedStream] = {
 and pileup move within runs alone, over the same ranges in each. The faults are the same."""
 
 
-def fault_stream(shift: str, *, seed: int, runs: int, lumisections: int) -> Iterator[SimulatedRun]:
-    """The runs of a stream of the fault benchmark, one at a time. shift: of `SHIFTS`."""
+def fault_stream(shift: str, *, seed: int, runs: int, lumisections: int, depths: int = 1) -> Iterator[SimulatedRun]:
+    """The runs of a stream of the fault benchmark, one at a time.
+
+    shift: of `SHIFTS`. depths: 1 for depth 1 of HE, 7 for all depths of HE (`faults.all_depths`).
+    """
     named = SHIFTS[shift]
-    return draw_runs(named, seed, run_numbers(named, seed, runs), lumisections)
+    for index, run in enumerate(draw_runs(named, seed, run_numbers(named, seed, runs), lumisections)):
+        yield run if depths == 1 else in_all_depths(run, named, seed, index)

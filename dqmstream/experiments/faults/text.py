@@ -80,10 +80,9 @@ def printed_by_kind(row: Mapping[str, Any], what: str) -> list[str]:
 def title(result: Mapping[str, Any]) -> str:
     """Stream, runs, seeds and allowed alarms in one line."""
     spec, seeds = result["spec"], ", ".join(str(seed) for seed in result["seeds"])
-    return (
-        f"tracks, {spec['shift']} shifts, {spec['runs']} runs of {spec['lumisections']} lumisections, seeds {seeds} "
-        f"({result['use']}), {spec['alarms']:g} false alarm(s) per run"
-    )
+    where = f"tracks, {spec['depths']} depth(s), {spec['shift']} shifts"
+    size = f"{spec['runs']} runs of {spec['lumisections']} lumisections, seeds {seeds} ({result['use']})"
+    return f"{where}, {size}, {spec['alarms']:g} false alarm(s) per run"
 
 
 def forgetting_lines(result: Mapping[str, Any]) -> list[str]:

@@ -17,7 +17,7 @@ import numpy as np
 from dqmstream.experiments.faults.detection_metrics import Delays, HeldOut, Tally, agreement
 from dqmstream.experiments.faults.detectors import Detector
 from dqmstream.experiments.faults.oracle import Oracle
-from dqmstream.experiments.simulator import LIVE, SimulatedRun
+from dqmstream.experiments.simulator import SimulatedRun
 from dqmstream.experiments.simulator.learner_input import as_maps
 from dqmstream.experiments.simulator.streams import Kind
 from dqmstream.learners.monitoring.fault_filter import Suspicion
@@ -76,17 +76,17 @@ class Track:
         self._first += len(run.counts)
 
     def look(self, run: SimulatedRun) -> Suspicion:
-        """The detector's scores of a run, for the 932 channels of HE depth 1. Nothing is kept."""
+        """The detector's scores of a run, for all of its channels (932 in HE depth 1). Nothing is kept."""
         seen = self.detector.of(run) if isinstance(self.detector, Oracle) else self.detector.look(as_maps(run))
-        on_map = np.full((len(seen.score), *LIVE.shape), -np.inf, dtype=np.float32)
-        on_map[:, self.detector.live[0]] = seen.channels
-        return Suspicion(seen.score.astype(np.float32), on_map[:, LIVE])
+        on_map = np.full((len(seen.score), *self.detector.live.shape), -np.inf, dtype=np.float32)
+        on_map[:, self.detector.live] = seen.channels
+        return Suspicion(seen.score.astype(np.float32), on_map[:, run.live.reshape(self.detector.live.shape)])
 
     def _measure(self, run: SimulatedRun, seen: Suspicion) -> None:
         kept, acts = self._kept, _acting(run)
         flagged, named = seen.score > self.lumisections.threshold, seen.channels > self.channels.threshold
         beside = np.sum([fault.active for fault in run.faults], axis=0) if run.faults else np.zeros(len(run.counts))
-        true = run.faulty_channels()[:, LIVE]
+        true = run.faulty_channels()[:, run.live]
         on_channel = np.sum(list(acts.values()), axis=0) if acts else np.zeros(true.shape)
         good = ~run.faulty
         place = len(kept.runs)
@@ -148,11 +148,11 @@ def follow(runs: Iterable[SimulatedRun], detector: Detector | Oracle, alarms_per
 
 
 def _acting(run: SimulatedRun) -> dict[str, np.ndarray]:
-    """Number of faults of each kind that act on each channel: kind -> int (n, 932)."""
+    """Number of faults of each kind that act on each channel: kind -> int (n, channels)."""
     acts: dict[str, np.ndarray] = {}
     for fault in run.faults:
-        mine = acts.setdefault(fault.kind, np.zeros((len(run.counts), int(LIVE.sum())), dtype=np.int16))
-        mine += fault.active[:, None] & fault.channels[LIVE]
+        mine = acts.setdefault(fault.kind, np.zeros((len(run.counts), int(run.live.sum())), dtype=np.int16))
+        mine += fault.active[:, None] & fault.channels[run.live]
     return acts
 
 

@@ -140,13 +140,11 @@ def with_all_depths(
     Each of the other channels drifts on a walk of its own with the stream's step; as many channels fail as in depth 1; a
     readout box, module or HEM15/16 that fails does so in all depths of HE. run_number: gives the number of the run at an index.
     """
-    other = other_channels()
-    gain = np.exp(named.drift_sigma * _walk(seed, index)) if named.drift_sigma else np.ones(other.shape)
+    other, gain = other_channels(), drift(named, seed, index)
     faults = [*(_in_all_depths(fault) for fault in he.faults), *_channel_faults(named, seed, index, run_number)]
     for fault, channels in faults:
         gain = np.where(channels & other, gain * fault["factor"], gain)
-    rate = np.where(other, nominal_rates() / named.pileup_per_r * _fingerprint(seed) * gain, 0.0)
-    rate[0, LIVE] = he.rate[LIVE]
+    rate = rates(he.rate, named, seed, gain)
     counts = np.zeros((len(he.events), *other.shape), dtype=np.uint16)
     rng = generator(seed, Purpose.DEPTHS, index, 0)
     p = probability(rate[other], np.nan_to_num(he.pileup)[:, None])
@@ -159,6 +157,19 @@ def with_all_depths(
         "faults": [fault for fault, _ in faults],
     }
     return AllDepthsRun(he, counts, rate, truth)
+
+
+def drift(named: NamedStream, seed: int, index: int) -> np.ndarray:
+    """Gains of run `index` after the stream's drift alone, (7, 64, 72)."""
+    shape = (DEPTHS, N_IETA, N_IPHI)
+    return np.asarray(np.exp(named.drift_sigma * _walk(seed, index))) if named.drift_sigma else np.ones(shape)
+
+
+def rates(he_rate: np.ndarray, named: NamedStream, seed: int, gain: np.ndarray) -> np.ndarray:
+    """Rate of each channel per unit of pileup, (7, 64, 72): `he_rate`, (64, 72), in HE depth 1, others from their gains."""
+    rate = np.where(other_channels(), nominal_rates() / named.pileup_per_r * _fingerprint(seed) * gain, 0.0)
+    rate[0, LIVE] = he_rate[LIVE]
+    return rate
 
 
 def he_gain(he: SimulatedRun) -> np.ndarray:

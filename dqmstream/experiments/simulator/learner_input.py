@@ -7,11 +7,13 @@ import numpy as np
 from dqmstream.experiments.simulator.runs import SimulatedRun, stream
 from dqmstream.learners.maps import Maps, RunData
 from dqmstream.learners.splits import Split
+from dqmstream.lumisection import N_IETA, N_IPHI
 
 
 def as_maps(run: SimulatedRun) -> Maps:
     """All lumisections of a run, numbered from 1."""
-    return Maps(run.counts.astype(np.float32)[:, None], run.events, run.pileup, np.arange(1, len(run.counts) + 1))
+    counts = run.counts.astype(np.float32).reshape(len(run.counts), -1, N_IETA, N_IPHI)
+    return Maps(counts, run.events, run.pileup, np.arange(1, len(run.counts) + 1))
 
 
 def as_run_data(run: SimulatedRun, split: Split) -> RunData:

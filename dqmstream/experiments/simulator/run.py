@@ -71,6 +71,11 @@ class SimulatedRun:
         return mean
 
     @property
+    def live(self) -> np.ndarray:
+        """The channels of the map: bool, in the shape of `rate`."""
+        return LIVE
+
+    @property
     def faulty(self) -> np.ndarray:
         """Whether each lumisection has a fault: bool, (n,)."""
         faulty = np.zeros(len(self.events), dtype=bool)
@@ -80,9 +85,9 @@ class SimulatedRun:
 
     def faulty_channels(self) -> np.ndarray:
         """Which channels have a fault in each lumisection: bool, (n, 64, 72)."""
-        channels = np.zeros((len(self.events), N_IETA, N_IPHI), dtype=bool)
+        channels = np.zeros((len(self.events), *self.live.shape), dtype=bool)
         for fault in self.faults:
-            channels |= fault.active[:, None, None] & fault.channels
+            channels[fault.active] |= fault.channels
         return channels
 
     def redraw(self, rate: np.ndarray, rng: np.random.Generator) -> SimulatedRun:
