@@ -177,10 +177,11 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
     return adjusted
 
 
-def chance_interval(classes: int, independent: float) -> Interval:
+def chance_interval(classes: float, independent: float) -> Interval:
     """Accuracy of guessing: 1 / classes, with the central 95 % of Binomial(n, 1 / classes) / n.
 
-    independent: n, the number of independent test lumisections (`effective_count`).
+    classes: number of runs, or a mean of several. independent: n, the number of independent test lumisections
+    (`effective_count`).
     """
     n = max(1, round(independent))
     tail = (1 - CONFIDENCE) / 2

@@ -51,9 +51,7 @@ def prefixed(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndar
     return {f"{prefix}.{name}": array for name, array in arrays.items()}
 
 
-def _differences(
-    where: str, wanted: Any, found: Any, removed: Mapping[str, Any], added: Mapping[str, Any]
-) -> list[str]:
+def _differences(where: str, wanted: Any, found: Any, removed: Mapping[str, Any], added: Mapping[str, Any]) -> list[str]:
     if isinstance(wanted, dict) and isinstance(found, dict):
         names = sorted(wanted.keys() | found.keys())
         dotted = {name: f"{where}.{name}" if where else name for name in names}

@@ -28,11 +28,12 @@ def summarise(benchmark: Benchmark, records: Mapping[BenchmarkCell, Record]) -> 
     A table has an entry for each stream, with a row for each variant of which a cell is finished. An interval is {"estimate",
     "low", "high"}, 95 %, by resampling runs (and streams, if there are several).
 
-    accuracy, auc: after the last run, mean over runs. worth: number of independent lumisections behind the accuracy. guessing:
-    central 95 % of the accuracy of a strategy that knows nothing and assigns neighbours to the same run as often. of_ideal:
-    accuracy divided by that of `ideal`, if the table has it. beside: difference of accuracy to the row that the table compares
-    with, paired by run, with its p-value after Holm's correction over the rows of the stream. lumisections, flops: of all
-    learning of a cell, repeats counted; learn_s: its seconds. commits, codes: of the code that computed the row (`provenance`).
+    runs_learnt: how many runs of a stream were learnt, those that are too short left out, each number once. accuracy, auc:
+    after the last run, mean over runs. worth: number of independent lumisections behind the accuracy. guessing: central 95 %
+    of the accuracy of a strategy that knows nothing and assigns neighbours to the same run as often. of_ideal: accuracy divided
+    by that of `ideal`, if the table has it. beside: difference of accuracy to the row that the table compares with, paired by
+    run, with its p-value after Holm's correction over the rows of the stream. lumisections, flops: of all learning of a cell,
+    repeats counted; learn_s: its seconds. commits, codes: of the code that computed the row (`provenance`).
     by_last: the figures where the last n lumisections name the run, by n as text, n = 1 among them; empty where a cell of the
     row lacks them. Lumisections that share neighbours are not independent; the intervals resample runs and streams.
     """
@@ -79,9 +80,10 @@ def _row(row: Variant, finished: Finished, accuracies: Mapping[str, FiguresByRun
         "bound": row.bound,
         "cells": len(finished),
         "seeds": sorted({cell.seed for cell, _ in finished}),
+        "runs_learnt": sorted({len(figures.run) for _, figures in finished}),
         "accuracy": asdict(accuracy),
         "worth": worth,
-        "guessing": asdict(chance_interval(len(finished[0][1].run), worth)),
+        "guessing": asdict(chance_interval(_runs(finished), worth)),
         "auc": asdict(clustered_mean(_by_run(finished, "auc_by_run"))),
         "forgetting": asdict(clustered_mean(_by_run(finished, "forgetting_by_run"))),
         "any_time_accuracy": mean("any_time_accuracy"),
@@ -111,7 +113,7 @@ def _by_last(finished: Finished) -> dict[str, dict[str, Any]]:
             "summed": _mean([1.0 if isinstance(found, CellFigures) else found.summed for found in of_n]),
             "accuracy": asdict(clustered_mean(_by_run(finished, "accuracy_by_run", n))),
             "worth": worth,
-            "guessing": None if worth is None else asdict(chance_interval(len(finished[0][1].run), worth)),
+            "guessing": None if worth is None else asdict(chance_interval(_runs(finished), worth)),
             "auc": asdict(clustered_mean(_by_run(finished, "auc_by_run", n))),
             "forgetting": asdict(clustered_mean(_by_run(finished, "forgetting_by_run", n))),
             "ece": _mean([found.ece for found in of_n]),
@@ -165,6 +167,11 @@ def _by_run(finished: Finished, name: str, n: int = 1) -> FiguresByRun:
             if value is not None:
                 of_stream.setdefault(run, []).append(value)
     return {key: {run: float(np.mean(folds)) for run, folds in runs.items()} for key, runs in found.items()}
+
+
+def _runs(finished: Finished) -> float:
+    """Number of runs of which guessing names the right one as often as over these cells; some cells leave out short runs."""
+    return float(1 / np.mean([1 / len(figures.run) for _, figures in finished]))
 
 
 def _worth(finished: Finished, n: int = 1) -> float:

@@ -127,9 +127,17 @@ def title(table: Mapping[str, Any], stream: str = "") -> str:
     changed = "".join(f", {name} {value}" for name, value in spec["recipe"].items())
     budgets = ", ".join(f"{budget / 1000:g}" for budget in spec["memory_bytes"])
     orders = f" in {spec['orders']} orders" if spec["orders"] > 1 else ""
+    shown = [one for one in table["streams"] if stream in ("", one["stream"])]
+    learnt = {number for one in shown for row in one["rows"] for number in row["runs_learnt"]} or {spec["runs"]}
+    few, many = min(learnt), max(learnt)
+    some = (
+        "" if few == spec["runs"] else f", of which {few if few == many else f'{few} to {many}'} are long enough to be learnt"
+    )
+    guessing = _number(1 / many) if few == many else f"{_number(1 / many)}-{_number(1 / few)}"
+    runs = f"{spec['runs']} runs of {spec['lumisections']} lumisections{orders}{some}"
     return (
-        f"{stream or table['title'] or table['name']}: {spec['runs']} runs of {spec['lumisections']} lumisections{orders}, "
-        f"seeds {seeds} ({table['use']}), {budgets} kB{changed}, guessing {_number(1 / spec['runs'])}"
+        f"{stream or table['title'] or table['name']}: {runs}, "
+        f"seeds {seeds} ({table['use']}), {budgets} kB{changed}, guessing {guessing}"
     )
 
 

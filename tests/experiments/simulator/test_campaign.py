@@ -8,13 +8,18 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from dqmstream.errors import InputError
 from dqmstream.experiments.benchmark.cell import BenchmarkCell
+from dqmstream.experiments.benchmark.spec import Benchmark, TableSpec
+from dqmstream.experiments.benchmark.summary import summarise
+from dqmstream.experiments.benchmark.text import title
 from dqmstream.experiments.cells.cell import Record
 from dqmstream.experiments.simulator import LIVE, SimulatedRun, fingerprint, simulated_run, stream
 from dqmstream.experiments.simulator.conditions import run_numbers
 from dqmstream.experiments.simulator.detector import OFF_THEIR_RING
 from dqmstream.experiments.simulator.fills import ERAS, LEVEL, fill, own_length
 from dqmstream.experiments.simulator.streams import named_stream
+from dqmstream.experiments.simulator.stretches import KINDS, stretch
 from dqmstream.learners.evaluation.history_line import HistoryLine
 from dqmstream.lumisection import ieta_row
 from tests.experiments.simulator.test_streams import digest
@@ -131,22 +136,40 @@ def test_channels_off_their_ring_have_their_measured_gains() -> None:
 
 
 def test_the_bounds_hold_and_runs_that_are_too_short_are_left_out_for_every_strategy_alike() -> None:
-    ideal = computed("campaign", "ideal")
+    spec = TableSpec(
+        streams=("campaign",), strategies=("ideal", "ideal_profiled", "gain_map"), seeds=(1,), runs=12, lumisections=200,
+        evaluation_samples=120,
+    )  # fmt: skip
+    records = {cell: cell.compute() for cell in spec.cells()}
+    ideal, *others = records.values()
     numbers = run_numbers(named_stream("campaign"), 1, 12)
     assert own_length(1, 5) == 6 and str(numbers[5]) in ideal["left_out"]
     assert len(ideal["lines"]) + len(ideal["left_out"]) == 12
-    for strategy in ("ideal_profiled", "gain_map"):
-        other = computed("campaign", strategy)
+    for other in others:
         assert other["left_out"] == ideal["left_out"]
         assert accuracy(other) > 0.9
     assert accuracy(ideal) > 0.9
-    null = computed("campaign-null", "ideal")
+    null = BenchmarkCell("campaign-null", 1, 0, "ideal", 12, 200, 1_000_000, 120).compute()
     assert accuracy(null) == pytest.approx(1 / len(null["lines"]))
-
-
-def computed(name: str, strategy: str) -> Record:
-    return BenchmarkCell(name, 1, 0, strategy, 12, 200, 1_000_000, 120).compute()
+    (table,) = summarise(Benchmark((spec.checked(),)), records)["tables"]
+    learnt = len(ideal["lines"])
+    assert all(row["guessing"]["estimate"] == pytest.approx(1 / learnt) for row in table["streams"][0]["rows"])
+    assert f"12 runs of 200 lumisections, of which {learnt} are long enough to be learnt" in title(table)
 
 
 def accuracy(record: Record) -> float:
     return float(np.mean(HistoryLine.from_json(record["lines"][-1]).accuracy or []))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_stretch_of_a_fill_has_the_length_and_the_empty_lumisections_that_are_asked_for(kind: str) -> None:
+    for n in (20, 200):
+        drawn = stretch(kind, n, np.random.default_rng(1), events=1100, empty=2)
+        assert drawn.events.shape == drawn.pileup.shape == (n,)
+        assert (drawn.events == 0).sum() == 2 and (drawn.pileup > 0).all()
+        assert 1000 < np.median(drawn.events) < 1100
+
+
+def test_another_kind_of_stretch_is_refused() -> None:
+    with pytest.raises(InputError, match="choose one of ramp, level, fall, tail, low"):
+        stretch("up", 20, np.random.default_rng(1))
