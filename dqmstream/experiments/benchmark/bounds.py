@@ -8,11 +8,16 @@ log-likelihood, without terms that all runs share:
 `ideal_profiled` knows the maps only, as a learner could at best: events N and pileup R are fitted for each lumisection and run,
 and the score is the maximum over N and R (Barndorff-Nielsen and Cox, *Inference and Asymptotics*, 1994, sec. 3.4).
 
-If readout boxes of a run have common-mode noise, both integrate it out: the likelihood of such a box is the mean over its gain
-f ~ Normal(1, sigma), on a grid; boxes are independent. The bounds know which boxes are noisy.
+What moves in a run (noisy boxes, ring modes, patterns) is integrated out on a grid, and drop-outs and trips are summed over;
+the bounds know the law of each run, not what happened in it (`dqmstream.experiments.benchmark.run_likelihood`). The score is
+exact for one lumisection whose neighbours are unknown. A sum over lumisections is the exact score of all of them where they are
+independent given the run: in `null`, `moderate`, `small`, `structured`, `year`, `pair`, `campaign`, `overdispersed` and
+`threshold`. In `patterns`, `transient` and `mixture` drop-outs, trips, bumps and travelling waves persist, so a classifier that
+looks at neighbours together can be above the sum. In `tracks` the bounds leave faults out.
 
-No classifier is better than `ideal` on average (Bayes' rule with equal priors). `ideal_profiled` shows what remains if
-luminosity has to be estimated from the map. It is not a strict bound, since a learner may know how N and R usually change.
+No classifier of single lumisections is better than `ideal` on average (Bayes' rule with equal priors). `ideal_profiled` shows
+what remains if luminosity has to be estimated from the map. It is not a strict bound, since a learner may know how N and R
+usually change.
 """
 
 from __future__ import annotations

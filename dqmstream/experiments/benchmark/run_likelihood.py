@@ -22,7 +22,7 @@ import numpy as np
 from scipy.special import gammaln, logsumexp, psi, xlogy
 
 from dqmstream.experiments.simulator import LIVE, K, SimulatedRun
-from dqmstream.experiments.simulator.movements import Swaying
+from dqmstream.experiments.simulator.movements import HiddenGrid, Swaying
 from dqmstream.experiments.simulator.run_law import FLICKER_OUT_P, RunLaw, concentration
 from dqmstream.lumisection import rbx_mask
 
@@ -62,17 +62,24 @@ class RunLikelihood:
         self._truth, self._law = truth, truth.law
         live = counts.shape[1]
         self._box = np.zeros(live, dtype=bool)
+        self._silent = np.zeros(len(counts), dtype=bool)
         if self._law.trip is not None:
             self._box = rbx_mask(*self._law.trip)[LIVE]
-        self._silent = self._box.any() & (self._counts[:, self._box] == 0).all(axis=1)
+            self._silent = np.all(self._counts[:, self._box] == 0, axis=1)
         self._flickers = np.isin(np.arange(live), self._law.flickers)
-        self._movements = [(one.channels, *one.grid()) for one in self._law.movements]
-        self._quiet = np.ones(live, dtype=bool)
-        for channels, _, _ in self._movements:
+        self._quiet = truth.rate > 0
+        self._movements = [
+            (one.channels[self._quiet[one.channels]], one.grid().of(self._quiet[one.channels])) for one in self._law.movements
+        ]
+        for channels, _ in self._movements:
             self._quiet[channels] = False
+        self._impossible = np.asarray((self._counts[:, truth.rate == 0] > 0).any(axis=1))
 
     def value(self, events: np.ndarray, pileup: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
-        """log L of the given rows (all by default), float64 (m,), for their events and pileup (m,)."""
+        """log L of the given rows (all by default), float64 (m,), for their events and pileup (m,).
+
+        -inf where a channel counts whose rate is 0.
+        """
         rows = np.arange(len(self._counts)) if rows is None else rows
         log_l = self._of_channels(rows, events, pileup, np.ones(len(self._quiet), dtype=bool))
         if self._law.trip is not None:
@@ -81,6 +88,7 @@ class RunLikelihood:
             if silent.any():
                 others = self._of_channels(rows[silent], events[silent], pileup[silent], ~self._box)
                 log_l[silent] = np.logaddexp(log_l[silent], np.log(self._truth.off_p) + others)
+        log_l[self._impossible[rows]] = -np.inf
         return log_l
 
     def step(
@@ -89,60 +97,73 @@ class RunLikelihood:
         """A Newton step in (events, pileup) and their standard deviations, both (2, m). least: lower limit of events, (m,).
 
         The gradient of an integrated movement is the mean of its gradients over the posterior of its hidden number (Fisher's
-        identity). It is evaluated at the posterior mean of the factors, which is sufficient since the logarithm of the
-        likelihood is nearly quadratic in them. Channels that are out or off are left out.
+        identity), and the information is the mean less the variance of the gradient (Louis, J. R. Stat. Soc. B 44, 1982, 226).
+        Both are evaluated at the posterior mean of the factors, which is sufficient since the logarithm of the likelihood is
+        nearly quadratic in them. Channels that are out or off are left out.
         """
-        counts, lowest = self._counts[rows], events <= least
-        rates, slopes = self._response(pileup)
-        for channels, factors, log_weights in self._movements:
-            log_posterior = self._of_movement(rows, channels, factors, events, pileup, rates) + log_weights
-            posterior = np.exp(log_posterior - logsumexp(log_posterior, axis=1, keepdims=True))
-            rates[:, channels] *= posterior @ factors
-            slopes[:, channels] *= posterior @ factors
-        weight = np.where(self._flickers & (counts == 0), 0.0, 1.0)
-        weight[np.ix_(self._silent[rows], self._box)] = 0.0
-        gradient, information = _slopes(
-            counts, events[:, None], rates * pileup[:, None], slopes, self._law.overdispersion, weight
+        counts, lowest, events, over = self._counts[rows], events <= least, events[:, None], self._law.overdispersion
+        rates, by_pileup = self._response(pileup)
+        posteriors = [self._posterior(rows, channels, grid, events[:, 0], pileup, rates) for channels, grid in self._movements]
+        for posterior, (channels, grid) in zip(posteriors, self._movements, strict=True):
+            rates[:, channels] *= posterior @ grid.factors
+            by_pileup[:, channels] *= posterior @ grid.factors
+        counting = (self._truth.rate > 0) & ~(self._flickers & (counts == 0))
+        counting[np.ix_(self._silent[rows], self._box)] = False
+        activity = np.where(counting, rates * pileup[:, None], 1.0)
+        by_log = np.where(counting, by_pileup / activity, 0.0)  # d(log activity) / dR
+        of_events, of_activity = log_density_slopes(counts, events, activity, over)
+        p, grown = -np.expm1(-K * np.log1p(activity / K)), activity / (1 + activity / K)
+        own = np.where(counting, grown / over, 0.0)  # of N and the logarithm of the activity
+        squared = events * (1 - p) / p * grown * own  # of the logarithm of the activity
+        gradient = np.stack([np.where(counting, of_events, 0.0).sum(axis=1), (of_activity * by_log).sum(axis=1)])
+        gradient[0] += (psi(events + 1) - psi(events - counts + 1)).sum(axis=1)  # of the binomial coefficients
+        of_choices = (_trigamma(events - counts + 1) - _trigamma(events + 1)).sum(axis=1) / over
+        information = np.array(
+            [[of_choices, (own * by_log).sum(axis=1)], [np.zeros(len(rows)), (squared * by_log**2).sum(axis=1)]]
         )
-        # d/dN of the binomial coefficients of all channels.
-        upper = events[:, None]
-        gradient[0] += (psi(upper + 1) - psi(upper - counts + 1)).sum(axis=1)
-        information[0, 0] = (_trigamma(upper - counts + 1) - _trigamma(upper + 1)).sum(axis=1) / self._law.overdispersion
-        determinant = information[0, 0] * information[1, 1] - information[0, 1] ** 2
-        # A matrix that is not positive definite is replaced by its diagonal. Where N is at its limit, only R changes.
-        definite = determinant > 0.05 * information[0, 0] * information[1, 1]
-        held = lowest & (gradient[0] < 0)
-        gradient[0, held] = 0.0
-        off = np.where(definite & ~held, information[0, 1], 0.0)
-        determinant = information[0, 0] * information[1, 1] - off**2
-        step = np.stack(
-            [information[1, 1] * gradient[0] - off * gradient[1], information[0, 0] * gradient[1] - off * gradient[0]]
-        )
-        return step / determinant, 1 / np.sqrt(np.stack([information[0, 0], information[1, 1]]))
+        for posterior, (channels, grid) in zip(posteriors, self._movements, strict=True):
+            by_value = [own[:, channels] @ grid.factors.T, (squared * by_log)[:, channels] @ grid.factors.T]
+            off_mean = [one - (posterior * one).sum(axis=1, keepdims=True) for one in by_value]
+            for i, j in ((0, 0), (0, 1), (1, 1)):
+                information[i, j] -= (posterior * off_mean[i] * off_mean[j]).sum(axis=1)
+        return _newton(gradient, information, lowest)
+
+    def _posterior(
+        self,
+        rows: np.ndarray,
+        channels: np.ndarray,
+        grid: HiddenGrid,
+        events: np.ndarray,
+        pileup: np.ndarray,
+        rates: np.ndarray,
+    ) -> np.ndarray:
+        """Probability of each value of a hidden number given the counts, (m, values)."""
+        log_l = self._of_movement(rows, channels, grid.nodes, events, pileup, rates) @ grid.between + grid.log_weights
+        return np.asarray(np.exp(log_l - logsumexp(log_l, axis=1, keepdims=True)))
 
     def _of_channels(self, rows: np.ndarray, events: np.ndarray, pileup: np.ndarray, among: np.ndarray) -> np.ndarray:
         """log L of these channels, bool (live,), with movements integrated out: (m,)."""
         rates, _ = self._response(pileup)
         quiet = np.flatnonzero(self._quiet & among)
         log_l = self._log_density(rows, quiet, events, pileup, rates[:, quiet]).sum(axis=1)
-        for channels, factors, log_weights in self._movements:
+        for channels, grid in self._movements:
             kept = among[channels]
-            by_value = self._of_movement(rows, channels[kept], factors[:, kept], events, pileup, rates)
-            log_l += logsumexp(by_value + log_weights, axis=1)
+            by_value = self._of_movement(rows, channels[kept], grid.nodes[:, kept], events, pileup, rates) @ grid.between
+            log_l += logsumexp(by_value + grid.log_weights, axis=1)
         return np.asarray(log_l)
 
     def _of_movement(
         self,
         rows: np.ndarray,
         channels: np.ndarray,
-        factors: np.ndarray,
+        nodes: np.ndarray,
         events: np.ndarray,
         pileup: np.ndarray,
         rates: np.ndarray,
     ) -> np.ndarray:
-        """log L of the channels at each value of a hidden number, (m, values)."""
+        """log L of the channels at each node of a hidden number, (m, nodes)."""
         own = rates[:, channels]
-        at = [self._log_density(rows, channels, events, pileup, own * factor).sum(axis=1) for factor in factors]
+        at = [self._log_density(rows, channels, events, pileup, own * factor).sum(axis=1) for factor in nodes]
         return np.stack(at, axis=1)
 
     def _log_density(
@@ -169,57 +190,44 @@ class RunLikelihood:
 
 
 def log_density(counts: np.ndarray, events: np.ndarray, activity: np.ndarray, overdispersion: float) -> np.ndarray:
-    """log f(x) of each channel without the binomial coefficient, (m, channels). activity: R * rate. events: (m, 1)."""
+    """log f(x) of each channel without the binomial coefficient, (m, channels). activity: R * rate > 0. events: (m, 1)."""
     log_q = -K * np.log1p(activity / K)
     p = -np.expm1(log_q)
     if overdispersion == 1:
         return np.asarray(xlogy(counts, p) + (events - counts) * log_q)
     strength = concentration(events, overdispersion)
     a, b = p * strength, np.exp(log_q) * strength
-    with np.errstate(invalid="ignore"):  # a channel that cannot count has a = 0
-        log_f = gammaln(counts + a) - gammaln(a) + gammaln(events - counts + b) - gammaln(b)
-        log_f += gammaln(strength) - gammaln(strength + events)
-    return np.where(p > 0, log_f, np.where(counts > 0, -np.inf, 0.0))
+    log_f = gammaln(counts + a) - gammaln(a) + gammaln(events - counts + b) - gammaln(b)
+    return np.asarray(log_f + gammaln(strength) - gammaln(strength + events))
 
 
-def _slopes(
-    counts: np.ndarray,
-    events: np.ndarray,
-    activity: np.ndarray,
-    by_pileup: np.ndarray,
-    overdispersion: float,
-    weight: np.ndarray,
+def log_density_slopes(
+    counts: np.ndarray, events: np.ndarray, activity: np.ndarray, overdispersion: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Gradient (2, m) and information matrix (2, 2, m) of `log_density` in N and R, summed over channels with a weight.
-
-    by_pileup: derivative of the activity, (m, channels). The information is that of binomial counts over the overdispersion.
-    """
-    grown = 1 + activity / K
-    log_q = -K * np.log(grown)
+    """Derivatives of `log_density` in N and in the logarithm of the activity, (m, channels) each."""
+    grown = activity / (1 + activity / K)  # -d(log q) / d(log activity)
+    log_q = -K * np.log1p(activity / K)
     q, p = np.exp(log_q), -np.expm1(log_q)
-    odds = np.divide(q, p, out=np.zeros_like(p), where=p > 0)
-    slope = weight * by_pileup / grown  # -d log q / dR
     if overdispersion == 1:
-        by_n, by_p = weight * log_q, (counts * odds - (events - counts)) / np.maximum(q, np.finfo(float).tiny)
-    else:
-        by_n, by_p = _beta_slopes(counts, events, np.maximum(p, np.finfo(float).tiny), q, overdispersion)
-        by_n = by_n * weight
-    gradient = np.stack([by_n.sum(axis=1), (by_p * q * slope).sum(axis=1)])
-    rr = (events * odds * slope**2 / np.where(weight > 0, weight, 1.0)).sum(axis=1) / overdispersion
-    nr = slope.sum(axis=1) / overdispersion
-    return gradient, np.array([[np.zeros_like(rr), nr], [nr, rr]])
-
-
-def _beta_slopes(
-    counts: np.ndarray, events: np.ndarray, p: np.ndarray, q: np.ndarray, overdispersion: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Derivatives of the beta-binomial `log_density` in N and in p, (m, channels) each."""
+        return log_q, (counts * q / p - (events - counts)) * grown
     strength, grows = concentration(events, overdispersion), 1 / (overdispersion - 1)
     a, b = p * strength, q * strength
-    of_a, of_b = psi(counts + a) - psi(a), psi(events - counts + b) - psi(b)
-    total = psi(strength) - psi(strength + events)
-    by_n = grows * (p * of_a + q * of_b + total) + psi(events - counts + b) - psi(strength + events)
-    return by_n, strength * (of_a - of_b)
+    upper, total = psi(events - counts + b), psi(strength + events)
+    of_a, of_b = psi(counts + a) - psi(a), upper - psi(b)
+    of_events = grows * (p * of_a + q * of_b + psi(strength) - total) + upper - total
+    return of_events, strength * (of_a - of_b) * q * grown
+
+
+def _newton(gradient: np.ndarray, information: np.ndarray, held: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A step in two variables, and their standard deviations, (2, m) each. held: where the first must not decrease."""
+    nn, nr, rr = information[0, 0], information[0, 1], information[1, 1]
+    # A matrix that is not positive definite is replaced by its diagonal. Where N is at its limit, only R changes.
+    definite = nn * rr - nr**2 > 0.05 * nn * rr
+    held = held & (gradient[0] < 0)
+    gradient[0, held] = 0.0
+    off = np.where(definite & ~held, nr, 0.0)
+    step = np.stack([rr * gradient[0] - off * gradient[1], nn * gradient[1] - off * gradient[0]])
+    return step / (nn * rr - off**2), 1 / np.sqrt(np.stack([nn, rr]))
 
 
 def _trigamma(z: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What moves from lumisection to lumisection: groups of channels that share a hidden number, and channels that drop out.
+"""What moves from lumisection to lumisection: groups of channels whose rates depend on a hidden number.
 
 A movement multiplies the rates of its channels by factors with mean 1, so that the mean rate is the same with and without it.
 The factors depend on one hidden number of each lumisection. `draw` draws it, and `grid` gives its values with their
@@ -7,10 +7,11 @@ probabilities, so that a likelihood can sum over them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
+from numpy.polynomial.chebyshev import chebvander
 
 from dqmstream.experiments.simulator.detector import LIVE
 from dqmstream.lumisection import IETA, IPHI
@@ -25,7 +26,29 @@ _TAIL_SIGMAS = 4.5
 _FISHER_PER_CHANNEL = 1000.0
 """At most so much information on the logarithm of its rate has a channel in a lumisection of 1500 events."""
 
+_NODES = 9
+"""Values of z at which a likelihood is computed. Between them its logarithm is a polynomial: it is nearly quadratic in z."""
+
 _PLACES = 72
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HiddenGrid:
+    """Values of a hidden number, to sum a likelihood over.
+
+    factors: on the rates of the channels at each value, (values, channels). log_weights: logarithms of the probabilities of the
+    values, (values,). nodes: factors at those values at which a log-likelihood is computed, (nodes, channels). between: the
+    log-likelihoods of the values are those of the nodes times this matrix, (nodes, values).
+    """
+
+    factors: np.ndarray
+    log_weights: np.ndarray
+    nodes: np.ndarray
+    between: np.ndarray
+
+    def of(self, kept: np.ndarray) -> HiddenGrid:
+        """The same for some of the channels. kept: bool, (channels,)."""
+        return replace(self, factors=self.factors[:, kept], nodes=self.nodes[:, kept])
 
 
 class Movement(Protocol):
@@ -40,8 +63,8 @@ class Movement(Protocol):
         """Factors on the rates of the channels in each lumisection, (n, channels)."""
         ...
 
-    def grid(self) -> tuple[np.ndarray, np.ndarray]:
-        """Factors at the values of the hidden number, (values, channels), and the logarithms of their probabilities."""
+    def grid(self) -> HiddenGrid:
+        """The values of the hidden number."""
         ...
 
     def truth(self) -> dict[str, object]:
@@ -62,17 +85,26 @@ class Swaying:
     sigma: float
 
     def draw(self, lumisections: int, rng: np.random.Generator) -> np.ndarray:
-        return np.asarray(1 + self.sigma * rng.standard_normal(lumisections)[:, None] * self.shape)
+        return self._factors(rng.standard_normal(lumisections))
 
-    def grid(self) -> tuple[np.ndarray, np.ndarray]:
+    def grid(self) -> HiddenGrid:
         """Equal steps up to 4.5 sigma, not wider than the likelihood of the counts of a lumisection."""
         width = 1 / (self.sigma * np.sqrt(_FISHER_PER_CHANNEL * np.square(self.shape).sum()))
         z = np.linspace(-_TAIL_SIGMAS, _TAIL_SIGMAS, 2 * int(np.ceil(_TAIL_SIGMAS / np.clip(1.2 * width, 0.05, 0.5))) + 1)
-        log_weights = -0.5 * z**2
-        return 1 + self.sigma * z[:, None] * self.shape, log_weights - np.log(np.exp(log_weights).sum())
+        nodes = _TAIL_SIGMAS * np.cos(np.pi * (np.arange(_NODES) + 0.5) / _NODES)
+        at_nodes, at_values = (chebvander(at / _TAIL_SIGMAS, _NODES - 1) for at in (nodes, z))
+        return HiddenGrid(
+            self._factors(z),
+            -0.5 * z**2 - np.log(np.exp(-0.5 * z**2).sum()),
+            self._factors(nodes),
+            np.linalg.solve(at_nodes.T, at_values.T),
+        )
 
     def truth(self) -> dict[str, object]:
         return {**self.what, "sigma": self.sigma}
+
+    def _factors(self, z: np.ndarray) -> np.ndarray:
+        return np.asarray(1 + self.sigma * z[:, None] * self.shape)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,10 +128,10 @@ class Wandering:
         steps = self.step / max(self.wavenumber, 1) * rng.standard_normal(lumisections)
         return self._factors(rng.uniform(0, 2 * np.pi) + np.cumsum(steps))
 
-    def grid(self) -> tuple[np.ndarray, np.ndarray]:
+    def grid(self) -> HiddenGrid:
         """Equal steps around the circle, or around one period of a wave."""
-        places = np.arange(_PLACES) / _PLACES * 2 * np.pi / max(self.wavenumber, 1)
-        return self._factors(places), np.full(_PLACES, -np.log(_PLACES))
+        factors = self._factors(np.arange(_PLACES) / _PLACES * 2 * np.pi / max(self.wavenumber, 1))
+        return HiddenGrid(factors, np.full(_PLACES, -np.log(_PLACES)), factors, np.eye(_PLACES))
 
     def truth(self) -> dict[str, object]:
         return {**self.what, "amplitude": self.amplitude, "step": self.step}
