@@ -94,12 +94,14 @@ def test_patterns_move_without_changing_the_mean() -> None:
     assert len(set(kinds[:4])) == len(set(kinds[4:])) == len(FAMILIES)
     for law in laws:
         (movement,) = law.movements
-        factors, log_weights = movement.grid()
-        assert np.exp(log_weights).sum() == pytest.approx(1)
-        assert np.allclose(np.exp(log_weights) @ factors, 1, atol=1e-4)
+        grid = movement.grid()
+        weights = np.exp(grid.log_weights)
+        assert weights.sum() == pytest.approx(1)
+        assert np.allclose(weights @ grid.factors, 1, atol=1e-4)
+        assert np.allclose(grid.between.T @ grid.nodes, grid.factors)
         drawn = movement.draw(4000, np.random.default_rng(1))
         assert drawn.mean() == pytest.approx(1, abs=0.005)
-        spread = np.sqrt(np.exp(log_weights) @ np.square(factors - 1))
+        spread = np.sqrt(weights @ np.square(grid.factors - 1))
         assert drawn.std(axis=0) == pytest.approx(spread, rel=0.2)
         assert np.sqrt(np.square(spread).mean()) > 0.015
 
