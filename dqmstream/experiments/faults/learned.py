@@ -111,11 +111,12 @@ class Reconstruction:
 class MaskedReconstruction:
     """DepthViT on counts scaled by their quartiles, or on residuals to the reference of the first run.
 
-    The channels are those that count in the first run.
+    The channels are those that count in the first run. own_statistics: of `DepthViTDetector.scores`; a score then depends on
+    later lumisections of its run.
     """
 
-    def __init__(self, seed: int, training: Training, residuals: bool) -> None:
-        self._seed, self._training, self._residuals = seed, training, residuals
+    def __init__(self, seed: int, training: Training, residuals: bool, own_statistics: bool = False) -> None:
+        self._seed, self._training, self._residuals, self._own_statistics = seed, training, residuals, own_statistics
         self._detector: DepthViTDetector | None = None
         self._reference: Reference | None = None
 
@@ -138,7 +139,7 @@ class MaskedReconstruction:
         self._detector.learn(self._values(good))
 
     def look(self, maps: Maps) -> Suspicion:
-        channels = self._known.scores(self._values(maps))
+        channels = self._known.scores(self._values(maps), self._own_statistics)
         return Suspicion(channels.max(axis=1), channels)
 
     def _values(self, maps: Maps) -> np.ndarray:

@@ -106,22 +106,30 @@ class DepthViTDetector:
             stay = spread(self.learnt_after, self.runs + 1, self.training.models - 1)
             self._older = [self._older[place] for place in stay]
         losses = self._train(torch.from_numpy(values), self.training.epochs if self.runs else self.training.first_epochs)
-        self._errors = []
-        for model in self.models:
-            error = np.abs(self.rebuilt(model, values) - values)
-            self._errors.append((error.mean(axis=0), np.maximum(error.std(axis=0), self._least_deviation)))
+        self._errors = [self._statistics(self._errors_of(model, values)) for model in self.models]
         self.runs += 1
         return losses
 
-    def scores(self, values: np.ndarray) -> np.ndarray:
-        """Deviation of each channel's error in standard deviations, the mean over the models: float32 (n, live)."""
+    def scores(self, values: np.ndarray, own_statistics: bool = False) -> np.ndarray:
+        """Deviation of each channel's error in standard deviations, the mean over the models: float32 (n, live).
+
+        own_statistics: whether mean and standard deviation are those of these values, later ones included, as in the public
+        evaluation script; otherwise those of the last run that was learnt.
+        """
         if not self._errors:
             raise InputError("no run was learnt yet: learn one before scoring")
-        found = [
-            np.abs(np.abs(self.rebuilt(model, values) - values) - mean) / deviation
-            for model, (mean, deviation) in zip(self.models, self._errors, strict=True)
-        ]
+        found = []
+        for model, known in zip(self.models, self._errors, strict=True):
+            error = self._errors_of(model, values)
+            mean, deviation = self._statistics(error) if own_statistics else known
+            found.append(np.abs(error - mean) / deviation)
         return np.asarray(np.mean(found, axis=0), dtype=np.float32)
+
+    def _errors_of(self, model: nn.Module, values: np.ndarray) -> np.ndarray:
+        return np.abs(self.rebuilt(model, values) - values)
+
+    def _statistics(self, error: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return error.mean(axis=0), np.maximum(error.std(axis=0), self._least_deviation)
 
     @torch.no_grad()
     def rebuilt(self, model: nn.Module, values: np.ndarray) -> np.ndarray:

@@ -49,3 +49,13 @@ def test_scaling_ignores_the_number_of_events_and_takes_a_blank_lumisection() ->
     blank = scaled_by_quartiles(np.zeros((1, 932), dtype=np.float32))
     assert not blank.any()
     assert np.isfinite(scaled_by_quartiles(np.eye(1, 932, dtype=np.float32))).all()
+
+
+def test_own_statistics_are_those_of_the_values_that_are_scored() -> None:
+    """They forgive a shift that all lumisections of the run share, and with it a fault that lasts all of the run."""
+    detector = DepthViTDetector(he_depth1_mask()[None], Training(layers=1, batch=16, first_epochs=4), seed=0)
+    detector.learn(scaled_by_quartiles(maps(100, 1, 1)))
+    shifted = maps(60, 2, 1)
+    shifted[:, 100] *= 0.2
+    values = scaled_by_quartiles(shifted)
+    assert np.median(detector.scores(values)[:, 100]) > 2 * np.median(detector.scores(values, own_statistics=True)[:, 100])
