@@ -1,11 +1,11 @@
-"""Exemplars of four bits a channel: residuals to the reference, rounded to levels, with the conditions that undo them.
+"""Exemplars of two bits a channel: residuals to the reference, rounded to four levels, with the conditions that undo them.
 
-A count of 16 bits is kept far more exactly than it says anything: its scatter is one deviation. Rounded to levels .84
-deviations apart, its variance grows by 6 %, and four times as many lumisections fit. Levels reach ±10 deviations, where
-residuals end (`response.reference.CLIP`); they are coarser from ±4.2 on.
+A count of 16 bits is kept far more exactly than it says anything: its scatter is one deviation. Of a normal residual of unit
+variance, four levels leave out .12 of the variance (Max, IRE Trans. Inf. Theory 6 (1960) 7, table I), and nearly eight times as
+many lumisections fit in the same bytes. What is lost is how far an outlying channel lies beyond 1.5 deviations.
 
-A lumisection becomes uint16 numbers, four residuals each, and two float32 for its conditions. Counts are given back as expected
-under these conditions, plus the residual: they are not whole.
+A lumisection becomes uint16 numbers, eight residuals each, and two float32 for its conditions. Counts are given back as
+expected under these conditions, plus the residual: they are not whole.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from dqmstream.learners.memory.exemplars import ExemplarMemory
-from dqmstream.learners.response.reference import CLIP, Reference
+from dqmstream.learners.response.reference import Reference
 
-_INNER = 0.84 * np.arange(-5, 6)
-LEVELS = np.concatenate([[-CLIP, -7.5, -5.6], _INNER, [5.6, CLIP]])
-"""Residuals that are told apart, in deviations: 16, one more below than above, since channels that fail count less."""
+LEVELS = np.array([-1.510, -0.4528, 0.4528, 1.510])
+"""Residuals that are told apart, in deviations."""
 
 _MIDDLES = (LEVELS[1:] + LEVELS[:-1]) / 2
-_NIBBLES = 4
+_BITS = 2
+_EACH = 16 // _BITS
+_SHIFTS = _BITS * np.arange(_EACH, dtype=np.uint16)
 _CONDITIONS = 4
 """uint16 numbers of the two conditions."""
 
@@ -32,7 +33,7 @@ class ResidualCodec:
 
     def __init__(self, reference: Reference) -> None:
         self.reference = reference
-        self.width = -(-reference.channels // _NIBBLES) + _CONDITIONS
+        self.width = -(-reference.channels // _EACH) + _CONDITIONS
         """uint16 numbers of a lumisection."""
 
     def packed(self, counts: np.ndarray) -> np.ndarray:
@@ -40,20 +41,22 @@ class ResidualCodec:
         counts = counts.astype(np.float64)
         conditions = self.reference.conditions_of_live(counts).astype(np.float32)
         expected = self.reference.fitted.expected(conditions.astype(np.float64))
-        levels = np.zeros((len(counts), _NIBBLES * (self.width - _CONDITIONS)), dtype=np.uint16)
-        scattered = expected.deviation > 0  # not where nothing is expected, as in a lumisection without events
+        scattered = expected.deviation > 0  # not where nothing is expected
         residuals = np.divide(counts - expected.counts, expected.deviation, out=np.zeros_like(counts), where=scattered)
+        levels = np.zeros((len(counts), _EACH * (self.width - _CONDITIONS)), dtype=np.uint16)
         levels[:, : counts.shape[1]] = np.digitize(residuals, _MIDDLES)
-        four = levels.reshape(len(counts), -1, _NIBBLES) << (_NIBBLES * np.arange(_NIBBLES, dtype=np.uint16))
-        return np.concatenate([np.bitwise_or.reduce(four, axis=2), conditions.view(np.uint16)], axis=1)
+        together = np.bitwise_or.reduce(levels.reshape(len(counts), -1, _EACH) << _SHIFTS, axis=2)
+        return np.concatenate([together, conditions.view(np.uint16)], axis=1)
 
     def counts(self, packed: np.ndarray) -> np.ndarray:
         """Packed rows to counts, 0 or more: float32 (n, live)."""
         conditions = np.ascontiguousarray(packed[:, -_CONDITIONS:]).view(np.float32).astype(np.float64)
-        four = packed[:, :-_CONDITIONS, None] >> (_NIBBLES * np.arange(_NIBBLES, dtype=np.uint16))
-        levels = (four & 0xF).reshape(len(packed), four.shape[1] * _NIBBLES)[:, : self.reference.channels]
+        apart = (packed[:, :-_CONDITIONS, None] >> _SHIFTS) & (2**_BITS - 1)
+        levels = apart.reshape(len(packed), apart.shape[1] * _EACH)[:, : self.reference.channels]
         expected = self.reference.fitted.expected(conditions)
-        return np.maximum(expected.counts + LEVELS[levels] * expected.deviation, 0.0).astype(np.float32)
+        counts = np.maximum(expected.counts + LEVELS[levels] * expected.deviation, 0.0).astype(np.float32)
+        counts[~conditions.any(axis=1)] = 0.0  # a lumisection without events
+        return counts
 
 
 class PackedExemplars:
@@ -93,6 +96,10 @@ class PackedExemplars:
     def of(self, experience: int) -> np.ndarray:
         """Counts kept of an experience: float32 (kept, live)."""
         return self._codec.counts(self._memory.of(experience))
+
+    def rounded(self, counts: np.ndarray) -> np.ndarray:
+        """Counts (n, live) as they would come back: what is trained on beside exemplars must be rounded as they are."""
+        return self._codec.counts(self._codec.packed(counts))
 
     def add(self, counts: np.ndarray, residuals: Callable[[np.ndarray], np.ndarray] | None = None) -> None:
         features = None if residuals is None else lambda _: residuals(counts)

@@ -30,6 +30,8 @@ class Replay(Method):
 
     def material(self, experience: int, new: Mapping[int, np.ndarray], past: PastCounts) -> dict[int, np.ndarray]:
         kept = {group: rows for group, rows in enumerate(self.exemplars()) if len(rows)}
+        if isinstance(self._memory, PackedExemplars):
+            new = {group: self._memory.rounded(rows) for group, rows in new.items()}
         return kept | dict(new)
 
     def keep(self, new: Mapping[int, np.ndarray], inputs: Inputs) -> None:

@@ -87,7 +87,8 @@ class Recipe:
     linear_skip
         Whether a linear map from the residuals is added to the logits.
     products
-        Transformers: products of projections of what the head reads, for a second head (`learners.networks.products`).
+        Transformers and linear: products of projections of what the head reads, for a second head
+        (`learners.networks.products`).
     steps, batch, micro_batch
         Training steps a run; lumisections a step; how many of these go through the network at once, 0 for all.
     bf16
@@ -99,7 +100,7 @@ class Recipe:
     memory
         How a method that keeps lumisections chooses them, one of `learners.memory.selection.POLICIES`.
     packed
-        Whether it keeps lumisections of runs at 4 bits a channel, four times as many (`learners.gradient.packed`).
+        Whether it keeps lumisections of runs at 2 bits a channel, nearly eight times as many (`learners.gradient.packed`).
     ewc_strength, ewc_decay, fisher_samples
         Elastic weight consolidation (`learners.gradient.ewc`).
     lwf_strength, lwf_temperature

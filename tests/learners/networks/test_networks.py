@@ -13,6 +13,7 @@ from dqmstream.errors import InputError
 from dqmstream.learners.gradient.flops import step_flops
 from dqmstream.learners.networks.base import Network
 from dqmstream.learners.networks.build import build
+from dqmstream.learners.networks.linear import Linear
 from dqmstream.learners.networks.moe.config import ROUTER_NAMES
 from dqmstream.learners.networks.recipe import CNN_RECIPE, READOUTS, STUDY_RECIPE, Recipe
 from dqmstream.learners.networks.registry import BACKBONES, BUILT_IN
@@ -96,11 +97,11 @@ def test_each_channel_reaches_the_head_in_its_place(name: str) -> None:
     assert (scores.abs() > 1e-4).all()
 
 
-@pytest.mark.parametrize("name", ["moe_vit", "vit"])
+@pytest.mark.parametrize("name", ["moe_vit", "vit", "linear"])
 def test_products_tell_apart_what_only_moves_together(name: str) -> None:
     """Two signs of one pattern have the same score, another size has another, and old rows stay as the head grows."""
     model = make(name, products=5, linear_skip=False)
-    assert isinstance(model, ViT) and model.products is not None and model.product_head is not None
+    assert isinstance(model, ViT | Linear) and model.products is not None and model.product_head is not None
     assert len(model.heads()) == 2
     model.grow(2)
     assert not model(torch.randn(3, 932)).any(), "a new head says nothing"
