@@ -48,12 +48,17 @@ _BUILT_IN: dict[str, tuple[str, StrategyInfo]] = {
     "lwf": ("gradient.lwf", _GRADIENT),
     "ewc": ("gradient.ewc", _GRADIENT),
     "ensemble": ("gradient.ensemble", _GRADIENT),
+    "si": ("gradient.si", _GRADIENT),
+    "mas": ("gradient.mas", _GRADIENT),
+    "gdumb": ("gradient.gdumb", _GRADIENT),
+    "rar": ("gradient.rar", _GRADIENT),
     "cumulative": ("gradient.cumulative", _GRADIENT),
     "joint": ("gradient.joint", _GRADIENT),
     "cnn": ("gradient.replay", StrategyInfo(True, CNN_RECIPE, CNN_RECIPE.model)),
     "statistical_replay": ("gradient.statistical_replay", _REDRAWN),
     "hybrid": ("gradient.hybrid", _REDRAWN),
     "gain_map": ("closed_form.gain_map", StrategyInfo()),
+    "ncm": ("closed_form.ncm", StrategyInfo()),
     "naive_bayes": ("closed_form.naive_bayes", StrategyInfo()),
     "ring_means": ("closed_form.ring_means", StrategyInfo()),
     "logistic": ("closed_form.logistic", StrategyInfo(budgeted=True)),
@@ -72,7 +77,7 @@ GRADIENT = tuple(name for name in NAMES if _BUILT_IN[name][1].recipe is not None
 CLOSED_FORMS = tuple(name for name in NAMES if name not in GRADIENT)
 """Strategies of this package that need no PyTorch."""
 
-LIVE_BASELINES = tuple(name for name in CLOSED_FORMS if not _BUILT_IN[name][1].budgeted)
+LIVE_BASELINES = ("gain_map", "naive_bayes", "ring_means")
 """Strategies that run beside every learner."""
 
 TABLE_BASELINES = ("ring_means", "logistic", "naive_bayes", "gain_map", "cnn")

@@ -28,7 +28,7 @@ BRIEF = replace(TINY, steps=11, batch=16, patch=(16, 18))
 
 BUDGET = 400_000
 EXEMPT = ("joint", "cumulative")
-FORGETFUL = ("naive", "ewc", "lwf", "agem", "ring_means")
+FORGETFUL = ("naive", "ewc", "si", "mas", "lwf", "agem", "ring_means")
 
 
 def make(name: str, seed: int = 0, recipe: Recipe = TINY, memory_bytes: int = BUDGET) -> Strategy:

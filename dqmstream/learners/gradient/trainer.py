@@ -102,14 +102,17 @@ class Lesson:
 
     def batches(self) -> Iterator[list[Tensor]]:
         """Residuals (B, L) and labels (B,), `steps` times."""
-        batch = self._recipe.batch
         for step in range(self.steps):
-            # Each batch starts at the group where the last one ended, so that shares are equal over many batches.
-            which_B = (step * batch + torch.arange(batch)) % len(self._size_G)
-            place_B = torch.rand(batch, generator=self.generator, dtype=torch.float64) * self._size_G[which_B]
-            # The host must not wait for the copy: it prepares the next step while the GPU computes this one.
-            index_B = (self._start_G[which_B] + place_B.long()).to(self.label_M.device, non_blocking=True)
+            index_B = self.drawn(step, self._recipe.batch)
             yield [self.with_noise(self.residuals_ML[index_B]), self.label_M[index_B]]
+
+    def drawn(self, number: int, batch: int) -> Tensor:
+        """Rows of the `number`-th of many batches of this size, counted from 0: (B,), on the device."""
+        # Each batch starts at the group where the last one ended, so that shares are equal over many batches.
+        which_B = (number * batch + torch.arange(batch)) % len(self._size_G)
+        place_B = torch.rand(batch, generator=self.generator, dtype=torch.float64) * self._size_G[which_B]
+        # The host must not wait for the copy: it prepares the next step while the GPU computes this one.
+        return (self._start_G[which_B] + place_B.long()).to(self.label_M.device, non_blocking=True)
 
     def with_noise(self, residuals_BL: Tensor) -> Tensor:
         """Residuals (B, L) with new noise of the recipe's standard deviation."""

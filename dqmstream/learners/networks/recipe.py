@@ -37,7 +37,9 @@ _BOUNDS: Mapping[str, tuple[float, float]] = {
     "moe_blocks": (0, 1024),
     "experts": (1, MAX_EXPERTS),
     **dict.fromkeys(("aux_weight", "z_weight", "bias_rate", "noise", "weight_decay"), _WEIGHT),
-    **dict.fromkeys(("ewc_strength", "lwf_strength", "der_strength"), _WEIGHT),
+    **dict.fromkeys(("ewc_strength", "si_strength", "mas_strength", "lwf_strength", "der_strength"), _WEIGHT),
+    "si_damping": (1e-12, 1e12),
+    "rar_repeats": (1, 1e9),
     **dict.fromkeys(("steps", "batch", "fisher_samples"), (1, 1e9)),
     "micro_batch": (0, 1e9),
     "places": (1, 65_536),
@@ -61,7 +63,7 @@ REMOVED = {
 }
 """Entries that recipes no longer have, and their defaults: states that were written with them at their defaults still open."""
 
-ADDED = {"products": 0, "packed": False}
+ADDED = {"products": 0, "packed": False, "si_strength": 1.0, "si_damping": 1e-3, "mas_strength": 1.0, "rar_repeats": 4}
 """Entries that recipes of older versions lacked, and what those did."""
 
 
@@ -103,6 +105,12 @@ class Recipe:
         Whether it keeps lumisections of runs at 2 bits a channel, nearly eight times as many (`learners.gradient.packed`).
     ewc_strength, ewc_decay, fisher_samples
         Elastic weight consolidation (`learners.gradient.ewc`).
+    si_strength, si_damping
+        Synaptic intelligence (`learners.gradient.si`).
+    mas_strength
+        Memory aware synapses (`learners.gradient.mas`), which looks at `fisher_samples` lumisections too.
+    rar_repeats
+        Steps on each batch of the new run in repeated augmented rehearsal (`learners.gradient.rar`).
     lwf_strength, lwf_temperature
         Learning without forgetting (`learners.gradient.lwf`).
     der_strength
@@ -148,6 +156,10 @@ class Recipe:
     ewc_strength: float = 1000.0
     ewc_decay: float = 0.9
     fisher_samples: int = 64
+    si_strength: float = 1.0
+    si_damping: float = 1e-3
+    mas_strength: float = 1.0
+    rar_repeats: int = 4
     lwf_strength: float = 1.0
     lwf_temperature: float = 2.0
     der_strength: float = 0.5

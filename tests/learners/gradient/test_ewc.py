@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from dqmstream.errors import StateError
-from dqmstream.learners.gradient.ewc import fisher_information, padded, penalty
+from dqmstream.learners.gradient.ewc import fisher_information
+from dqmstream.learners.gradient.held_weights import padded, penalty
 
 
 def test_fisher_information_is_the_mean_of_squared_gradients_of_single_samples() -> None:
