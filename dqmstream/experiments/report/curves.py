@@ -1,4 +1,4 @@
-"""Curves that the report draws: accuracy and forgetting over a stream, and the ROC curve of each run."""
+"""Curves that the report draws: accuracy and forgetting over a stream, accuracy against lumisections, and the ROC curves."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from dqmstream.experiments.report.learner_records import LearnerRecord
-from dqmstream.learners.evaluation.history import results
-from dqmstream.learners.evaluation.history_line import HistoryLine
+from dqmstream.experiments.statistics import Interval, clustered_mean
+from dqmstream.learners.evaluation.history import matrix_by_last, results
+from dqmstream.learners.evaluation.history_line import EVERY_LENGTH, HistoryLine
 from dqmstream.learners.evaluation.repeated_runs import newest_of_run
 from dqmstream.learners.evaluation.roc import auc, roc_curve
 
@@ -36,6 +37,17 @@ class Roc:
     auc: float
 
 
+@dataclass(frozen=True, eq=False)
+class CurveByLast:
+    """Accuracy where the last n lumisections name the run, by n, with 95 % intervals from resampled runs.
+
+    Empty where no n but 1 was measured.
+    """
+
+    name: str
+    accuracy: dict[int, Interval]
+
+
 def square(rows: list[list[float | None]]) -> np.ndarray:
     """A matrix of the history's results as float64, (T, T), nan where it is undefined."""
     return np.array(rows, dtype=np.float64).reshape(len(rows), len(rows))
@@ -55,6 +67,19 @@ def course(name: str, lines: list[HistoryLine], *, beside: bool) -> Course:
             lost[t] = np.nanmean(drops)
         best = np.fmax(best, row)
     return Course(name, accuracy, lost, beside)
+
+
+def by_last_curve(name: str, lines: list[HistoryLine]) -> CurveByLast:
+    """The curve of a learner or baseline after its last run."""
+    runs = [line.run for line in lines]
+    accuracy: dict[int, Interval] = {}
+    for n in EVERY_LENGTH:
+        row = matrix_by_last(lines, n, "accuracy")[-1]
+        # A run that was learnt twice has one figure.
+        known = {run: value for run, value in zip(runs, row, strict=True) if value is not None}
+        if known:
+            accuracy[n] = clustered_mean({(0, 0): known})
+    return CurveByLast(name, accuracy if len(accuracy) > 1 else {})
 
 
 def rocs(record: LearnerRecord) -> list[Roc]:

@@ -12,7 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from dqmstream.experiments.figures import COLOURS, HALF_IN, MARKERS, WIDE_IN, canvas, plain
-from dqmstream.experiments.report.curves import Course, Roc
+from dqmstream.experiments.report.curves import Course, CurveByLast, Roc
+from dqmstream.experiments.statistics import Interval
 
 COMPACT_RUNS = 10
 """Matrices of up to this many runs are readable at half the width of the page."""
@@ -78,6 +79,41 @@ def draw_courses(path: Path, runs: int, courses: Sequence[Course]) -> None:
         for axes in (upper, lower):
             axes.xaxis.minorticks_off()
         figure.legend(*upper.get_legend_handles_labels(), loc="outside upper center", ncols=4)
+
+
+def draw_by_last(path: Path, curves: Sequence[CurveByLast], guessing: Mapping[int, Interval]) -> None:
+    """Draw accuracy against the number of lumisections that name the run together; the first curve is the learner's.
+
+    guessing: range of guessing at each number; where its ends are nan, the line alone is drawn.
+    """
+    with canvas(path, 4.3, HALF_IN) as figure:
+        axes = figure.subplots()
+        lengths = list(guessing)
+        low, high = ([getattr(guessing[n], name) for n in lengths] for name in ("low", "high"))
+        axes.fill_between(lengths, low, high, color="#717581", alpha=0.25, linewidth=0)
+        axes.plot(lengths, [guessing[n].estimate for n in lengths], color="black", linestyle=":", label="guessing")
+        for number, curve in enumerate(curves):
+            values = list(curve.accuracy.values())
+            error = np.array([[value.estimate - value.low, value.high - value.estimate] for value in values]).T
+            axes.errorbar(
+                list(curve.accuracy),
+                [value.estimate for value in values],
+                yerr=np.maximum(error, 0.0),
+                color=COLOURS[number % len(COLOURS)],
+                marker=MARKERS[number % len(MARKERS)],
+                markersize=5,
+                linewidth=1.3 if number else 1.8,
+                linestyle="--" if number else "-",
+                capsize=2,
+                label=plain(curve.name),
+            )
+        axes.set_xscale("log")
+        axes.set_xticks(lengths, [str(n) for n in lengths])
+        axes.minorticks_off()
+        axes.set_ylim(-0.03, 1.05)
+        axes.set_xlabel("lumisections summed")
+        axes.set_ylabel("accuracy")
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
 
 
 def draw_losses(path: Path, runs: Sequence[int], losses: Sequence[Sequence[float]]) -> None:

@@ -32,7 +32,8 @@ class SummaryRow:
     kind: "learner", "baseline", or "luminosity" for ring means. beside: the learner that a baseline ran beside, else "".
     chance: 1/T; chance_low, chance_high: central 95 % of what guessing gives on as many test lumisections. p_value:
     probability that guessing gives this accuracy or more. verdict: "at chance", "above chance", "below chance", or "one run"
-    if there was nothing to tell apart. seconds: None for a baseline, whose time is in its learner's.
+    if there was nothing to tell apart. seconds: None for a baseline, whose time is in its learner's. accuracy_last_8: where the
+    last 8 lumisections name the run; None where it was not measured.
     """
 
     name: str
@@ -53,6 +54,7 @@ class SummaryRow:
     memory_bytes: int
     state_bytes: int
     seconds: float | None
+    accuracy_last_8: float | None = None
 
 
 def summarise(records: Sequence[LearnerRecord]) -> list[SummaryRow]:
@@ -88,6 +90,7 @@ def _row(name: str, kind: str, strategy: str, record: LearnerRecord, lines: list
         memory_bytes=found["memory_bytes"],
         state_bytes=found["state_bytes"],
         seconds=found["seconds"] if learner else None,
+        accuracy_last_8=found["by_last"]["8"]["average_accuracy"],
     )
 
 

@@ -19,7 +19,7 @@ from dqmstream.errors import InputError, StateError
 from dqmstream.experiments import simulator
 from dqmstream.experiments.page import MANIFEST
 from dqmstream.experiments.report import plots
-from dqmstream.experiments.report.curves import course
+from dqmstream.experiments.report.curves import by_last_curve, course
 from dqmstream.experiments.report.further_figures import further_figures
 from dqmstream.experiments.report.gain_changes import run_views, view_of
 from dqmstream.experiments.report.learner_records import read_records
@@ -129,14 +129,26 @@ def test_the_summary_has_the_numbers_of_results_json(faulty: Path, found: tuple[
         assert row[2] == f"{entry['average_accuracy']:.3f}"
         assert row[3].split()[0] == f"{1 / 3:.3f}"
         assert row[4] == entry["verdict"]
-        assert row[5] == f"{entry['average_auc']:.3f}"
-        assert row[6] == f"{entry['forgetting']:.3f}"
+        assert row[5] == f"{entry['accuracy_last_8']:.3f}"
+        assert row[6] == f"{entry['average_auc']:.3f}"
+        assert row[7] == f"{entry['forgetting']:.3f}"
     live = results["learners"]["live"]
     assert results["summary"][0]["average_accuracy"] == live["average_accuracy"] == np.mean(live["accuracy_matrix"][-1])
-    assert table[0][8] == f"{live['memory_bytes'] / 1000:.1f}"
+    assert results["summary"][0]["accuracy_last_8"] == live["by_last"]["8"]["average_accuracy"] >= live["average_accuracy"]
+    assert table[0][9] == f"{live['memory_bytes'] / 1000:.1f}"
     last = read_history(faulty / "state" / "live" / "history.jsonl")[-1]
     for place, name in enumerate(("gain_map", "naive_bayes", "ring_means"), start=1):
         assert table[place][2] == f"{np.mean(last.baselines[name].accuracy):.3f}"
+
+
+def test_the_curve_by_the_last_lumisections_is_that_of_the_history_and_absent_where_an_older_one_lacks_it(faulty: Path) -> None:
+    lines = read_history(faulty / "state" / "live" / "history.jsonl")
+    curve = by_last_curve("live", lines).accuracy
+    assert {n: value.estimate for n, value in curve.items()} == pytest.approx({
+        int(n): found["average_accuracy"] for n, found in results(lines)["by_last"].items()
+    })  # fmt: skip
+    assert all(value.low <= value.estimate <= value.high for value in curve.values())
+    assert not by_last_curve("live", [replace(line, by_last=[]) for line in lines]).accuracy
 
 
 def test_further_figures_are_those_of_the_history(faulty: Path, found: tuple[Page, dict]) -> None:
@@ -224,7 +236,7 @@ def test_every_picture_is_there_and_described(which: str, request: pytest.Fixtur
     names = [str(picture["src"]) for picture in page.pictures]
     assert sorted(names) == sorted(path.name for path in folder.glob("*.png"))
     learners, runs = len(results["learners"]), len(results["learners"]["live"]["runs"])
-    assert len(names) == 1 + 3 * learners + runs + (runs - 1)
+    assert len(names) == 1 + 4 * learners + runs + (runs - 1)
     assert len({picture["alt"] for picture in page.pictures}) == len(names)
     for picture in page.pictures:
         assert len(str(picture["alt"])) > 30
@@ -384,7 +396,8 @@ def test_the_course_is_what_the_histories_functions_say(faulty: Path) -> None:
     lines = read_history(faulty / "state" / "live" / "history.jsonl")
     rng = np.random.default_rng(0)
     lines = [
-        replace(line, accuracy=rng.random(t + 1).tolist() if t else None) for t, line in enumerate([lines[0], *lines[1:] * 3])
+        replace(line, accuracy=rng.random(t + 1).tolist() if t else None, by_last=[])
+        for t, line in enumerate([lines[0], *lines[1:] * 3])
     ]
     drawn = course("x", lines, beside=False)
     step_by_step = [results(lines[: t + 1]) for t in range(len(lines))]

@@ -6,6 +6,10 @@ from dqmstream.experiments.report.gain_changes import BEYOND
 from dqmstream.experiments.report.panel import Link, Panel, ReportInputs
 
 TERMS = (
+    (
+        "by the last n",
+        "A lumisection and the n - 1 before it in its run name the run together: their log-probabilities are summed.",
+    ),
     ("known", "A run that the learner has learnt."),
     (
         "new",

@@ -9,10 +9,13 @@ import numpy as np
 
 from dqmstream.experiments.page import number, picture
 from dqmstream.experiments.report import plots
-from dqmstream.experiments.report.curves import Roc, rocs, square
+from dqmstream.experiments.report.curves import Roc, by_last_curve, rocs, square
 from dqmstream.experiments.report.learner_records import LearnerRecord
 from dqmstream.experiments.report.panel import Link, Panel, ReportInputs
-from dqmstream.learners.evaluation.history import results
+from dqmstream.experiments.report.summary import guessing_interval
+from dqmstream.experiments.statistics import Interval
+from dqmstream.learners.evaluation.history import baseline_lines, results
+from dqmstream.learners.evaluation.history_line import EVERY_LENGTH
 
 CAPTURE = 0.95
 """Share of a run's own lumisections that are attributed to it where its false-positive rate is given."""
@@ -39,6 +42,7 @@ def _section(report: ReportInputs, place: int, record: LearnerRecord) -> dict[st
     prefix = f"learner-{place:02d}-{re.sub(r'[^A-Za-z0-9._-]', '-', record.name)}"
     shown = [
         *_matrices(report, record, prefix),
+        *_by_last(report, record, prefix),
         *_roc_curves(report, record, prefix, curves),
         *_windows(report, record, prefix),
         *_losses(report, record, prefix),
@@ -64,6 +68,28 @@ def _matrices(report: ReportInputs, record: LearnerRecord, prefix: str) -> list[
         alt = f"Matrix of the {what} of {record.name}: {len(record.lines)} runs, average of the last row {mean}."
         shown.append(picture(file, alt))
     return shown
+
+
+def _by_last(report: ReportInputs, record: LearnerRecord, prefix: str) -> list[dict[str, Any]]:
+    beside = {name: baseline_lines(record.lines, name) for name in sorted(record.lines[-1].baselines)}
+    curves = [by_last_curve(name, lines) for name, lines in {record.name: record.lines, **beside}.items()]
+    if not curves[0].accuracy:
+        return []
+    file = report.folder.add(f"{prefix}-last.png")
+    plots.draw_by_last(file, [curve for curve in curves if curve.accuracy], _guessing(record))
+    words = ", ".join(f"{value.estimate:.3f} by {n}" for n, value in curves[0].accuracy.items())
+    return [picture(file, f"Accuracy of {record.name} where the last n lumisections name the run: {words}.")]
+
+
+def _guessing(record: LearnerRecord) -> dict[int, Interval]:
+    """Range of guessing by the last n: sums overlap, so n lumisections count as one. Without ends where not all were summed."""
+    whole = all(one.experiences is None for one in record.lines[-1].by_last)
+    found = {}
+    for n in EVERY_LENGTH:
+        low, high = guessing_interval(record.tested, n) if whole else (None, None)
+        ends = (np.nan if end is None else end for end in (low, high))
+        found[n] = Interval(1 / len(set(record.runs)), *ends)
+    return found
 
 
 def _roc_curves(report: ReportInputs, record: LearnerRecord, prefix: str, curves: list[Roc]) -> list[dict[str, Any]]:
