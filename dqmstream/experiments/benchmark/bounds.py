@@ -70,9 +70,12 @@ def fit_conditions(
     likelihood = RunLikelihood(counts, truth)
     events, pileup = _rough_conditions(counts, truth.rate) if start is None else (start[0].copy(), start[1].copy())
     least = counts.max(axis=1).astype(np.float64)
-    open_ = np.arange(len(counts))
+    events[least == 0] = 0.0  # an empty lumisection has no events under any run
+    open_ = np.flatnonzero(least)
     value = likelihood.value(events, pileup) + _choices(counts, events)
     for _ in range(_STEPS):
+        if not open_.size:
+            return events, pileup
         step, scale = likelihood.step(open_, events[open_], pileup[open_], least[open_])
         now = value[open_]
         best = np.stack([events[open_], pileup[open_]])
@@ -88,8 +91,6 @@ def fit_conditions(
         moved = np.abs(best - [events[open_], pileup[open_]]) / scale
         events[open_], pileup[open_], value[open_] = best[0], best[1], now
         open_ = open_[(moved > _TOLERANCE).any(axis=0)]
-        if not open_.size:
-            return events, pileup
     raise ArithmeticError(f"events and pileup of {open_.size} lumisections did not converge in {_STEPS} steps")
 
 

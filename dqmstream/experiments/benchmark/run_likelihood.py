@@ -222,7 +222,7 @@ def _newton(gradient: np.ndarray, information: np.ndarray, held: np.ndarray) -> 
     """A step in two variables, and their standard deviations, (2, m) each. held: where the first must not decrease."""
     nn, nr, rr = information[0, 0], information[0, 1], information[1, 1]
     # A matrix that is not positive definite is replaced by its diagonal. Where N is at its limit, only R changes.
-    definite = nn * rr - nr**2 > 0.05 * nn * rr
+    definite = nn * rr - nr**2 > 1e-3 * nn * rr
     held = held & (gradient[0] < 0)
     gradient[0, held] = 0.0
     off = np.where(definite & ~held, nr, 0.0)

@@ -35,7 +35,7 @@ class OutsideLaw:
 
 
 OVERDISPERSED = OutsideLaw(overdispersion=1.5, overdispersion_p=1.0, ring_mode_sigma=0.02, ring_mode_p=1.0)
-THRESHOLD = OutsideLaw(threshold_boxes=6, threshold_range=(3.0, 5.5), threshold_slope=(0.015, 0.04), threshold_p=1.0)
+THRESHOLD = OutsideLaw(threshold_boxes=6, threshold_range=(2.0, 4.5), threshold_slope=(0.007, 0.02), threshold_p=1.0)
 PATTERNS = OutsideLaw(pattern_p=1.0)
 TRANSIENT = OutsideLaw(flickers=20, flicker_p=1.0, trip_share=0.1, trip_p=1.0)
 MIXTURE = OutsideLaw(
@@ -45,8 +45,8 @@ MIXTURE = OutsideLaw(
     ring_mode_p=0.3,
     pattern_p=0.5,
     threshold_boxes=6,
-    threshold_range=(3.0, 5.5),
-    threshold_slope=(0.015, 0.04),
+    threshold_range=(2.0, 4.5),
+    threshold_slope=(0.007, 0.02),
     threshold_p=0.5,
     flickers=20,
     flicker_p=0.5,
@@ -69,8 +69,9 @@ OUTSIDE_CHOICES: dict[str, tuple[str, ...]] = {
         "runs have these modes. Runs differ by the drift of gains alone: no channel dies and no readout box loses gain.",
     ),
     "threshold": (
-        "Six readout boxes of a run, drawn uniformly, have a threshold uniform in 3 to 5.5 and a slope uniform in 1.5 to 4 % a "
-        "unit of pileup, of either sign; the first run has them too. Below its threshold a box responds as in other runs.",
+        "Six readout boxes of a run, drawn uniformly, have a threshold uniform in 2 to 4.5 and a slope uniform in .7 to 2 % a "
+        "unit of pileup, of either sign; the first run has them too. Below its threshold a box responds as in other runs. "
+        "Pileup falls through the thresholds, so that the boxes of a run differ most at its start.",
     ),
     "patterns": (
         "Four families, in a random order in each four runs: a standing wave (5 rings of a side, 1 to 8 waves, normal "

@@ -154,6 +154,19 @@ def test_fitted_conditions_are_a_maximum(name: str) -> None:
             assert (value(events + more, pileup * factor) <= best + 1e-2)[~impossible].all()
 
 
+def test_empty_and_nearly_empty_lumisections_and_low_pileup_are_fitted() -> None:
+    """At low pileup a map says little more than the product of events and pileup."""
+    rng = np.random.default_rng(1)
+    truths = [RunTruth(RATE), RunTruth(1.05 * RATE, RunLaw(flickers=(5,), trip=(1, 5)), 0.1)]
+    events, pileup = np.array([0.0, 3.0, 1100.0, 1100.0, 900.0]), np.array([5.0, 5.0, 0.2, 0.05, 12.0])
+    counts = rng.binomial(events.astype(int)[:, None], probability(RATE, pileup[:, None])).astype(float)
+    scores = ideal_profiled(counts, truths)
+    assert np.isfinite(scores).all()
+    assert scores[0] == pytest.approx(0)
+    fitted = fit_conditions(counts, truths[0])
+    assert (fitted[0] * fitted[1])[2:] == pytest.approx((events * pileup)[2:], rel=0.1)
+
+
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_nothing_tells_the_runs_of_a_null_twin_apart(name: str) -> None:
     runs = list(stream(name + TWIN, seed=3, runs=3, lumisections=6))
