@@ -396,7 +396,7 @@ def test_the_course_is_what_the_histories_functions_say(faulty: Path) -> None:
     lines = read_history(faulty / "state" / "live" / "history.jsonl")
     rng = np.random.default_rng(0)
     lines = [
-        replace(line, accuracy=rng.random(t + 1).tolist() if t else None, by_last=[])
+        replace(line, accuracy=rng.random(t + 1).tolist() if t else None, by_last=[], baselines={})
         for t, line in enumerate([lines[0], *lines[1:] * 3])
     ]
     drawn = course("x", lines, beside=False)
