@@ -88,6 +88,16 @@ def readout_box(ieta: np.ndarray, iphi: np.ndarray) -> np.ndarray:
     return np.sign(ieta) * np.where(sector == 0, N_IPHI // 4, sector)
 
 
+def readout_module(ieta: np.ndarray, iphi: np.ndarray) -> np.ndarray:
+    """Number of the readout module of each channel, negative at negative ieta; all arrays (n,).
+
+    A module reads alternate cells of two neighbouring iphi on one side.
+    """
+    column = iphi - 1
+    row = np.where(ieta < 0, ieta + 32, ieta + 31)
+    return np.asarray(np.sign(ieta) * (1 + 2 * (column // 2) + (row + column) % 2))
+
+
 @dataclass(frozen=True, slots=True)
 class Geometry:
     """Shape of an occupancy map: depths x 64 ieta x 72 iphi."""

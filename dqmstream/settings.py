@@ -88,6 +88,9 @@ class Settings(BaseSettings):
     name: str = Field(
         "live", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="name of the learner, and of its folder in the state"
     )
+    task: Literal["runs", "labels"] = Field(
+        "runs", description="what is learnt: runs (which run is it?) or labels (is the lumisection good or faulty?)"
+    )
     strategy: str = Field(
         "default",
         description="default (which is hybrid), naive, replay, er_ace, der, agem, lwf, ewc, ensemble, cumulative, "

@@ -18,8 +18,11 @@ _CLOSED_FORM = _RESPONSE | _MEMORY | {"learners.registry", "learners.closed_form
 _GRADIENT = _NETWORKS | _CLOSED_FORM | {"learners.gradient", "libraries"}
 _MONITORING = _NETWORKS | {"learners.closed_form", "learners.monitoring"}
 _EVALUATION = _MEMORY | {"learners.evaluation", "storage"}
-_STREAM = _RESPONSE | {"learners.registry", "learners.monitoring", "learners.evaluation", "learners.stream", "storage"}
-_EVERY_LEARNER = _GRADIENT | _MONITORING | _STREAM
+_LABELS = _GRADIENT | _MONITORING | _EVALUATION | {"learners.labels"}
+_STREAM = _RESPONSE | {
+    "learners.labels", "learners.registry", "learners.monitoring", "learners.evaluation", "learners.stream", "storage"
+}  # fmt: skip
+_EVERY_LEARNER = _GRADIENT | _MONITORING | _LABELS | _STREAM
 _EXPERIMENTS = BASE | _EVERY_LEARNER | {"experiments", "storage"}
 
 MAY_IMPORT = {
@@ -40,6 +43,7 @@ MAY_IMPORT = {
     "learners.gradient": _GRADIENT,
     "learners.monitoring": _MONITORING,
     "learners.evaluation": _EVALUATION,
+    "learners.labels": _LABELS,
     "learners.stream": _STREAM,
     "experiments": _EXPERIMENTS,
     "service": BASE | {"settings", "service", "streaming", "storage"} | _EVERY_LEARNER,
@@ -117,6 +121,7 @@ def test_one_room_knows_kafka_and_two_know_torch() -> None:
         "learners.gradient",
         "learners.monitoring",
         "learners.evaluation",
+        "learners.labels",
         "learners.stream",
     }
     for path in FILES:

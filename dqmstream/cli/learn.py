@@ -60,6 +60,8 @@ def replay(
 
 def describe_results(result: dict[str, Any]) -> Table:
     """A table of the learner and the baselines that ran beside it. last 8: accuracy by the last 8 lumisections."""
+    if result.get("task") == "labels":
+        return _describe_labels(result)
     runs = len(set(result["runs"]))
     rows = [[
         result["strategy"], result["average_accuracy"], _last_8(result), result["average_auc"], result["forgetting"],
@@ -92,3 +94,21 @@ def _last_8(figures: dict[str, Any]) -> float | None:
     """Accuracy where the last 8 lumisections name the run."""
     found: float | None = figures["by_last"]["8"]["average_accuracy"]
     return found
+
+
+def _describe_labels(result: dict[str, Any]) -> Table:
+    """A table of a learner of good and faulty lumisections, and of the closed forms beside it."""
+    found = {result["strategy"]: result, **result["baseline_figures"]}
+    rows = [
+        [
+            name, figures["average_accuracy"], figures["average_auc"], figures["forgetting_auc"],
+            (figures["calibration"] or {}).get("ece"),
+        ]
+        for name, figures in found.items()
+    ]  # fmt: skip
+    of = result["lumisections"]
+    title = (
+        f"{len(result['periods'])} periods of {len(result['runs'])} runs, seed {result['seed']}: "
+        f"{of['good']} lumisections good, {of['faulty']} faulty, {of['unlabelled']} without a label"
+    )
+    return output.table(title, ["strategy", "accuracy", "AUC", "forgetting of AUC", "ECE"], rows)

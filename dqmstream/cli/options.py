@@ -26,8 +26,8 @@ LEAST_RATE, MAX_RATE = 1e-6, 0.5
 BROKER = ("bootstrap", "topic", "group", "instance", "dead_letter_topic", "accept_gap")
 NEW_ARCHIVE = ("dtype", "depths", "source")
 LEARNER = (
-    "strategy", "recipe", "reference", "seed", "memory_bytes", "evaluation_samples", "watch_samples", "window", "label_delay",
-    "threads", "device",
+    "task", "strategy", "recipe", "reference", "seed", "memory_bytes", "evaluation_samples", "watch_samples", "window",
+    "label_delay", "threads", "device",
 )  # fmt: skip
 """Settings of the learner, but for its name and for when a run is complete."""
 
@@ -98,7 +98,8 @@ def _options_of(setting: str) -> list[inspect.Parameter]:
             _option("set_", list[str] | None, "--set", SET_HELP, _PANELS[setting]),
         ]
     annotation = Settings.model_fields[setting].annotation
-    kinds = [kind for kind in (typing.get_args(annotation) or (annotation,)) if kind is not type(None)]
+    given = typing.get_args(annotation) if typing.get_origin(annotation) is not Literal else ()
+    kinds = [kind for kind in (given or (annotation,)) if kind is not type(None)]
     kind: Any = str if typing.get_origin(kinds[0]) is Literal else kinds[0]
     flag = f"--{setting.replace('_', '-')}"
     return [_option(setting, bool if kind is bool else kind | None, flag, help_of(setting), _PANELS.get(setting))]

@@ -41,12 +41,14 @@ def joined(several: Sequence[Maps]) -> Maps:
 class RunData:
     """An experience: the lumisections of one run in order, as an archive held them at a snapshot.
 
-    parts: the `Part` of each lumisection, uint8, (n,).
+    parts: the `Part` of each lumisection, uint8, (n,). labels: 1 good, 0 faulty, -1 without a label, int8, (n,); None where
+    nobody asked for labels.
     """
 
     run: int
     maps: Maps
     parts: np.ndarray
+    labels: np.ndarray | None = None
 
     def part(self, part: Part) -> Maps:
         """The lumisections of a part, without blank ones (`learners.blank`); all of them where all are blank."""

@@ -135,6 +135,11 @@ def resolve(name: str) -> str:
     return own
 
 
+def load_strategy(name: str) -> None:
+    """Import the module that registers a strategy. Raises InputError for a name that does not exist."""
+    _registry[resolve(name)]
+
+
 def strategy_info(name: str) -> StrategyInfo:
     """What is known of a strategy. Raises InputError for a name that does not exist."""
     own = resolve(name)

@@ -12,6 +12,7 @@ import structlog
 from dqmstream.errors import InputError
 from dqmstream.learners.registry import recipe_of
 from dqmstream.learners.stream.state_folder import check_identity
+from dqmstream.learners.task import LABELS
 from dqmstream.service.learner_process import die_with_parent
 from dqmstream.service.stopping import stop_on_signals
 from dqmstream.settings import Settings
@@ -74,7 +75,10 @@ def check_learner(archive: Archive, settings: Settings) -> None:
 
 def _check_recipe(settings: Settings) -> None:
     """Raise InputError for changes that no recipe can take; warn if the strategy has no recipe."""
-    if recipe_of(settings.strategy, settings.recipe) is None and settings.recipe:
+    from dqmstream.learners.labels.registry import label_recipe
+
+    has_recipe = label_recipe if settings.task == LABELS.name else recipe_of
+    if has_recipe(settings.strategy, settings.recipe) is None and settings.recipe:
         log.warning(
             "the strategy has no recipe: these change nothing", strategy=settings.strategy, given=sorted(settings.recipe)
         )

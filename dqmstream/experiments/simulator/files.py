@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -36,7 +37,8 @@ def write(
     float64, (n,); `truth.json`, the constants of the stream and, under `runs`, one line a run with what differs in it: its
     gains over the fingerprint (all live channels in row-major order, 5 significant digits; `stream` with the same seed gives
     the exact ones), dead channels and losses of readout boxes that last the whole run, noisy boxes, truncated lumisections, and
-    all faults with their channels and lumisections; 7 to 16 kB a run.
+    all faults with their channels and lumisections; 7 to 16 kB a run. Where faults come and go within runs, `golden.json`, a
+    golden JSON of the lumisections without a fault.
 
     depths: 1 for HE depth 1, or 7 for all of HCAL (`simulator.depths`): counts are then uint16, (n, 7, 64, 72), gains and
     fingerprint are those of all its channels, and channels of faults are named with their depth; 140 kB a run. given: as for
@@ -56,8 +58,10 @@ def write(
     if interpolate_to is not None:
         _check_rows(interpolate_to, max(lengths))
     layout = {number: _layout(out, number, name) for number in numbers}
-    truth_file = out / "truth.json"
-    paths = [*(path for three in layout.values() for path in three), truth_file]
+    truth_file, golden_file = out / "truth.json", out / "golden.json"
+    has_labels = named.within_runs and interpolate_to is None
+    golden: dict[str, list[list[int]]] = {}
+    paths = [*(path for three in layout.values() for path in three), *([golden_file] if has_labels else []), truth_file]
     try:
         out.mkdir(parents=True, exist_ok=True)
         own = {path.name for path in paths} | {_unfinished(path).name for path in paths}
@@ -76,13 +80,28 @@ def write(
                         rows = array if interpolate_to is None else interpolate(array, interpolate_to)
                         np.save(file, rows, allow_pickle=False)
                     _unfinished(path).replace(path)
+                golden[str(simulated.run)] = good_ranges(simulated.truth["faults"], len(simulated.counts))
                 truth.write(json.dumps(simulated.truth) + ("\n]}\n" if done == len(numbers) else ",\n"))
                 if progress is not None:
                     progress(done, len(numbers))
+        if has_labels:
+            _unfinished(golden_file).write_text(json.dumps(golden))
+            _unfinished(golden_file).replace(golden_file)
         _unfinished(truth_file).replace(truth_file)
     except OSError as error:
         raise InputError(f"cannot write {error.filename or out}: {error.strerror or error}; choose another folder") from error
     return paths
+
+
+def good_ranges(faults: list[dict[str, Any]], lumisections: int) -> list[list[int]]:
+    """Lumisections of a run without a fault, as inclusive ranges [first, last]. faults: of its truth."""
+    good = np.ones(lumisections + 2, dtype=np.int8)
+    good[[0, -1]] = 0
+    for fault in faults:
+        for first, last in fault["lumisections"]:
+            good[first : last + 1] = 0
+    edges = np.flatnonzero(np.diff(good))
+    return [[int(before) + 1, int(last)] for before, last in edges.reshape(-1, 2)]
 
 
 def interpolate(values: np.ndarray, rows: int) -> np.ndarray:

@@ -129,7 +129,7 @@ def results(lines: list[HistoryLine]) -> dict[str, Any]:
         "memory_bytes": (last and last.memory_bytes) or 0,
         "state_bytes": (last and last.state_bytes) or 0,
         "seconds": round(sum(sum(line.seconds.values()) for line in lines), 4),
-        "seconds_by_kind": _seconds_by_kind(lines),
+        "seconds_by_kind": seconds_by_kind(lines),
     }
 
 
@@ -274,7 +274,8 @@ def beside_joint(naive: list[HistoryLine], own: list[HistoryLine], joint: list[H
     return BesideJoint(runs, low, mine, high, gap_closed(low, mine, high))
 
 
-def _seconds_by_kind(lines: list[HistoryLine]) -> dict[str, float]:
+def seconds_by_kind(lines: list[HistoryLine]) -> dict[str, float]:
+    """Seconds of all lines, by kind of work."""
     kinds = sorted({kind for line in lines for kind in line.seconds})
     return {kind: round(sum(line.seconds.get(kind, 0.0) for line in lines), 4) for kind in kinds}
 

@@ -45,6 +45,24 @@ class BeforeLearning(Entries):
 
 
 @dataclass(frozen=True)
+class PeriodEntry(Entries):
+    """What a run gave to the task of labels (`learners.labels`).
+
+    number: of the period that ended with this run, None where it goes on. runs: of the period so far. good, faulty: labelled
+    lumisections of the run that are not blank. unlabelled: those without a label, which are used for nothing.
+    accuracy_before, auc_before: on the period's test lumisections before it was learnt; None at the first.
+    """
+
+    number: int | None
+    runs: list[int]
+    good: int
+    faulty: int
+    unlabelled: int
+    accuracy_before: float | None = None
+    auc_before: float | None = None
+
+
+@dataclass(frozen=True)
 class Watched:
     """Accuracy in the course of one training.
 
@@ -118,6 +136,8 @@ class HistoryLine(Entries):
     flops, baseline_flops: floating-point operations of learning. memory_bytes: kept of past data. state_bytes: what else grows
     with the runs. seconds: by kind of work. snapshot: of the archive; None where the runs came from no archive.
 
+    In the task of labels a row belongs to a run that ends a period, and its entries to periods; `period` says more.
+
     The line of a bound, which learns nothing, has only the first three entries and the rows.
     """
 
@@ -145,6 +165,7 @@ class HistoryLine(Entries):
     seconds: dict[str, float] = field(default_factory=dict)
     snapshot: str | None = None
     seed: int | None = None
+    period: PeriodEntry | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The line as a JSON object."""
@@ -164,7 +185,7 @@ class HistoryLine(Entries):
 
         Raises KeyError, TypeError or ValueError for entries that are not those of a line.
         """
-        before, watched = entries.get("before"), entries.get("watched")
+        before, watched, period = (entries.get(name) for name in ("before", "watched", "period"))
         baselines = {name: one and BaselineEntry.from_json(one) for name, one in entries.get("baselines", {}).items()}
         return super().from_json(
             {
@@ -173,6 +194,7 @@ class HistoryLine(Entries):
                 "calibration": _calibration(entries),
                 "by_last": _by_last(entries),
                 "baselines": baselines,
+                "period": period and PeriodEntry.from_json(period),
                 "before": before and BeforeLearning.from_json(before),
                 "watched": watched and Watched(**{**watched, "lowest": dict(watched["lowest"])}),
             }
@@ -180,7 +202,7 @@ class HistoryLine(Entries):
 
 
 _OF_BOUND = ("experience", "run", "strategy", "accuracy", "auc", "auc_fixed", "by_last")
-_OF_ARCHIVE = ("snapshot", "seed")
+_OF_ARCHIVE = ("snapshot", "seed", "period")
 
 
 def _calibration(entries: Mapping[str, Any]) -> Calibration | None:

@@ -3,8 +3,7 @@
 All are computed from a matrix R. R[t, i] is the accuracy on run i after experience t, among all T runs so far; rows and columns
 count from 0. Row 0 is empty, since with one run there is nothing to tell apart; the first figure of run 0 is in row 1.
 
-Forward transfer (Lopez-Paz and Ranzato, NeurIPS 2017, eq. 4) is not defined here: there is no class for a run that was not
-learnt yet.
+Forward transfer is defined where labels are fixed: in the task of runs there is no class for a run that was not learnt yet.
 """
 
 from __future__ import annotations
@@ -86,6 +85,15 @@ def backward_transfer(values: Matrix) -> float | None:
     """
     lost = forgetting_initial(values)
     return None if lost is None else -lost
+
+
+def forward_transfer(before: Sequence[float | None], chance: float) -> float | None:
+    """1/(T-1) sum over i > 0 of R[i-1, i] - chance (Lopez-Paz and Ranzato, NeurIPS 2017, eq. 4), of fixed labels.
+
+    before: R[i-1, i], on each experience before it was learnt, None for the first. chance: of a classifier that learnt nothing.
+    """
+    value = _mean(before)
+    return None if value is None else value - chance
 
 
 def min_accuracy_per_experience(values: Matrix) -> float | None:

@@ -22,6 +22,7 @@ class Cumulative(Method):
     """Reads all runs again for every training."""
 
     name = "cumulative"
+    reads_past = True
 
     def material(self, experience: int, new: Mapping[int, np.ndarray], past: PastCounts) -> dict[int, np.ndarray]:
         return {group: rows for i in range(experience) for group, rows in past(i).items()} | dict(new)

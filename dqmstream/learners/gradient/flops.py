@@ -56,7 +56,7 @@ class StepFlops:
         without_heads = sum(weight.numel() for weight in model.parameters()) - in_heads
         counted = self._counted.setdefault((batch, without_heads), {})
         if len(counted) < 2:
-            counted.setdefault(model.classes, step_flops(model, batch, model.channels, model.device))
+            counted.setdefault(model.classes, step_flops(model, batch, model.row_values, model.device))
         (first, flops), *other = counted.items()
         if not other:
             return flops

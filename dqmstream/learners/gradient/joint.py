@@ -21,6 +21,7 @@ class Joint(Method):
     """Reads all runs again for every training, and starts each from new weights."""
 
     name = "joint"
+    reads_past = True
     starts_afresh = True
 
     def material(self, experience: int, new: Mapping[int, np.ndarray], past: PastCounts) -> dict[int, np.ndarray]:

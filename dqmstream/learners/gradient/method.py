@@ -32,6 +32,8 @@ class Method(SupervisedPlugin):
     name: ClassVar[str]
     starts_afresh: ClassVar[bool] = False
     """Whether each training begins with a new network."""
+    reads_past: ClassVar[bool] = False
+    """Whether it reads past experiences again: a bound, which the budget does not limit."""
     reference: Reference | None = None
     """The present reference, which the strategy sets before it calls the method; None where rows are not counts of runs."""
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from dqmstream.errors import StateError
+from dqmstream.errors import InputError, StateError
 from dqmstream.learners.gradient.device import chosen_device, seeded
 from dqmstream.learners.gradient.flops import StepFlops
 from dqmstream.learners.gradient.method import Method, PastCounts
@@ -25,7 +25,7 @@ from dqmstream.learners.networks.base import Network
 from dqmstream.learners.networks.build import build
 from dqmstream.learners.networks.moe.routing_figures import RoutingFigures
 from dqmstream.learners.networks.recipe import ADDED, REMOVED, Recipe
-from dqmstream.learners.registry import register_strategy
+from dqmstream.learners.registry import load_strategy, register_strategy
 from dqmstream.learners.saved_state import STAMP, check_stamp, prefixed, stamp, within
 from dqmstream.learners.splits import Part
 from dqmstream.learners.strategy import LearnLog, Past, Watch
@@ -153,13 +153,8 @@ class DeepStrategy(Incremental):
     ) -> LearnLog:
         steps = self._steps(model.classes - 1)
         lesson = Lesson(self._inputs(model, material), self.recipe, steps, self.device, generator)
-        template = RunTemplate(model=model, recipe=self.recipe, device=self.device, plugin=self._method, watch=watch)
-        template.teach(lesson)
-        taken = len(template.losses)
-        log = LearnLog(torch.stack(template.losses).flatten().tolist(), taken * self.recipe.batch)
-        trained = taken + self._method.lumisections_beside() / self.recipe.batch
-        step_flops = self._flops.of_step(model, self.recipe.batch)
-        log.flops = self.reference.response_flops(len(lesson)) + trained * step_flops
+        log = taught(model, lesson, self._method, self.device, self._flops, watch)
+        log.flops += self.reference.response_flops(len(lesson))
         return log
 
     def _inputs(self, model: Network, material: Mapping[int, np.ndarray]) -> dict[int, np.ndarray]:
@@ -220,11 +215,7 @@ class DeepStrategy(Incremental):
         with seeded(self._seed, classes):
             network = build(self.reference.live, replace(self.recipe, weights=""))
         network.grow(classes)
-        try:
-            network.load_state_dict({name: torch.tensor(array) for name, array in weights.items()})
-        except RuntimeError as error:
-            raise StateError(f"the state's weights do not fit the model: {' '.join(str(error).split())}") from error
-        return network.to(self.device)
+        return loaded(network, weights).to(self.device)
 
     def memory_bytes(self) -> int:
         return self._method.memory_bytes()
@@ -233,7 +224,37 @@ class DeepStrategy(Incremental):
         return self._method.state_bytes() + self._routing.nbytes()
 
 
+def taught(
+    model: Network, lesson: Lesson, method: Method, device: torch.device, flops: StepFlops, watch: Watch | None = None
+) -> LearnLog:
+    """Train a network on a lesson by a method; returns the losses, and what the training cost."""
+    template = RunTemplate(model=model, recipe=method.recipe, device=device, plugin=method, watch=watch)
+    template.teach(lesson)
+    steps, batch = len(template.losses), method.recipe.batch
+    log = LearnLog(torch.stack(template.losses).flatten().tolist(), steps * batch)
+    log.flops = (steps + method.lumisections_beside() / batch) * flops.of_step(model, batch)
+    return log
+
+
+def loaded(network: Network, weights: Mapping[str, np.ndarray]) -> Network:
+    """The network with these weights. Raises StateError if they do not fit."""
+    try:
+        network.load_state_dict({name: torch.tensor(array) for name, array in weights.items()})
+    except RuntimeError as error:
+        raise StateError(f"the state's weights do not fit the model: {' '.join(str(error).split())}") from error
+    return network
+
+
 _M = TypeVar("_M", bound=type[Method])
+_methods: dict[str, type[Method]] = {}
+
+
+def method_named(name: str) -> type[Method]:
+    """The method of this name. Raises InputError for a strategy that is none."""
+    load_strategy(name)
+    if name not in _methods:
+        raise InputError(f"{name} trains no network by a method: choose one of {', '.join(_methods)}")
+    return _methods[name]
 
 
 def register_method(name: str, *, recipe: Recipe | None = None, network: str | None = None) -> Callable[[_M], _M]:
@@ -250,6 +271,7 @@ def register_method(name: str, *, recipe: Recipe | None = None, network: str | N
 
         make.__module__, make.__qualname__ = method.__module__, method.__qualname__
         register_strategy(name, budgeted=True, recipe=recipe or Recipe(), network=network)(make)
+        _methods[name] = method
         return method
 
     return register

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import logsumexp
 
-from dqmstream.lumisection import IETA, IPHI, readout_box
+from dqmstream.lumisection import IETA, IPHI, readout_box, readout_module
 
 OWN = 1e-3
 """Probability that a channel of a group has a fault of its own."""
@@ -47,10 +47,9 @@ class FailureGroups:
 
     @classmethod
     def of(cls, live: np.ndarray) -> FailureGroups:
-        """live: bool, (depth, 64, 72). A module reads alternate cells of two neighbouring iphi on one side (sign of ieta)."""
+        """live: bool, (depth, 64, 72)."""
         _, row, column = np.nonzero(live)
-        side, pair, parity = np.sign(IETA[row]), column // 2, (row + column) % 2
-        module = side * (1 + 2 * pair + parity)
+        module = readout_module(IETA[row], IPHI[column])
         box = readout_box(IETA[row], IPHI[column])
         return cls(*(np.unique(group)[:, None] == group for group in (module, box)))
 

@@ -124,6 +124,16 @@ class FaultScore:
         that a channel that is dead throughout stays faulty. Values depend on their own lumisection and those before it. Raises
         InputError before the first run.
         """
+        return self.followed(maps, apart, own)[0]
+
+    def followed(
+        self, maps: Maps, apart: int = 1, own: tuple[np.ndarray, np.ndarray] | None = None
+    ) -> tuple[Suspicion, np.ndarray]:
+        """`score`, and the residuals to the gains that it follows: (count - expected) / deviation, float32, (n, live).
+
+        A residual depends on its own lumisection and on those of earlier chunks (`AT_ONCE`). The deviation includes the error
+        of the gain.
+        """
         if not self.runs:
             raise InputError("no run is known yet: learn one before asking for faults")
         counts = maps.counts[:, self.reference.live].astype(np.float64)
@@ -135,14 +145,17 @@ class FaultScore:
             fits = (measured - gain) ** 2 < OUTLYING**2 * (variance + error)
             gain, variance = np.where(fits, measured, gain), np.where(fits, error + self.drift, variance)
         score, channels = np.empty(len(counts)), np.empty(counts.shape)
+        residuals = np.empty(counts.shape, dtype=np.float32)
         for start in range(0, len(counts), AT_ONCE):
             chunk = slice(start, start + AT_ONCE)
             exposure = _Exposure.of(counts[chunk], self.reference, gain, variance)
             found = chains.step(_likelihoods(counts[chunk], exposure, variance, informative[chunk]))
             score[chunk], channels[chunk] = found.score, found.channels
+            expected = exposure.expected()
+            residuals[chunk] = (counts[chunk] - expected.mean) / expected.deviation(variance)
             change, error = self._change(counts[chunk], exposure, variance, (found.channels < GOOD) & informative[chunk, None])
             gain, variance = _updated(gain, variance, change, error)
-        return Suspicion(score, channels)
+        return Suspicion(score, channels), residuals
 
     @staticmethod
     def _change(

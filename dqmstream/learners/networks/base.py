@@ -54,6 +54,11 @@ class Network(nn.Module, ABC):
     def forward(self, residuals_BL: Tensor) -> Tensor:
         """Logits (B, C)."""
 
+    def forward_with(self, residuals_BL: Tensor, conditions_BC: Tensor) -> Tensor:
+        """Logits (B, C) where conditions are known too; a network that does not look at them ignores them."""
+        logits_BC: Tensor = self.forward(residuals_BL)
+        return logits_BC
+
     @abstractmethod
     def heads(self) -> list[GrowingLinear]:
         """The linear maps that the logits are the sum of; of an ensemble, those of all members."""

@@ -247,6 +247,9 @@ class Recipe:
 CNN_RECIPE = Recipe(model="cnn", linear_skip=False)
 """Of the strategy `cnn`: replay with a small convolutional network."""
 
+LABEL_RECIPE = Recipe(model="pooled", linear_skip=False, lr=3e-3, weight_decay=1e-2, noise=0.0, ewc_strength=100.0)
+"""Of the task of labels (`learners.labels`): good and faulty lumisections by a small network whose weights all places share."""
+
 STUDY_RECIPE = Recipe(
     model="study_vit",
     dim=768,

@@ -21,18 +21,13 @@ import structlog
 from dqmstream import __version__
 from dqmstream.errors import InputError, StateError
 from dqmstream.learners.evaluation.evaluator import Evaluator
-from dqmstream.learners.evaluation.history import History, newest_average, newest_by_last, newest_temper, results
+from dqmstream.learners.evaluation.history import History, newest_average, newest_by_last, newest_temper
 from dqmstream.learners.evaluation.prequential import prequential_results
-from dqmstream.learners.evaluation.stability_gap import Watcher
-from dqmstream.learners.learnable import why_left_out
 from dqmstream.learners.maps import RunData
-from dqmstream.learners.monitoring.novelty import Novelty
-from dqmstream.learners.registry import LIVE_BASELINES, make_strategy, recipe_of
 from dqmstream.learners.strategy import Strategy
 from dqmstream.learners.stream import checkpoint
-from dqmstream.learners.stream.experience import Clock, learn_and_evaluate
+from dqmstream.learners.stream.experience import Clock
 from dqmstream.learners.stream.learner_settings import LearnerSettings, identity
-from dqmstream.learners.stream.learner_state import LearnerState
 from dqmstream.learners.stream.ledger import (
     Experience,
     Ledger,
@@ -47,6 +42,7 @@ from dqmstream.learners.stream.scores_file import write_scores
 from dqmstream.learners.stream.snapshot_tags import SnapshotTags
 from dqmstream.learners.stream.state_folder import StateFolder
 from dqmstream.learners.stream.status import changes_since_frozen
+from dqmstream.learners.stream.tasks import RunState, task_state
 from dqmstream.learners.stream.windows import Windows
 from dqmstream.learners.threads import ThreadPools
 from dqmstream.storage.archive import Archive
@@ -96,33 +92,29 @@ class Learner:
         settings = settings or LearnerSettings()
         self.settings = replace(settings, strategy=strategy) if isinstance(strategy, str) else settings
         self._own_strategy = None if isinstance(strategy, str) else strategy
-        geometry, seed = self.archive.geometry, settings.seed
-        self.strategy = self._registered_strategy() if self._own_strategy is None else self._own_strategy
-        self.evaluator = Evaluator(settings.evaluation_samples)
-        self._state = LearnerState(
-            self.strategy,
-            {name: make_strategy(name, geometry=geometry, seed=seed) for name in LIVE_BASELINES},
-            Novelty(geometry, seed),
-            self.evaluator,
-            Watcher(settings.watch_samples) if settings.watch_samples else None,
-        )
+        self._state = task_state(self.settings, self.archive.geometry, self._own_strategy)
         path = self.archive.path
-        self._path = Path(folder) if folder is not None else path.with_name(f"{path.name}.state") / self.strategy.name
+        self._path = Path(folder) if folder is not None else path.with_name(f"{path.name}.state") / self._state.name
         self._anew = anew
         self._folder: StateFolder | None = None
         self.reference: ReferenceInfo | None = None
         self._seen, self._summaries = "", list[RunSummary]()
 
-    def _registered_strategy(self) -> Strategy:
-        settings = self.settings
-        return make_strategy(
-            settings.strategy,
-            geometry=self.archive.geometry,
-            seed=settings.seed,
-            recipe=recipe_of(settings.strategy, settings.recipe),
-            memory_bytes=settings.memory_bytes,
-            device=settings.device,
-        )
+    @property
+    def _of_runs(self) -> RunState:
+        if not isinstance(self._state, RunState):
+            raise InputError(f"a learner of {self.settings.task} tells no runs apart")
+        return self._state
+
+    @property
+    def strategy(self) -> Strategy:
+        """What tells the runs apart. Raises InputError in the task of labels."""
+        return self._of_runs.strategy
+
+    @property
+    def evaluator(self) -> Evaluator:
+        """What it is evaluated on. Raises InputError in the task of labels."""
+        return self._of_runs.evaluator
 
     def open(self) -> Learner:
         """Lock the state folder, restore the newest checkpoint, and be ready for the next experience.
@@ -145,8 +137,8 @@ class Learner:
             self._tags.hold(self.archive, self.ledger.lines)
             self.windows = Windows(
                 self.folder,
-                self.strategy,
-                lambda: self.evaluator.runs,
+                lambda: self.strategy,
+                lambda: self._state.runs,
                 self.settings.label_delay,
                 self._read,
                 self._past,
@@ -170,7 +162,7 @@ class Learner:
         """Restore the newest checkpoint; returns how many experiences it has learnt."""
         found = checkpoint.load_newest(self.folder.checkpoints)
         if found is None:
-            if self.strategy.classes:
+            if self._own_strategy is not None and self.strategy.classes:
                 raise InputError(f"{self.strategy.name} has learnt {self.strategy.classes} runs already: give a new object")
             self.history.cut(0)
             self._at = self.windows.resume(self.ledger.lines, 0, 0)
@@ -256,16 +248,16 @@ class Learner:
         except LostExperienceError as error:
             self._leave_out(experience, str(error))
             return
-        why = why_left_out(run, as_reference=number == 0 and self.reference is None)
+        why = self._state.why_left_out(run, as_reference=number == 0 and self.reference is None)
         if why:
             self._leave_out(experience, why)
             return
         clock.lap("read")
-        line, scores = learn_and_evaluate(self._state, number, run, self._past)
+        line, scores = self._state.learn(number, run, self._past)
         seconds = clock.seconds | line.seconds
         self.history.append(replace(line, snapshot=experience.snapshot, seed=self.settings.seed, seconds=seconds))
         if scores is not None:
-            write_scores(self.folder.scores, number, scores, self.evaluator.runs)
+            write_scores(self.folder.scores, number, scores, self._state.runs)
         checkpoint.save(self.folder.checkpoints, self._meta(number, experience.snapshot), self._state.arrays())
         self.learnt = number + 1
         log.info("learnt", experience=number, run=run.run, seconds=round(sum(seconds.values()), 1))
@@ -284,8 +276,8 @@ class Learner:
         temper = newest_temper(self.history.newest)
         return checkpoint.CheckpointMeta(
             experience=number,
-            runs=list(self.evaluator.runs),
-            strategy=self.strategy.name,
+            runs=list(self._state.runs),
+            strategy=self._state.name,
             seed=self.settings.seed,
             memory_bytes=self.settings.memory_bytes,
             archive_id=self.archive.archive_id,
@@ -352,10 +344,9 @@ class Learner:
         learnt = self.ledger.experiences[: self.learnt]
         self.folder.write_status(
             {
-                "strategy": self.strategy.name,
+                "strategy": self._state.name,
                 "reference": "first run" if self.reference is None else self.reference.version,
-                "reference_taught": self._state.novelty.reference_summary(),
-                "alarms": self._state.novelty.alarms.summary(),
+                **self._state.status(),
                 "reference_runs": None if self.reference is None else self.reference.runs,
                 "pid": os.getpid(),
                 "snapshot": self.archive.snapshot,
@@ -374,13 +365,13 @@ class Learner:
     def results(self) -> dict[str, Any]:
         """What `replay --json` and `learn --json` print."""
         prequential = prequential_results(self.folder.windows)
-        found = results(self.history.lines)
+        found = self._state.results(self.history.lines)
         return {
-            "strategy": self.strategy.name,
+            "strategy": self._state.name,
             "seed": self.settings.seed,
             "snapshot": self.archive.snapshot,
             "runs": found.pop("runs"),
-            "classes": list(self.evaluator.runs),
+            "classes": list(self._state.runs),
             "left_out": {str(run): line.left_out for run, line in newest_lines(self.ledger.lines).items() if line.left_out},
             **found,
             "prequential": prequential,

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from dqmstream.learners.evaluation.stability_gap import Watcher
+from dqmstream.learners.labels.registry import label_recipe_changes, resolve_label
 from dqmstream.learners.registry import recipe_changes, resolve
 from dqmstream.learners.saved_state import STAMP
 from dqmstream.learners.strategy import Strategy
 from dqmstream.learners.stream.reference_file import load_reference
 from dqmstream.learners.stream.state_folder import Identity
+from dqmstream.learners.task import LABELS
 from dqmstream.storage.archive import Archive
 
 
@@ -48,6 +50,8 @@ class LearnerSettings:
         CPU threads. More than one slows down a machine on which other processes run.
     device : str
         "auto", "cpu" or "cuda".
+    task : str
+        "runs" (runs are told apart) or "labels" (lumisections are good or faulty).
     """
 
     strategy: str = "default"
@@ -62,6 +66,7 @@ class LearnerSettings:
     label_delay: int = 1
     threads: int = 1
     device: str = "auto"
+    task: str = "runs"
 
     def __post_init__(self) -> None:
         if self.watch_samples:
@@ -75,7 +80,7 @@ def identity(archive: Archive, settings: LearnerSettings, strategy: Strategy | N
     in its state (`learners.saved_state.stamp`), if it has one.
     """
     return Identity(
-        strategy=resolve(settings.strategy) if strategy is None else strategy.name,
+        strategy=strategy_name(settings.task, settings.strategy) if strategy is None else strategy.name,
         seed=settings.seed,
         memory_bytes=settings.memory_bytes,
         evaluation_samples=settings.evaluation_samples,
@@ -83,10 +88,21 @@ def identity(archive: Archive, settings: LearnerSettings, strategy: Strategy | N
         window=settings.window,
         label_delay=settings.label_delay if settings.window else 1,
         archive_id=archive.archive_id,
-        recipe=recipe_changes(settings.strategy, settings.recipe) if strategy is None else {},
+        recipe=_recipe_changes(settings) if strategy is None else {},
         reference=load_reference(settings.reference, archive.geometry)[1].version if settings.reference else "",
         stamp="" if strategy is None else _stamp(strategy),
+        task=settings.task,
     )
+
+
+def strategy_name(task: str, name: str) -> str:
+    """The own name of a strategy. Raises InputError for one that the task does not have."""
+    return resolve_label(name) if task == LABELS.name else resolve(name)
+
+
+def _recipe_changes(settings: LearnerSettings) -> dict[str, Any]:
+    changes = label_recipe_changes if settings.task == LABELS.name else recipe_changes
+    return changes(settings.strategy, settings.recipe)
 
 
 def _stamp(strategy: Strategy) -> str:

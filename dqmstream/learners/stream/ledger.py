@@ -22,6 +22,7 @@ from dqmstream.learners.maps import Maps, RunData
 from dqmstream.learners.splits import BLOCKS, INTERPOLATED_SCALE, Part, assign_by, kind_of
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.failures import is_damage
+from dqmstream.storage.labels.versions import UNKNOWN
 from dqmstream.storage.layout import Quality
 from dqmstream.storage.locks import naming, sync_folder, write_atomically
 from dqmstream.storage.row_index import RunSummary
@@ -116,8 +117,9 @@ def read_experience(archive: Archive, experience: Experience) -> RunData:
 
     Raises LostExperienceError where the archive does not hold them.
     """
-    maps = maps_of(frozen_view(archive, experience))
-    return RunData(experience.run, maps, assign_by(experience.split, maps.lumisection, experience.scale))
+    view = frozen_view(archive, experience)
+    maps = maps_of(view)
+    return RunData(experience.run, maps, assign_by(experience.split, maps.lumisection, experience.scale), labels_of(view))
 
 
 def frozen_view(archive: Archive, experience: Experience, *, maps: bool = True) -> xr.Dataset:
@@ -153,6 +155,13 @@ def maps_of(view: xr.Dataset) -> Maps:
     """The lumisections of a run's view, with their maps loaded into memory."""
     counts = view["occupancy"].values.astype(np.float32, copy=False)
     return Maps(counts, view["n_events"].values, view["pileup"].values, view["lumisection"].values)
+
+
+def labels_of(view: xr.Dataset) -> np.ndarray:
+    """Labels of a run's view: 1 good, 0 faulty, -1 without a label, int8, (n,)."""
+    if "golden" not in view:
+        return np.full(view.sizes["lumisection"], UNKNOWN, dtype=np.int8)
+    return np.asarray(view["golden"].values, dtype=np.int8)
 
 
 class Ledger:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from dqmstream.errors import InputError
-from dqmstream.learners.registry import resolve
 from dqmstream.learners.strategy import Strategy
 from dqmstream.learners.stream.learner import Learner
-from dqmstream.learners.stream.learner_settings import LearnerSettings
+from dqmstream.learners.stream.learner_settings import LearnerSettings, strategy_name
 from dqmstream.learners.stream.ledger import Experience, describe, describe_windows, frozen_view, read_ledger
+from dqmstream.learners.task import RUNS
 from dqmstream.storage.archive import Archive
 
 
@@ -35,7 +35,8 @@ def replay(
     Raises InputError where fewer than two runs can be learnt, a resumed replay had another order, or the ledger has windows of
     another size.
     """
-    name = f"replay-{resolve(settings.strategy) if strategy is None else strategy.name}-{settings.seed}"
+    own = strategy_name(settings.task, settings.strategy) if strategy is None else strategy.name
+    name = f"replay-{'' if settings.task == RUNS.name else settings.task + '-'}{own}-{settings.seed}"
     wanted = _of_ledger(ledger, settings.window) if ledger else _ascending(archive, settings.window)
     _need_two(archive, wanted)
     for line in wanted if ledger else ():

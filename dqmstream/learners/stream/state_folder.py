@@ -53,6 +53,7 @@ class Identity:
     window: int = 0
     label_delay: int = 1
     stamp: str = ""
+    task: str = "runs"
 
     def to_json(self) -> dict[str, Any]:
         """The entries of state.json; `stamp` only where there is one."""

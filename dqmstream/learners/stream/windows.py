@@ -65,22 +65,26 @@ class Windows:
     def __init__(
         self,
         folder: StateFolder,
-        strategy: Strategy,
+        strategy: Callable[[], Strategy],
         runs: Callable[[], Sequence[int]],
         delay: int,
         read: Callable[[Experience], RunData],
         past: Past,
         meta: Callable[[int, str], checkpoint.CheckpointMeta],
     ) -> None:
-        """runs: gives the run of each experience learnt so far. delay: windows until a label comes.
+        """strategy, runs: give what tells runs apart, and the run of each experience. delay: windows until a label comes.
 
         read, past: read the lumisections of a ledger line, and of an experience. meta: makes the metadata of a checkpoint from
         its number and snapshot.
         """
-        self._folder, self._strategy, self._known_runs = folder, strategy, runs
+        self._folder, self._told_apart_by, self._known_runs = folder, strategy, runs
         self._read, self._past, self._meta = read, past, meta
         self._delay = delay
         self._begin()
+
+    @property
+    def _strategy(self) -> Strategy:
+        return self._told_apart_by()
 
     def _begin(self) -> None:
         self._prequential = Prequential(self._delay)
