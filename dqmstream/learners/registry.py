@@ -65,6 +65,9 @@ _BUILT_IN: dict[str, tuple[str, StrategyInfo]] = {
     "statistical": ("closed_form.statistical", StrategyInfo(budgeted=True)),
     "slda": ("closed_form.slda", StrategyInfo(budgeted=True)),
     "ridge": ("closed_form.ridge", StrategyInfo(budgeted=True)),
+    "outages": ("closed_form.outages", StrategyInfo()),
+    "modes": ("closed_form.modes", StrategyInfo(budgeted=True)),
+    "stacked": ("closed_form.stacked", StrategyInfo(budgeted=True)),
 }
 """Strategies of this package: the module of `learners` that registers each, and what is known of it."""
 

@@ -24,6 +24,7 @@ from dqmstream.learners.response.base import Expected, Response
 from dqmstream.learners.response.fit import fit_response
 from dqmstream.learners.response.later_runs import updated
 from dqmstream.learners.response.law import probability, sensitivity
+from dqmstream.learners.response.outages import filled_first_run
 from dqmstream.learners.response.quadratic import Quadratic
 from dqmstream.learners.response.saturating import Saturating
 from dqmstream.learners.saved_state import prefixed, within
@@ -60,7 +61,7 @@ class Reference:
 
     @classmethod
     def fit(cls, maps: Maps, left_out: np.ndarray | None = None) -> Reference:
-        """Fit to a run (its train part), without blank lumisections.
+        """Fit to a run (its train part), without blank lumisections; outages are filled in (`response.outages`).
 
         left_out: bool, (depth, 64, 72), cells to ignore. Raises InputError if no cell counted anything, or most readout boxes
         were dark throughout.
@@ -72,6 +73,7 @@ class Reference:
         if not live.any():
             raise InputError("the reference run holds no counts to learn from; start with a run that was read out")
         counts = maps.counts[:, live].astype(np.float64)
+        counts = filled_first_run(counts, cls(live, counts.mean(axis=0)).ring)
         profile = counts.mean(axis=0)
         unfitted = cls(live, profile)
         cells, share = unfitted._boxes[1]
