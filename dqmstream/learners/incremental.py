@@ -75,6 +75,26 @@ class Incremental(ABC):
         scores[self.reference.blank(maps.counts[:, self.reference.live])] = 0.0
         return scores
 
+    def scores_inside(self, maps: Maps) -> np.ndarray:
+        """Log-scores as a part of another strategy, which knows blank lumisections."""
+        return self._scores(maps)
+
+    @abstractmethod
+    def state(self) -> dict[str, np.ndarray]:
+        """Everything, as named arrays (`Strategy.state`)."""
+
+    @abstractmethod
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Return to a state that `state` gave (`Strategy.restore`)."""
+
+    @abstractmethod
+    def memory_bytes(self) -> int:
+        """Bytes kept of past data."""
+
+    @abstractmethod
+    def state_bytes(self) -> int:
+        """Bytes of all else that grows with the runs or copies the model."""
+
     @abstractmethod
     def _scores(self, maps: Maps) -> np.ndarray:
         """Log-scores, float64, (n, classes); those of blank lumisections are not used."""

@@ -29,7 +29,8 @@ _ARRAYS = ("pooled", "lumisections", "factors", "moving", "mean", "modes", "mode
 class ModeRows:
     """Rows of all runs.
 
-    pooled: usual variance of each channel, over all runs, (live,). mean: mean of the pileup's features in each run, (classes, 2).
+    pooled: usual variance of each channel over all runs, (live,). mean: mean of x and x² (`response.pileup_error`) in each run,
+    (classes, 2).
     """
 
     def __init__(self) -> None:
@@ -62,8 +63,8 @@ class ModeRows:
         code = np.clip(np.rint(np.log2(factor) / _STEP), -127, 127).astype(np.int8)
         empty = not self.classes
         run = np.full(modes.shape[1], self.classes, dtype=np.int32)
-        self._factors = code[None] if empty else np.concatenate([self._factors, code[None]])
         row = moving.astype(np.float32)[None]
+        self._factors = code[None] if empty else np.concatenate([self._factors, code[None]])
         self._moving = row if empty else np.concatenate([self._moving, row])
         self.mean = np.concatenate([self.mean, mean.astype(np.float32)[None]])
         columns = modes.T.astype(np.float16)
@@ -75,9 +76,8 @@ class ModeRows:
         """Drop the weakest free modes until all fits the budget, where that is possible."""
         while len(self._mode_run) and self.memory_bytes() > budget_bytes:
             kept = np.delete(np.arange(len(self._mode_run)), int(self._mode_strength.argmin()))
-            self._modes, self._mode_run, self._mode_strength = (
-                array[kept] for array in (self._modes, self._mode_run, self._mode_strength)
-            )
+            self._modes, self._mode_run = self._modes[kept], self._mode_run[kept]
+            self._mode_strength = self._mode_strength[kept]
 
     def of(self, run: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Factors (live,), variances of the moving parts (parts,), and free modes (live, m) of a run."""
@@ -89,7 +89,7 @@ class ModeRows:
 
     def state(self) -> dict[str, np.ndarray]:
         """Everything, as named arrays."""
-        values = (
+        values: tuple[np.ndarray, ...] = (
             self.pooled, np.array(self._lumisections), self._factors, self._moving, self.mean, self._modes, self._mode_run,
             self._mode_strength,
         )  # fmt: skip

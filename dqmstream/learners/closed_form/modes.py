@@ -18,7 +18,7 @@ are free directions. What was tried: docs/decisions/2026-11-29-mixture-of-densit
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -130,9 +130,7 @@ class Modes(Incremental):
     def _learn(self, experience: int, train: Maps, validation: Maps, past: Past, watch: Watch | None) -> LearnLog:
         counts = without_outages(self.reference, train.counts[:, self.reference.live])
         if self._own_gains:
-            maps = Maps(
-                self.reference.to_map(counts.astype(np.float32)), train.n_events, train.pileup, train.lumisection
-            )
+            maps = replace(train, counts=self.reference.to_map(counts.astype(np.float32)))
             self.statistical.learn_inside(self.reference, experience, maps, validation, past)
         observed, gain = observe(self.reference, counts), self.statistical.gains[-1]
         conditions = fit_conditions(observed, gain)
@@ -213,7 +211,8 @@ class Modes(Incremental):
         root = np.linalg.cholesky(inner)
         solver = np.linalg.inv(root).T
         log_determinant = float(np.log(variance).sum() + 2 * np.log(np.diag(root)).sum())
-        return _Density(*(array.astype(np.float32) for array in (weight, columns, solver)), log_determinant)
+        single = np.float32
+        return _Density(weight.astype(single), columns.astype(single), solver.astype(single), log_determinant)
 
     def state(self) -> dict[str, np.ndarray]:
         state = {STAMP: stamp(self._belongs_to)}

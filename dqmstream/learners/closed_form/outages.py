@@ -1,6 +1,6 @@
 """Outages: how often each channel and each readout box was out in each run; flickers and trips tell runs apart.
 
-    score_k = sum over boxes  (log π_kb where the box is out, else log(1 - π_kb) + the same sum over its channels with ε_kc)
+    score_k = sum over boxes of log π_kb where the box is out, else of log(1 - π_kb) and the same for its channels
 
 ε_kc, π_kb: share of the run's lumisections in which channel c, or box b as a whole, counted next to nothing (`response.outages`).
 A rate of a run with n lumisections is shrunk to a usual one with the weight of `PRIOR` lumisections. A channel that died is out
@@ -107,6 +107,15 @@ class OutageRates(Incremental):
             if dark.any():
                 scores[dark] += (box_out - box_on)[:, number] - on[:, cells].sum(axis=1)
         return scores
+
+    def put_into(self, counts: np.ndarray, experience: int, rng: np.random.Generator) -> np.ndarray:
+        """Counts of the live channels, (n, live), with outages at the rates of a run."""
+        channels, boxes = (of_run[experience] for of_run in self.rates())
+        out = rng.random(counts.shape) < np.where(channels > 2 * USUAL_CHANNEL, channels, 0.0)
+        dark = rng.random((len(counts), len(boxes))) < np.where(boxes > 2 * USUAL_BOX, boxes, 0.0)
+        for number, cells in enumerate(ReadoutBoxes(self.reference.live).cells):
+            out[np.ix_(dark[:, number], cells)] = True
+        return np.where(out, 0, counts).astype(counts.dtype)
 
     def state(self) -> dict[str, np.ndarray]:
         state = {STAMP: stamp(self._belongs_to)} | self._reference_state()

@@ -10,11 +10,14 @@ Source: stacking (Wolpert, Neural Networks 5 (1992) 241); logarithmic pools (Gen
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import minimize
 from scipy.special import log_softmax
+
+from dqmstream.errors import StateError
 
 PRIOR_SPREAD = 0.5
 """Standard deviation of the prior of a weight."""
@@ -25,14 +28,52 @@ CORRELATED = 4.0
 
 @dataclass(frozen=True, eq=False)
 class PoolWeights:
-    """Weights, their errors (0 where a weight is 0), (parts,), and the mean log-likelihood of the held-out lumisections."""
+    """Weights of the named parts, and what is known of them.
 
+    weights, errors: (parts,); an error is 0 where the weight is 0, or nothing was held out. log_likelihood: mean over the
+    held-out lumisections, nan where there are none.
+    """
+
+    names: tuple[str, ...]
     weights: np.ndarray
     errors: np.ndarray
-    log_likelihood: float
+    log_likelihood: float = np.nan
+
+    def of(self, names: Sequence[str]) -> PoolWeights:
+        """The weights of some of the parts."""
+        place = [self.names.index(name) for name in names]
+        return PoolWeights(tuple(names), self.weights[place], self.errors[place], self.log_likelihood)
+
+    def notes(self) -> dict[str, float | list[float]]:
+        """Figures for the history."""
+        notes: dict[str, float | list[float]] = {}
+        for name, weight, error in zip(self.names, self.weights, self.errors, strict=True):
+            notes |= {f"weight_{name}": float(weight), f"weight_error_{name}": float(error)}
+        if np.isfinite(self.log_likelihood):
+            notes["held_out_log_likelihood"] = self.log_likelihood
+        return notes
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Everything, as named arrays."""
+        names = np.frombuffer(" ".join(self.names).encode(), dtype=np.uint8)
+        return {
+            "names": names.copy(), "weights": self.weights.copy(), "errors": self.errors.copy(),
+            "log_likelihood": np.array(self.log_likelihood),
+        }  # fmt: skip
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, np.ndarray]) -> PoolWeights:
+        """The weights that `state` gave. Raises StateError if an array is missing."""
+        missing = [name for name in ("names", "weights", "errors", "log_likelihood") if name not in state]
+        if missing:
+            raise StateError(
+                f"the weights of the pool lack {', '.join(missing)}; the state is damaged or of an earlier version"
+            )
+        names = tuple(np.asarray(state["names"], dtype=np.uint8).tobytes().decode().split())
+        return cls(names, np.array(state["weights"]), np.array(state["errors"]), float(state["log_likelihood"]))
 
 
-def fit_weights(scores: np.ndarray, label: np.ndarray, usual: np.ndarray) -> PoolWeights:
+def fit_weights(names: Sequence[str], scores: np.ndarray, label: np.ndarray, usual: np.ndarray) -> PoolWeights:
     """Choose the weights.
 
     scores: log-probabilities of the classes by each part, (parts, n, classes). label: class of each lumisection, (n,), two
@@ -53,7 +94,8 @@ def fit_weights(scores: np.ndarray, label: np.ndarray, usual: np.ndarray) -> Poo
     found = minimize(surprise, usual, jac=True, method="L-BFGS-B", bounds=[(0, None)] * len(usual), options={"ftol": 1e-10})
     weights = np.maximum(found.x, 0.0)
     log_p = log_softmax(np.tensordot(weights, scores, 1), axis=1)
-    return PoolWeights(weights, _errors(weights, np.exp(log_p), scores, right, share, label), float(log_p[place] @ share))
+    errors = _errors(weights, np.exp(log_p), scores, right, share, label)
+    return PoolWeights(tuple(names), weights, errors, float(log_p[place] @ share))
 
 
 def _pulls(p: np.ndarray, scores: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -76,3 +118,15 @@ def _errors(
     inverse = np.linalg.pinv(curvature, hermitian=True)
     errors[free] = np.sqrt(np.maximum(np.diag(inverse @ of_run @ of_run.T @ inverse), 0.0))
     return errors
+
+
+def mean_gain(scores: np.ndarray, label: np.ndarray, weights: np.ndarray, others: np.ndarray) -> tuple[float, float]:
+    """Mean rise of the log-likelihood by weights over other weights, and its standard error with runs as clusters.
+
+    scores, label: as in `fit_weights`. Classes have equal weights.
+    """
+    place = np.arange(len(label)), label
+    one, other = (log_softmax(np.tensordot(w, scores, 1), axis=1)[place] for w in (weights, others))
+    sizes = np.bincount(label)
+    of_run = np.bincount(label, one - other)[sizes > 0] / sizes[sizes > 0]
+    return float(of_run.mean()), float(of_run.std(ddof=1) / np.sqrt(len(of_run))) if len(of_run) > 1 else np.inf

@@ -28,11 +28,11 @@ FEWEST_CHANNELS = 4
 _STEPS = 40
 """Steps of expectation maximisation."""
 
-_START = 1e-4
-"""Variance of a log-rate to start from: a common movement of 1 %."""
+_LEAST_START = 0.3
+"""Smallest variance to start from, along the part's own direction, as a share of the noise."""
 
-_NEGLIGIBLE = 0.1
-"""A component whose variance along its own direction is less than this share of the noise is dropped."""
+_CLEAR = 3.0
+"""Standard errors above 0 from which a component counts; that of a variance from n lumisections is sqrt(2 / n)."""
 
 
 def detector_parts(live: np.ndarray, ring: np.ndarray) -> np.ndarray:
@@ -61,14 +61,16 @@ def component_variances(z: np.ndarray, parts: np.ndarray) -> np.ndarray:
     size = np.diag(gram)
     kept = np.flatnonzero(size > 0)
     variance = np.zeros(len(gram))
-    variance[kept] = _START
+    # Start from what each part alone would explain.
+    alone = (np.diag(moment)[kept] / size[kept] - 1) / size[kept]
+    variance[kept] = np.maximum(alone, _LEAST_START / size[kept])
     for step in range(_STEPS):
         inside = np.ix_(kept, kept)
         posterior = np.linalg.inv(gram[inside] + np.diag(1 / variance[kept]))
         mean = posterior @ moment[inside] @ posterior
         variance[kept] = np.maximum(np.diag(mean) + np.diag(posterior), 1e-12)
         if step >= _STEPS // 4:
-            small = variance[kept] * size[kept] < _NEGLIGIBLE
+            small = variance[kept] * size[kept] < _CLEAR * np.sqrt(2 / len(z))
             variance[kept[small]] = 0.0
             kept = kept[~small]
             if not kept.size:
@@ -79,7 +81,8 @@ def component_variances(z: np.ndarray, parts: np.ndarray) -> np.ndarray:
 def free_modes(z: np.ndarray, known: np.ndarray) -> np.ndarray:
     """Free modes U beside the known ones, strongest first: float64 (live, modes).
 
-    z: (n, live), means removed. known: modes with their standard deviations, (live, m); the covariance without U is I + known known'.
+    z: (n, live), means removed. known: modes times their standard deviations, (live, m): without U the covariance is
+    I + known known'.
     """
     n, channels = z.shape
     basis, stretch = _stretched(known)

@@ -1,12 +1,14 @@
-"""Hybrid: scores of the statistical memory and of a network, weighted by lumisections that neither was fitted to.
+"""Hybrid: a pool of closed forms and a network, weighted by lumisections that none of them was fitted to.
 
-    log p(k | x) = log softmax_k (α s_k(x) + β f_k(x))
+    log p(k | x) = log softmax_k ( sum_i w_i s_i(x, k) + w f_k(x) )
 
-s_k: log-probability of run k by the statistical memory (`learners.closed_form.statistical`), f_k: by a network. The network
-trains half on lumisections redrawn from the statistics, half on real ones that are kept. After each run α and β are chosen from
-a grid by the likelihood of held-out lumisections: the run's validation blocks, and a few of every past run. They stay at 1 and
-0, the closed form alone, unless another pair beats the closed form at its best α by more than two standard errors.
-Sources: products of experts (Hinton, Neural Computation 14 (2002) 1771), stacking (Wolpert, Neural Networks 5 (1992) 241).
+s_i: log-probability of run k by a closed form (`closed_form.pool`), f_k: by the network. The network trains half on
+lumisections redrawn from the statistics, with the outages of each run, and half on real ones that are kept. All weights are
+chosen after each run by the likelihood of held-out lumisections (`closed_form.pool_weights`).
+
+The network costs most of the time. Where held-out lumisections do not show that it adds to the closed forms, the next runs are
+taught with a share of the steps only, a probe; once it adds something, with all of them.
+Source: products of experts (Hinton, Neural Computation 14 (2002) 1771).
 """
 
 from __future__ import annotations
@@ -15,131 +17,148 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from scipy.special import log_softmax
 
-from dqmstream.errors import StateError
+from dqmstream.learners.closed_form.outages import OutageRates
+from dqmstream.learners.closed_form.pool import HeldOut, Pool, usual_weights
+from dqmstream.learners.closed_form.pool_weights import PoolWeights, fit_weights, mean_gain
 from dqmstream.learners.gradient.method import PastCounts
 from dqmstream.learners.gradient.replay import Replay
 from dqmstream.learners.gradient.statistical_replay import StatisticalReplay
 from dqmstream.learners.maps import Maps
-from dqmstream.learners.memory.exemplars import ExemplarMemory
 from dqmstream.learners.registry import register_strategy
 from dqmstream.learners.saved_state import prefixed, within
 from dqmstream.learners.strategy import LearnLog, Past, Watch
+from dqmstream.lumisection import Geometry
 
-_CHOICE = 2
-"""Part of the seed of the choice of real lumisections."""
+_CHOICE, _OUTAGES = 2, 3
+"""Parts of the seed: of the choice of real lumisections, and of drawn outages."""
+
+NETWORK = "network"
 
 REAL = 0.5
 """Share of real lumisections in the material of a class, if any of it are kept."""
 
-_CLOSED, _NETWORK = (1.0, *(2.0**-k for k in range(1, 6)), 0.0), (0.0, 0.25, 0.5, 1.0)
-WEIGHTS = np.array([(a, b) for b in _NETWORK for a in _CLOSED if a + b > 0])
-"""Grid of α, β, the closed form first. Small α are needed where the closed form is too sure of itself."""
+PROBE = 0.125
+"""Share of the training steps while the network adds nothing."""
 
-STANDARD_ERRORS = 2.0
-"""By how many standard errors another pair must be better: the best of 26 is better by one of them by chance."""
+FULL_RUNS = 3
+"""Runs that are taught with all steps before its weight is looked at: with two or three runs, most networks add nothing yet."""
 
-FEWEST_HELD_OUT = 40
-"""Held-out lumisections of past runs without which α, β stay at 1, 0."""
+STANDARD_ERRORS = 1.0
+"""By how many standard errors the network must raise the likelihood of held-out lumisections to be taught with all steps."""
 
 
 class Hybrid(StatisticalReplay):
-    """The statistical memory and a network beside it."""
+    """A pool of closed forms, and a network beside it."""
 
-    share_method = 0.625
-    share_held_out = 0.125
-    """Largest parts of the budget, for lumisections to train on and for held-out ones: at 1 MB 330 and 64 lumisections. From
-    250 runs on the statistics need more than the rest and take it from both, until at 1002 runs no lumisection is kept."""
+    share_method = 0.4
+    share_held_out = 0.2
+    """Largest parts of the budget, for lumisections to train on and for held-out ones: at 1 MB 210 and 107 lumisections. Where
+    the closed forms need more than the rest, they take it from both."""
 
-    weights = WEIGHTS[0]
-    """α, β."""
-    _held: ExemplarMemory | None = None
-
-    def __init__(self, *args: Any, memory_bytes: int, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, geometry: Geometry, seed: int, memory_bytes: int, **kwargs: Any) -> None:
         """Arguments as for `StatisticalReplay`."""
-        super().__init__(*args, memory_bytes=memory_bytes, **kwargs)
+        super().__init__(*args, geometry=geometry, seed=seed, memory_bytes=memory_bytes, **kwargs)
         self._most_bytes = {"method": self._method.budget_bytes, "held": int(self.share_held_out * memory_bytes)}
-        self._held_bytes = self._most_bytes["held"]
+        self._new_pool = lambda: Pool(geometry, seed, memory_bytes)
+        self._clear_pool()
+
+    def _clear_pool(self) -> None:
+        self.pool = self._new_pool()
+        self.statistical = self.pool.statistical
+        self._held = HeldOut(self._seed)
+        self.chosen = usual_weights(self._names)
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        return (*self.pool.parts, NETWORK)
+
+    @property
+    def weights(self) -> np.ndarray:
+        """Weights of the parts that are kept, and of the network: (parts + 1,)."""
+        return self.chosen.weights
 
     def _share_out(self) -> None:
-        left = self._share_bytes - self.statistical.memory_bytes()
+        left = max(self._share_bytes - self.pool.memory_bytes(), 0)
         part = self.share_method / (self.share_method + self.share_held_out)
         self._method.budget_bytes = min(self._most_bytes["method"], int(part * left))
-        self._held_bytes = min(self._most_bytes["held"], left - self._method.budget_bytes)
+        self._held.budget_bytes = min(self._most_bytes["held"], left - self._method.budget_bytes)
 
-    def _learn(self, experience: int, train: Maps, validation: Maps, past: Past, watch: Watch | None) -> LearnLog:
-        self.weights = np.ones(2)  # during the training, in which a watch may ask for scores
-        log = super()._learn(experience, train, validation, past, watch)
-        held = validation.counts[:, self.reference.live]
-        if self._held is None:
-            self._held = self._empty(held.shape[1])
-        rows = [*(self._held.of(k) for k in range(experience)), held]
-        self.weights = self._chosen_weights(rows) if experience else WEIGHTS[0]
-        self._held.budget_bytes = self._held_bytes
-        self._held.add(held)
-        log.notes |= {"weight_statistics": float(self.weights[0]), "weight_network": float(self.weights[1])}
+    def _learn_statistics(self, experience: int, train: Maps, validation: Maps, past: Past) -> LearnLog:
+        log = self.pool.learn(self.reference, experience, train, validation, past)
+        # While the network is trained, a watch may ask for scores: they follow it.
+        while_trained = usual_weights(self._names)
+        while_trained.weights[-1] = 1.0
+        self.chosen = while_trained
         return log
 
-    def _empty(self, channels: int) -> ExemplarMemory:
-        # A uniform choice of all past lumisections. With equal shares a run each, late runs would have none once there are
-        # more runs than places, and the others would be those of which the network has real lumisections.
-        return ExemplarMemory(channels, self._held_bytes, self._seed, "reservoir", least=0)
+    def _learn(self, experience: int, train: Maps, validation: Maps, past: Past, watch: Watch | None) -> LearnLog:
+        before = self.chosen
+        log = super()._learn(experience, train, validation, past, watch)
+        log.notes["effort"] = self.effort
+        self.chosen = before.of(self._names)
+        held = validation.counts[:, self.reference.live]
+        counts, label = self._held.with_new(held)
+        if len(np.unique(label)) > 1:
+            scores = self._log_probabilities(counts)
+            usual = usual_weights(self._names).weights
+            self.chosen = fit_weights(self._names, scores, label, usual)
+            closed = fit_weights(self._names[:-1], scores[:-1], label, usual[:-1])
+            gain, error = mean_gain(scores, label, self.chosen.weights, np.append(closed.weights, 0.0))
+            log.notes |= {"network_gain": gain, "network_gain_error": error}
+            adds = gain > STANDARD_ERRORS * error and self.chosen.weights[-1] > 0
+            self.effort = 1.0 if adds or experience < FULL_RUNS else PROBE
+        self._held.add(held)
+        log.notes |= self.chosen.notes()
+        return log
 
     def _material(self, experience: int, counts: np.ndarray, past: PastCounts) -> Mapping[int, np.ndarray]:
         real = self._method.material(experience, {experience: counts}, past)
         rng = np.random.default_rng([self._seed, experience, _CHOICE])
+        of_outages = np.random.default_rng([self._seed, experience, _OUTAGES])
+        rates = self.pool.parts.get("outages")
         material = {}
         for k, drawn in super()._material(experience, counts, past).items():
             chosen = int(REAL * len(drawn)) if k in real else 0
             kept = real[k][rng.integers(len(real[k]), size=chosen)] if chosen else drawn[:0]
-            material[k] = np.concatenate([kept.astype(np.float32), drawn[chosen:]])
+            redrawn = drawn[chosen:]
+            if isinstance(rates, OutageRates):
+                redrawn = rates.put_into(redrawn, k, of_outages)
+            material[k] = np.concatenate([kept.astype(np.float32), redrawn])
         return material
 
-    def _closed_log_p(self, counts: np.ndarray) -> np.ndarray:
-        return np.asarray(log_softmax(self.statistical.scores_of_live(counts), axis=1))
-
-    def _chosen_weights(self, rows: list[np.ndarray]) -> np.ndarray:
-        """α, β by held-out lumisections: counts (n, live) of each class, the new run's last. Classes have equal weights."""
-        sizes = np.array([len(counts) for counts in rows])
-        if sizes[:-1].sum() < FEWEST_HELD_OUT:
-            return WEIGHTS[0]
-        label = np.repeat(np.arange(len(rows)), sizes)
-        share = (1 / (np.count_nonzero(sizes) * np.maximum(sizes, 1)))[label]
-        counts = np.concatenate(rows).astype(np.float32)
-        closed, network = self._closed_log_p(counts), self.network_scores(counts)
-        place = np.arange(len(label)), label
-        log_p = np.stack([log_softmax(a * closed + b * network, axis=1)[place] for a, b in WEIGHTS])
-        mean = log_p @ share
-        best, alone = int(mean.argmax()), int(np.where(WEIGHTS[:, 1] == 0, mean, -np.inf).argmax())
-        gain = log_p[best] - log_p[alone]
-        error = np.sqrt((gain - gain @ share) ** 2 @ share**2)
-        return WEIGHTS[best] if gain @ share > STANDARD_ERRORS * error else WEIGHTS[0]
+    def _log_probabilities(self, counts: np.ndarray) -> np.ndarray:
+        """Log-probabilities by each part and by the network, (parts + 1, n, classes)."""
+        return np.concatenate([self.pool.log_probabilities(counts), self.network_scores(counts)[None]])
 
     def _scores(self, maps: Maps) -> np.ndarray:
-        counts = maps.counts[:, self.reference.live]
-        closed, network = self.weights
-        scores = closed * self._closed_log_p(counts)
-        return scores + network * self.network_scores(counts) if network else scores
+        counts, weights = maps.counts[:, self.reference.live], self.weights
+        if weights[-1]:
+            return np.asarray(np.tensordot(weights, self._log_probabilities(counts), 1))
+        return np.asarray(np.tensordot(weights[:-1], self.pool.log_probabilities(counts), 1))
 
     def state(self) -> dict[str, np.ndarray]:
-        state = super().state()
-        if self._held is not None:
-            state |= prefixed("held", self._held.state()) | {"weights": self.weights.copy()}
+        state = {name: array for name, array in super().state().items() if not name.startswith("statistical.")}
+        if self.classes:
+            state |= prefixed("parts", self.pool.state()) | prefixed("held", self._held.state())
+            state |= prefixed("chosen", self.chosen.state())
         return state
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        super().restore(state)
-        self._held, self.weights = None, WEIGHTS[0]
+        self._clear_pool()
+        if int(state.get("classes", 0)):
+            self.pool.restore(within(state, "parts"))
+        self._share_out()
+        super(StatisticalReplay, self).restore(state)
         if self.classes:
-            self._held = self._empty(int(self.reference.live.sum()))
-            self._held.restore(within(state, "held"))
-            if "weights" not in state:
-                raise StateError(f"the state of {self.name} lacks its weights; it is damaged")
-            self.weights = np.array(state["weights"])
+            self._held.restore(within(state, "held"), int(self.reference.live.sum()))
+            self.chosen = PoolWeights.from_state(within(state, "chosen"))
 
     def memory_bytes(self) -> int:
-        return super().memory_bytes() + (0 if self._held is None else self._held.memory_bytes())
+        return self._method.memory_bytes() + self.pool.memory_bytes() + self._held.memory_bytes()
+
+    def state_bytes(self) -> int:
+        return super(StatisticalReplay, self).state_bytes() + self.pool.state_bytes()
 
 
 @register_strategy("hybrid")

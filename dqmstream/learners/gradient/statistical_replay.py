@@ -46,12 +46,16 @@ class StatisticalReplay(DeepStrategy):
         self.statistical = Statistical(geometry, seed, self._share_bytes)
 
     def _learn(self, experience: int, train: Maps, validation: Maps, past: Past, watch: Watch | None) -> LearnLog:
-        closed = self.statistical.learn_inside(self.reference, experience, train, validation, past)
+        closed = self._learn_statistics(experience, train, validation, past)
         self._share_out()
         log = super()._learn(experience, train, validation, past, watch)
         log.flops += closed.flops
         log.notes |= closed.notes
         return log
+
+    def _learn_statistics(self, experience: int, train: Maps, validation: Maps, past: Past) -> LearnLog:
+        """Learn the run in closed form, before the network does."""
+        return self.statistical.learn_inside(self.reference, experience, train, validation, past)
 
     def _share_out(self) -> None:
         """Give the bytes that the statistics do not use to what else is kept."""
