@@ -93,8 +93,9 @@ class Settings(BaseSettings):
     )
     strategy: str = Field(
         "default",
-        description="default (which is hybrid), naive, replay, er_ace, der, agem, lwf, ewc, ensemble, cumulative, "
-        "joint, statistical_replay, hybrid, cnn, statistical, slda, ridge, logistic, gain_map, naive_bayes, ring_means",
+        description="default (which is hybrid), naive, replay, er_ace, der, agem, lwf, ewc, ensemble, si, mas, gdumb, "
+        "rar, cumulative, joint, cnn, statistical_replay, hybrid, gain_map, ncm, naive_bayes, ring_means, "
+        "logistic, statistical, slda, ridge, outages, modes, stacked",
     )
     recipe: dict[str, Any] = Field({}, description="changes to the recipe of the strategy, by name (docs/learner.md)")
     reference: Path | None = Field(

@@ -10,5 +10,7 @@ reference      all of this for the live channels of a detector
 observation    lumisections compared with the reference
 conditions     events and pileup of a lumisection, given the gains of its run
 gains          changes of channels' rates in a run, and their course over runs
+outages        channels and boxes that count next to nothing, and counts with these filled in
+pileup_error   what the law misses as a function of pileup
 rings, boxes   medians over rings, sums over readout boxes
 """
