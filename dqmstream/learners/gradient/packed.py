@@ -20,6 +20,9 @@ from dqmstream.learners.response.reference import Reference
 LEVELS = np.array([-1.510, -0.4528, 0.4528, 1.510])
 """Residuals that are told apart, in deviations."""
 
+_LARGEST_STEP = 0.25
+"""Largest unit of the levels, over the expected count."""
+
 _MIDDLES = (LEVELS[1:] + LEVELS[:-1]) / 2
 _BITS = 2
 _EACH = 16 // _BITS
@@ -40,11 +43,9 @@ class ResidualCodec:
         """Counts (n, live) to uint16 (n, width)."""
         counts = counts.astype(np.float64)
         conditions = self.reference.conditions_of_live(counts).astype(np.float32)
-        expected = self.reference.fitted.expected(conditions.astype(np.float64))
-        scattered = expected.deviation > 0  # not where nothing is expected
-        residuals = np.divide(counts - expected.counts, expected.deviation, out=np.zeros_like(counts), where=scattered)
+        expected, step = self._expected(conditions.astype(np.float64))
         levels = np.zeros((len(counts), _EACH * (self.width - _CONDITIONS)), dtype=np.uint16)
-        levels[:, : counts.shape[1]] = np.digitize(residuals, _MIDDLES)
+        levels[:, : counts.shape[1]] = np.digitize((counts - expected) / step, _MIDDLES)
         together = np.bitwise_or.reduce(levels.reshape(len(counts), -1, _EACH) << _SHIFTS, axis=2)
         return np.concatenate([together, conditions.view(np.uint16)], axis=1)
 
@@ -53,10 +54,16 @@ class ResidualCodec:
         conditions = np.ascontiguousarray(packed[:, -_CONDITIONS:]).view(np.float32).astype(np.float64)
         apart = (packed[:, :-_CONDITIONS, None] >> _SHIFTS) & (2**_BITS - 1)
         levels = apart.reshape(len(packed), apart.shape[1] * _EACH)[:, : self.reference.channels]
-        expected = self.reference.fitted.expected(conditions)
-        counts = np.maximum(expected.counts + LEVELS[levels] * expected.deviation, 0.0).astype(np.float32)
+        expected, step = self._expected(conditions)
+        counts = np.maximum(expected + LEVELS[levels] * step, 0.0).astype(np.float32)
         counts[~conditions.any(axis=1)] = 0.0  # a lumisection without events
         return counts
+
+    def _expected(self, conditions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Expected counts and the unit of the levels, (n, live) each: a deviation where the reference knows it."""
+        expected = self.reference.fitted.expected(conditions)
+        # The deviation of a channel that says nothing may be thousands of times its counts, which box totals would hold.
+        return expected.counts, np.minimum(expected.deviation, _LARGEST_STEP * expected.counts + 1)
 
 
 class PackedExemplars:

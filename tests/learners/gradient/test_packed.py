@@ -11,6 +11,7 @@ from dqmstream.learners.memory.exemplars import ExemplarMemory
 from dqmstream.learners.networks.recipe import Recipe
 from dqmstream.learners.registry import make_strategy
 from dqmstream.learners.response.reference import Reference
+from dqmstream.learners.response.saturating import Saturating
 from dqmstream.learners.splits import Part
 from dqmstream.lumisection import Geometry
 from tests.learners.streams import make_stream
@@ -26,12 +27,25 @@ def test_residuals_come_back_to_the_nearest_level() -> None:
     counts[:, 5] = 0  # a channel that is dead, many deviations away
     before = REFERENCE.residuals_of_live(counts)
     after = REFERENCE.residuals_of_live(codec.counts(codec.packed(counts)))
-    nearest = LEVELS[np.abs(before[..., None] - LEVELS).argmin(axis=2)]
     # Conditions are measured anew on the rounded counts, which moves all channels together.
+    nearest = LEVELS[np.abs(before[..., None] - LEVELS).argmin(axis=2)]
     assert np.abs(after - nearest).mean() < 0.1
     assert (after[:, 5] < -1).all()
     left_out = np.mean((nearest - before)[:, 6:] ** 2)
     assert 0.09 < left_out < 0.17  # .1175 of a normal residual
+
+
+def test_a_channel_without_a_known_deviation_moves_no_condition() -> None:
+    response = REFERENCE.fitted
+    assert isinstance(response, Saturating)
+    spread = response.spread.copy()
+    spread[100] = 1e6
+    unsure = Saturating(response.size, response.rate, spread, response.at)
+    reference = Reference(REFERENCE.live, COUNTS[0].mean(axis=0), unsure)
+    codec = ResidualCodec(reference)
+    both = COUNTS[0], codec.counts(codec.packed(COUNTS[0]))
+    before, after = (reference.conditions_of_live(rows.astype(np.float64)) for rows in both)
+    np.testing.assert_allclose(after, before, rtol=0.01)
 
 
 def test_a_lumisection_without_counts_comes_back_as_one() -> None:
