@@ -128,7 +128,7 @@ def title(table: Mapping[str, Any], stream: str = "") -> str:
     budgets = ", ".join(f"{budget / 1000:g}" for budget in spec["memory_bytes"])
     orders = f" in {spec['orders']} orders" if spec["orders"] > 1 else ""
     shown = [one for one in table["streams"] if stream in ("", one["stream"])]
-    learnt = {number for one in shown for row in one["rows"] for number in row["runs_learnt"]} or {spec["runs"]}
+    learnt = {number for one in shown for row in one["rows"] for number in row.get("runs_learnt", ())} or {spec["runs"]}
     few, many = min(learnt), max(learnt)
     some = (
         "" if few == spec["runs"] else f", of which {few if few == many else f'{few} to {many}'} are long enough to be learnt"
