@@ -45,7 +45,7 @@ FAULTY = (380120, 380125)
 
 
 def pileups() -> dict[int, np.ndarray]:
-    """Pileup of six runs of two fills: a ramp, a level run, a short one, falling ones."""
+    """Pileup of seven runs of two fills: a ramp, a level run, a short one, falling ones, and one that is too short."""
     rng = np.random.default_rng(SEED)
     return {
         380100: ramp(61.7, rng)[0][:60],
@@ -54,6 +54,7 @@ def pileups() -> dict[int, np.ndarray]:
         380115: np.concatenate([levelled(61.7, 80, rng), fall(61.7, 42.0, 120, rng)]),
         380120: fall(61.7, 36.0, 200, rng),
         380125: np.concatenate([levelled(61.7, 100, rng), fall(61.7, 42.0, 100, rng)]),
+        380130: levelled(61.7, 10, rng),
     }
 
 
@@ -116,7 +117,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def flags(folder: Path) -> dict[str, Any]:
     """The flags of each run, by run, after all were learnt."""
     learnt = quiet("learn", "--archive", folder / "A", "--strategy", "statistical")
-    assert learnt["runs"] == [380105, 380115, 380120, 380125]
+    assert learnt["runs"] == [380105, 380110, 380115, 380120, 380125]
     told = quiet("flags", "--archive", folder / "A", "--out", folder / "flags.csv")
     return {one["run"]: one for one in told["runs"]}
 
@@ -148,14 +149,15 @@ def test_every_lumisection_of_such_runs_is_filed_once(folder: Path, bootstrap: s
 
 
 def test_runs_that_are_too_short_are_left_out_and_the_others_learnt(folder: Path, flags: dict[str, Any]) -> None:
+    """The first run is a ramp of 60 lumisections, which does not show the law of the response; the last has 10."""
     status = quiet("status", "--archive", folder / "A")
     assert not NOISE.search(str(status)), status
-    assert [run for run, one in flags.items() if not one["learnt"]] == [380100, 380110]
+    assert [run for run, one in flags.items() if not one["learnt"]] == [380100, 380130]
 
 
 def test_flags_name_the_box_and_the_channels_that_fail_and_no_others(folder: Path, flags: dict[str, Any]) -> None:
     """Two good runs at levelled and falling pileup, then a box at .8 and a dead channel, then one that dies at 101."""
-    for run in (380100, 380105, 380110, 380115):
+    for run in (380100, 380105, 380110, 380115, 380130):
         assert flags[run]["channels"] == []
         assert max(flags[run]["flagged"], flags[run]["faulty"]) <= max(0.02 * flags[run]["lumisections"], 1)
     failed = channels(flags[380125]["faults"])

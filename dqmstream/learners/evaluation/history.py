@@ -34,7 +34,6 @@ FEW_TESTED = 10
 """Test lumisections below which a run counts as short in figures: its accuracy moves in steps of more than .1."""
 
 
-
 class History:
     """The lines of history.jsonl.
 

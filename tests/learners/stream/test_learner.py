@@ -410,13 +410,14 @@ def test_a_run_of_20_is_learnt_and_a_run_of_3_is_left_out_with_the_reason(archiv
     assert again["accuracy_matrix"] == found["accuracy_matrix"]
 
 
-def test_a_first_run_needs_20_lumisections_for_training(tmp_path: Path) -> None:
-    for run, size in ((1, 30), (2, 60), (3, 60)):
+def test_a_first_run_needs_20_lumisections_for_training_and_50_where_they_do_not_show_the_law(tmp_path: Path) -> None:
+    for run, size in ((1, 30), (2, 60), (3, 100), (4, 60)):
         path = write_run(tmp_path, run, counts(run, size))
         import_files([path], lambda: Archive.open_or_create(tmp_path / "A"), dtype=np.dtype("float32"), depths=1)
     found = replay(Archive.open(tmp_path / "A"), tmp_path, SETTINGS)
-    assert found["runs"] == [2, 3]
+    assert found["runs"] == [3, 4]
     assert "cannot be the first run: 17 lumisections for train" in found["left_out"]["1"]
+    assert "33 lumisections for train do not show whether counts follow the law" in found["left_out"]["2"]
 
 
 def test_an_open_run_waits_until_it_is_stopped_or_idle(tmp_path: Path) -> None:
