@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ from dqmstream.learners.strategy import Strategy
 from dqmstream.learners.stream.experience import learn_and_evaluate
 from dqmstream.learners.stream.learner_state import LearnerState
 from dqmstream.learners.stream.ledger import describe, read_experience
-from dqmstream.lumisection import Geometry
+from dqmstream.lumisection import MOST_SHARE, Geometry, are_shares
 from dqmstream.storage.archive import Archive
+from dqmstream.storage.scale import counts_of_shares
 
 BESIDE = ("gain_map", "naive_bayes", "ring_means")
 """Baselines that are evaluated beside a strategy where nothing else is asked for; ring_means sees luminosity alone."""
@@ -155,7 +156,8 @@ def evaluate(
     Parameters
     ----------
     runs : Archive, path of an archive, or iterable of RunData
-        An archive's runs are learnt in ascending order, others in the order given.
+        An archive's runs are learnt in ascending order, others in the order given. Maps divided by events are multiplied back
+        by `n_events`; a run where that is impossible is left out.
     strategy : Strategy or str
         An object that meets `dqmstream.Strategy` and has learnt nothing yet, or the name of a registered strategy.
     beside : sequence of Strategy or str
@@ -219,7 +221,12 @@ def _runs_of(runs: Archive | str | Path | Iterable[RunData]) -> tuple[Geometry, 
             else:
                 found.append(read_experience(archive, line))
     else:
-        found = list(runs)
+        found = []
+        for run in runs:
+            try:
+                found.append(_in_counts(run))
+            except ValueError as error:
+                left_out[run.run] = str(error)
     for run in found:
         why = why_left_out(run, as_reference=not chosen)
         if why:
@@ -230,6 +237,25 @@ def _runs_of(runs: Archive | str | Path | Iterable[RunData]) -> tuple[Geometry, 
     if len(depths) > 1:
         raise InputError(f"the runs have maps of {' and '.join(map(str, sorted(depths)))} depths: evaluate them apart")
     return Geometry(depths.pop()), chosen, left_out
+
+
+def _in_counts(run: RunData) -> RunData:
+    """The run with maps of shares of events multiplied back into counts, as `import` does it for files.
+
+    Raises ValueError, with lumisection and reason, where events are unknown or contradict them.
+    """
+    maps = run.maps
+    flat = maps.counts.reshape(len(maps), -1)
+    largest = flat.max(axis=1, initial=0)
+    if not are_shares(flat, largest).any() or largest.max() > MOST_SHARE:
+        return run
+    counts = np.empty_like(maps.counts, dtype=np.float32)
+    for k, (number, shares, events) in enumerate(zip(maps.lumisection, maps.counts, maps.n_events, strict=True)):
+        try:
+            counts[k] = counts_of_shares(shares, float(events))
+        except ValueError as error:
+            raise ValueError(f"lumisection {number}: {error}") from error
+    return replace(run, maps=replace(maps, counts=counts))
 
 
 def _strategy(given: Strategy | str, geometry: Geometry, seed: int) -> Strategy:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pytest
 from dqmstream.errors import InputError
 from dqmstream.experiments.evaluate import evaluate
 from dqmstream.experiments.simulator import stream as simulated_stream
+from dqmstream.experiments.simulator.learner_input import simulate_runs
+from dqmstream.learners.maps import RunData
 from dqmstream.lumisection import LUMISECTION_S
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.imports.importer import Imported, import_runs
@@ -135,3 +138,18 @@ def test_a_closed_form_on_maps_divided_by_events_is_as_good_as_on_counts(tmp_pat
         found[name] = evaluate(archive, "gain_map", beside=[]).accuracy_matrix
     np.testing.assert_array_equal(found["shares"], found["counts"])
     assert found["counts"][-1].mean() > 0.9
+
+
+def test_evaluate_multiplies_runs_of_shares_back_and_leaves_out_those_of_unknown_events() -> None:
+    runs = simulate_runs("moderate", seed=3, runs=4, lumisections=200)
+
+    def shares(run: RunData, events: np.ndarray) -> RunData:
+        counts = (run.maps.counts / run.maps.n_events[:, None, None, None]).astype(np.float32)
+        return replace(run, maps=replace(run.maps, counts=counts, n_events=events))
+
+    given = [shares(run, run.maps.n_events) for run in runs]
+    unknown = np.full(200, np.nan)
+    found = evaluate([*given[:3], shares(runs[3], unknown)], "gain_map", beside=[])
+    np.testing.assert_array_equal(found.accuracy_matrix, evaluate(runs[:3], "gain_map", beside=[]).accuracy_matrix)
+    assert found.left_out == {runs[3].run: found.left_out[runs[3].run]}
+    assert "lumisection 1: it holds shares of events" in found.left_out[runs[3].run]
