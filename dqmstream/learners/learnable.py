@@ -40,7 +40,7 @@ def why_left_out(run: RunData, *, as_reference: bool) -> str:
         return f"empty: no lumisection for {', '.join(empty)} counts anything"
     if counting[Part.TRAIN] < FEWEST_TRAIN_LUMISECTIONS:
         return (
-            f"almost empty: {counting[Part.TRAIN]} lumisections for train count anything, "
+            f"too short or almost empty: {counting[Part.TRAIN]} lumisections for train count anything, "
             f"{FEWEST_TRAIN_LUMISECTIONS} are needed"
         )
     if as_reference:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dqmstream.learners.networks.recipe import Recipe
-from dqmstream.learners.registry import GRADIENT, LIVE_BASELINES, NAMES, make_strategy
+from dqmstream.learners.registry import GRADIENT, NAMES, make_strategy, strategy_info
 from dqmstream.learners.saved_state import STAMP
 from dqmstream.lumisection import Geometry
 from tests.learners.streams import make_stream, reader
@@ -31,12 +31,12 @@ def test_memory_does_not_grow_with_the_runs(name: str) -> None:
     for experience, run in enumerate(STREAM):
         strategy.learn(experience, run, reader(STREAM))
         after[experience + 1] = _nbytes(strategy.state(), experience + 1)
-        if name not in (*EXEMPT, *LIVE_BASELINES):
+        if strategy_info(name).budgeted and name not in EXEMPT:
             assert strategy.memory_bytes() <= BUDGET, f"after {experience + 1} runs"
     fixed, rows = after[MANY]
     # A row a run may not grow, and arrays without a row a run may fill the budget once.
     assert rows / MANY <= 1.02 * after[FEW][1] / FEW
-    assert fixed - after[FEW][0] <= (BUDGET if name not in LIVE_BASELINES else 0)
+    assert fixed - after[FEW][0] <= (BUDGET if strategy_info(name).budgeted else 0)
     if name in GRADIENT:
         assert strategy.state_bytes() <= 3 * (fixed + rows), (
             "no more than a few copies of the network, such as a teacher or Fisher information"
