@@ -28,7 +28,9 @@ from dqmstream.learners.stream.replay import replay
 from dqmstream.storage.archive import Archive
 from tests.commandline import dqmstream
 
-METHODS = ("naive", "replay", "er_ace", "der", "ewc", "lwf", "agem", "joint", "cumulative")
+METHODS = (
+    "naive", "replay", "er_ace", "der", "ewc", "si", "mas", "lwf", "agem", "gdumb", "rar", "joint", "cumulative",
+)  # fmt: skip
 SMALL = {"steps": 4, "fisher_samples": 4}
 
 
