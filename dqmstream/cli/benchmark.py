@@ -6,11 +6,11 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from dqmstream.cli import options, output, studies, terminal
+from dqmstream.cli import label_benchmark, options, output, studies, terminal
 from dqmstream.cli.option_groups import grouped
 from dqmstream.errors import InputError, StateError
 from dqmstream.settings import MAX_COUNT, MAX_MEMORY_BYTES, read_table, recipe_flags
@@ -79,6 +79,19 @@ class TableOptions:
 
 
 @dataclass(frozen=True)
+class TaskOptions:
+    """What is learnt."""
+
+    task: Annotated[
+        Literal["runs", "labels"],
+        typer.Option(
+            help="runs, or labels: good and faulty lumisections of `tracks` (docs/labels.md); --split is then blocks, unseen, "
+            "runs, or several with commas"
+        ),
+    ] = "runs"
+
+
+@dataclass(frozen=True)
 class RunOptions:
     """Where the cells are computed and kept."""
 
@@ -97,7 +110,7 @@ class RunOptions:
 
 @app.command(rich_help_panel="Without an archive")
 @grouped
-def benchmark(file: FileOptions, table: TableOptions, study: studies.StudyOptions, run: RunOptions) -> None:
+def benchmark(file: FileOptions, table: TableOptions, task: TaskOptions, study: studies.StudyOptions, run: RunOptions) -> None:
     """Learn simulated streams and print accuracy, AUC and forgetting with 95 % intervals, beside both bounds.
 
     Ctrl-C or SIGTERM keeps what is finished; the same command computes the rest. With --data it trains the recipe of an earlier
@@ -111,7 +124,13 @@ def benchmark(file: FileOptions, table: TableOptions, study: studies.StudyOption
         changes = {"set_": table.set_, "seeds": table.seeds, "split": table.split}
         studies.run(study, table.recipe, file.files or [], changes, run.out, run.as_json)
         return
-    studies.refuse_without_data(study, table.recipe)
+    studies.refuse_without_data(study, table.recipe if task.task == "runs" else None)
+    if task.task == "labels":
+        if file.files or file.tables or run.reuse:
+            raise InputError("the benchmark of labels takes options, no file of tables and no --reuse")
+        given = label_benchmark.spec_of(table.given(), table.quick)
+        label_benchmark.run(given, run.out, run.workers, run.dask, run.as_json)
+        return
     _run(_chosen(file, table), run, by_stream=not file.files)
 
 
