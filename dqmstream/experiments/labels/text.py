@@ -17,8 +17,8 @@ COLUMNS = ["", "AUC", "forgetting of AUC", "accuracy", "forgetting", "transfer: 
 
 NOTE = (
     "95 % intervals, by resampling periods and streams. AUC, accuracy: after the last period, mean over periods; chance is .5 "
-    "of AUC. Forgetting: the highest so far minus the last. transfer: backward, and forward to a period before it is learnt, of "
-    "AUC. ECE: expected calibration error as it comes, and with a temperature from validation. conditions sees luminosity "
+    "of AUC. Forgetting: the highest so far minus the last. transfer: backward, and forward to a period before it is learnt, "
+    "of AUC. ECE: expected calibration error as it comes, and with a temperature from validation. conditions sees luminosity "
     "alone. joint reads all periods again. kB: memory for past lumisections."
 )
 

@@ -18,8 +18,10 @@ from dqmstream.learners.evaluation.history import baseline_lines, read_history
 from dqmstream.learners.evaluation.history_line import HistoryLine
 from dqmstream.learners.evaluation.prequential import prequential_results
 from dqmstream.learners.evaluation.repeated_runs import newest_of_run
+from dqmstream.learners.stream import checkpoint
 from dqmstream.learners.stream.ledger import Experience, newest_lines, read_ledger
 from dqmstream.learners.stream.state_folder import LIVE, read_json, read_status
+from dqmstream.learners.task import LABELS, RUNS
 from dqmstream.storage.archive import Archive
 
 
@@ -68,23 +70,58 @@ class LearnerRecord:
         return np.bincount(labels, minlength=len(self.lines))[np.unique(newest_of_run(self.runs))]
 
 
+@dataclass(frozen=True, eq=False)
+class LabelRecord:
+    """What a learner of labels left in its state folder. lines: of its history, at least one."""
+
+    name: str
+    strategy: str
+    lines: list[HistoryLine]
+
+
+def read_label_records(archive: Archive, state: Path) -> list[LabelRecord]:
+    """Read every learner of labels in a state folder that has learnt a run, by name. Raises StateError as `read_records`."""
+    records = []
+    for folder in _folders(state, LABELS.name):
+        identity = _identity(archive, folder)
+        path = folder / "history.jsonl"
+        lines = read_history(path)[: checkpoint.learnt(folder / "checkpoints")] if path.exists() else []
+        if lines:
+            records.append(LabelRecord(folder.name, str(identity.get("strategy", "")), lines))
+    return records
+
+
 def read_records(archive: Archive, state: Path) -> list[LearnerRecord]:
     """Read every learner of a state folder that has learnt a run: the live one first, the others by runs learnt, then by name.
 
-    Raises StateError if there is none, if a file cannot be read, or if a learner belongs to another archive.
+    Learners of labels are left out (`read_label_records`). Raises StateError if there is none, if a file cannot be read, or if
+    a learner belongs to another archive.
     """
-    folders = sorted(path.parent for path in state.glob("*/state.json")) if state.is_dir() else []
-    records = [record for folder in folders if (record := _read_record(archive, folder)) is not None]
+    records = [record for folder in _folders(state, RUNS.name) if (record := _read_record(archive, folder)) is not None]
     if not records:
-        raise StateError(f"{state} holds no learner that has learnt a run: run `dqmstream learn` or `dqmstream replay` first")
+        of_labels = " of runs; there are learners of labels only" if _folders(state, LABELS.name) else ""
+        raise StateError(
+            f"{state} holds no learner that has learnt a run{of_labels}: run `dqmstream learn` or `dqmstream replay` first"
+        )
     return sorted(records, key=lambda record: (record.name != LIVE, -len(record.lines), record.name))
 
 
-def _read_record(archive: Archive, folder: Path) -> LearnerRecord | None:
+def _folders(state: Path, task: str) -> list[Path]:
+    """Folders of the learners of a task, by name."""
+    folders = sorted(path.parent for path in state.glob("*/state.json")) if state.is_dir() else []
+    return [folder for folder in folders if read_json(folder / "state.json").get("task", RUNS.name) == task]
+
+
+def _identity(archive: Archive, folder: Path) -> dict[str, Any]:
     identity = read_json(folder / "state.json")
     owner = identity.get("archive_id")
     if owner != archive.archive_id:
         raise StateError(f"{folder} belongs to archive {owner}, not {archive.archive_id}: give the --state of this archive")
+    return identity
+
+
+def _read_record(archive: Archive, folder: Path) -> LearnerRecord | None:
+    identity = _identity(archive, folder)
     if not (folder / "history.jsonl").exists():
         return None
     lines = read_history(folder / "history.jsonl")

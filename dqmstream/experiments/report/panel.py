@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from dqmstream.experiments.page import PageFolder
-from dqmstream.experiments.report.learner_records import LearnerRecord
+from dqmstream.experiments.report.learner_records import LabelRecord, LearnerRecord
 from dqmstream.experiments.report.summary import SummaryRow, summarise
 from dqmstream.storage.archive import Archive
 
@@ -42,7 +42,7 @@ class ReportInputs:
 
     learners: at least one; the first is the main one, whose runs are shown. about: the archive, as results.json has it.
     folder: takes the pictures. shown_runs: only so many of the last runs are drawn and listed. step: to be called after each
-    step with its name ("read" or "draw").
+    step with its name ("read" or "draw"). labels: learners of good and faulty lumisections.
     """
 
     archive: Archive
@@ -51,6 +51,7 @@ class ReportInputs:
     folder: PageFolder
     shown_runs: int
     step: Callable[[str], None]
+    labels: Sequence[LabelRecord] = ()
 
     @property
     def main(self) -> LearnerRecord:

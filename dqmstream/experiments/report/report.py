@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from dqmstream.errors import InputError
 from dqmstream.experiments.page import PageFolder, page_template
-from dqmstream.experiments.report.learner_records import read_records
+from dqmstream.experiments.report.learner_records import read_label_records, read_records
 from dqmstream.experiments.report.panel import Panel, ReportInputs
 from dqmstream.experiments.report.panels import PANELS
 from dqmstream.experiments.report.panels.archive import about
@@ -44,7 +44,8 @@ def write_report(
     learners = read_records(archive, state)
     steps = _Steps(1 + len(learners) + 2 * min(len(learners[0].learnt), shown_runs), progress)
     try:
-        return _write(ReportInputs(archive, learners, about(archive), PageFolder(out), shown_runs, steps))
+        labels = read_label_records(archive, state)
+        return _write(ReportInputs(archive, learners, about(archive), PageFolder(out), shown_runs, steps, labels))
     except OSError as error:
         raise InputError(f"cannot write {error.filename or out}: {error.strerror}; choose another folder") from error
 

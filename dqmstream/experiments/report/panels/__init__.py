@@ -9,6 +9,7 @@ from dqmstream.experiments.report.panels.contents import contents_panel
 from dqmstream.experiments.report.panels.further_figures import further_figures_panel
 from dqmstream.experiments.report.panels.glossary import glossary_panel
 from dqmstream.experiments.report.panels.headline import headline_panel
+from dqmstream.experiments.report.panels.labels import labels_panel
 from dqmstream.experiments.report.panels.learners import learners_panel
 from dqmstream.experiments.report.panels.stream import stream_panel
 from dqmstream.experiments.report.panels.summary import summary_panel
@@ -21,6 +22,7 @@ PANELS: tuple[MakePanel, ...] = (
     archive_panel,
     stream_panel,
     learners_panel,
+    labels_panel,
     changes_panel,
     glossary_panel,
 )
