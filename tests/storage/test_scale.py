@@ -18,6 +18,7 @@ from dqmstream.lumisection import LUMISECTION_S
 from dqmstream.storage.archive import Archive
 from dqmstream.storage.imports.importer import Imported, import_runs
 from dqmstream.storage.imports.rules import ImportRules
+from dqmstream.storage.labels.golden import Golden
 from dqmstream.storage.layout import Quality
 from dqmstream.storage.scale import Scale, events_of_shares, scale_of_rows
 from dqmstream.storage.status import archive_status
@@ -77,6 +78,9 @@ def test_shares_without_events_are_refused_before_anything_is_written(tmp_path: 
     with pytest.raises(InputError, match=r"lumisection 4: .*is 0"):
         take(tmp_path, write(tmp_path, shares, np.nan_to_num(some)))
     assert not (tmp_path / "A").exists()
+    golden = Golden("g", np.array([[RUN, 1, 3], [RUN, 5, 6]]), "")
+    done = take(tmp_path, write(tmp_path, shares, some), golden=golden)
+    assert done.rows == 5, "lumisections that are not wanted need no events"
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,6 @@ def read_runs(paths: Sequence[Path], rules: ImportRules, progress: Progress) -> 
         if not (table.has_runs or only_run):
             raise InputError(f"{table.name} names no run (run_number), and several runs are imported: add that column")
         runs = [with_luminosity(data, table, rules.max_events) for data in runs]
-    runs = [in_counts(data, rules.interpolated) for data in runs]
     if rules.source:
         runs = [replace(data, source=rules.source if data.source else "") for data in runs]
     if rules.golden:
@@ -58,7 +57,7 @@ def read_runs(paths: Sequence[Path], rules: ImportRules, progress: Progress) -> 
             data.only(golden.is_good(data.run, data.lumisection), f"not good in {golden.name}") if data.size else data
             for data in runs
         ]
-    return runs
+    return [in_counts(data, rules.interpolated) for data in runs]
 
 
 def with_luminosity(data: RunFile, table: LuminosityTable, max_events: float) -> RunFile:
