@@ -35,14 +35,19 @@ def demo(
 
 def describe_demo(result: dict[str, Any]) -> list[Any]:
     """A table of the learners, what was filed, and where the report is."""
-    rows = [[name, one["average_accuracy"], one["average_auc"], one["forgetting"]] for name, one in result["learners"].items()]
+    rows = [
+        [name, one["average_accuracy"], one["by_last"]["8"]["average_accuracy"], one["average_auc"], one["forgetting"]]
+        for name, one in result["learners"].items()
+    ]
     live = next(iter(result["learners"].values()))
     for name, accuracy in live["baselines"].items():
-        rows.append([name, accuracy, live["baselines_auc"][name], live["baselines_forgetting"][name]])
-    rows.append(["chance", 1 / len(live["runs"]), 0.5, None])
+        last_8 = live["baseline_figures"][name]["by_last"]["8"]["average_accuracy"]
+        rows.append([name, accuracy, last_8, live["baselines_auc"][name], live["baselines_forgetting"][name]])
+    chance = 1 / len(live["runs"])
+    rows.append(["chance", chance, chance, 0.5, None])
     title = f"stream {result['stream']}, {len(live['runs'])} runs, seed {result['seed']}"
     return [
-        output.table(title, ["", "accuracy", "AUC", "forgetting"], rows),
+        output.table(title, ["", "accuracy", "last 8", "AUC", "forgetting"], rows),
         f"{result['consumed']['rows']} lumisections filed, {result['consumed']['dead']} dead letters, {result['seconds']} s",
         f"report: {result['report']}",
     ]
