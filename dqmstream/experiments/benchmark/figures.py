@@ -16,6 +16,9 @@ from dqmstream.learners.evaluation.history_line import EVERY_LENGTH
 
 _BLUE, _RED, _GREY = "#3f90da", "#bd1f01", "#717581"
 
+_ACROSS = 4
+"""Most panels beside each other in the figure of accuracy against lumisections, which is drawn for many streams."""
+
 Streams = Sequence[Mapping[str, Any]]
 """The streams of a table of `benchmark.summary.summarise`; at least one, each with at least one row."""
 
@@ -70,8 +73,13 @@ def draw_costs(path: Path, streams: Streams) -> None:
 def draw_by_last(path: Path, streams: Streams) -> None:
     """Draw a panel per stream: accuracy where the last n lumisections name the run, against n; both bounds, and guessing."""
     names = list(dict.fromkeys(row["label"] for one in streams for row in one["rows"] if not row["bound"] and by_last(row)))
-    with canvas(path, height_in=4.4 + 0.24 * -(-len(names) // 4)) as figure:
-        panels = figure.subplots(1, len(streams), sharey=True, squeeze=False)[0]
+    across = min(len(streams), _ACROSS)
+    down = -(-len(streams) // across)
+    with canvas(path, height_in=(4.4 if down == 1 else 3.2 * down) + 0.24 * -(-len(names) // 4)) as figure:
+        grid = figure.subplots(down, across, sharey=True, squeeze=False)
+        panels = list(grid.flat)[: len(streams)]
+        for unused in list(grid.flat)[len(streams) :]:
+            unused.set_axis_off()
         for axes, one in zip(panels, streams, strict=True):
             for row in one["rows"]:
                 if not by_last(row):
@@ -94,7 +102,8 @@ def draw_by_last(path: Path, streams: Streams) -> None:
             axes.minorticks_off()
             axes.set_xlabel("lumisections summed")
             axes.set_ylim(-0.03, 1.05)
-        panels[0].set_ylabel("accuracy")
+        for axes in grid[:, 0]:
+            axes.set_ylabel("accuracy")
         _legend(figure, panels)
 
 
