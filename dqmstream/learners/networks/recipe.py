@@ -90,7 +90,7 @@ class Recipe:
         Whether a linear map from the residuals is added to the logits.
     products
         Transformers and linear: products of projections of what the head reads, for a second head
-        (`learners.networks.products`).
+        (`learners.networks.products`). quadratic: those of its only head.
     steps, batch, micro_batch
         Training steps a run; lumisections a step; how many of these go through the network at once, 0 for all.
     bf16
@@ -196,6 +196,8 @@ class Recipe:
             yield "study_vit learns from scaled counts and the others from residuals: it cannot be in an ensemble"
         if "depthvit" in self.networks and self.readout == "class":
             yield "depthvit has no class token: choose the readout tokens or mean"
+        if "quadratic" in self.networks and not self.products:
+            yield "quadratic reads products alone: give products, as in products=48"
         if self.dropout == 1:
             yield "dropout is below 1"
         if not self.cnn_widths:
@@ -269,3 +271,6 @@ STUDY_RECIPE = Recipe(
 
 REDRAWN_RECIPE = Recipe(noise=0.0, patch=(32, 4), patch_shift=2)
 """Of strategies that train on redrawn lumisections. Each is seen once, so no noise is added; a patch is a readout box."""
+
+QUADRATIC_RECIPE = Recipe(model="quadratic", products=48, packed=True, noise=1.0, lr=3e-3, steps=64)
+"""Of a network beside closed forms, taught by real lumisections (docs/decisions/2026-11-29-network-outside-the-law.md)."""

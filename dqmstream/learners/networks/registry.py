@@ -26,6 +26,7 @@ BUILT_IN = {
     "vit": "vit",
     "cnn": "cnn",
     "linear": "linear",
+    "quadratic": "quadratic",
     "pooled": "pooled",
     "study_vit": "study_vit",
     "depthvit": "depth_vit",

@@ -29,6 +29,7 @@ SMALL = {
     "vit": Recipe(model="vit", dim=16, depth=2, heads=2),
     "cnn": replace(CNN_RECIPE, cnn_widths=(4, 6)),
     "linear": Recipe(model="linear"),
+    "quadratic": Recipe(model="quadratic", products=6),
     "study_vit": replace(STUDY_RECIPE, dim=16, depth=1, heads=2),
     "depthvit": Recipe(model="depthvit", dim=8, depth=2, heads=2),
     **{name: Recipe(model=name) for name in BACKBONES},
@@ -67,7 +68,7 @@ def test_a_lumisection_is_scored_the_same_alone_and_in_any_batch(name: str) -> N
 @pytest.mark.parametrize("linear_skip", [True, False])
 def test_head_grows_without_touching_old_rows(name: str, depths: int, linear_skip: bool) -> None:
     model = make(name, depths, linear_skip=linear_skip)
-    assert len(model.heads()) == 1 + (linear_skip and name not in ("linear", "study_vit"))
+    assert len(model.heads()) == 1 + (linear_skip and name not in ("linear", "quadratic", "study_vit"))
     model.grow(2)
     x = torch.randn(4, model.channels)
     for head in model.heads():
@@ -114,6 +115,16 @@ def test_products_tell_apart_what_only_moves_together(name: str) -> None:
     model.grow(3)
     torch.testing.assert_close(model(x)[:, :2], before)
     assert not model(x)[:, 2].any()
+
+
+def test_the_quadratic_network_sees_no_mean() -> None:
+    model = make("quadratic")
+    model.grow(2)
+    torch.nn.init.normal_(model.heads()[0].weight)
+    x = torch.randn(4, 932)
+    torch.testing.assert_close(model(-x), model(x))
+    with pytest.raises(InputError, match="give products"):
+        Recipe(model="quadratic")
 
 
 def test_only_tokens_with_live_channels_are_computed() -> None:
