@@ -193,6 +193,10 @@ def _first(scores: Scores, runs: int) -> Scores:
     return Scores(log_probability, scores.labels[seen], scores.lumisection[seen])
 
 
+_IMPOSSIBLE = -1e300
+"""Score of a run that cannot have counted so. Unlike -inf, it can be summed, and subtracted from another one."""
+
+
 @dataclass(frozen=True)
 class _Bound:
     """Scores lumisections of HE depth 1 by the true parameters of the runs."""
@@ -202,6 +206,6 @@ class _Bound:
 
     def scores(self, maps: Maps) -> np.ndarray:
         counts = maps.counts[:, 0][:, LIVE]
-        if self.name == IDEAL:
-            return ideal(counts, maps.n_events, maps.pileup, self.truths)
-        return ideal_profiled(counts, self.truths)
+        known = self.name == IDEAL
+        scores = ideal(counts, maps.n_events, maps.pileup, self.truths) if known else ideal_profiled(counts, self.truths)
+        return np.maximum(scores, _IMPOSSIBLE)

@@ -11,7 +11,7 @@ from scipy.special import gammaln, logsumexp
 from scipy.stats import betabinom, binom
 
 from dqmstream.experiments.benchmark.bounds import fit_conditions, ideal, ideal_profiled
-from dqmstream.experiments.benchmark.cell import BenchmarkCell
+from dqmstream.experiments.benchmark.cell import BenchmarkCell, bound_lines
 from dqmstream.experiments.benchmark.run_likelihood import RunLikelihood, RunTruth, log_density, log_density_slopes
 from dqmstream.experiments.simulator import LIVE, fingerprint, nominal_rate, probability, stream
 from dqmstream.experiments.simulator.movements import Movement, PileupThreshold, Swaying
@@ -20,6 +20,7 @@ from dqmstream.experiments.simulator.patterns import FAMILIES
 from dqmstream.experiments.simulator.run_law import FLICKER_OUT_P, RunLaw, concentration, ring_modes
 from dqmstream.experiments.simulator.streams import STREAMS
 from dqmstream.learners.evaluation.history_line import HistoryLine
+from dqmstream.learners.splits import Split
 from dqmstream.lumisection import rbx_mask
 
 RATE = (nominal_rate() * fingerprint(1))[LIVE]
@@ -174,6 +175,17 @@ def test_nothing_tells_the_runs_of_a_null_twin_apart(name: str) -> None:
     counts = runs[2].counts[:2, LIVE]
     for scores in (ideal(counts, runs[2].events[:2], runs[2].pileup[:2], truths), ideal_profiled(counts, truths)):
         np.testing.assert_array_equal(scores, np.repeat(scores[:, :1], len(truths), axis=1))
+
+
+@pytest.mark.filterwarnings("error")
+def test_lumisections_that_two_runs_exclude_leave_the_figures_of_a_bound_finite() -> None:
+    """Channels die in runs of `moderate`, so that most lumisections are impossible in several runs."""
+    cell = BenchmarkCell("moderate", 5, 0, "ideal", 6, 200, 1_000_000, 60)
+    simulated = list(stream("moderate", seed=5, runs=6, lumisections=200))
+    assert sum(bool(run.truth["dead"]) for run in simulated) >= 3
+    lines, scores = bound_lines(cell, simulated, Split("blocks", seed=5))
+    assert np.isfinite(scores.log_probability).all()
+    assert np.isfinite(lines[-1].auc_fixed or []).all()
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
