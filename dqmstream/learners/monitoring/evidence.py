@@ -46,7 +46,8 @@ class KnownRows:
 
     gains, errors: (rows, live). uncertain: the errors again where gains of some channels come from other runs
     (`Reference.rates_uncertain`), else 0, (rows, live). variances: of the common modes, (rows, B). row: row of each class,
-    (classes,). drift: variance of a gain from run to run, (live,).
+    (classes,). drift: variance of a gain from run to run, (live,). spread: variance of a pull over that of the law
+    (`monitoring.spreads`), (rows, live).
     """
 
     gains: np.ndarray
@@ -55,6 +56,7 @@ class KnownRows:
     variances: np.ndarray
     row: np.ndarray
     drift: np.ndarray
+    spread: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,9 +97,10 @@ class Residuals:
 def pulls(known: KnownRows, row: np.ndarray, squares: np.ndarray, onto: np.ndarray, by_gain: np.ndarray) -> np.ndarray:
     """Standardised change of each channel's counts, 0 without information: (n, live), from `Residuals.sums`. row: (n,).
 
-    Its error adds those of the counts, of the known run's gain, and of the expectation.
+    Its error adds those of the counts, of the known run's gain and of the expectation; it is larger where counts scatter more.
     """
-    error = np.sqrt(squares + (by_gain * known.errors[row]) ** 2 + (squares * EXPECTATION_ERROR) ** 2)
+    variance = squares + (by_gain * known.errors[row]) ** 2 + (squares * EXPECTATION_ERROR) ** 2
+    error = np.sqrt(variance * known.spread[row])
     return np.divide(onto, error, out=np.zeros_like(onto), where=squares > 0)
 
 
@@ -106,6 +109,7 @@ def channel_evidence(known: KnownRows, residuals: Residuals, ends: np.ndarray) -
     squares, onto, by_gain = residuals.sums(lambda values: window_sums(values, ends))
     square = pulls(known, residuals.row, squares, onto, by_gain) ** 2
     drifts = np.divide(by_gain**2, squares, out=np.zeros_like(squares), where=squares > 0) * known.drift
+    drifts = drifts / known.spread[residuals.row]
     fault = np.log(FAULT) + _widened(square, np.full(1, FAULT_VARIANCE))
     faults = np.logaddexp(np.log1p(-FAULT), fault).sum(axis=1)
     drifted = np.logaddexp(np.log1p(-FAULT) + _widened(square, drifts), fault).sum(axis=1)
@@ -119,7 +123,7 @@ def box_evidence(known: KnownRows, residuals: Residuals, ends: np.ndarray, boxes
     other runs have the same error in all lumisections of a window; such channels have less weight.
     """
     mode = residuals.rate_leverage
-    weighted = mode / (1 + WINDOW * (mode * known.uncertain[residuals.row]) ** 2)
+    weighted = mode / (1 + WINDOW * (mode * known.uncertain[residuals.row]) ** 2) / known.spread[residuals.row]
     information, projection = boxes.sums(mode * weighted), boxes.sums(weighted * residuals.noise)
     own = window_sums(mode_log_likelihood(known.variances[residuals.row], information, projection), ends)
     spreads = [mode_log_likelihood(spread**2, information, projection) for spread in MODE_SPREADS]
