@@ -18,6 +18,7 @@ import numpy as np
 
 from dqmstream.learners.closed_form.density import clipped
 from dqmstream.learners.closed_form.marginal import mode_log_likelihood
+from dqmstream.learners.monitoring.slopes import log_rate
 from dqmstream.learners.monitoring.stretches import WINDOW, window_sums
 from dqmstream.learners.response.boxes import ReadoutBoxes
 from dqmstream.learners.response.observation import Observation
@@ -47,7 +48,8 @@ class KnownRows:
     gains, errors: (rows, live). uncertain: the errors again where gains of some channels come from other runs
     (`Reference.rates_uncertain`), else 0, (rows, live). variances: of the common modes, (rows, B). row: row of each class,
     (classes,). drift: variance of a gain from run to run, (live,). spread: variance of a pull over that of the law
-    (`monitoring.spreads`), (rows, live).
+    (`monitoring.spreads`), (rows, live). slope: of counts with pileup beyond the law (`monitoring.slopes`), (live,), around the
+    pileup of each row, centre, (rows,).
     """
 
     gains: np.ndarray
@@ -57,6 +59,8 @@ class KnownRows:
     row: np.ndarray
     drift: np.ndarray
     spread: np.ndarray
+    slope: np.ndarray
+    centre: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +68,7 @@ class Residuals:
     """Residuals of lumisections, each under one known row.
 
     row: (n,). noise: residuals r in deviations, leverage: h, rate_leverage: g, expected: expected counts; all (n, live).
+    log_rate: logarithm of the pileup, up to a constant, (n,).
     """
 
     row: np.ndarray
@@ -71,6 +76,7 @@ class Residuals:
     leverage: np.ndarray
     rate_leverage: np.ndarray
     expected: np.ndarray
+    log_rate: np.ndarray
 
     @classmethod
     def of(cls, known: KnownRows, row: np.ndarray, observed: Observation, ring: np.ndarray, blank: np.ndarray) -> Residuals:
@@ -83,10 +89,12 @@ class Residuals:
         share = np.divide(noise, leverage, out=np.zeros_like(noise), where=leverage > 0)
         of_ring = medians(share, ring)
         expected = under.deviation * leverage * (1 + of_ring)
-        noise, by_rate = noise - leverage * of_ring, under.rate_leverage
+        rate = log_rate(observed)
+        apart = np.nan_to_num(rate - known.centre[row], nan=0.0, posinf=0.0, neginf=0.0)
+        noise, by_rate = noise - leverage * (of_ring + apart[:, None] * known.slope), under.rate_leverage
         if blank.any():
             noise, leverage, by_rate = (np.where(blank[:, None], 0.0, value) for value in (noise, leverage, by_rate))
-        return cls(row, noise, leverage, by_rate, expected)
+        return cls(row, noise, leverage, by_rate, expected, rate)
 
     def sums(self, total: Callable[[np.ndarray], np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Totals over lumisections of h², h r and h g, for each channel. total: sums an array (n, live) over lumisections."""

@@ -17,8 +17,8 @@ Changes of luminosity and calibration are ignored. Blank lumisections (`learners
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,13 +28,13 @@ from dqmstream.errors import InputError
 from dqmstream.learners.closed_form.statistical import Statistical
 from dqmstream.learners.maps import Maps, RunData
 from dqmstream.learners.monitoring.alarms import AlarmRates, Alarms
+from dqmstream.learners.monitoring.corrections import Corrections
 from dqmstream.learners.monitoring.drift import drift_variance
 from dqmstream.learners.monitoring.evidence import KnownRows, Residuals, box_evidence, channel_evidence, pulls
 from dqmstream.learners.monitoring.fault_filter import Suspicion
 from dqmstream.learners.monitoring.fault_score import FaultScore
 from dqmstream.learners.monitoring.held_out import held_out
-from dqmstream.learners.monitoring.spreads import STEP, Spreads
-from dqmstream.learners.monitoring.stretches import WINDOW, batches, window_sums
+from dqmstream.learners.monitoring.stretches import batches, window_sums
 from dqmstream.learners.response.observation import observe
 from dqmstream.learners.response.reference import Reference
 from dqmstream.learners.response.rings import MEDIAN_OF_SQUARE
@@ -47,7 +47,7 @@ MEMORY_BYTES = 1_000_000
 """Budget of the statistical memory: 1002 runs; then similar runs share a row. A shared row is the mean of its runs, so each of
 them looks a little new."""
 
-_FAULTS, _SPREADS = "faults", "spreads"
+_FAULTS, _CORRECTIONS = "faults", "corrections"
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +91,7 @@ class Novelty:
         self.statistical = Statistical(geometry, seed, MEMORY_BYTES)
         self.alarms = AlarmRates()
         self._faults: FaultScore | None = None
-        self._spreads = Spreads(0)
+        self._corrections: Corrections | None = None
         self._cached: KnownRows | None = None
 
     @property
@@ -118,45 +118,25 @@ class Novelty:
     def learn(self, experience: int, run: RunData, past: Past) -> None:
         """Learn the next run; arguments as in `Strategy.learn`."""
         self.statistical.learn(experience, run, past)
-        if self._faults is None:
-            self._faults, self._spreads = FaultScore(self.statistical.reference), Spreads(_rings(self.statistical.reference))
+        self._faults = self._faults or FaultScore(self.statistical.reference)
+        self._corrections = self._corrections or Corrections(self.statistical.reference.ring)
         self._faults.set_reference(self.statistical.reference)
         self._faults.learn(run.part(Part.TRAIN))
         self._cached = None
         stretches = held_out(run, self.statistical.reference)
-        self._measure_spreads(experience, run.part(Part.TRAIN), stretches)
+        self._corrections.learn(self._known, self._own_residuals, run.part(Part.TRAIN), stretches)
+        self._cached = None
         self.alarms.add(
             experience,
             [(found.score, found.length) for found in self.score_each(stretches)],
             [(self.fault_score(maps, experience).score, np.arange(1, len(maps) + 1)) for maps in stretches],
         )
 
-    def _measure_spreads(self, experience: int, train: Maps, stretches: Sequence[Maps]) -> None:
-        """Measure how much pulls scatter in a run that was just learnt."""
-        known, ring = self._known, self.statistical.reference.ring
-        row = known.row[experience]
-        plain = replace(known, spread=np.ones_like(known.spread))
-
-        def pulls_of(residuals: Residuals, total: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-            sums = residuals.sums(total)
-            return pulls(plain, np.full(len(sums[0]), row), *sums)
-
-        residuals = self._residuals_of_run(train, row)
-        steps, end = np.arange(0, len(train) - STEP + 1, STEP), np.array([len(train)])
-        short = pulls_of(residuals, lambda values: np.add.reduceat(values[: len(steps) * STEP], steps, axis=0))
-        long = pulls_of(residuals, lambda values: window_sums(values, end))
-        self._spreads.add_run(experience, short, long[STEP - 1 :])
-        for maps in stretches:
-            if len(maps) >= STEP:
-                last = self._residuals_of_run(maps.take(np.arange(max(0, len(maps) - WINDOW), len(maps))), row)
-                self._spreads.add_block(pulls_of(last, lambda values: values.sum(axis=0, keepdims=True))[0], ring)
-        self._cached = None
-
-    def _residuals_of_run(self, maps: Maps, row: int) -> Residuals:
+    def _own_residuals(self, known: KnownRows, maps: Maps) -> Residuals:
         counts = maps.counts[:, self.live].astype(np.float64)
         reference = self.statistical.reference
         observed, blank = observe(reference, counts), reference.blank(counts)
-        return Residuals.of(self._known, np.full(len(counts), row), observed, reference.ring, blank)
+        return Residuals.of(known, np.full(len(counts), known.row[-1]), observed, reference.ring, blank)
 
     def fault_score(self, maps: Maps, experience: int | None = None) -> Suspicion:
         """The fault score of the lumisections of a run (`FaultScore.score`). experience: its number if the run is known."""
@@ -259,28 +239,30 @@ class Novelty:
             gains, errors, variances, row = self.statistical.known()
             reference = self.statistical.reference
             uncertain = errors if reference.rates_uncertain else np.zeros_like(errors)
-            drift, spread = drift_variance(gains, errors, reference.ring), self._spreads.of_rows(row, reference.ring)
-            self._cached = KnownRows(gains, errors, uncertain, variances, row, drift, spread)
+            nothing = np.ones_like(gains), np.zeros(gains.shape[1]), np.full(len(gains), np.nan)
+            drift = drift_variance(gains, errors, reference.ring)
+            known = KnownRows(gains, errors, uncertain, variances, row, drift, *nothing)
+            self._cached = self._corrections.complete(known) if self._corrections else known
         return self._cached
 
     def state(self) -> dict[str, np.ndarray]:
         """Everything, as named arrays."""
-        if self._faults is None:
-            return self.statistical.state()
-        more = prefixed(_FAULTS, self._faults.state()) | prefixed(_SPREADS, self._spreads.state())
-        return self.statistical.state() | more | self.alarms.state()
+        state = self.statistical.state()
+        if self._faults and self._corrections:
+            state |= prefixed(_FAULTS, self._faults.state()) | prefixed(_CORRECTIONS, self._corrections.state())
+            state |= self.alarms.state()
+        return state
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """Return to a state that `state` gave. Raises StateError if it is damaged or of another detector."""
         self.statistical.restore(state)
         self._faults = FaultScore(self.statistical.reference) if self.classes else None
-        if self._faults:
+        self._corrections = Corrections(self.statistical.reference.ring) if self.classes else None
+        if self._faults and self._corrections:
             self._faults.restore(within(state, _FAULTS))
+            self._corrections.restore(within(state, _CORRECTIONS), self.classes)
         self.alarms = AlarmRates()
         self.alarms.restore(state)
-        if self._faults:
-            self._spreads = Spreads(_rings(self.statistical.reference))
-            self._spreads.restore(within(state, _SPREADS))
         self._cached = None
 
     @staticmethod
@@ -288,6 +270,3 @@ class Novelty:
         """Whether a state is complete: not empty, and of a version that has the fault score."""
         return bool(within(state, _FAULTS))
 
-
-def _rings(reference: Reference) -> int:
-    return int(reference.ring.max()) + 1
