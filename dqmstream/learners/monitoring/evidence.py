@@ -18,7 +18,6 @@ import numpy as np
 
 from dqmstream.learners.closed_form.density import clipped
 from dqmstream.learners.closed_form.marginal import mode_log_likelihood
-from dqmstream.learners.monitoring.slopes import log_rate
 from dqmstream.learners.monitoring.stretches import WINDOW, window_sums
 from dqmstream.learners.response.boxes import ReadoutBoxes
 from dqmstream.learners.response.observation import Observation
@@ -36,6 +35,9 @@ MODE = 0.02
 MODE_SPREADS = (0.0, 0.01, 0.02, 0.03, 0.05, 0.1)
 """Spreads that it may have, with equal probability."""
 
+ODD = 3.0
+"""Mean square of a channel's pulls in a run from which it stands out there (`monitoring.scatter`); 1 if it follows the law."""
+
 EXPECTATION_ERROR = 7e-4
 """Relative error of an expected count that does not average out over lumisections. Channels that fire in nearly every event
 have smaller counting errors than this (docs/decisions/2026-11-29-closed-forms.md)."""
@@ -48,8 +50,7 @@ class KnownRows:
     gains, errors: (rows, live). uncertain: the errors again where gains of some channels come from other runs
     (`Reference.rates_uncertain`), else 0, (rows, live). variances: of the common modes, (rows, B). row: row of each class,
     (classes,). drift: variance of a gain from run to run, (live,). spread: variance of a pull over that of the law
-    (`monitoring.spreads`), (rows, live). slope: of counts with pileup beyond the law (`monitoring.slopes`), (live,), around the
-    pileup of each row, centre, (rows,).
+    (`monitoring.scatter`), (rows, live).
     """
 
     gains: np.ndarray
@@ -59,8 +60,6 @@ class KnownRows:
     row: np.ndarray
     drift: np.ndarray
     spread: np.ndarray
-    slope: np.ndarray
-    centre: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +67,6 @@ class Residuals:
     """Residuals of lumisections, each under one known row.
 
     row: (n,). noise: residuals r in deviations, leverage: h, rate_leverage: g, expected: expected counts; all (n, live).
-    log_rate: logarithm of the pileup, up to a constant, (n,).
     """
 
     row: np.ndarray
@@ -76,7 +74,6 @@ class Residuals:
     leverage: np.ndarray
     rate_leverage: np.ndarray
     expected: np.ndarray
-    log_rate: np.ndarray
 
     @classmethod
     def of(cls, known: KnownRows, row: np.ndarray, observed: Observation, ring: np.ndarray, blank: np.ndarray) -> Residuals:
@@ -89,12 +86,10 @@ class Residuals:
         share = np.divide(noise, leverage, out=np.zeros_like(noise), where=leverage > 0)
         of_ring = medians(share, ring)
         expected = under.deviation * leverage * (1 + of_ring)
-        rate = log_rate(observed)
-        apart = np.nan_to_num(rate - known.centre[row], nan=0.0, posinf=0.0, neginf=0.0)
-        noise, by_rate = noise - leverage * (of_ring + apart[:, None] * known.slope), under.rate_leverage
+        noise, by_rate = noise - leverage * of_ring, under.rate_leverage
         if blank.any():
             noise, leverage, by_rate = (np.where(blank[:, None], 0.0, value) for value in (noise, leverage, by_rate))
-        return cls(row, noise, leverage, by_rate, expected, rate)
+        return cls(row, noise, leverage, by_rate, expected)
 
     def sums(self, total: Callable[[np.ndarray], np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Totals over lumisections of h², h r and h g, for each channel. total: sums an array (n, live) over lumisections."""
@@ -128,16 +123,19 @@ def box_evidence(known: KnownRows, residuals: Residuals, ends: np.ndarray, boxes
     """Log Bayes factor of common modes of another spread over those of the known run, by the windows: (n,).
 
     sum over boxes of log(1 - π + π p(u | another spread) / p(u | spread of the known run)), π = `MODE`. Gains that come from
-    other runs have the same error in all lumisections of a window; such channels have less weight.
+    other runs have the same error in all lumisections of a window; such channels have less weight. A box with channels that
+    stand out in the known run is left out, since they have moved its common mode too.
     """
     mode = residuals.rate_leverage
     weighted = mode / (1 + WINDOW * (mode * known.uncertain[residuals.row]) ** 2) / known.spread[residuals.row]
     information, projection = boxes.sums(mode * weighted), boxes.sums(weighted * residuals.noise)
+    known_mode = boxes.sums(known.spread >= ODD) == 0
     own = window_sums(mode_log_likelihood(known.variances[residuals.row], information, projection), ends)
     spreads = [mode_log_likelihood(spread**2, information, projection) for spread in MODE_SPREADS]
     others = [window_sums(of_spread, ends) - own for of_spread in spreads]
     another = np.logaddexp.reduce(others, axis=0) - np.log(len(others))
-    return np.asarray(np.logaddexp(np.log1p(-MODE), np.log(MODE) + another).sum(axis=1))
+    of_box = np.logaddexp(np.log1p(-MODE), np.log(MODE) + another)
+    return np.asarray(np.where(known_mode[residuals.row], of_box, 0.0).sum(axis=1))
 
 
 def _widened(square: np.ndarray, variance: np.ndarray) -> np.ndarray:

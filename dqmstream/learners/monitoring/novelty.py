@@ -28,14 +28,14 @@ from dqmstream.errors import InputError
 from dqmstream.learners.closed_form.statistical import Statistical
 from dqmstream.learners.maps import Maps, RunData
 from dqmstream.learners.monitoring.alarms import AlarmRates, Alarms
-from dqmstream.learners.monitoring.corrections import Corrections
 from dqmstream.learners.monitoring.drift import drift_variance
 from dqmstream.learners.monitoring.evidence import KnownRows, Residuals, box_evidence, channel_evidence, pulls
 from dqmstream.learners.monitoring.fault_filter import Suspicion
 from dqmstream.learners.monitoring.fault_score import FaultScore
 from dqmstream.learners.monitoring.held_out import held_out
+from dqmstream.learners.monitoring.scatter import Scatter
 from dqmstream.learners.monitoring.stretches import batches, window_sums
-from dqmstream.learners.response.observation import observe
+from dqmstream.learners.response.observation import Observation, observe
 from dqmstream.learners.response.reference import Reference
 from dqmstream.learners.response.rings import MEDIAN_OF_SQUARE
 from dqmstream.learners.saved_state import prefixed, within
@@ -47,7 +47,7 @@ MEMORY_BYTES = 1_000_000
 """Budget of the statistical memory: 1002 runs; then similar runs share a row. A shared row is the mean of its runs, so each of
 them looks a little new."""
 
-_FAULTS, _CORRECTIONS = "faults", "corrections"
+_FAULTS, _SCATTER = "faults", "scatter"
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +91,7 @@ class Novelty:
         self.statistical = Statistical(geometry, seed, MEMORY_BYTES)
         self.alarms = AlarmRates()
         self._faults: FaultScore | None = None
-        self._corrections: Corrections | None = None
+        self._scatter: Scatter | None = None
         self._cached: KnownRows | None = None
 
     @property
@@ -119,12 +119,12 @@ class Novelty:
         """Learn the next run; arguments as in `Strategy.learn`."""
         self.statistical.learn(experience, run, past)
         self._faults = self._faults or FaultScore(self.statistical.reference)
-        self._corrections = self._corrections or Corrections(self.statistical.reference.ring)
+        self._scatter = self._scatter or Scatter(self.statistical.reference.ring)
         self._faults.set_reference(self.statistical.reference)
         self._faults.learn(run.part(Part.TRAIN))
         self._cached = None
         stretches = held_out(run, self.statistical.reference)
-        self._corrections.learn(self._known, self._own_residuals, run.part(Part.TRAIN), stretches)
+        self._scatter.learn(self._known, self._own_residuals, run.part(Part.TRAIN), stretches)
         self._cached = None
         self.alarms.add(
             experience,
@@ -195,7 +195,7 @@ class Novelty:
         reference = self.statistical.reference
         observed = observe(reference, counts)
         blank = reference.blank(counts)
-        of_class, ends = self.statistical.scores_of(observed), np.cumsum(sizes)
+        of_class, ends = self._log_densities(observed), np.cumsum(sizes)
         of_class[blank] = 0.0
         near = window_sums(of_class, ends).argmax(axis=1)
         length = window_sums((~blank[:, None]).astype(np.int64), ends)[:, 0]
@@ -215,6 +215,12 @@ class Novelty:
         for size, end in zip(sizes, ends, strict=True):
             yield score[end - size : end], near[end - size : end], length[end - size : end]
 
+    def _log_densities(self, observed: Observation) -> np.ndarray:
+        """Log-density of lumisections in each class, with the scatter of channels that stand out in it: (n, classes)."""
+        if self._scatter is None or not self._scatter.any_odd:
+            return self.statistical.scores_of(observed)
+        return self._scatter.log_densities(observed, self.statistical.boxes, self._known)
+
     def deviation(self, maps: Maps) -> RunDeviation:
         """Compare all lumisections of a run together with the known run nearest to them.
 
@@ -226,7 +232,7 @@ class Novelty:
         blank = reference.blank(counts)
         counts = counts if blank.all() else counts[~blank]
         observed = observe(reference, counts)
-        near = int(self.statistical.scores_of(observed).sum(axis=0).argmax())
+        near = int(self._log_densities(observed).sum(axis=0).argmax())
         row = np.full(len(counts), self._known.row[near])
         residuals = Residuals.of(self._known, row, observed, reference.ring, np.full(len(counts), blank.all()))
         pull = pulls(self._known, residuals.row[0], *residuals.sums(lambda values: values.sum(axis=0)))
@@ -239,17 +245,16 @@ class Novelty:
             gains, errors, variances, row = self.statistical.known()
             reference = self.statistical.reference
             uncertain = errors if reference.rates_uncertain else np.zeros_like(errors)
-            nothing = np.ones_like(gains), np.zeros(gains.shape[1]), np.full(len(gains), np.nan)
             drift = drift_variance(gains, errors, reference.ring)
-            known = KnownRows(gains, errors, uncertain, variances, row, drift, *nothing)
-            self._cached = self._corrections.complete(known) if self._corrections else known
+            spread = self._scatter.spread(row) if self._scatter else np.ones_like(gains)
+            self._cached = KnownRows(gains, errors, uncertain, variances, row, drift, spread)
         return self._cached
 
     def state(self) -> dict[str, np.ndarray]:
         """Everything, as named arrays."""
         state = self.statistical.state()
-        if self._faults and self._corrections:
-            state |= prefixed(_FAULTS, self._faults.state()) | prefixed(_CORRECTIONS, self._corrections.state())
+        if self._faults and self._scatter:
+            state |= prefixed(_FAULTS, self._faults.state()) | prefixed(_SCATTER, self._scatter.state())
             state |= self.alarms.state()
         return state
 
@@ -257,10 +262,10 @@ class Novelty:
         """Return to a state that `state` gave. Raises StateError if it is damaged or of another detector."""
         self.statistical.restore(state)
         self._faults = FaultScore(self.statistical.reference) if self.classes else None
-        self._corrections = Corrections(self.statistical.reference.ring) if self.classes else None
-        if self._faults and self._corrections:
+        self._scatter = Scatter(self.statistical.reference.ring) if self.classes else None
+        if self._faults and self._scatter:
             self._faults.restore(within(state, _FAULTS))
-            self._corrections.restore(within(state, _CORRECTIONS), self.classes)
+            self._scatter.restore(within(state, _SCATTER))
         self.alarms = AlarmRates()
         self.alarms.restore(state)
         self._cached = None
