@@ -33,6 +33,7 @@ from dqmstream.learners.monitoring.evidence import KnownRows, Residuals, box_evi
 from dqmstream.learners.monitoring.fault_filter import Suspicion
 from dqmstream.learners.monitoring.fault_score import FaultScore
 from dqmstream.learners.monitoring.held_out import held_out
+from dqmstream.learners.monitoring.law_watch import LawWatch
 from dqmstream.learners.monitoring.scatter import Scatter
 from dqmstream.learners.monitoring.stretches import batches, window_sums
 from dqmstream.learners.response.observation import Observation, observe
@@ -47,7 +48,7 @@ MEMORY_BYTES = 1_000_000
 """Budget of the statistical memory: 1002 runs; then similar runs share a row. A shared row is the mean of its runs, so each of
 them looks a little new."""
 
-_FAULTS, _SCATTER = "faults", "scatter"
+_FAULTS, _SCATTER, _LAW = "faults", "scatter", "law"
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +93,7 @@ class Novelty:
         self.alarms = AlarmRates()
         self._faults: FaultScore | None = None
         self._scatter: Scatter | None = None
+        self._law: LawWatch | None = None
         self._cached: KnownRows | None = None
 
     @property
@@ -126,6 +128,9 @@ class Novelty:
         stretches = held_out(run, self.statistical.reference)
         self._scatter.learn(self._known, self._own_residuals, run.part(Part.TRAIN), stretches)
         self._cached = None
+        row = self._known.row[-1]
+        self._law = self._law or LawWatch(self.statistical.reference)
+        self._law.learn(run.run, stretches, self.statistical.reference, self._known.gains[row], self._known.variances[row])
         self.alarms.add(
             experience,
             [(found.score, found.length) for found in self.score_each(stretches)],
@@ -152,6 +157,10 @@ class Novelty:
     def fault_alarms(self, score: np.ndarray, blank: np.ndarray, rate: float) -> Alarms:
         """Alarms of the fault score at this rate. score: of the lumisections of a run from its first, blank: bool, (n,)."""
         return self.alarms.of_fault(score, np.cumsum(~blank), expit(-score), rate)
+
+    def law_summary(self) -> dict[str, Any] | None:
+        """Where the law of the response is off (`LawWatch.summary`); None before the first run."""
+        return self._law.summary() if self._law else None
 
     def reference_summary(self) -> dict[str, Any] | None:
         """Kind and fitted range of the reference (`Reference.summary`); None before the first run."""
@@ -253,9 +262,10 @@ class Novelty:
     def state(self) -> dict[str, np.ndarray]:
         """Everything, as named arrays."""
         state = self.statistical.state()
-        if self._faults and self._scatter:
-            state |= prefixed(_FAULTS, self._faults.state()) | prefixed(_SCATTER, self._scatter.state())
-            state |= self.alarms.state()
+        parts = {_FAULTS: self._faults, _SCATTER: self._scatter, _LAW: self._law}
+        for name, part in parts.items():
+            state |= prefixed(name, part.state()) if part else {}
+        state |= self.alarms.state() if self.classes else {}
         return state
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
@@ -263,9 +273,10 @@ class Novelty:
         self.statistical.restore(state)
         self._faults = FaultScore(self.statistical.reference) if self.classes else None
         self._scatter = Scatter(self.statistical.reference.ring) if self.classes else None
-        if self._faults and self._scatter:
-            self._faults.restore(within(state, _FAULTS))
-            self._scatter.restore(within(state, _SCATTER))
+        self._law = LawWatch(self.statistical.reference) if self.classes else None
+        for name, part in ((_FAULTS, self._faults), (_SCATTER, self._scatter), (_LAW, self._law)):
+            if part:
+                part.restore(within(state, name))
         self.alarms = AlarmRates()
         self.alarms.restore(state)
         self._cached = None
