@@ -72,7 +72,7 @@ def flags(
     flagger = Flagger(reader, settings.state_path / settings.name)
     found = [flagger.flags(run, alarms, rate, last) for run in runs or [known.run for known in reader.runs()]]
     result = {"learnt": flagger.runs, "alarms": alarms, "rate": rate, "last": last, "runs": [one.summary() for one in found]}
-    result |= {"calibrated": flagger.calibrated(alarms), "warnings": flagger.warnings(found, alarms)}
+    result |= {"calibrated": flagger.calibrated(alarms), "law": flagger.law, "warnings": flagger.warnings(found, alarms)}
     if out is not None:
         write_table(out, found)
         result["file"] = str(out)

@@ -47,6 +47,11 @@ def describe_status(result: dict[str, Any]) -> list[Any]:
         parts.append(output.table("learners", ["name", *shown], rows))
         parts += [f"learner {name}: {told}" for name, one in learners.items() if (told := _trouble(one))]
         parts += [
+            f"learner {name}: the law of the response is off, {told}"
+            for name, one in learners.items()
+            for told in (one.get("law") or {}).get("sentences", [])
+        ]
+        parts += [
             f"learner {name}: {lumisections} lumisections of run {run} were filed after it was learnt, and are not learnt: "
             f"stop the other learners, then run `dqmstream learn --again {run}`"
             for name, one in learners.items()

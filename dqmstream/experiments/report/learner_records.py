@@ -39,8 +39,9 @@ class LearnerRecord:
 
     reference: version of the reference that it was given, "" if it takes the first run. recipe: what differs from its
     strategy's own. lines: of its history, at least one. experiences: of its ledger, learnt or not. left_out: run to the reason.
-    late: run to the number of lumisections that were filed after the run was learnt. scores: None after one run.
-    prequential: accuracy over its windows (`learners.evaluation.prequential`), None if it takes no windows.
+    late: run to the number of lumisections that were filed after the run was learnt. alarms, law: how alarms are calibrated
+    (`AlarmRates.summary`), and where the law of the response is off (`LawWatch.summary`); None from an older version. scores:
+    None after one run. prequential: accuracy over its windows (`learners.evaluation.prequential`), None if it takes no windows.
     """
 
     name: str
@@ -51,6 +52,8 @@ class LearnerRecord:
     experiences: list[Experience]
     left_out: dict[int, str]
     late: dict[str, int]
+    alarms: dict[str, Any] | None
+    law: dict[str, Any] | None
     scores: LastScores | None
     prequential: dict[str, Any] | None
 
@@ -127,6 +130,7 @@ def _read_record(archive: Archive, folder: Path) -> LearnerRecord | None:
     lines = read_history(folder / "history.jsonl")
     if not lines:
         return None
+    status = read_status(folder) or {}
     number, scores = _read_scores(folder / "scores", len(lines))
     lines = lines[: number + 1]
     ledger = read_ledger(folder / "ledger.jsonl")
@@ -141,7 +145,9 @@ def _read_record(archive: Archive, folder: Path) -> LearnerRecord | None:
         lines=lines,
         experiences=experiences,
         left_out={run: line.left_out for run, line in newest_lines(ledger).items() if line.left_out},
-        late=(read_status(folder) or {}).get("late_lumisections", {}),
+        late=status.get("late_lumisections", {}),
+        alarms=status.get("alarms"),
+        law=status.get("law"),
         scores=scores,
         prequential=prequential_results(folder / "windows.jsonl"),
     )

@@ -180,8 +180,8 @@ class LawWatch:
     def summary(self) -> dict[str, Any]:
         """Where the law is off, ready for JSON.
 
-        run: newest run that was used. rings: those whose counts vary more than the law says: depth, |ieta|, variance over
-        that of the law, its error. modes: rings on a side that move together: depth, ieta, relative size. channels: of the newest
+        run: newest run that was used. rings: those whose counts vary more than the law says: depth, |ieta|, variance over that
+        of the law, its error. modes: rings on a side that move together: depth, ieta, relative size. channels: of the newest
         run, with their variance; largest first. largest: its largest common mode over that of independent channels, with the
         rings and boxes that take most part, or None. holds: whether nothing is named. sentences: the same in words.
         """
@@ -264,14 +264,13 @@ def _sentences(run: int, found: Mapping[str, Any]) -> list[str]:
     if found["channels"]:
         each = [f"{one['ieta']}/{one['iphi']}/{one['depth']} {one['variance']:.0f} times" for one in found["channels"]]
         told.append(f"run {run}: single channels vary much more than their ring (ieta/iphi/depth): {_listed(each)}")
-    if found["largest"]:
-        one = found["largest"]
-        rings = ", ".join(f"{ring['ieta']:+d}{_depth(ring)}" for ring in one["rings"])
-        boxes = ", ".join(f"{box:+d}" for box in one["boxes"])
-        where = "; ".join(part for part in (f"ieta {rings}" if rings else "", f"RBX {boxes}" if boxes else "") if part)
+    if largest := found["largest"]:
+        in_rings = ", ".join(f"{ring['ieta']:+d}{_depth(ring)}" for ring in largest["rings"])
+        in_boxes = ", ".join(f"{box:+d}" for box in largest["boxes"])
+        where = "; ".join([f"ieta {in_rings}"] * bool(in_rings) + [f"RBX {in_boxes}"] * bool(in_boxes))
         told.append(
-            f"run {run}: channels move together in a way that no readout box explains, {one['over_independent']:.1f} times the "
-            f"largest mode of independent channels, mainly in {where or 'all rings and boxes alike'}"
+            f"run {run}: channels move together in a way that no readout box explains, {largest['over_independent']:.1f} times "
+            f"the largest mode of independent channels, mainly in {where or 'all rings and boxes alike'}"
         )
     return told
 

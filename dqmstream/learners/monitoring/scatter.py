@@ -67,18 +67,19 @@ class Scatter:
         row = known.row[-1]
         known = replace(known, spread=np.ones_like(known.spread))
 
-        def pulls_of(maps: Maps, total: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-            squares, onto, by_gain = residuals_of(known, maps).sums(total)
+        def pulls_of(residuals: Residuals, total: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+            squares, onto, by_gain = residuals.sums(total)
             return pulls(known, np.full(len(squares), row), squares, onto, by_gain)
 
         windows = np.arange(0, len(train) - STEP + 1, STEP)
         if len(windows) >= LEAST_WINDOWS:
-            short = pulls_of(train, lambda values: np.add.reduceat(values[: len(windows) * STEP], windows, axis=0))
-            long = pulls_of(train, lambda values: window_sums(values, np.array([len(train)])))
+            residuals = residuals_of(known, train)
+            short = pulls_of(residuals, lambda values: np.add.reduceat(values[: len(windows) * STEP], windows, axis=0))
+            long = pulls_of(residuals, lambda values: window_sums(values, np.array([len(train)])))
             self._add_run(len(known.row) - 1, short, long[STEP - 1 :])
         for maps in stretches:
             if len(maps) >= STEP:
-                last = maps.take(np.arange(max(0, len(maps) - WINDOW), len(maps)))
+                last = residuals_of(known, maps.take(np.arange(max(0, len(maps) - WINDOW), len(maps))))
                 pull = pulls_of(last, lambda values: values.sum(axis=0, keepdims=True))[0]
                 self.rings = FADING * self.rings + ring_medians(pull**2, self._ring) / MEDIAN_OF_SQUARE
                 self.blocks = FADING * self.blocks + 1

@@ -55,6 +55,7 @@ class Flagger:
                 "where luminosity differs from that of the reference run, lumisections may be called faulty without a fault; "
                 "make a reference of more good lumisections (`dqmstream reference`) and learn with it"
             )
+        warnings += [f"the law of the response is off, {told}" for told in (self.law or {}).get("sentences", [])]
         runs = [str(one.run) for one in found if one.beyond.any()]
         if runs:
             what = "pileups" if reference.kind == Saturating.kind else "ratios of dim to bright rings"
@@ -65,6 +66,11 @@ class Flagger:
                 f"outside that range are less certain (runs {', '.join(runs)})"
             )
         return warnings
+
+    @property
+    def law(self) -> dict[str, Any] | None:
+        """Where the law of the response is off, by held-out lumisections of known runs (`LawWatch.summary`)."""
+        return self._novelty.law_summary()
 
     def calibrated(self, alarms: float) -> dict[str, bool]:
         """Whether the alarms of each score, "new_run" and "fault", are calibrated at a rate."""

@@ -29,7 +29,9 @@ def learners_panel(report: ReportInputs) -> Panel:
         [Link(f"learner-{place}", f"Learner {record.name}") for place, record in enumerate(report.learners, start=1)],
         {
             "learners": {
-                record.name: results(record.lines) | {"prequential": record.prequential} for record in report.learners
+                record.name: results(record.lines)
+                | {"prequential": record.prequential, "alarms": record.alarms, "law": record.law}
+                for record in report.learners
             },
             "per_run": {section["record"].name: section["per_run"] for section in sections},
         },
