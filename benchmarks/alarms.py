@@ -119,7 +119,7 @@ def measured(name: str, seed: int, runs: int, lumisections: int) -> dict[str, An
         "new": new.counts,
         "new_run_auc": float(np.mean(new_run_auc)) if new_run_auc else None,
         "fault_auc": auc(*truth) if all(map(len, truth)) else None,
-        "alarms": novelty.alarms.summary(),
+        "alarms": novelty.alarms_summary(),
         "calibrated": {f"{rate:g}": novelty.alarms.calibrated(rate) for rate in RATES},
         "law": novelty.law_summary(),
     }

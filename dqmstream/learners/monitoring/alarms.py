@@ -3,6 +3,9 @@
 The p-values of the new-run score and of the fault score come from held-out lumisections of known runs
 (`monitoring.known_scores`). While these are too few for the rate that is asked for, p is what the models say, which is right
 only if the detector follows them, and the alarm is marked as not calibrated.
+
+Known runs may hold faults. Where the law holds and few blocks have a certain fault, these are set aside, so that another such
+fault raises an alarm. Where they are many, they are what known runs are like, and only more than that raises one.
 """
 
 from __future__ import annotations
@@ -22,6 +25,12 @@ WINDOW_LENGTHS = (1, 3, 6, 11, 18, 26)
 
 RUN_LENGTHS = (*WINDOW_LENGTHS, 36)
 """Those of the fault score, which is computed from all lumisections of a run so far."""
+
+CERTAIN = 20.0
+"""Log-odds from which a fault is certain, if the law of the response holds."""
+
+RARE = 0.1
+"""Share of blocks with a certain fault up to which they are set aside."""
 
 _NEW_RUN, _FAULT = "alarms.new_run", "alarms.fault"
 
@@ -59,18 +68,26 @@ class AlarmRates:
         """Alarms of the new-run score. length: of the windows. by_model: p without known scores. All (n,)."""
         return _alarms(self.new_run, score, length, by_model, rate)
 
-    def of_fault(self, score: np.ndarray, length: np.ndarray, by_model: np.ndarray, rate: float = 1.0) -> Alarms:
+    def of_fault(self, score: np.ndarray, length: np.ndarray, by_model: np.ndarray, rate: float, law_holds: bool) -> Alarms:
         """Alarms of the fault score. length: lumisections of the run so far. by_model: p without known scores. All (n,)."""
-        return _alarms(self.fault, score, length, by_model, rate)
+        return _alarms(self.fault, score, length, by_model, rate, self._left_out(law_holds))
+
+    def _left_out(self, law_holds: bool) -> float:
+        """Fault score from which blocks are set aside."""
+        return CERTAIN if law_holds and self.fault.share(CERTAIN) <= RARE else np.inf
 
     def calibrated(self, rate: float) -> dict[str, bool]:
         """Whether alarms of each score are calibrated at a rate."""
         return {"new_run": rate >= self.new_run.least(), "fault": rate >= self.fault.least()}
 
-    def summary(self) -> dict[str, Any]:
-        """For each score the blocks that are kept, how many independent ones they are worth, and the smallest rate that they
-        support (None without enough of them); ready for JSON."""
-        return {"new_run": _summary(self.new_run), "fault": _summary(self.fault)}
+    def summary(self, law_holds: bool) -> dict[str, Any]:
+        """How each score is calibrated, ready for JSON.
+
+        blocks: how many are kept. independent_blocks: how many independent ones they are worth. least_rate: smallest rate that
+        they support, None without enough of them. set_aside: share of the blocks with a certain fault that are not used.
+        """
+        aside = self.fault.share(CERTAIN) if np.isfinite(self._left_out(law_holds)) else 0.0
+        return {"new_run": _summary(self.new_run), "fault": _summary(self.fault) | {"set_aside": round(aside, 3)}}
 
     def state(self) -> dict[str, np.ndarray]:
         """Everything, as named arrays."""
@@ -85,8 +102,15 @@ class AlarmRates:
         self.fault.restore(of_fault)
 
 
-def _alarms(known: KnownScores, score: np.ndarray, length: np.ndarray, by_model: np.ndarray, rate: float) -> Alarms:
-    p = known.p(score, length, rate)
+def _alarms(
+    known: KnownScores,
+    score: np.ndarray,
+    length: np.ndarray,
+    by_model: np.ndarray,
+    rate: float,
+    left_out: float = np.inf,
+) -> Alarms:
+    p = known.p(score, length, rate, left_out)
     calibrated = np.isfinite(p)
     p = np.where(calibrated, p, by_model)
     return Alarms(p, calibrated, p <= rate)

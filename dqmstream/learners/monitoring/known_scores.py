@@ -92,13 +92,13 @@ class KnownScores:
                 found[of == number] = known.p(score[of == number])
         return found
 
-    def least(self, left_out: float = np.inf) -> float:
+    def least(self) -> float:
         """Smallest p-value that can be given at the largest length; infinite where there are too few blocks."""
-        return self._distribution(self._longest, left_out).least
+        return self._distribution(self._longest, np.inf).least
 
-    def independent(self, left_out: float = np.inf) -> float:
+    def independent(self) -> float:
         """Number of independent blocks of the largest length."""
-        return self._distribution(self._longest, left_out).count
+        return self._distribution(self._longest, np.inf).count
 
     @property
     def _longest(self) -> int:

@@ -156,7 +156,11 @@ class Novelty:
 
     def fault_alarms(self, score: np.ndarray, blank: np.ndarray, rate: float) -> Alarms:
         """Alarms of the fault score at this rate. score: of the lumisections of a run from its first, blank: bool, (n,)."""
-        return self.alarms.of_fault(score, np.cumsum(~blank), expit(-score), rate)
+        return self.alarms.of_fault(score, np.cumsum(~blank), expit(-score), rate, self._law is not None and self._law.holds)
+
+    def alarms_summary(self) -> dict[str, Any]:
+        """How the alarms are calibrated (`AlarmRates.summary`)."""
+        return self.alarms.summary(self._law is not None and self._law.holds)
 
     def law_summary(self) -> dict[str, Any] | None:
         """Where the law of the response is off (`LawWatch.summary`); None before the first run."""

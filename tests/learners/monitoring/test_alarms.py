@@ -139,7 +139,7 @@ def test_the_state_is_restored_and_that_of_an_older_version_is_not_calibrated(
     for one, other in zip(vars(again.score(test)).values(), vars(novelty.score(test)).values(), strict=True):
         np.testing.assert_array_equal(one, other)
     assert again.law_summary() == novelty.law_summary()
-    assert again.alarms.summary() == novelty.alarms.summary()
+    assert again.alarms_summary() == novelty.alarms_summary()
     older = Novelty(Geometry(1), 0)
     older.restore({name: array for name, array in state.items() if not name.startswith(("alarms.", "scatter.", "law."))})
     found = older.score(test)
@@ -147,3 +147,23 @@ def test_the_state_is_restored_and_that_of_an_older_version_is_not_calibrated(
     np.testing.assert_array_equal(found.p, found.bound)
     with pytest.raises(StateError, match="damaged"):
         AlarmRates().restore({name: array for name, array in state.items() if name.startswith("alarms.fault")})
+
+
+def test_rare_certain_faults_are_set_aside_where_the_law_holds_and_common_ones_are_what_known_runs_are_like() -> None:
+    rng = np.random.default_rng(0)
+    length = np.arange(1, 41)
+
+    def learnt_with(faulty: int) -> AlarmRates:
+        rates = AlarmRates()
+        for run in range(40):
+            score = rng.standard_normal(40) - 5 + 70 * (run < faulty)
+            rates.add(run, [(score, np.minimum(length, 30))], [(score, length)])
+        return rates
+
+    dead, by_model = np.full(40, 65.0), np.full(40, 1e-28)
+    rare, common = learnt_with(3), learnt_with(20)
+    assert rare.of_fault(dead, length, by_model, 0.01, law_holds=True).raised.all()
+    assert not rare.of_fault(dead, length, by_model, 0.01, law_holds=False).raised.any()
+    assert not common.of_fault(dead, length, by_model, 0.01, law_holds=True).raised.any()
+    assert common.of_fault(2 * dead, length, by_model, 0.01, law_holds=True).raised.all(), "another fault beside the known one"
+    assert 0 < rare.summary(True)["fault"]["set_aside"] < 0.1 and common.summary(True)["fault"]["set_aside"] == 0
