@@ -78,7 +78,7 @@ class AlarmRates:
 
     def calibrated(self, rate: float) -> dict[str, bool]:
         """Whether alarms of each score are calibrated at a rate."""
-        return {"new_run": rate >= self.new_run.least(), "fault": rate >= self.fault.least()}
+        return {"new_run": bool(rate >= self.new_run.least()), "fault": bool(rate >= self.fault.least())}
 
     def summary(self, law_holds: bool) -> dict[str, Any]:
         """How each score is calibrated, ready for JSON.
