@@ -126,10 +126,15 @@ def measured(name: str, seed: int, runs: int, lumisections: int) -> dict[str, An
 
 
 def interval(flagged: Sequence[Sequence[tuple[int, int]]]) -> tuple[float, float, float]:
-    """Share of lumisections that are flagged, and its interval; flagged: of each run, (flagged, lumisections) of its blocks."""
+    """Share of lumisections that are flagged, and its interval; nan without runs.
+
+    flagged: of each run, (flagged, lumisections) of its blocks.
+    """
     hits, size = (np.array([sum(block[i] for block in run) for run in flagged], dtype=np.float64) for i in (0, 1))
+    if not len(size):
+        return np.nan, np.nan, np.nan
     share, runs = hits.sum() / size.sum(), len(size)
-    variance = runs / (runs - 1) * ((hits - share * size) ** 2).sum() / size.sum() ** 2
+    variance = runs / max(runs - 1, 1) * ((hits - share * size) ** 2).sum() / size.sum() ** 2
     independent = float(sum(len(run) for run in flagged))
     if 0 < share < 1 and variance > 0:
         independent = min(max(share * (1 - share) / variance, runs / 2), size.sum())
