@@ -10,8 +10,8 @@ The new-run and fault scores run beside every learner and do not depend on its s
 Each block of 30 is scored with the 20 lumisections before it, as `dqmstream flags` scores a run. Prints a table (Markdown) for
 the rate --alarms, then one JSON object with all rates, the last line of stdout. Finished streams are kept in DIR and reused.
 
-Intervals: 95 %, for runs as clusters (Korn and Graubard, Survey Methodology 24 (1998) 193): those of as many independent
-lumisections as give the variance between runs, or one a block where nothing is flagged.
+Intervals: 95 %, of a binomial share (Clopper and Pearson) of as many independent lumisections as the variance between runs shows
+(Korn and Graubard, Survey Methodology 24 (1998) 193), at most one a block: its windows of 30 lumisections overlap.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def interval(flagged: Sequence[Sequence[tuple[int, int]]]) -> tuple[float, float
     variance = runs / max(runs - 1, 1) * ((hits - share * size) ** 2).sum() / size.sum() ** 2
     independent = float(sum(len(run) for run in flagged))
     if 0 < share < 1 and variance > 0:
-        independent = min(max(share * (1 - share) / variance, runs / 2), size.sum())
+        independent = min(max(share * (1 - share) / variance, runs / 2), independent)
     x = share * independent
     low = beta.ppf(0.025, x, independent - x + 1) if share > 0 else 0.0
     high = beta.ppf(0.975, x + 1, independent - x) if share < 1 else 1.0
