@@ -10,7 +10,7 @@ The new-run and fault scores run beside every learner and do not depend on its s
 Each block of 30 is scored with the 20 lumisections before it, as `dqmstream flags` scores a run. Prints a table (Markdown) for
 the rate --alarms, then one JSON object with all rates, the last line of stdout. Finished streams are kept in DIR and reused.
 
-Intervals: 95 %, of a binomial share (Clopper and Pearson) of as many independent lumisections as the variance between runs shows
+Intervals: 95 %, of a binomial share (Clopper and Pearson) of as many independent lumisections as the spread between runs shows
 (Korn and Graubard, Survey Methodology 24 (1998) 193), at most one a block: its windows of 30 lumisections overlap.
 """
 
