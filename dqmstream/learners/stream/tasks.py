@@ -118,7 +118,11 @@ class RunState:
 
     def status(self) -> dict[str, Any]:
         novelty = self.parts.novelty
-        return {"reference_taught": novelty.reference_summary(), "alarms": novelty.alarms.summary()}
+        return {
+            "reference_taught": novelty.reference_summary(),
+            "alarms": novelty.alarms_summary(),
+            "law": novelty.law_summary(),
+        }
 
     def results(self, lines: list[HistoryLine]) -> dict[str, Any]:
         return results(lines)
