@@ -27,8 +27,8 @@ NOT_UTF8 = os.fsdecode(b"Run355400_Dataset_\xff.npy")
 
 
 def status() -> dict[str, object]:
-    columns = ("run", "lumisections", "first", "last", "missing", "revisions", "duplicates", "complete")
-    runs = [dict(zip(columns, (355400 + k, 2048, 1, 2048, 0, 131072, 65536, "stop"), strict=True)) for k in range(2)]
+    columns = ("run", "lumisections", "first", "last", "missing", "revisions", "duplicates", "complete", "scale")
+    runs = [dict(zip(columns, (355400 + k, 2048, 1, 2048, 0, 131072, 65536, "stop", "counts"), strict=True)) for k in range(2)]
     kinds = ("feed", "partition", "first_offset", "next_offset", "rows", "duplicate", "dead", "hole", "gap")
     feed = dict(zip(kinds, ("hcal@Qm9yZ-4.6wT7x", 3, 100000, 355400, 204800, 99999, 12345, 77777, 424242), strict=True))
     archive = {"archive": "/data/year/2024/hcal archive", "archive_id": "0f1e2d3c4b5a", "snapshot": "SNAP123"}
