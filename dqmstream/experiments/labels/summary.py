@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -27,7 +27,7 @@ def summarise(spec: LabelSpec, records: Mapping[LabelCell, Record]) -> dict[str,
     "splits" has an entry for each split, with "rows", one a strategy. An interval is {"estimate", "low", "high"}, 95 %, by
     resampling periods (and streams, if there are several). auc, accuracy: after the last period, mean over periods.
     forgetting_auc, forgetting: highest so far minus the last. curve: mean AUC over the periods so far, mean over the streams.
-    "order": differences of forgetting_auc, paired by period.
+    "order": differences of forgetting of AUC and of accuracy, paired by period.
     """
     return {
         "task": "labels",
@@ -47,13 +47,24 @@ def _split(spec: LabelSpec, split: str, records: Mapping[LabelCell, Record]) -> 
             if "error" not in record:
                 lines = [HistoryLine.from_json(line) for line in record["lines"]]
                 of_rows.setdefault(cell.strategy, {})[seed] = lines
-    forgotten = {name: {seed: lost(auc_matrix(lines)) for seed, lines in found.items()} for name, found in of_rows.items()}
+    order = [
+        one for what, values in (("AUC", auc_matrix), ("accuracy", accuracy_matrix)) for one in _order(of_rows, what, values)
+    ]
+    return {"split": split, "rows": [_row(name, found) for name, found in of_rows.items()], "order": order}
+
+
+def _order(
+    of_rows: Mapping[str, Mapping[int, list[HistoryLine]]], what: str, values: Callable[[Sequence[HistoryLine]], Matrix]
+) -> list[dict[str, Any]]:
+    """Differences of what the pairs of `ORDER` forget. values: gives the matrix that `what` names."""
+    forgotten = {name: {seed: lost(values(lines)) for seed, lines in found.items()} for name, found in of_rows.items()}
     order = []
     for more, less in ORDER:
         if more in forgotten and less in forgotten and forgotten[more].keys() == forgotten[less].keys():
             found = paired_difference(_by_period(forgotten[more]), _by_period(forgotten[less]))
-            order.append({"more": more, "less": less, **asdict(found.interval), "p": found.p, "flipped": found.flipped})
-    return {"split": split, "rows": [_row(name, found) for name, found in of_rows.items()], "order": order}
+            pair = {"more": more, "less": less, "what": what}
+            order.append({**pair, **asdict(found.interval), "p": found.p, "flipped": found.flipped})
+    return order
 
 
 def lost(values: Matrix) -> list[float]:

@@ -23,6 +23,10 @@ NOTE = (
 )
 
 
+KNOWS = 0.8
+"""AUC below which a strategy knows next to nothing."""
+
+
 def title(result: Mapping[str, Any], split: Mapping[str, Any]) -> str:
     """Stream, split, runs and seeds in one line."""
     spec = result["spec"]
@@ -45,7 +49,8 @@ def printed(row: Mapping[str, Any]) -> list[str]:
 def order_lines(split: Mapping[str, Any]) -> list[str]:
     """A sentence for each pair of methods whose forgetting is compared."""
     return [
-        f"{pair['more']} forgets {_interval(pair)} more AUC than {pair['less']} (paired by period, p = {pair['p']:.2g})"
+        f"{pair['more']} forgets {_interval(pair)} more {pair['what']} than {pair['less']} "
+        f"(paired by period, p = {pair['p']:.2g})"
         for pair in split["order"]
     ]
 
@@ -69,31 +74,34 @@ def write(result: Mapping[str, Any], out: Path) -> None:
 
 
 def draw(path: Path, rows: list[Mapping[str, Any]]) -> None:
-    """Draw AUC over the periods learnt so far, and AUC and forgetting after the last one with their intervals."""
-    with canvas(path, height_in=4.6) as figure:
+    """Draw AUC over the periods learnt so far, and what is forgotten of AUC and of accuracy, with intervals.
+
+    Strategies that know nothing (`KNOWS`) are named in the figure, not drawn: they would set its scale.
+    """
+    drawn = [row for row in rows if row["auc"]["estimate"] >= KNOWS] or rows
+    others = ", ".join(f"{row['strategy']} {_number(row['auc']['estimate'])}" for row in rows if row not in drawn)
+    with canvas(path, height_in=4.8) as figure:
         course, final = figure.subplots(1, 2)
-        for place, row in enumerate(rows):
+        for place, row in enumerate(drawn):
             colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
             curve = [np.nan if value is None else value for value in row["curve"]]
-            course.plot(np.arange(1, len(curve) + 1), curve, color=colour, marker=marker, ms=4, lw=1.2)
-            x, y = row["forgetting_auc"], row["auc"]
-            final.errorbar(
-                [x["estimate"]],
-                [y["estimate"]],
-                xerr=_sides(x),
-                yerr=_sides(y),
-                fmt=marker,
-                ms=6,
-                lw=1,
-                color=colour,
-                label=plain(row["strategy"]),
+            course.plot(
+                np.arange(1, len(curve) + 1), curve, color=colour, marker=marker, ms=4, lw=1.2, label=plain(row["strategy"])
             )
+            for name, shift, fill in (("forgetting_auc", -0.12, "full"), ("forgetting", 0.12, "none")):
+                x = row[name]
+                at = [x["estimate"]], [place + shift]
+                final.errorbar(*at, xerr=_sides(x), fmt=marker, ms=6, lw=1, color=colour, fillstyle=fill)
         course.set_xlabel("periods learnt")
         course.set_ylabel("AUC, mean over them")
+        if others:
+            course.set_title(f"not drawn: {plain(others)}", fontsize=9)
         final.axvline(0, color="#717581", lw=0.8)
-        final.set_xlabel("forgetting of AUC after the last period")
-        final.set_ylabel("AUC after the last period")
-        figure.legend(*final.get_legend_handles_labels(), loc="outside lower center", ncols=6)
+        final.set_yticks(range(len(drawn)), [plain(row["strategy"]) for row in drawn])
+        final.tick_params(axis="y", which="minor", left=False, right=False)
+        final.set_ylim(len(drawn) - 0.5, -0.5)
+        final.set_xlabel("forgetting of AUC (full), of accuracy (open)")
+        figure.legend(*course.get_legend_handles_labels(), loc="outside lower center", ncols=8)
 
 
 def _sides(interval: Mapping[str, float]) -> np.ndarray:

@@ -18,6 +18,7 @@ from dqmstream.learners.saved_state import within
 from dqmstream.learners.strategy import Strategy
 from dqmstream.learners.stream import checkpoint
 from dqmstream.learners.stream.state_folder import read_json
+from dqmstream.learners.task import RUNS
 from dqmstream.learners.threads import held_threads
 from dqmstream.lumisection import Geometry
 
@@ -61,12 +62,14 @@ class LoadedLearner:
         if meta.temperature is not None and meta.correlation is not None:
             # Validation lumisections without an error do not show that probabilities should be surer than the strategy's.
             self.temper = Temper(max(1.0, meta.temperature), meta.correlation)
+        stored = read_json(self.folder / "state.json")
+        if stored.get("task", RUNS.name) != RUNS.name:
+            raise StateError(f"{folder} is of a learner of {stored['task']}, which tells no runs apart: give --name of another")
         of_strategy, of_novelty = within(arrays, "strategy"), within(arrays, "novelty")
         if not Novelty.holds_all(of_novelty):
             raise StateError(f"the checkpoint in {folder} holds no new-run or fault score: let the learner learn one more run")
         reference = Reference.from_state(within(of_novelty, "reference"))
         geometry = Geometry(reference.live.shape[0])
-        stored = read_json(self.folder / "state.json")
         self.strategy = self._registered(meta, geometry, stored.get("recipe", {})) if strategy is None else strategy
         self.novelty = Novelty(geometry, meta.seed)
         if stored.get("reference"):

@@ -58,7 +58,7 @@ def test_the_table_has_a_row_a_strategy_and_the_fault_score_above_the_conditions
 
 
 def test_pairs_of_methods_are_compared_period_by_period() -> None:
-    split = {"order": [{"more": "naive", "less": "ewc", "estimate": 0.1, "low": 0.05, "high": 0.2, "p": 0.01}]}
+    split = {"order": [{"more": "naive", "less": "ewc", "what": "AUC", "estimate": 0.1, "low": 0.05, "high": 0.2, "p": 0.01}]}
     assert order_lines(split) == ["naive forgets .100 [.050, .200] more AUC than ewc (paired by period, p = 0.01)"]
 
 

@@ -233,5 +233,17 @@ def test_the_command_prints_the_table_and_refuses_what_belongs_to_runs(archive: 
     arguments = ("replay", "--archive", archive, "--state", tmp_path / "S", "--task", "labels", "--strategy", "fault_score")
     printed = json.loads(dqmstream(*arguments, "--json").stdout.splitlines()[-1])
     assert printed["average_auc"] > 0.97
+    flagged = dqmstream(
+        "flags",
+        "--archive",
+        archive,
+        "--state",
+        tmp_path / "S",
+        "--name",
+        "replay-labels-fault_score-0",
+        "--run",
+        printed["runs"][-1],
+    )
+    assert flagged.returncode and "is of a learner of labels" in flagged.stderr
     refused = dqmstream(*arguments, "--window", "20")
     assert refused.returncode and "--window is for the task of runs" in refused.stderr
