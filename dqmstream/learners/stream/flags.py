@@ -134,8 +134,8 @@ def not_calibrated(rates: AlarmRates, alarms: float) -> list[str]:
     ):
         if alarms < known.least():
             warnings.append(
-                f"`{name}` is not calibrated: a rate of {alarms:g} needs {needed_blocks(alarms):.0f} independent blocks of "
-                f"held-out lumisections of known runs, and {known.independent():.0f} are known, so it means {rule}, which is "
+                f"`{name}` is not calibrated: a rate of {alarms:g} needs {needed_blocks(alarms):.1f} independent blocks of "
+                f"held-out lumisections of known runs, and {known.independent():.1f} are known, so it means {rule}, which is "
                 "right only where the detector follows the law of the response; learn more runs or raise --alarms"
             )
     return warnings
