@@ -2,9 +2,9 @@
 
     score_k = sum over boxes of log π_kb where the box is out, else of log(1 - π_kb) and the same for its channels
 
-    score_k = sum over boxes of log π_kb where the box is out, else log(1 - π_kb) and the same for its channels
-A rate of a run with n lumisections is shrunk to a usual one with the weight of `PRIOR` lumisections. A channel that died is out
-in nearly all of them.
+ε_kc, π_kb: share of the run's lumisections in which channel c, or box b as a whole, counted next to nothing
+(`response.outages`). A rate of a run with n lumisections is shrunk to a usual one with the weight of `PRIOR` lumisections. A
+channel that died is out in nearly all of them.
 
 Only rates that differ from the usual ones are kept: a few bytes a run.
 """
