@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from dqmstream.errors import StateError
+from dqmstream.learners.closed_form.pileup_slopes import SLOPES
 from dqmstream.learners.response.rings import ring_medians
 
 _CLEAR = 5.5
@@ -23,7 +24,9 @@ _STEP = 1 / 16
 _MOST_CHANGE = 2.0
 """A run changes the usual variance of a channel by this factor at most, so that one bad run does not set it."""
 
-_ARRAYS = ("pooled", "lumisections", "factors", "moving", "mean", "modes", "mode_run", "mode_strength")
+_ARRAYS = (
+    "pooled", "lumisections", "factors", "moving", "mean", "modes", "mode_run", "mode_strength", "slopes", "slope_run"
+)  # fmt: skip
 
 
 class ModeRows:
@@ -42,6 +45,7 @@ class ModeRows:
         self._modes = np.zeros((0, 0), dtype=np.float16)
         self._mode_run = np.zeros(0, dtype=np.int32)
         self._mode_strength = np.zeros(0, dtype=np.float32)
+        self._slopes, self._slope_run = np.zeros(0, SLOPES), np.zeros(0, dtype=np.int32)
 
     @property
     def classes(self) -> int:
@@ -58,8 +62,12 @@ class ModeRows:
         self._lumisections = total
         return self.pooled
 
-    def add(self, factor: np.ndarray, moving: np.ndarray, modes: np.ndarray, mean: np.ndarray) -> None:
-        """Add a run. factor: (live,). moving: variances, (parts,). modes: whitened free modes, (live, m). mean: (2,)."""
+    def add(self, factor: np.ndarray, moving: np.ndarray, modes: np.ndarray, mean: np.ndarray, slopes: np.ndarray) -> None:
+        """Add a run.
+
+        factor: (live,). moving: variances, (parts,). modes: whitened free modes, (live, m). mean: (2,). slopes: with pileup
+        (`closed_form.pileup_slopes`), (slopes,).
+        """
         code = np.clip(np.rint(np.log2(factor) / _STEP), -127, 127).astype(np.int8)
         empty = not self.classes
         run = np.full(modes.shape[1], self.classes, dtype=np.int32)
@@ -67,6 +75,8 @@ class ModeRows:
         self._factors = code[None] if empty else np.concatenate([self._factors, code[None]])
         self._moving = row if empty else np.concatenate([self._moving, row])
         self.mean = np.concatenate([self.mean, mean.astype(np.float32)[None]])
+        self._slope_run = np.append(self._slope_run, np.full(len(slopes), self.classes - 1, dtype=np.int32))
+        self._slopes = np.concatenate([self._slopes, slopes])
         columns = modes.T.astype(np.float16)
         self._modes = columns if not self._modes.size else np.concatenate([self._modes, columns])
         self._mode_run = np.append(self._mode_run, run)
@@ -84,6 +94,10 @@ class ModeRows:
         factor = np.exp2(self._factors[run] * _STEP)
         return factor, self._moving[run].astype(np.float64), self._modes[self._mode_run == run].astype(np.float64).T
 
+    def slopes_of(self, run: int) -> np.ndarray:
+        """Slopes of a run with pileup: (slopes,)."""
+        return np.asarray(self._slopes[self._slope_run == run])
+
     def memory_bytes(self) -> int:
         return sum(array.nbytes for array in self.state().values())
 
@@ -91,7 +105,7 @@ class ModeRows:
         """Everything, as named arrays."""
         values: tuple[np.ndarray, ...] = (
             self.pooled, np.array(self._lumisections), self._factors, self._moving, self.mean, self._modes, self._mode_run,
-            self._mode_strength,
+            self._mode_strength, self._slopes.view(np.uint8), self._slope_run,
         )  # fmt: skip
         return {name: value.copy() for name, value in zip(_ARRAYS, values, strict=True)}
 
@@ -102,7 +116,8 @@ class ModeRows:
             raise StateError(f"the state of modes lacks {', '.join(missing)}; it is damaged")
         found = [np.array(state[name]) for name in _ARRAYS]
         self.pooled, self._lumisections, self._factors, self._moving = found[0], int(found[1]), found[2], found[3]
-        self.mean, self._modes, self._mode_run, self._mode_strength = found[4:]
+        self.mean, self._modes, self._mode_run, self._mode_strength = found[4:8]
+        self._slopes, self._slope_run = found[8].view(SLOPES), found[9]
 
 
 def ring_and_channel_factors(residual: np.ndarray, pooled: np.ndarray, ring: np.ndarray) -> np.ndarray:

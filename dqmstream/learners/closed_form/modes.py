@@ -8,6 +8,7 @@
     v_c      variance of the channel, over all runs; f_kc: factor of run k, 1 unless channel or ring clearly differ in it
     D, s_k   parts of the detector that move as a whole, and their variances in run k (`closed_form.variance_components`)
     U_k      free modes of run k
+    m_k      also holds the parts that respond to pileup in another way in run k (`closed_form.pileup_slopes`)
 
 Where `statistical` knows common modes of readout boxes only and takes the spread of counts from the first run, this density
 knows rings, mirror rings and any strong pattern, and the spread of each run. It has more numbers to learn, so inside the law it
@@ -25,6 +26,7 @@ import numpy as np
 
 from dqmstream.errors import StateError
 from dqmstream.learners.closed_form.mode_rows import ModeRows, ring_and_channel_factors
+from dqmstream.learners.closed_form.pileup_slopes import find_slopes, shifts
 from dqmstream.learners.closed_form.statistical import Statistical
 from dqmstream.learners.closed_form.variance_components import component_variances, detector_parts, free_modes
 from dqmstream.learners.incremental import Incremental
@@ -147,15 +149,19 @@ class Modes(Incremental):
         free, parts = (along / np.sqrt(pooled * factor)[:, None] * self._used[:, None] for along in self._directions)
         flat, _ = np.linalg.qr(free)
         z, parts = z - (z @ flat) @ flat.T, parts - flat @ (flat.T @ parts)
+        slopes = find_slopes(log_pileup, z, parts)
+        for part, shift in shifts(slopes, log_pileup):
+            z -= shift[:, None] * parts[:, part]
         moving = component_variances(z, parts)
         some = np.flatnonzero(moving)
         modes = free_modes(z, parts[:, some] * np.sqrt(moving[some]))
-        self.rows.add(factor, moving, modes, self._pileup_error.mean(log_pileup))
+        self.rows.add(factor, moving, modes, self._pileup_error.mean(log_pileup), slopes)
         self.rows.fit(self.budget_bytes - (self.statistical.memory_bytes() if self._own_gains else 0))
         self._densities = None
         log = LearnLog(samples=n, flops=self.reference.response_flops(n))
         log.flops += 2.0 * n * residual.shape[1] * (n + parts.shape[1] + 60)
         log.notes |= {"moving_parts": float(len(some)), "free_modes": float(modes.shape[1])}
+        log.notes["pileup_slopes"] = float(len(slopes))
         return log
 
     def _scores(self, maps: Maps) -> np.ndarray:
@@ -181,7 +187,7 @@ class Modes(Incremental):
         missed = self._pileup_error.expected(log_pileup)[:, used]
         residual = (np.clip(under.residual, -CLIP, CLIP) - missed).astype(np.float32)
         slope = (observed.rate * conditions.pileup * under.per_rate).astype(np.float32)
-        densities = self._ready(used)
+        densities, parts = self._ready(used), self._directions[1][used].astype(np.float32)
         scores = np.empty((len(counts), self.classes))
         for k, density in enumerate(densities):
             gain = gains[row[k]]
@@ -190,6 +196,8 @@ class Modes(Incremental):
             if odd.size:
                 own[:, odd] = np.clip(observed.of(odd).under(gain[odd], conditions).residual, -CLIP, CLIP) - missed[:, odd]
             own += self._pileup_error.at_mean(self.rows.mean[k])[used].astype(np.float32)
+            for part, shift in shifts(self.rows.slopes_of(k), log_pileup):
+                own -= shift[:, None] * parts[:, part]
             scores[:, k] = density.of(own)
         return scores
 

@@ -3,6 +3,7 @@
     statistical    gains and common modes of readout boxes, on counts with outages filled in
     modes          gains, variances and common or free modes, on the same counts
     outages        rates of outages
+    gain_map       gains of each run alone, where those of neighbouring runs are no guide
     slda           mean residuals, and one covariance for all runs
     naive_bayes    mean and variance of each channel
 
@@ -18,6 +19,7 @@ import numpy as np
 from scipy.special import log_softmax
 
 from dqmstream.errors import StateError
+from dqmstream.learners.closed_form.gain_map import GainMap
 from dqmstream.learners.closed_form.modes import Modes, without_outages
 from dqmstream.learners.closed_form.naive_bayes import NaiveBayes
 from dqmstream.learners.closed_form.outages import OutageRates
@@ -32,10 +34,10 @@ from dqmstream.learners.saved_state import prefixed, within
 from dqmstream.learners.strategy import LearnLog, Past
 from dqmstream.lumisection import Geometry
 
-PARTS = ("statistical", "outages", "modes", "slda", "naive_bayes")
+PARTS = ("statistical", "outages", "modes", "gain_map", "slda", "naive_bayes")
 """Parts, the first to be kept first: where the budget is full, the last one is dropped for good."""
 
-USUAL = {"statistical": 0.5, "outages": 1.0, "modes": 0.5, "slda": 0.0, "naive_bayes": 0.0}
+USUAL = {"statistical": 0.5, "outages": 1.0, "modes": 0.5, "gain_map": 0.0, "slda": 0.0, "naive_bayes": 0.0}
 """Weights before lumisections are held out. Outages are independent of the other two, which both hold the gains."""
 
 SHARE_HELD_OUT, LEAST_HELD_OUT = 0.5, 0.05
@@ -60,6 +62,7 @@ class Pool:
         self._beside = {
             "outages": self._outages,
             "modes": self._modes,
+            "gain_map": GainMap(geometry, seed),
             "slda": Slda(geometry, seed, int(_SHARE_SLDA * memory_bytes)),
             "naive_bayes": NaiveBayes(geometry, seed),
         }

@@ -8,6 +8,7 @@ import pytest
 from dqmstream.errors import StateError
 from dqmstream.learners.closed_form.modes import Modes
 from dqmstream.learners.closed_form.outages import OutageRates
+from dqmstream.learners.closed_form.pileup_slopes import find_slopes, shifts
 from dqmstream.learners.closed_form.variance_components import component_variances, free_modes
 from dqmstream.learners.maps import RunData
 from dqmstream.learners.response.boxes import ReadoutBoxes
@@ -113,6 +114,23 @@ def test_a_moving_ring_is_a_moving_part_and_free_modes_are_only_above_noise() ->
     assert free.shape[1] == 1
     assert abs(free[:, 0] @ parts[:, 1]) / np.linalg.norm(free[:, 0]) / np.linalg.norm(parts[:, 1]) > 0.9
     assert free_modes(moving, parts * np.sqrt(variances)).shape[1] == 0
+
+
+def test_a_part_that_responds_to_pileup_in_another_way_is_found_and_nothing_else() -> None:
+    rng = np.random.default_rng(5)
+    parts = np.kron(np.eye(4), np.full((50, 1), 0.5))
+    log_pileup = np.linspace(0.4, -0.4, 200)
+    noise = rng.standard_normal((200, 200))
+    assert len(find_slopes(log_pileup, noise, parts)) == 0
+    rise = np.maximum(log_pileup - 0.1, 0.0)
+    bent = noise + 3.0 * (rise - rise.mean())[:, None] * parts[:, 2]
+    found = find_slopes(log_pileup, bent, parts)
+    assert found["part"].tolist() == [2]
+    ((part, shift),) = shifts(found, log_pileup)
+    assert part == 2
+    np.testing.assert_allclose(shift, 3.0 * (rise - rise.mean()), atol=0.15)
+    # Beyond the pileups of the run the change is held.
+    np.testing.assert_allclose(next(shifts(found, np.array([5.0])))[1], next(shifts(found, np.array([0.4])))[1], rtol=1e-5)
 
 
 @pytest.fixture(scope="module")
