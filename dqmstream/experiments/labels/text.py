@@ -83,7 +83,8 @@ def draw(path: Path, rows: list[Mapping[str, Any]]) -> None:
     with canvas(path, height_in=4.8) as figure:
         course, final = figure.subplots(1, 2)
         for place, row in enumerate(drawn):
-            colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
+            colour = ("#000000", *COLOURS)[(place + 1) % (len(COLOURS) + 1)]
+            marker = MARKERS[place % len(MARKERS)]
             curve = [np.nan if value is None else value for value in row["curve"]]
             course.plot(
                 np.arange(1, len(curve) + 1), curve, color=colour, marker=marker, ms=4, lw=1.2, label=plain(row["strategy"])
