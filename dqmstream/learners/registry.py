@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from dqmstream.errors import InputError
-from dqmstream.learners.networks.recipe import CNN_RECIPE, REDRAWN_RECIPE, Recipe
+from dqmstream.learners.networks.recipe import CNN_RECIPE, QUADRATIC_RECIPE, REDRAWN_RECIPE, Recipe
 from dqmstream.learners.strategy import Strategy
 from dqmstream.lumisection import Geometry
 from dqmstream.plugins import STRATEGIES, Registry
@@ -56,7 +56,7 @@ _BUILT_IN: dict[str, tuple[str, StrategyInfo]] = {
     "joint": ("gradient.joint", _GRADIENT),
     "cnn": ("gradient.replay", StrategyInfo(True, CNN_RECIPE, CNN_RECIPE.model)),
     "statistical_replay": ("gradient.statistical_replay", _REDRAWN),
-    "hybrid": ("gradient.hybrid", _REDRAWN),
+    "hybrid": ("gradient.hybrid", StrategyInfo(True, QUADRATIC_RECIPE)),
     "gain_map": ("closed_form.gain_map", StrategyInfo()),
     "ncm": ("closed_form.ncm", StrategyInfo()),
     "naive_bayes": ("closed_form.naive_bayes", StrategyInfo()),

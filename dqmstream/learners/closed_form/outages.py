@@ -108,15 +108,6 @@ class OutageRates(Incremental):
                 scores[dark] += (box_out - box_on)[:, number] - on[:, cells].sum(axis=1)
         return scores
 
-    def put_into(self, counts: np.ndarray, experience: int, rng: np.random.Generator) -> np.ndarray:
-        """Counts of the live channels, (n, live), with outages at the rates of a run."""
-        channels, boxes = (of_run[experience] for of_run in self.rates())
-        out = rng.random(counts.shape) < np.where(channels > 2 * USUAL_CHANNEL, channels, 0.0)
-        dark = rng.random((len(counts), len(boxes))) < np.where(boxes > 2 * USUAL_BOX, boxes, 0.0)
-        for number, cells in enumerate(ReadoutBoxes(self.reference.live).cells):
-            out[np.ix_(dark[:, number], cells)] = True
-        return np.where(out, 0, counts).astype(counts.dtype)
-
     def state(self) -> dict[str, np.ndarray]:
         state = {STAMP: stamp(self._belongs_to)} | self._reference_state()
         if self.classes:

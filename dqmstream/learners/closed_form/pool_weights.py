@@ -44,6 +44,10 @@ class PoolWeights:
         place = [self.names.index(name) for name in names]
         return PoolWeights(tuple(names), self.weights[place], self.errors[place], self.log_likelihood)
 
+    def with_part(self, name: str) -> PoolWeights:
+        """The weights with another part, which has none."""
+        return PoolWeights((*self.names, name), np.append(self.weights, 0.0), np.append(self.errors, 0.0), self.log_likelihood)
+
     def notes(self) -> dict[str, float | list[float]]:
         """Figures for the history."""
         notes: dict[str, float | list[float]] = {}

@@ -10,12 +10,12 @@ Generative replay (Shin et al. 2017, arXiv:1705.08690) with a closed form as the
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from dqmstream.learners.closed_form.statistical import Statistical
-from dqmstream.learners.gradient.method import Method, PastCounts
+from dqmstream.learners.gradient.method import PastCounts
 from dqmstream.learners.gradient.naive import Naive
 from dqmstream.learners.gradient.strategy import DeepStrategy
 from dqmstream.learners.maps import Maps
@@ -28,37 +28,29 @@ _DRAWS = 1
 """Part of the seed of a training's draws."""
 
 
+@register_strategy("statistical_replay")
 class StatisticalReplay(DeepStrategy):
     """Trains a network on lumisections redrawn from a statistical memory."""
 
-    share_method: ClassVar[float] = 0.0
-    """Largest part of the budget for what the method keeps. The statistics come first."""
-
-    def __init__(
-        self, name: str, method: type[Method], *, geometry: Geometry, seed: int, memory_bytes: int, **network: Any
-    ) -> None:
-        """memory_bytes: budget for all that is kept. network: `recipe` and `device`. All else as in `DeepStrategy`."""
-        beside_bytes = memory_bytes - int(self.share_method * memory_bytes)
+    def __init__(self, *, geometry: Geometry, seed: int, memory_bytes: int, **network: Any) -> None:
+        """memory_bytes: budget for all that is kept. network: `recipe` and `device`, as in `DeepStrategy`."""
         super().__init__(
-            name, method, geometry=geometry, seed=seed, memory_bytes=memory_bytes, beside_bytes=beside_bytes, **network
+            "statistical_replay",
+            Naive,
+            geometry=geometry,
+            seed=seed,
+            memory_bytes=memory_bytes,
+            beside_bytes=memory_bytes,
+            **network,
         )
-        self._share_bytes = beside_bytes + self._method.budget_bytes
-        self.statistical = Statistical(geometry, seed, self._share_bytes)
+        self.statistical = Statistical(geometry, seed, memory_bytes)
 
     def _learn(self, experience: int, train: Maps, validation: Maps, past: Past, watch: Watch | None) -> LearnLog:
-        closed = self._learn_statistics(experience, train, validation, past)
-        self._share_out()
+        closed = self.statistical.learn_inside(self.reference, experience, train, validation, past)
         log = super()._learn(experience, train, validation, past, watch)
         log.flops += closed.flops
         log.notes |= closed.notes
         return log
-
-    def _learn_statistics(self, experience: int, train: Maps, validation: Maps, past: Past) -> LearnLog:
-        """Learn the run in closed form, before the network does."""
-        return self.statistical.learn_inside(self.reference, experience, train, validation, past)
-
-    def _share_out(self) -> None:
-        """Give the bytes that the statistics do not use to what else is kept."""
 
     def _material(self, experience: int, counts: np.ndarray, past: PastCounts) -> Mapping[int, np.ndarray]:
         classes = experience + 1
@@ -73,7 +65,6 @@ class StatisticalReplay(DeepStrategy):
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         self.statistical.restore(within(state, "statistical"))
-        self._share_out()
         super().restore(state)
 
     def memory_bytes(self) -> int:
@@ -81,9 +72,3 @@ class StatisticalReplay(DeepStrategy):
 
     def state_bytes(self) -> int:
         return super().state_bytes() + self.statistical.state_bytes()
-
-
-@register_strategy("statistical_replay")
-def statistical_replay(**arguments: Any) -> StatisticalReplay:
-    """Statistical replay that keeps no lumisection."""
-    return StatisticalReplay("statistical_replay", Naive, **arguments)

@@ -59,7 +59,8 @@ def test_where_the_closed_forms_are_right_the_network_costs_a_probe() -> None:
     steps = [len(hybrid.learn(k, run, reader(stream)).loss) for k, run in enumerate(stream)]
     assert steps[1] == RECIPE.steps
     assert steps[-1] == math.ceil(PROBE * RECIPE.steps)
-    assert accuracy(hybrid, stream) > accuracy(learnt("statistical", stream), stream) - 0.02
+    # Of 360 test lumisections, .05 is two binomial deviations.
+    assert accuracy(hybrid, stream) > accuracy(learnt("statistical", stream), stream) - 0.05
 
 
 def test_where_rings_move_against_each_other_the_pool_is_right_and_the_statistics_are_not() -> None:
