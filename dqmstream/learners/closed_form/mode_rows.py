@@ -25,7 +25,8 @@ _MOST_CHANGE = 2.0
 """A run changes the usual variance of a channel by this factor at most, so that one bad run does not set it."""
 
 _ARRAYS = (
-    "pooled", "lumisections", "factors", "moving", "mean", "modes", "mode_run", "mode_strength", "slopes", "slope_run"
+    "pooled", "lumisections", "factors", "factor_run", "moving", "mean", "modes", "mode_run", "mode_strength", "slopes",
+    "slope_run",
 )  # fmt: skip
 
 
@@ -37,9 +38,9 @@ class ModeRows:
     """
 
     def __init__(self) -> None:
-        self.pooled = np.zeros(0)
+        self.pooled = np.zeros(0, dtype=np.float32)
         self._lumisections = 0
-        self._factors = np.zeros((0, 0), dtype=np.int8)
+        self._factors, self._factor_run = np.zeros((0, 0), dtype=np.int8), np.zeros(0, dtype=np.int32)
         self._moving = np.zeros((0, 0), dtype=np.float32)
         self.mean = np.zeros((0, 2), dtype=np.float32)
         self._modes = np.zeros((0, 0), dtype=np.float16)
@@ -58,7 +59,7 @@ class ModeRows:
         usual = np.where(usual > 0, usual, np.where(of_ring > 0, of_ring, 1.0))
         bounded = np.clip(variance, usual / _MOST_CHANGE, usual * _MOST_CHANGE)
         total = self._lumisections + lumisections
-        self.pooled = usual + (bounded - usual) * (lumisections / total)
+        self.pooled = (usual + (bounded - usual) * (lumisections / total)).astype(np.float32)
         self._lumisections = total
         return self.pooled
 
@@ -72,7 +73,9 @@ class ModeRows:
         empty = not self.classes
         run = np.full(modes.shape[1], self.classes, dtype=np.int32)
         row = moving.astype(np.float32)[None]
-        self._factors = code[None] if empty else np.concatenate([self._factors, code[None]])
+        if code.any():
+            self._factors = code[None] if not self._factors.size else np.concatenate([self._factors, code[None]])
+            self._factor_run = np.append(self._factor_run, np.int32(self.classes))
         self._moving = row if empty else np.concatenate([self._moving, row])
         self.mean = np.concatenate([self.mean, mean.astype(np.float32)[None]])
         self._slope_run = np.append(self._slope_run, np.full(len(slopes), self.classes - 1, dtype=np.int32))
@@ -83,16 +86,26 @@ class ModeRows:
         self._mode_strength = np.append(self._mode_strength, (modes**2).sum(axis=0).astype(np.float32))
 
     def fit(self, budget_bytes: int) -> None:
-        """Drop the weakest free modes until all fits the budget, where that is possible."""
+        """Drop the weakest free modes, then the factors of the runs that differ least, until all fits the budget."""
         while len(self._mode_run) and self.memory_bytes() > budget_bytes:
             kept = np.delete(np.arange(len(self._mode_run)), int(self._mode_strength.argmin()))
             self._modes, self._mode_run = self._modes[kept], self._mode_run[kept]
             self._mode_strength = self._mode_strength[kept]
 
+        while len(self._factor_run) and self.memory_bytes() > budget_bytes:
+            least = int(np.abs(self._factors.astype(np.int64)).sum(axis=1).argmin())
+            self._factors = np.delete(self._factors, least, axis=0)
+            self._factor_run = np.delete(self._factor_run, least)
+
     def of(self, run: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Factors (live,), variances of the moving parts (parts,), and free modes (live, m) of a run."""
-        factor = np.exp2(self._factors[run] * _STEP)
-        return factor, self._moving[run].astype(np.float64), self._modes[self._mode_run == run].astype(np.float64).T
+        row = np.flatnonzero(self._factor_run == run)
+        code = self._factors[row[0]] if row.size else np.zeros(len(self.pooled), dtype=np.int8)
+        return (
+            np.exp2(code * _STEP),
+            self._moving[run].astype(np.float64),
+            self._modes[self._mode_run == run].astype(np.float64).T,
+        )
 
     def slopes_of(self, run: int) -> np.ndarray:
         """Slopes of a run with pileup: (slopes,)."""
@@ -104,8 +117,8 @@ class ModeRows:
     def state(self) -> dict[str, np.ndarray]:
         """Everything, as named arrays."""
         values: tuple[np.ndarray, ...] = (
-            self.pooled, np.array(self._lumisections), self._factors, self._moving, self.mean, self._modes, self._mode_run,
-            self._mode_strength, self._slopes.view(np.uint8), self._slope_run,
+            self.pooled, np.array(self._lumisections), self._factors, self._factor_run, self._moving, self.mean, self._modes,
+            self._mode_run, self._mode_strength, self._slopes.view(np.uint8), self._slope_run,
         )  # fmt: skip
         return {name: value.copy() for name, value in zip(_ARRAYS, values, strict=True)}
 
@@ -115,9 +128,9 @@ class ModeRows:
         if missing:
             raise StateError(f"the state of modes lacks {', '.join(missing)}; it is damaged")
         found = [np.array(state[name]) for name in _ARRAYS]
-        self.pooled, self._lumisections, self._factors, self._moving = found[0], int(found[1]), found[2], found[3]
-        self.mean, self._modes, self._mode_run, self._mode_strength = found[4:8]
-        self._slopes, self._slope_run = found[8].view(SLOPES), found[9]
+        self.pooled, self._lumisections, self._factors, self._factor_run, self._moving = found[0], int(found[1]), *found[2:5]
+        self.mean, self._modes, self._mode_run, self._mode_strength = found[5:9]
+        self._slopes, self._slope_run = found[9].view(SLOPES), found[10]
 
 
 def ring_and_channel_factors(residual: np.ndarray, pooled: np.ndarray, ring: np.ndarray) -> np.ndarray:

@@ -44,7 +44,7 @@ from dqmstream.lumisection import Geometry
 FEWEST_SILENT = 3.0
 """Events in which a channel is silent, under the mean conditions of the reference run, below which it is left out."""
 
-SHARE_GAINS = 0.5
+SHARE_GAINS = 0.4
 """Share of the budget for the gains, where this strategy stands alone."""
 
 _FREE = 1e3

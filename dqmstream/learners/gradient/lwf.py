@@ -29,13 +29,14 @@ class Lwf(Method):
     name = "lwf"
     teacher: dict[str, Tensor] | None = None
     """Weights and buffers before the run, by name."""
-    _teacher_bytes = 0
+    _teacher_bytes = _usual_bytes = 0
     _beside = 0
     _known = 0
 
     def before_training_exp(self, strategy: RunTemplate, **kwargs: object) -> None:
         self._beside = 0
         self._known = strategy.experience.known
+        self._usual_bytes = _usual_teacher(strategy.model)
         if self._known:
             self.teacher = {name: tensor.detach().clone() for name, tensor in strategy.model.state_dict().items()}
             self._teacher_bytes = sum(weight.nbytes for weight in self.teacher.values())
@@ -62,17 +63,22 @@ class Lwf(Method):
         return self._beside // 3
 
     def state(self) -> dict[str, np.ndarray]:
-        return {"teacher_bytes": np.array(self._teacher_bytes)}
+        """The teacher's size, where the number of outputs does not say it (outputs that are fixed)."""
+        return {} if self._teacher_bytes == self._usual_bytes else {"teacher_bytes": np.array(self._teacher_bytes)}
 
     def restore(self, state: Mapping[str, np.ndarray], model: Network) -> None:
-        # Older versions kept nothing, and had a teacher from the third run on.
-        of_older = sum(tensor.nbytes for tensor in model.state_dict().values()) if model.classes > 2 else 0
-        self._teacher_bytes = int(state.get("teacher_bytes", of_older))
+        self._usual_bytes = _usual_teacher(model)
+        self._teacher_bytes = int(state.get("teacher_bytes", self._usual_bytes))
         super().restore({name: array for name, array in state.items() if name != "teacher_bytes"}, model)
 
     def state_bytes(self) -> int:
         """Bytes of the teacher of the last training."""
         return self._teacher_bytes
+
+
+def _usual_teacher(model: Network) -> int:
+    """Bytes of the last training's teacher where every experience adds an output: there is one from the third on."""
+    return sum(tensor.nbytes for tensor in model.state_dict().values()) if model.classes > 2 else 0
 
 
 def distillation(student_BC: Tensor, teacher_BC: Tensor, temperature: float) -> Tensor:

@@ -289,4 +289,3 @@ class Novelty:
     def holds_all(state: Mapping[str, np.ndarray]) -> bool:
         """Whether a state is complete: not empty, and of a version that has the fault score."""
         return bool(within(state, _FAULTS))
-

@@ -24,8 +24,8 @@ class PileupError:
     """Sums of all runs, and the curve that follows from them."""
 
     def __init__(self) -> None:
-        self._moments, self._onto = np.zeros((2, 2)), np.zeros((2, 0))
-        self._squares = np.zeros(0)
+        self._moments, self._onto = np.zeros((2, 2)), np.zeros((2, 0), dtype=np.float32)
+        self._squares = np.zeros(0, dtype=np.float32)
         self._lumisections = 0
         self._span = np.array([np.inf, -np.inf])
         self._curve: np.ndarray | None = None
@@ -38,13 +38,14 @@ class PileupError:
     def learn(self, log_pileup: np.ndarray, residual: np.ndarray) -> np.ndarray:
         """Add a run: x (n,), residuals about their mean (n, live). Returns the residuals without the curve, as known now."""
         if not self._onto.size:
-            self._onto, self._squares = np.zeros((2, residual.shape[1])), np.zeros(residual.shape[1])
+            self._onto = np.zeros((2, residual.shape[1]), dtype=np.float32)
+            self._squares = np.zeros(residual.shape[1], dtype=np.float32)
         self._span = np.array([min(self._span[0], log_pileup.min()), max(self._span[1], log_pileup.max())])
         features = self._features(log_pileup)
         features -= features.mean(axis=0)
         self._moments += features.T @ features
-        self._onto += features.T @ residual
-        self._squares += (residual**2).sum(axis=0)
+        self._onto += (features.T @ residual).astype(np.float32)
+        self._squares += (residual**2).sum(axis=0).astype(np.float32)
         self._lumisections += len(residual)
         self._curve = None
         return residual - features @ self._beta()
@@ -52,7 +53,7 @@ class PileupError:
     def _beta(self) -> np.ndarray:
         """β, (2, live)."""
         if self._curve is None:
-            self._curve = np.zeros_like(self._onto)
+            self._curve = np.zeros(self._onto.shape)
             seen = np.flatnonzero(np.diag(self._moments) > _LEAST_VARIANCE * self._lumisections)
             if seen.size:
                 inverse = np.linalg.pinv(self._moments[np.ix_(seen, seen)], hermitian=True)
@@ -81,7 +82,7 @@ class PileupError:
 
     def state(self) -> dict[str, np.ndarray]:
         """Everything, as named arrays."""
-        values = (self._moments, self._onto, self._squares, np.array(self._lumisections), self._span)
+        values: tuple[np.ndarray, ...] = (self._moments, self._onto, self._squares, np.array(self._lumisections), self._span)
         return {name: value.copy() for name, value in zip(_ARRAYS, values, strict=True)}
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:

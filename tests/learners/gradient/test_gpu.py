@@ -37,7 +37,9 @@ NETWORKS = {
     "soft": Recipe(router="soft"),
     "balanced": Recipe(router="balanced", shared_expert=True),
 }
-RECORDED = ("naive", "replay", "cumulative", "joint", "cnn", "statistical_replay", "hybrid")
+RECORDED = (
+    "naive", "replay", "cumulative", "joint", "cnn", "statistical_replay", "hybrid", "gdumb", "rar", "ensemble"
+)  # fmt: skip
 """Strategies whose methods have no callback within a step."""
 
 
