@@ -9,6 +9,7 @@ from collections.abc import Generator, Iterator
 from contextlib import ExitStack
 
 import pytest
+import structlog
 
 from tools.broker import Broker, SetupError
 
@@ -36,6 +37,14 @@ def pytest_unconfigure() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The promises first, which take longest: what is short is left to fill the workers' last minute."""
     items.sort(key=lambda item: "promises" not in item.path.parts)
+
+
+@pytest.fixture(autouse=True)
+def logs_as_usual() -> Iterator[None]:
+    """A command that ran inside a test has set up logs; the next test sees all events again."""
+    yield
+    if structlog.is_configured():
+        structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")
