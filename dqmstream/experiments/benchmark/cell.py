@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from scipy.special import log_softmax
@@ -19,8 +19,8 @@ from scipy.special import log_softmax
 from dqmstream.errors import InputError
 from dqmstream.experiments.benchmark.bounds import BOUNDS, IDEAL, ideal, ideal_profiled
 from dqmstream.experiments.benchmark.run_likelihood import RunTruth
-from dqmstream.experiments.cells.cell import Record, one_thread
-from dqmstream.experiments.provenance import code_digest, made_by
+from dqmstream.experiments.cells.cell import Record, SettingsCell, one_thread
+from dqmstream.experiments.provenance import made_by
 from dqmstream.experiments.simulator import LIVE, SimulatedRun, stream
 from dqmstream.experiments.simulator.learner_input import as_run_data
 from dqmstream.experiments.statistics import effective_count
@@ -48,13 +48,15 @@ _SOURCES = (
 
 
 @dataclass(frozen=True)
-class BenchmarkCell:
+class BenchmarkCell(SettingsCell):
     """A strategy on a stream. Its figures depend on these fields, on the code and on the versions of the libraries.
 
     order: 0 for the runs as drawn, else the number of a permutation; the first run of the order is the reference. split, fold:
     of `learners.splits.Split`. The seed is that of the stream and of the strategy. recipe: changes to the strategy's recipe,
     as JSON with sorted names, "" for none.
     """
+
+    sources: ClassVar[tuple[str, ...]] = _SOURCES
 
     stream: str
     seed: int
@@ -73,14 +75,6 @@ class BenchmarkCell:
         """Stream, seed, order and strategy, and a digest of all fields."""
         digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:10]
         return f"{self.stream}-{self.seed}-{self.order}-{self.strategy}-{digest}"
-
-    @property
-    def file(self) -> str:
-        return f"cells/{self.name}.json"
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        return {"cell": asdict(self), "code": code_digest(*_SOURCES)}
 
     def compute(self) -> Record:
         """Compute the record on one thread. Raises InputError for an unknown strategy.

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import threading
 import traceback
+from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol, TypeVar
+from dataclasses import asdict
+from typing import Any, ClassVar, Protocol, TypeVar, cast
 
 from threadpoolctl import threadpool_limits
+
+from dqmstream.experiments.provenance import code_digest
 
 Record = dict[str, Any]
 """What a cell's computation gave, ready for JSON. A failed cell has "error" and "traceback" in place of its figures."""
@@ -38,6 +42,28 @@ class Cell(Protocol):
     def compute(self) -> Record:
         """Compute the record, in whatever process this is called. May raise any exception."""
         ...
+
+
+class SettingsCell(ABC):
+    """Base of the cells that are a dataclass of settings: finished records are recognised by these and by the code.
+
+    sources: files or folders below the package, beside learners and simulator, that the figures depend on.
+    """
+
+    sources: ClassVar[tuple[str, ...]]
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """As in `Cell`."""
+
+    @property
+    def file(self) -> str:
+        return f"cells/{self.name}.json"
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {"cell": asdict(cast(Any, self)), "code": code_digest(*self.sources)}
 
 
 C = TypeVar("C", bound=Cell)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import ClassVar
 
-from dqmstream.experiments.cells.cell import Record, one_thread
+from dqmstream.experiments.cells.cell import Record, SettingsCell, one_thread
 from dqmstream.experiments.faults.detectors import make_detector
 from dqmstream.experiments.faults.retest import Retest
 from dqmstream.experiments.faults.streams import fault_stream
 from dqmstream.experiments.faults.track import Track
-from dqmstream.experiments.provenance import code_digest, made_by
+from dqmstream.experiments.provenance import made_by
 from dqmstream.learners.threads import set_threads
 
 _SOURCES = tuple(
@@ -34,13 +34,15 @@ _SOURCES = tuple(
 
 
 @dataclass(frozen=True)
-class FaultCell:
+class FaultCell(SettingsCell):
     """A detector on the stream `tracks`; the seed is that of the stream and of the detector.
 
     alarms: allowed false alarms per run, of good lumisections and of channels in them. every: a detector is re-tested on the
     conditions of each such run (`retest`), 0 for never. shift: what moves between runs, of `streams.SHIFTS`. depths:
     1 or 7.
     """
+
+    sources: ClassVar[tuple[str, ...]] = _SOURCES
 
     detector: str
     seed: int
@@ -58,14 +60,6 @@ class FaultCell:
         moved = "" if self.shift == "large" else f"-{self.shift}"
         moved += "" if self.depths == 1 else f"-{self.depths}depths"
         return f"{shown}-{self.seed}-{self.runs}x{self.lumisections}-{self.alarms:g}-{self.every}{moved}"
-
-    @property
-    def file(self) -> str:
-        return f"cells/{self.name}.json"
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        return {"cell": asdict(self), "code": code_digest(*_SOURCES)}
 
     def compute(self) -> Record:
         """Compute the record on one thread: the results of `Track` and, as "replayed", those of `Retest`."""

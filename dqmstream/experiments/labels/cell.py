@@ -10,12 +10,12 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
 
-from dqmstream.experiments.cells.cell import Record, one_thread
-from dqmstream.experiments.provenance import code_digest, made_by
+from dqmstream.experiments.cells.cell import Record, SettingsCell, one_thread
+from dqmstream.experiments.provenance import made_by
 from dqmstream.experiments.simulator import SimulatedRun, stream
 from dqmstream.experiments.simulator.learner_input import as_maps
 from dqmstream.learners.evaluation.history_line import HistoryLine
@@ -66,8 +66,10 @@ SPLITS: Mapping[str, Callable[[SimulatedRun, int], tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
-class LabelCell:
+class LabelCell(SettingsCell):
     """A strategy on a stream. The seed is that of the stream and of the strategy. recipe: changes to the recipe of labels."""
+
+    sources: ClassVar[tuple[str, ...]] = _SOURCES
 
     stream: str
     seed: int
@@ -85,14 +87,6 @@ class LabelCell:
         changes = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in self.recipe.strip("{}"))
         size = f"{self.runs}x{self.lumisections}-{self.memory_bytes}-{self.evaluation_samples}"
         return f"{self.stream}-{self.split}-{self.seed}-{self.strategy}-{size}{'-' + changes if changes else ''}"
-
-    @property
-    def file(self) -> str:
-        return f"cells/{self.name}.json"
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        return {"cell": asdict(self), "code": code_digest(*_SOURCES)}
 
     def compute(self) -> Record:
         """Compute the record on one thread. "lines": history lines of the runs that end a period."""

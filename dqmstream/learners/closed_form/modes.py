@@ -5,10 +5,10 @@
     r        residuals to the reference under the lumisection's own conditions, outages filled in (`response.outages`)
     h d_k    change by the gains of run k; gains and conditions as in `closed_form.statistical`
     m_k      what the law of the response misses at the lumisection's pileup, the same function for all runs
+             (`response.pileup_error`), and parts that respond to it in another way in run k (`closed_form.pileup_slopes`)
     v_c      variance of the channel, over all runs; f_kc: factor of run k, 1 unless channel or ring clearly differ in it
     D, s_k   parts of the detector that move as a whole, and their variances in run k (`closed_form.variance_components`)
     U_k      free modes of run k
-    m_k      also holds the parts that respond to pileup in another way in run k (`closed_form.pileup_slopes`)
 
 Where `statistical` knows common modes of readout boxes only and takes the spread of counts from the first run, this density
 knows rings, mirror rings and any strong pattern, and the spread of each run. It has more numbers to learn, so inside the law it
@@ -100,6 +100,7 @@ class Modes(Incremental):
         self._pileup_error = PileupError()
         self._densities: list[_Density] | None = None
         self._parts: np.ndarray | None = None
+        self._of_typical: Observation | None = None
 
     @property
     def classes(self) -> int:
@@ -107,7 +108,14 @@ class Modes(Incremental):
 
     def _use_reference(self, reference: Reference) -> None:
         super()._use_reference(reference)
-        self._densities = self._parts = None
+        self._densities = self._parts = self._of_typical = None
+
+    @property
+    def _typical(self) -> Observation:
+        """The mean counts of the reference run, compared with the reference; computed once."""
+        if self._of_typical is None:
+            self._of_typical = observe(self.reference, self.reference.typical.counts)
+        return self._of_typical
 
     @property
     def _used(self) -> np.ndarray:
@@ -118,16 +126,14 @@ class Modes(Incremental):
     @property
     def _directions(self) -> tuple[np.ndarray, np.ndarray]:
         """Free directions, (live, 2), and those of the parts of the detector, (live, parts), in deviations of the counts."""
-        typical = observe(self.reference, self.reference.typical.counts)
         if self._parts is None:
             self._parts = detector_parts(self.reference.live, self.reference.ring)
-        by_rate = typical.rate_leverage[0]
-        return np.stack([typical.leverage[0], by_rate], axis=1), self._parts * by_rate[:, None]
+        by_rate = self._typical.rate_leverage[0]
+        return np.stack([self._typical.leverage[0], by_rate], axis=1), self._parts * by_rate[:, None]
 
     def _log_pileup(self, observed: Observation, conditions: ConditionFactors) -> np.ndarray:
         """Logarithm of the pileup relative to the reference run, (n,)."""
-        typical = observe(self.reference, self.reference.typical.counts)
-        return np.asarray(np.log(np.median(observed.rate / typical.rate, axis=1) * conditions.pileup[:, 0]))
+        return np.asarray(np.log(np.median(observed.rate / self._typical.rate, axis=1) * conditions.pileup[:, 0]))
 
     def _learn(self, experience: int, train: Maps, validation: Maps, past: Past, watch: Watch | None) -> LearnLog:
         counts = without_outages(self.reference, train.counts[:, self.reference.live])

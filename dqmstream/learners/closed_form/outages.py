@@ -62,15 +62,20 @@ class OutageRates(Incremental):
         super()._use_reference(reference)
         self._of_box = None
 
-    def _outages(self, counts: np.ndarray) -> Outages:
+    @property
+    def boxes(self) -> ReadoutBoxes:
+        """The readout boxes of the live channels."""
         if self._of_box is None:
             self._of_box = ReadoutBoxes(self.reference.live)
-        return outages(silent(counts, self.reference.response(counts).counts), self._of_box)
+        return self._of_box
+
+    def _outages(self, counts: np.ndarray) -> Outages:
+        return outages(silent(counts, self.reference.response(counts).counts), self.boxes)
 
     def rates(self) -> tuple[np.ndarray, np.ndarray]:
         """Rates of channels, (classes, live), and of boxes, (classes, B)."""
-        live, boxes = self.reference.channels, len(ReadoutBoxes(self.reference.live))
-        return self._rates(self._channels, USUAL_CHANNEL, live), self._rates(self._boxes, USUAL_BOX, boxes)
+        of_channels = self._rates(self._channels, USUAL_CHANNEL, self.reference.channels)
+        return of_channels, self._rates(self._boxes, USUAL_BOX, len(self.boxes))
 
     def _rates(self, entries: np.ndarray, usual: float, places: int) -> np.ndarray:
         seen = np.full((self.classes, places), usual * PRIOR)
@@ -102,7 +107,7 @@ class OutageRates(Incremental):
         rows = np.flatnonzero(found.channels.any(axis=1))
         some = np.flatnonzero(found.channels.any(axis=0))
         scores[rows] += found.channels[np.ix_(rows, some)].astype(np.float64) @ (out - on)[:, some].T
-        for number, cells in enumerate(ReadoutBoxes(self.reference.live).cells):
+        for number, cells in enumerate(self.boxes.cells):
             dark = found.boxes[:, number]
             if dark.any():
                 scores[dark] += (box_out - box_on)[:, number] - on[:, cells].sum(axis=1)

@@ -46,6 +46,7 @@ SHARE_METHOD, SHARE_HELD_OUT = 0.4, 0.2
 Where the closed forms need more than the rest, they take it from both."""
 
 
+@register_strategy("hybrid")
 class Hybrid(DeepStrategy):
     """A pool of closed forms, and a network beside it."""
 
@@ -140,6 +141,3 @@ class Hybrid(DeepStrategy):
 
     def state_bytes(self) -> int:
         return super().state_bytes() + self.pool.state_bytes()
-
-
-register_strategy("hybrid")(Hybrid)
